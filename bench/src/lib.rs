@@ -1,0 +1,1 @@
+//! Benches of the whole system and of its parts

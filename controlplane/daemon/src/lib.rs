@@ -1,0 +1,1 @@
+//! One node: storage, metadata group, front doors and the gRPC API

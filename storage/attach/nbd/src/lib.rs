@@ -1,0 +1,1 @@
+//! The NBD front door: protocol sessions over a volume client

@@ -1,0 +1,1 @@
+//! The volume client: routing, sessions, retries, sub-block requests

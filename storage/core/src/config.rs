@@ -1,0 +1,109 @@
+//! What a shard is told at its start.
+
+use crate::planted::Planted;
+use basalt_wire::ids::{Address, ClusterId, GroupId, NodeId};
+use std::time::Duration;
+
+/// Everything that a shard needs to know before it opens its device.
+#[derive(Clone, Debug)]
+pub struct ShardConfig {
+    /// The cluster; a device of another one is refused.
+    pub cluster: ClusterId,
+    /// This shard's address.
+    pub address: Address,
+    /// Bytes of device that belong to this shard (a multiple of `segment_bytes` plus the
+    /// superblock's area).
+    pub device_bytes: u64,
+    /// Bytes in a segment; a multiple of 64 KiB. Written on the device when it is formatted.
+    pub segment_bytes: u64,
+    /// Whether the device keeps completed writes in a volatile cache, so that log writes must ask
+    /// for durability.
+    pub volatile_cache: bool,
+    /// The groups with a replica on this shard.
+    pub groups: Vec<GroupConfig>,
+    /// Raft's clock.
+    pub timing: Timing,
+    /// Bounds.
+    pub limits: Limits,
+    /// Seed of the shard's own randomness (election timeouts).
+    pub seed: u64,
+    /// A bug planted by the simulator; none in production.
+    pub planted: Planted,
+}
+
+/// One group's membership.
+#[derive(Clone, Debug)]
+pub struct GroupConfig {
+    /// The group.
+    pub id: GroupId,
+    /// Its voters; this shard's address is among them.
+    pub voters: Vec<Address>,
+}
+
+impl GroupConfig {
+    /// The address of a voter.
+    pub fn address_of(&self, node: NodeId) -> Option<Address> {
+        self.voters.iter().copied().find(|a| a.node == node)
+    }
+}
+
+/// Raft's clock.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// Length of a Raft tick.
+    pub tick: Duration,
+    /// Ticks between two heartbeats.
+    pub heartbeat_ticks: u32,
+    /// Ticks without a leader before an election: drawn from this to twice this.
+    pub election_ticks: u32,
+    /// Idle time after which a group sleeps.
+    pub sleep_after: Duration,
+}
+
+impl Default for Timing {
+    /// 50 ms ticks, a heartbeat every 100 ms, elections after 500 to 1000 ms.
+    fn default() -> Timing {
+        Timing {
+            tick: Duration::from_millis(50),
+            heartbeat_ticks: 2,
+            election_ticks: 10,
+            sleep_after: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Bounds of a shard. What reaches one is refused as busy and asked again by the client.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes of write payload accepted but not yet applied.
+    pub pending_bytes: usize,
+    /// Requests accepted but not yet answered.
+    pub pending_requests: usize,
+    /// Bytes of entries kept in memory for followers that are a little behind.
+    pub entry_cache_bytes: usize,
+    /// Payload bytes of one packed entry.
+    pub entry_bytes: usize,
+    /// Payload bytes of one log batch.
+    pub batch_bytes: usize,
+    /// Log batches in flight at a time.
+    pub batches_in_flight: usize,
+    /// Raft append messages in flight to one follower of one group.
+    pub appends_in_flight: usize,
+    /// Segments kept free for Raft's own records when clients get ENOSPC.
+    pub segments_reserved: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            pending_bytes: 64 << 20,
+            pending_requests: 16 << 10,
+            entry_cache_bytes: 32 << 20,
+            entry_bytes: 1 << 20,
+            batch_bytes: 2 << 20,
+            batches_in_flight: 4,
+            appends_in_flight: 64,
+            segments_reserved: 2,
+        }
+    }
+}

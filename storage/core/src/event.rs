@@ -1,0 +1,141 @@
+//! What a [`crate::Shard`] takes in and gives out.
+//!
+//! A shard is stepped by a driver: the reactor of `storage/node` or the simulator of `tests/sim`.
+//! The driver hands it everything that arrived ([`Event`]s), ends the turn, and carries out the
+//! [`Effect`]s in order.
+
+use basalt_wire::frame::{Frame, Reply, Request};
+use basalt_wire::ids::{Address, GroupId, LogIndex, NodeId, Term};
+use basalt_wire::io::{DiskDone, DiskOp};
+use bytes::Bytes;
+
+/// A client's link to this shard, numbered by the driver, never used twice in a run.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct LinkId(pub u64);
+
+/// Something that happened.
+#[derive(Debug)]
+pub enum Event {
+    /// A device operation ended.
+    Disk(DiskDone),
+    /// A peer's frame arrived, decoded and validated for shape.
+    Peer {
+        /// The sender, as its link's handshake proved.
+        from: Address,
+        /// The frame.
+        frame: Frame,
+    },
+    /// Frames to a peer go out again, or are being dropped until further notice.
+    PeerLink {
+        /// The peer.
+        peer: NodeId,
+        /// Whether its link is up.
+        up: bool,
+    },
+    /// A client's request arrived.
+    Request {
+        /// The link to answer on.
+        link: LinkId,
+        /// Whether the request crossed a network, so that its payload must be verified.
+        remote: bool,
+        /// The request.
+        request: Request,
+    },
+    /// A client's link is gone; its requests need no answer.
+    LinkClosed {
+        /// The link.
+        link: LinkId,
+    },
+    /// Propose a command to the metadata group. Answered by [`Effect::Proposed`].
+    Propose {
+        /// Returned with the answer.
+        token: u64,
+        /// The command, opaque to the shard.
+        command: Bytes,
+    },
+    /// The node that should lead a group, by the placement policy.
+    Prefer {
+        /// The group.
+        group: GroupId,
+        /// Where its leader should be.
+        node: NodeId,
+    },
+    /// Hand over every leadership and refuse new ones: the node is about to stop.
+    Drain,
+}
+
+/// Something to be done by the driver.
+#[derive(Debug)]
+pub enum Effect {
+    /// Start a device operation.
+    Disk(DiskOp),
+    /// Send a frame to a peer. It may be lost; it is never delivered twice on one link.
+    Send {
+        /// The receiver.
+        to: Address,
+        /// The frame.
+        frame: Frame,
+    },
+    /// Answer a client.
+    Reply {
+        /// The link of the request.
+        link: LinkId,
+        /// The answer.
+        reply: Reply,
+    },
+    /// The end of a metadata proposal.
+    Proposed {
+        /// As in [`Event::Propose`].
+        token: u64,
+        /// The index of the committed entry, or why there is none.
+        result: Result<LogIndex, ProposeError>,
+    },
+    /// A committed metadata command, in order, each exactly once since the shard was opened (all of
+    /// the log is replayed at start).
+    Applied {
+        /// Its index.
+        index: LogIndex,
+        /// Its term.
+        term: Term,
+        /// The command. Empty for the entry with which a leader starts its term.
+        command: Bytes,
+    },
+    /// A group's leader, as this replica sees it, changed.
+    LeaderChanged {
+        /// The group.
+        group: GroupId,
+        /// The leader, if there is one.
+        leader: Option<NodeId>,
+        /// The replica's term.
+        term: Term,
+    },
+    /// Every group leads elsewhere or has nobody to hand over to: the node may stop.
+    Drained,
+    /// The device can not be trusted any more (a write or flush failed). The shard acknowledges
+    /// nothing from here on; the driver must stop it and open it again, which verifies the log.
+    DeviceSuspect {
+        /// What failed, for the operator.
+        reason: String,
+    },
+    /// A line for the operator's log.
+    Notice {
+        /// Whether a person must look (a damaged log, a lost vote).
+        alarm: bool,
+        /// The line.
+        text: String,
+    },
+}
+
+/// Why a metadata proposal did not commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeError {
+    /// This replica does not lead. Nothing took effect.
+    #[error("not the leader of the metadata group")]
+    NotLeader(Option<NodeId>),
+    /// The leader lost its place: the command may or may not take effect.
+    #[error("the leader changed while the command was under way; its outcome is not known")]
+    Unknown,
+    /// Too much is queued, or the shard is starting or stopping. Nothing took effect.
+    #[error("the metadata group is not ready")]
+    Unavailable,
+}

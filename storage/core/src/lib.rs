@@ -1,0 +1,15 @@
+//! The state machines of Basalt, with no I/O.
+//!
+//! A [`Shard`] is one core's share of a node: its segment log, its block index and the replicas of
+//! its Raft groups. It takes [`event::Event`]s and the time, changes its own fields and gives
+//! [`event::Effect`]s to a list that the caller owns. It reads no clock, draws no randomness beyond
+//! the seed it was given, starts no thread and opens nothing.
+//!
+//! * [`log`]: the segment log: batches appended, durable in order, recovered by a decision table.
+//! * [`index`]: where each block of each volume stands in the log.
+//! * [`consensus`]: Raft groups over the log, with payload beside the entries.
+//! * [`replica`]: applies committed commands, serves reads, holds epochs.
+
+pub mod config;
+pub mod event;
+pub mod planted;

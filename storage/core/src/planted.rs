@@ -1,0 +1,97 @@
+//! Planted bugs and coverage marks: how the simulator proves that it would notice.
+//!
+//! Production builds contain neither: without the feature `planted`, [`Planted::is`] is the constant
+//! `false` and [`mark!`](crate::mark) expands to nothing.
+
+/// A known way to be wrong, switched on in one simulator run to see that a checker catches it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Bug {
+    /// A log write counts as durable when it is submitted.
+    AckBeforeDurable,
+    /// Log writes are not asked to be durable although the device has a volatile cache.
+    NoFlush,
+    /// A batch counts as durable although an earlier one is still in flight.
+    DurableOutOfOrder,
+    /// A client is answered when its write is proposed, not when it is committed.
+    ReplyBeforeCommit,
+    /// A failed log write counts as done.
+    WriteErrorIgnored,
+    /// Hard state (term, vote) is not written.
+    VoteNotPersisted,
+    /// The log is cut at the first bad checksum, wherever it is.
+    CutOnChecksumError,
+    /// A replica that lost acknowledged entries goes on voting.
+    AmnesiacVotes,
+    /// Payload checksums are not verified when the tail of the log is recovered.
+    TornTailAccepted,
+    /// Payload checksums are not verified when a block is read.
+    ReadUnverified,
+    /// Payload checksums of an append from the leader are not verified.
+    AppendUnverified,
+    /// The epoch is not checked when a write is applied.
+    StaleEpochApplied,
+    /// The epoch is checked only in the memory of the leader, and forgotten by a restart.
+    EpochForgotten,
+    /// The term that a request was meant for is not checked.
+    TermUnchecked,
+    /// The incarnation of a request is not checked.
+    IncarnationUnchecked,
+    /// A read is served although the replica has not applied the floor.
+    FloorUnchecked,
+    /// A chain of batches is not checked when a segment is recovered, so old content passes as new.
+    ChainUnchecked,
+    /// An unmap frees one block too few.
+    UnmapShort,
+}
+
+/// The bug that is planted in this run, if any.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Planted(Option<Bug>);
+
+impl Planted {
+    /// No bug.
+    pub const NONE: Planted = Planted(None);
+
+    /// Plants a bug. Without the feature `planted` it has no effect.
+    pub fn new(bug: Bug) -> Planted {
+        Planted(Some(bug))
+    }
+
+    /// Whether this bug is planted.
+    #[inline(always)]
+    pub fn is(self, bug: Bug) -> bool {
+        cfg!(feature = "planted") && self.0 == Some(bug)
+    }
+}
+
+#[cfg(feature = "planted")]
+pub use marks::{hit, take};
+
+#[cfg(feature = "planted")]
+mod marks {
+    use std::cell::RefCell;
+    use std::collections::BTreeMap;
+
+    thread_local! {
+        static MARKS: RefCell<BTreeMap<&'static str, u64>> = const { RefCell::new(BTreeMap::new()) };
+    }
+
+    /// Counts a mark on this thread.
+    pub fn hit(name: &'static str) {
+        MARKS.with(|m| *m.borrow_mut().entry(name).or_default() += 1);
+    }
+
+    /// The marks hit on this thread since the last call, with their counts.
+    pub fn take() -> BTreeMap<&'static str, u64> {
+        MARKS.with(|m| std::mem::take(&mut *m.borrow_mut()))
+    }
+}
+
+/// Counts that a rare branch was taken; the simulator reports branches that no run has reached.
+#[macro_export]
+macro_rules! mark {
+    ($name:literal) => {
+        #[cfg(feature = "planted")]
+        $crate::planted::hit($name);
+    };
+}

@@ -1,0 +1,1 @@
+//! The device edge: io_uring files and block devices, memory, and fault layers

@@ -1,0 +1,1 @@
+//! A storage node: reactors, connections and devices wired to the state machines

@@ -1,0 +1,1 @@
+//! Checkpoints and node identity in RocksDB, on a helper thread

@@ -1,0 +1,327 @@
+//! The sending half: frames into pieces of bytes.
+
+use super::{
+    BODY_BYTES_MAX, CLIENT_NAME_BYTES_MAX, HEADER_BYTES, HEADER_VERSION, MAGIC, PAYLOAD_BYTES_MAX,
+    REFUSAL_BYTES_MAX, kind, op, outcome, role,
+};
+use crate::block::{BLOCK_BYTES, crc32c};
+use crate::buffer::Payload;
+use crate::command::BlockRange;
+use crate::frame::{
+    Frame, Hello, RaftMessage, Reply, ReplyResult, Request, RequestOp, Role, Welcome,
+};
+use crate::ids::{Address, NodeId};
+use bytes::{BufMut, Bytes, BytesMut};
+
+/// Payload pieces shorter than this are copied into the run of small fields: another entry in a
+/// gathered send costs more than copying so little.
+const COPY_BELOW_BYTES: usize = 512;
+/// Memory taken at a time for small fields: some hundred frames of the usual 100 bytes.
+const RUN_BYTES: usize = 16 << 10;
+
+/// Collects frames for one gathered send.
+#[derive(Debug, Default)]
+pub struct Encoder {
+    out: Vec<Bytes>,
+    run: BytesMut,
+    len: usize,
+}
+
+impl Encoder {
+    /// An empty one.
+    pub fn new() -> Encoder {
+        Encoder::default()
+    }
+
+    /// Appends a frame. Its lengths must be within [`BODY_BYTES_MAX`] and [`PAYLOAD_BYTES_MAX`]: the
+    /// makers of frames keep far below, and the receiver would refuse the frame.
+    pub fn push(&mut self, frame: &Frame) {
+        if self.run.capacity() - self.run.len() < 256 {
+            self.end_run();
+            self.run = BytesMut::with_capacity(RUN_BYTES);
+        }
+        let at = self.run.len();
+        self.run.put_bytes(0, HEADER_BYTES);
+        let kind = put_body(&mut self.run, frame);
+        let payload_len = payload_bytes(frame);
+        self.seal(at, kind, payload_len);
+        self.len += self.run.len() - at + payload_len;
+        self.put_payloads(frame);
+    }
+
+    /// Bytes collected.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is nothing to send.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The bytes collected, in order; none of the pieces is empty.
+    pub fn take(&mut self) -> Vec<Bytes> {
+        self.end_run();
+        self.len = 0;
+        std::mem::take(&mut self.out)
+    }
+
+    /// Fills in the header of the frame whose body ends the run.
+    fn seal(&mut self, at: usize, kind: u8, payload_len: usize) {
+        let (header, body) = self.run[at..].split_at_mut(HEADER_BYTES);
+        assert!(body.len() <= BODY_BYTES_MAX, "a frame's body of {} bytes", body.len());
+        assert!(payload_len <= PAYLOAD_BYTES_MAX, "a frame's payload of {payload_len} bytes");
+        assert!(payload_len.is_multiple_of(BLOCK_BYTES), "a payload of {payload_len} bytes");
+        header[0..4].copy_from_slice(&MAGIC);
+        header[4..6].copy_from_slice(&HEADER_VERSION.to_le_bytes());
+        header[6] = kind;
+        header[8..12].copy_from_slice(&(body.len() as u32).to_le_bytes());
+        header[12..16].copy_from_slice(&(payload_len as u32).to_le_bytes());
+        header[24..28].copy_from_slice(&crc32c(body).to_le_bytes());
+        let own = crc32c(&header[..28]);
+        header[28..32].copy_from_slice(&own.to_le_bytes());
+    }
+
+    fn put_payloads(&mut self, frame: &Frame) {
+        match frame {
+            Frame::Raft(message) => {
+                message.entries.iter().for_each(|entry| self.put_payload(&entry.payload));
+            }
+            Frame::Request(Request { op: RequestOp::Write { payload, .. }, .. })
+            | Frame::Reply(Reply { result: ReplyResult::Data { payload, .. }, .. }) => {
+                self.put_payload(payload);
+            }
+            _ => {}
+        }
+    }
+
+    fn put_payload(&mut self, payload: &Payload) {
+        for piece in payload.pieces() {
+            if piece.len() < COPY_BELOW_BYTES {
+                self.run.extend_from_slice(piece);
+            } else {
+                self.end_run();
+                self.out.push(piece.clone());
+            }
+        }
+    }
+
+    fn end_run(&mut self) {
+        if !self.run.is_empty() {
+            self.out.push(self.run.split().freeze());
+        }
+    }
+}
+
+fn payload_bytes(frame: &Frame) -> usize {
+    match frame {
+        Frame::Raft(message) => message.entries.iter().map(|entry| entry.payload.len()).sum(),
+        Frame::Request(Request { op: RequestOp::Write { payload, .. }, .. })
+        | Frame::Reply(Reply { result: ReplyResult::Data { payload, .. }, .. }) => payload.len(),
+        _ => 0,
+    }
+}
+
+/// Appends the body and tells the frame's kind.
+fn put_body(out: &mut BytesMut, frame: &Frame) -> u8 {
+    match frame {
+        Frame::Hello(hello) => {
+            put_hello(out, hello);
+            kind::HELLO
+        }
+        Frame::Welcome(welcome) => {
+            put_welcome(out, welcome);
+            kind::WELCOME
+        }
+        Frame::Raft(message) => {
+            put_raft(out, message);
+            kind::RAFT
+        }
+        Frame::Request(request) => {
+            put_request(out, request);
+            kind::REQUEST
+        }
+        Frame::Reply(reply) => {
+            put_reply(out, reply);
+            kind::REPLY
+        }
+        Frame::AskLeadership { group, candidate } => {
+            out.put_u32_le(group.0);
+            out.put_u32_le(candidate.0);
+            kind::ASK_LEADERSHIP
+        }
+        Frame::LogDamaged { group, node, intact } => {
+            out.put_u32_le(group.0);
+            out.put_u32_le(node.0);
+            out.put_u64_le(intact.0);
+            kind::LOG_DAMAGED
+        }
+        Frame::Sleep { group, term, commit } => {
+            out.put_u32_le(group.0);
+            out.put_u64_le(term.0);
+            out.put_u64_le(commit.0);
+            kind::SLEEP
+        }
+        Frame::Ping { nonce } => {
+            out.put_u64_le(*nonce);
+            kind::PING
+        }
+        Frame::Pong { nonce } => {
+            out.put_u64_le(*nonce);
+            kind::PONG
+        }
+    }
+}
+
+fn put_address(out: &mut BytesMut, address: Address) {
+    out.put_u32_le(address.node.0);
+    out.put_u16_le(address.shard.0);
+}
+
+fn put_range(out: &mut BytesMut, range: BlockRange) {
+    out.put_u64_le(range.block);
+    out.put_u32_le(range.count);
+}
+
+fn put_checksums(out: &mut BytesMut, checksums: &[u32]) {
+    out.reserve(checksums.len() * 4);
+    checksums.iter().for_each(|checksum| out.put_u32_le(*checksum));
+}
+
+/// The longest beginning of `text` of at most `max` bytes: names and refusals are for people, and
+/// cutting one is better than losing the link over it.
+fn cut(text: &str, max: usize) -> &str {
+    &text[..text.floor_char_boundary(max)]
+}
+
+fn put_hello(out: &mut BytesMut, hello: &Hello) {
+    out.put_u16_le(hello.version);
+    out.put_u64_le(hello.cluster.0);
+    put_address(out, hello.target);
+    match &hello.role {
+        Role::Peer { from, boot } => {
+            out.put_u8(role::PEER);
+            put_address(out, *from);
+            out.put_u64_le(*boot);
+        }
+        Role::Client { name } => {
+            let name = cut(name, CLIENT_NAME_BYTES_MAX);
+            out.put_u8(role::CLIENT);
+            out.put_u16_le(name.len() as u16);
+            out.extend_from_slice(name.as_bytes());
+        }
+    }
+}
+
+fn put_welcome(out: &mut BytesMut, welcome: &Welcome) {
+    let refusal = cut(&welcome.refusal, REFUSAL_BYTES_MAX);
+    out.put_u16_le(welcome.version);
+    put_address(out, welcome.from);
+    out.put_u64_le(welcome.boot);
+    out.put_u32_le(welcome.credit_bytes);
+    out.put_u32_le(welcome.credit_requests);
+    out.put_u16_le(refusal.len() as u16);
+    out.extend_from_slice(refusal.as_bytes());
+}
+
+fn put_raft(out: &mut BytesMut, m: &RaftMessage) {
+    out.put_u32_le(m.group.0);
+    out.put_u8(m.kind);
+    out.put_u8(u8::from(m.reject));
+    out.put_u32_le(m.from.0);
+    out.put_u32_le(m.to.0);
+    let numbers =
+        [m.term.0, m.log_term.0, m.index.0, m.commit.0, m.commit_term.0, m.reject_hint.0];
+    numbers.iter().for_each(|number| out.put_u64_le(*number));
+    out.put_i64_le(m.priority);
+    out.put_u64_le(m.request_snapshot.0);
+    out.put_u16_le(u16::try_from(m.context.len()).expect("a Raft context is short"));
+    out.put_u32_le(m.entries.len() as u32);
+    out.extend_from_slice(&m.context);
+    for entry in &m.entries {
+        assert!(entry.payload.len().is_multiple_of(BLOCK_BYTES), "an entry's payload is in blocks");
+        out.put_u8(entry.kind);
+        out.put_u64_le(entry.term.0);
+        out.put_u64_le(entry.index.0);
+        out.put_u32_le(entry.data.len() as u32);
+        out.put_u32_le((entry.payload.len() / BLOCK_BYTES) as u32);
+    }
+    m.entries.iter().for_each(|entry| out.extend_from_slice(&entry.data));
+}
+
+fn put_request(out: &mut BytesMut, request: &Request) {
+    out.put_u64_le(request.id.0);
+    out.put_u32_le(request.group.0);
+    out.put_u64_le(request.volume.0);
+    out.put_u64_le(request.epoch.0);
+    out.put_u64_le(request.incarnation.0);
+    match &request.op {
+        RequestOp::Write { term, generation, range, checksums, payload: _ } => {
+            out.put_u8(op::WRITE);
+            out.put_u64_le(term.0);
+            out.put_u32_le(generation.0);
+            put_range(out, *range);
+            put_checksums(out, checksums);
+        }
+        RequestOp::Unmap { term, generation, range } => {
+            out.put_u8(op::UNMAP);
+            out.put_u64_le(term.0);
+            out.put_u32_le(generation.0);
+            put_range(out, *range);
+        }
+        RequestOp::Read { range, floor } => {
+            out.put_u8(op::READ);
+            put_range(out, *range);
+            out.put_u64_le(floor.0);
+        }
+        RequestOp::Extents { range, floor } => {
+            out.put_u8(op::EXTENTS);
+            put_range(out, *range);
+            out.put_u64_le(floor.0);
+        }
+        RequestOp::Fence { term } => {
+            out.put_u8(op::FENCE);
+            out.put_u64_le(term.0);
+        }
+        RequestOp::Delete { term } => {
+            out.put_u8(op::DELETE);
+            out.put_u64_le(term.0);
+        }
+        RequestOp::Leader => out.put_u8(op::LEADER),
+    }
+}
+
+fn put_reply(out: &mut BytesMut, reply: &Reply) {
+    out.put_u64_le(reply.id.0);
+    out.put_u32_le(reply.group.0);
+    match &reply.result {
+        ReplyResult::Done { index } => {
+            out.put_u8(outcome::DONE);
+            out.put_u64_le(index.0);
+        }
+        ReplyResult::Data { index, checksums, payload: _ } => {
+            out.put_u8(outcome::DATA);
+            out.put_u64_le(index.0);
+            out.put_u32_le(checksums.len() as u32);
+            put_checksums(out, checksums);
+        }
+        ReplyResult::Extents { index, runs } => {
+            out.put_u8(outcome::EXTENTS);
+            out.put_u64_le(index.0);
+            out.put_u32_le(runs.len() as u32);
+            runs.iter().for_each(|(count, mapped)| {
+                out.put_u32_le(count << 1 | u32::from(*mapped));
+            });
+        }
+        ReplyResult::Leader { leader, term } => {
+            out.put_u8(outcome::LEADER);
+            out.put_u32_le(leader.unwrap_or(NodeId(0)).0);
+            out.put_u64_le(term.0);
+        }
+        ReplyResult::Refused(refusal) => {
+            out.put_u8(outcome::REFUSED);
+            out.put_u8(*refusal as u8);
+        }
+        ReplyResult::Unknown => out.put_u8(outcome::UNKNOWN),
+    }
+}

@@ -1,0 +1,311 @@
+//! The messages between nodes, and between a client and a node.
+//!
+//! A *link* is one connection between two reactors (or between a client and a reactor). It starts
+//! with [`Hello`] and [`Welcome`]; afterwards both ends send [`Frame`]s. Peers dial a link each for
+//! what they send; a client's link carries requests one way and replies the other.
+
+use crate::buffer::Payload;
+use crate::command::BlockRange;
+use crate::ids::{
+    Address, ClusterId, Epoch, Generation, GroupId, Incarnation, LogIndex, NodeId, RequestId, Term,
+    VolumeId,
+};
+use bytes::Bytes;
+
+/// Version of this protocol. A node refuses a version that it does not know.
+pub const PROTOCOL_VERSION: u16 = 1;
+
+/// Every message of the data path.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Frame {
+    /// First frame of a link, from the side that dialled.
+    Hello(Hello),
+    /// Answer to [`Hello`].
+    Welcome(Welcome),
+    /// A Raft message between two replicas of a group.
+    Raft(RaftMessage),
+    /// A client's request to a replica.
+    Request(Request),
+    /// A replica's answer.
+    Reply(Reply),
+    /// Peer to peer: "please hand me the leadership of this group".
+    AskLeadership {
+        /// The group.
+        group: GroupId,
+        /// Who wants it.
+        candidate: NodeId,
+    },
+    /// Peer to peer: "I lost entries of this group that I had acknowledged; start over from here".
+    LogDamaged {
+        /// The group.
+        group: GroupId,
+        /// The reporting replica.
+        node: NodeId,
+        /// The last index that it still has intact, with everything before.
+        intact: LogIndex,
+    },
+    /// Peer to peer: the group goes to sleep; the leader will not send heartbeats until it wakes.
+    Sleep {
+        /// The group.
+        group: GroupId,
+        /// The leader's term.
+        term: Term,
+        /// Everything up to here is committed and must be held by the receiver.
+        commit: LogIndex,
+    },
+    /// Keeps an idle link alive and proves that the other side lives.
+    Ping {
+        /// Echoed in the answer.
+        nonce: u64,
+    },
+    /// Answer to [`Frame::Ping`].
+    Pong {
+        /// As in the ping.
+        nonce: u64,
+    },
+}
+
+/// Who dials, and whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// [`PROTOCOL_VERSION`].
+    pub version: u16,
+    /// The cluster that the dialling side belongs to.
+    pub cluster: ClusterId,
+    /// The reactor that it means to reach.
+    pub target: Address,
+    /// What the dialling side is.
+    pub role: Role,
+}
+
+/// What the dialling side of a link is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Another reactor of the cluster.
+    Peer {
+        /// Which.
+        from: Address,
+        /// Random number drawn when the peer's process started.
+        boot: u64,
+    },
+    /// A client of volumes.
+    Client {
+        /// A name for logs, at most 64 bytes.
+        name: String,
+    },
+}
+
+/// The answer to [`Hello`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Welcome {
+    /// [`PROTOCOL_VERSION`].
+    pub version: u16,
+    /// Who answers.
+    pub from: Address,
+    /// Random number drawn when the answering process started.
+    pub boot: u64,
+    /// Bytes of request payload that a client may have unanswered on this link (credit).
+    pub credit_bytes: u32,
+    /// Requests that a client may have unanswered on this link (credit).
+    pub credit_requests: u32,
+    /// Why the link is refused, empty if it is not.
+    pub refusal: String,
+}
+
+/// A Raft message, field by field that of the raft library's `eraftpb::Message`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RaftMessage {
+    /// The group.
+    pub group: GroupId,
+    /// `eraftpb::MessageType` as a number.
+    pub kind: u8,
+    /// Sending replica.
+    pub from: NodeId,
+    /// Receiving replica.
+    pub to: NodeId,
+    /// The sender's term.
+    pub term: Term,
+    /// Term of the entry before `entries`.
+    pub log_term: Term,
+    /// Index of the entry before `entries`.
+    pub index: LogIndex,
+    /// The sender's commit index.
+    pub commit: LogIndex,
+    /// Term of the sender's commit index.
+    pub commit_term: Term,
+    /// Whether the message rejects.
+    pub reject: bool,
+    /// Where to go on after a rejection.
+    pub reject_hint: LogIndex,
+    /// Election priority.
+    pub priority: i64,
+    /// Whether a snapshot is asked for, and from which index.
+    pub request_snapshot: LogIndex,
+    /// The library's context (which election a pre-vote belongs to, read contexts).
+    pub context: Bytes,
+    /// Entries to append.
+    pub entries: Vec<RaftEntry>,
+}
+
+/// A Raft entry with its payload beside it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RaftEntry {
+    /// `eraftpb::EntryType` as a number.
+    pub kind: u8,
+    /// Term.
+    pub term: Term,
+    /// Index.
+    pub index: LogIndex,
+    /// The entry's data: packed commands (volume groups) or a metadata command.
+    pub data: Bytes,
+    /// Block data of the commands, in order.
+    pub payload: Payload,
+}
+
+/// A client's request to a replica of one group.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request {
+    /// Echoed in the reply.
+    pub id: RequestId,
+    /// The group that it is about.
+    pub group: GroupId,
+    /// The volume.
+    pub volume: VolumeId,
+    /// The session's epoch. `(volume, epoch)` names the session.
+    pub epoch: Epoch,
+    /// The link's number within the session; see [`Incarnation`].
+    pub incarnation: Incarnation,
+    /// What is asked.
+    pub op: RequestOp,
+}
+
+/// What a [`Request`] asks.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RequestOp {
+    /// Replace blocks. Only the leader of `term` accepts it.
+    Write {
+        /// The term of the leader that the request is meant for.
+        term: Term,
+        /// The generation in which the write was submitted.
+        generation: Generation,
+        /// Where.
+        range: BlockRange,
+        /// CRC-32C of each block.
+        checksums: Vec<u32>,
+        /// The blocks.
+        payload: Payload,
+    },
+    /// Make blocks read as zeros. Only the leader of `term` accepts it.
+    Unmap {
+        /// The term of the leader that the request is meant for.
+        term: Term,
+        /// The generation in which it was submitted.
+        generation: Generation,
+        /// Where.
+        range: BlockRange,
+    },
+    /// Read blocks. Any replica that has applied `floor` answers.
+    Read {
+        /// Where.
+        range: BlockRange,
+        /// The highest index of this group that the session has seen acknowledged or read.
+        floor: LogIndex,
+    },
+    /// Which blocks are mapped. Any replica that has applied `floor` answers.
+    Extents {
+        /// Where; the whole range within one chunk.
+        range: BlockRange,
+        /// As in a read.
+        floor: LogIndex,
+    },
+    /// Commit the session's epoch in the group; every lower epoch is shut out afterwards.
+    Fence {
+        /// The term of the leader that the request is meant for.
+        term: Term,
+    },
+    /// Delete the volume's blocks in the group. Its epoch must be the newest.
+    Delete {
+        /// The term of the leader that the request is meant for.
+        term: Term,
+    },
+    /// Who leads the group.
+    Leader,
+}
+
+/// A replica's answer to a [`Request`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reply {
+    /// As in the request.
+    pub id: RequestId,
+    /// The group that it is about.
+    pub group: GroupId,
+    /// The outcome.
+    pub result: ReplyResult,
+}
+
+/// The outcome of a [`Request`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum ReplyResult {
+    /// A write, unmap, fence or delete is durable on a majority and applied.
+    Done {
+        /// The index of its entry.
+        index: LogIndex,
+    },
+    /// A read's blocks.
+    Data {
+        /// The highest index that changed any of the chunks read: a later read of this session must
+        /// not be served by a replica that has applied less.
+        index: LogIndex,
+        /// CRC-32C of each block.
+        checksums: Vec<u32>,
+        /// The blocks.
+        payload: Payload,
+    },
+    /// Which blocks are mapped.
+    Extents {
+        /// As in [`ReplyResult::Data`].
+        index: LogIndex,
+        /// Runs in order: blocks, and whether they are mapped. They sum to the range's count.
+        runs: Vec<(u32, bool)>,
+    },
+    /// Answer to [`RequestOp::Leader`], and sent when the asked replica does not lead.
+    Leader {
+        /// The leader if one is known.
+        leader: Option<NodeId>,
+        /// The replica's term.
+        term: Term,
+    },
+    /// The request did not take effect and never will.
+    Refused(Refusal),
+    /// The request may or may not take effect: the leader lost its place with the entry proposed.
+    /// The client may ask again over a new incarnation.
+    Unknown,
+}
+
+/// Why a request was refused before it had any effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Refusal {
+    /// A higher epoch is attached. The session is over.
+    Fenced = 1,
+    /// A newer incarnation of the session has spoken: this is a late duplicate.
+    LateDuplicate = 2,
+    /// The replica has not applied the floor yet. Ask another, or the leader.
+    Behind = 3,
+    /// Too much is queued. Ask again later.
+    Busy = 4,
+    /// No room on the device.
+    NoSpace = 5,
+    /// The replica's copy is damaged. Ask another replica.
+    Damaged = 6,
+    /// The request is malformed: an empty range, one across a chunk, lengths that do not match.
+    Invalid = 7,
+    /// The replica does not hold this group.
+    NotHere = 8,
+    /// The replica is starting or stopping.
+    Unavailable = 9,
+    /// The epoch is higher than any that was fenced in: fence first.
+    NotAttached = 10,
+    /// The payload does not match its checksums: it was damaged on the way.
+    BadChecksum = 11,
+}

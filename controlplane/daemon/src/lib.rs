@@ -1,1 +1,24 @@
-//! One node: storage, metadata group, front doors and the gRPC API
+//! `basaltd`: one node of a cluster.
+//!
+//! A node is one reactor (storage, data path, front door) and, beside it, the control path on tokio:
+//! gRPC, the mirror of the metadata group, and reconcilers. The two talk through the reactor's
+//! mailbox and its notices, and never wait for each other.
+//!
+//! * [`options`]: the command line;
+//! * [`daemon`]: the life of the process: locked, waiting for bootstrap, running, stopped;
+//! * [`engine`]: a running member of a cluster;
+//! * [`metadata`]: the mirror of the metadata group, proposals and linearizable reads;
+//! * [`reconcile`]: what makes the node do what the records say;
+//! * [`deleter`]: deletes the blocks of deleted volumes;
+//! * [`admin`], [`peer`]: the gRPC services; [`bootstrap`], [`status`]: their longer stories.
+
+pub mod admin;
+pub mod bootstrap;
+pub mod daemon;
+pub mod deleter;
+pub mod engine;
+pub mod metadata;
+pub mod options;
+pub mod peer;
+pub mod reconcile;
+pub mod status;

@@ -11,5 +11,12 @@
 //! * [`replica`]: applies committed commands, serves reads, holds epochs.
 
 pub mod config;
+pub mod consensus;
 pub mod event;
+pub mod index;
+pub mod log;
 pub mod planted;
+pub mod replica;
+pub mod shard;
+
+pub use shard::Shard;

@@ -10,6 +10,9 @@ use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
+mod arena;
+pub use arena::Arena;
+
 /// Alignment of every buffer, enough for O_DIRECT on every device.
 pub const ALIGN: usize = 4096;
 
@@ -21,11 +24,14 @@ const POOL_BYTES_MAX: usize = 32 << 20;
 /// Owned, mutable, zero-initialised memory, aligned to [`ALIGN`].
 ///
 /// Buffers come from size classes (powers of two from 4 KiB to 4 MiB) that each thread recycles, for
-/// a fresh mapping costs a page fault a page. A recycled buffer holds whatever it held before.
+/// a fresh mapping costs a page fault a page. A thread with an [`Arena`] takes them from there while
+/// it has room. A recycled buffer holds whatever it held before.
 pub struct IoBuf {
     memory: NonNull<u8>,
     len: usize,
     capacity: usize,
+    /// The arena that the memory belongs to; without one it is the allocator's.
+    arena: Option<Arena>,
 }
 
 // SAFETY: the memory is owned exclusively by this value; nothing about it is tied to a thread.
@@ -74,6 +80,9 @@ impl IoBuf {
         } else {
             len.next_multiple_of(ALIGN)
         };
+        if let Some((memory, arena)) = Arena::take(capacity) {
+            return IoBuf { memory, len, capacity, arena: Some(arena) };
+        }
         let recycled = class_of(capacity).and_then(|class| {
             POOL.try_with(|pool| {
                 let mut pool = pool.borrow_mut();
@@ -92,7 +101,7 @@ impl IoBuf {
             let memory = unsafe { alloc_zeroed(layout) };
             NonNull::new(memory).unwrap_or_else(|| std::alloc::handle_alloc_error(layout))
         });
-        IoBuf { memory, len, capacity }
+        IoBuf { memory, len, capacity, arena: None }
     }
 
     /// A buffer of `len` zero bytes.
@@ -128,6 +137,10 @@ impl IoBuf {
 
 impl Drop for IoBuf {
     fn drop(&mut self) {
+        if let Some(arena) = &self.arena {
+            arena.give_back(self.memory, self.capacity);
+            return;
+        }
         let kept = class_of(self.capacity).is_some_and(|class| {
             POOL.try_with(|pool| {
                 let mut pool = pool.borrow_mut();
@@ -150,7 +163,8 @@ impl Drop for IoBuf {
 impl Deref for IoBuf {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        // SAFETY: `len <= capacity` initialised bytes (allocated zeroed) owned by this value.
+        // SAFETY: `len <= capacity` initialised bytes (allocated or mapped as zeros) owned by this
+        // value.
         unsafe { std::slice::from_raw_parts(self.memory.as_ptr(), self.len) }
     }
 }

@@ -7,9 +7,194 @@
 //! Opening a device replays the headers of all batches. What is found at each place decides by a
 //! table what becomes of it; a bad checksum alone never cuts the log.
 
+mod opening;
+mod place;
+mod reads;
+mod recovery;
+mod scan;
+pub mod table;
+#[cfg(test)]
+mod tests;
+mod window;
+mod writer;
+
+use crate::config::ShardConfig;
 use basalt_wire::buffer::Payload;
 use basalt_wire::ids::{GroupId, LogIndex, NodeId, SegmentId, Term};
+use basalt_wire::io::{DiskDone, DiskOp, OpToken};
+use basalt_wire::time::Time;
 use bytes::Bytes;
+use opening::Opening;
+use reads::Reads;
+use std::time::Duration;
+use writer::Writer;
+
+/// How long the log must have been idle before it is sealed: long against a round trip, so that a
+/// client with one write in flight does not have each of them sealed.
+pub const SEAL_DELAY: Duration = Duration::from_millis(20);
+
+const TOKEN_OPEN: u8 = 1;
+const TOKEN_BATCH: u8 = 2;
+const TOKEN_READ: u8 = 3;
+const TOKEN_FORMAT: u8 = 4;
+
+/// An operation's token: its owner within the log in the top byte, a number of the owner's below.
+fn token(owner: u8, number: u64) -> OpToken {
+    u64::from(owner) << 56 | (number & (u64::MAX >> 8))
+}
+
+/// The segment log of one shard.
+///
+/// It owns its device: every operation and every token on it. Nothing is done by itself: the owner
+/// carries out the [`DiskOp`]s, hands their ends to [`Log::on_disk`], and calls [`Log::flush`] at
+/// the end of each of its turns.
+pub struct Log {
+    state: State,
+    reads: Reads,
+    /// Since when the log is known to be idle and unsealed.
+    idle_since: Option<Time>,
+}
+
+enum State {
+    Opening(Box<Opening>),
+    Open(Box<Writer>),
+    Failed,
+}
+
+impl Log {
+    /// The writes that make a fresh device. Two lives of one device are told apart by
+    /// [`ShardConfig::seed`], which must be another one whenever a device is formatted.
+    ///
+    /// Panics if the sizes in `config` are impossible; see [`Log::validate`].
+    pub fn format(config: &ShardConfig) -> Vec<DiskOp> {
+        opening::format(config)
+    }
+
+    /// A sentence why a device can not be cut up as `config` says.
+    pub fn validate(config: &ShardConfig) -> Result<(), String> {
+        opening::validate(config)
+    }
+
+    /// Starts to open a device. Ends with [`LogEvent::Opened`] or [`LogEvent::OpenFailed`].
+    pub fn open(config: &ShardConfig, out: &mut Vec<DiskOp>) -> Log {
+        let opening = Opening::start(config, out);
+        let reads = Reads::default();
+        Log { state: State::Opening(Box::new(opening)), reads, idle_since: None }
+    }
+
+    /// An operation ended.
+    pub fn on_disk(&mut self, done: DiskDone, out: &mut Vec<DiskOp>, events: &mut Vec<LogEvent>) {
+        let number = done.token & (u64::MAX >> 8);
+        match ((done.token >> 56) as u8, &mut self.state) {
+            (TOKEN_OPEN, State::Opening(opening)) => match opening.on_disk(done, out, events) {
+                opening::Progress::Going => {}
+                opening::Progress::Open(writer) => {
+                    self.reads.geometry(writer.geometry());
+                    self.state = State::Open(writer);
+                }
+                opening::Progress::Failed => self.state = State::Failed,
+            },
+            (TOKEN_BATCH, State::Open(writer)) => writer.written(number, done.result, events),
+            (TOKEN_READ, _) => self.reads.on_disk(number, done, out, events),
+            _ => {}
+        }
+        self.reads.refused(events);
+    }
+
+    /// Queues a record; it is written by one of the next [`Log::flush`]es.
+    ///
+    /// Panics if the log is not open, or if the record does not fit a segment.
+    pub fn append(&mut self, record: Record) -> RecordSeq {
+        let State::Open(writer) = &mut self.state else {
+            panic!("a record was appended to a log that is not open")
+        };
+        self.idle_since = None;
+        writer.append(record)
+    }
+
+    /// Starts batches as far as the number in flight allows; tells where records were placed.
+    /// Also delivers the errors of reads that were refused at once.
+    pub fn flush(&mut self, out: &mut Vec<DiskOp>, events: &mut Vec<LogEvent>) {
+        if let State::Open(writer) = &mut self.state {
+            writer.flush(out, events);
+        }
+        self.reads.refused(events);
+    }
+
+    /// Reads block data. Ends with [`LogEvent::Read`].
+    pub fn read(&mut self, token: u64, at: Location, blocks: u32, out: &mut Vec<DiskOp>) {
+        let held = match &self.state {
+            State::Open(writer) => blocks > 0 && writer.holds(at, blocks),
+            _ => false,
+        };
+        self.reads.read(token, at, blocks, held, out);
+    }
+
+    /// Reads the `data` of a record. Ends with [`LogEvent::ReadData`].
+    pub fn read_data(&mut self, token: u64, at: DataLocation, out: &mut Vec<DiskOp>) {
+        let place = Location { segment: at.segment, block: at.block };
+        let held = matches!(&self.state, State::Open(writer) if writer.holds(place, 1));
+        self.reads.read_data(token, at, held, out);
+    }
+
+    /// Writes an empty batch with the durable mark once the log has been idle for [`SEAL_DELAY`]:
+    /// from then on a bad checksum in its last records is known to be damage. Writes once, and
+    /// nothing more until records were appended.
+    pub fn seal_if_idle(&mut self, now: Time, out: &mut Vec<DiskOp>) {
+        let State::Open(writer) = &mut self.state else { return };
+        if !writer.wants_seal() {
+            self.idle_since = None;
+            return;
+        }
+        let since = *self.idle_since.get_or_insert(now);
+        if now.since(since) >= SEAL_DELAY {
+            self.idle_since = None;
+            writer.seal(out);
+        }
+    }
+
+    /// When [`Log::seal_if_idle`] should be called again, if it has anything to do.
+    pub fn seal_deadline(&self) -> Option<Time> {
+        self.idle_since.map(|since| since + SEAL_DELAY)
+    }
+
+    /// Seals at once, if there is anything to seal: the node is about to stop.
+    pub fn seal_now(&mut self, out: &mut Vec<DiskOp>) {
+        if let State::Open(writer) = &mut self.state
+            && writer.wants_seal()
+        {
+            self.idle_since = None;
+            writer.seal(out);
+        }
+    }
+
+    /// Bytes queued and not yet part of a batch.
+    pub fn queued_bytes(&self) -> usize {
+        self.writer().map_or(0, Writer::queued_bytes)
+    }
+
+    /// Whether a record with so many blocks of payload leaves the reserve of segments alone.
+    pub fn has_room(&self, payload_blocks: u32) -> bool {
+        self.writer().is_some_and(|w| w.has_room(payload_blocks))
+    }
+
+    /// Segments that were never used.
+    pub fn segments_free(&self) -> u32 {
+        self.writer().map_or(0, Writer::segments_free)
+    }
+
+    /// Segments of the device.
+    pub fn segments_total(&self) -> u32 {
+        self.writer().map_or(0, |w| w.geometry().segments)
+    }
+
+    fn writer(&self) -> Option<&Writer> {
+        match &self.state {
+            State::Open(writer) => Some(writer),
+            _ => None,
+        }
+    }
+}
 
 /// Where a record's block data stands: a run of blocks within one segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

@@ -1,1 +1,264 @@
-//! Checkpoints and node identity in RocksDB, on a helper thread
+//! What a node remembers beside its device: which cluster it belongs to, which of its nodes it is,
+//! who the others are, and how often it was started. It stands in RocksDB, on a helper thread, and
+//! is written only at bootstrap, at a start and when an address changes.
+//!
+//! Every change is one synced write batch: it took place whole, or not at all.
+
+mod record;
+
+pub use record::{Identity, MemberRecord};
+
+use record::Boots;
+use rocksdb::{DB, LogLevel, Options, WriteBatch, WriteOptions};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+
+const IDENTITY: &[u8] = b"identity";
+const BOOTS: &[u8] = b"boots";
+
+/// Why the store can not be used.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StoreError {
+    /// RocksDB failed.
+    #[error("the node's store at {path}: {reason}")]
+    Database {
+        /// Where.
+        path: PathBuf,
+        /// What it said.
+        reason: String,
+    },
+    /// A record can not be understood.
+    #[error("the node's store at {path}: the record '{record}' is damaged or of another version: {reason}")]
+    Record {
+        /// Where.
+        path: PathBuf,
+        /// Which.
+        record: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Another identity is stored already.
+    #[error("the node already is node {node} of cluster {cluster:016x}")]
+    Belongs {
+        /// The cluster.
+        cluster: u64,
+        /// The node's id in it.
+        node: u32,
+    },
+    /// The helper thread is gone.
+    #[error("the node's store is closed")]
+    Closed,
+}
+
+type Reply<T> = mpsc::Sender<Result<T, StoreError>>;
+
+enum Call {
+    Identity(Reply<Option<Identity>>),
+    Adopt(Identity, Reply<()>),
+    Update(Identity, Reply<()>),
+    Boot(Reply<u64>),
+    Opened(Reply<bool>),
+    MarkOpened(Reply<()>),
+}
+
+/// The store of one node. Calls block until they are done; they belong on a helper thread of the
+/// caller's, never on a reactor.
+pub struct Store {
+    calls: Option<mpsc::Sender<Call>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Store {
+    /// Opens the store in the directory `path`, which is created if it does not exist.
+    ///
+    /// # Errors
+    /// If RocksDB can not open it: no permission, another process has it, it is damaged.
+    pub fn open(path: &Path) -> Result<Store, StoreError> {
+        let (calls, incoming) = mpsc::channel();
+        let (opened, outcome) = mpsc::channel();
+        let path = path.to_owned();
+        let thread = std::thread::Builder::new()
+            .name("store".to_owned())
+            .spawn({
+                let path = path.clone();
+                move || run(&path, &opened, &incoming)
+            })
+            .map_err(|e| StoreError::Database { path, reason: e.to_string() })?;
+        outcome.recv().map_err(|_| StoreError::Closed)??;
+        Ok(Store { calls: Some(calls), thread: Some(thread) })
+    }
+
+    /// Who the node is, nothing before bootstrap.
+    ///
+    /// # Errors
+    /// If the record can not be read or understood.
+    pub fn identity(&self) -> Result<Option<Identity>, StoreError> {
+        self.call(Call::Identity)
+    }
+
+    /// Makes the node a member of a cluster. The same identity again is done already.
+    ///
+    /// # Errors
+    /// [`StoreError::Belongs`] if it has another identity; it keeps that.
+    pub fn adopt(&self, identity: Identity) -> Result<(), StoreError> {
+        self.call(|reply| Call::Adopt(identity, reply))
+    }
+
+    /// Replaces what may change: the members' addresses.
+    ///
+    /// # Errors
+    /// [`StoreError::Belongs`] if cluster or node id differ from the stored ones.
+    pub fn update(&self, identity: Identity) -> Result<(), StoreError> {
+        self.call(|reply| Call::Update(identity, reply))
+    }
+
+    /// Counts one more start of the node, and says how many there were with it.
+    ///
+    /// # Errors
+    /// If it can not be written.
+    pub fn boot(&self) -> Result<u64, StoreError> {
+        self.call(Call::Boot)
+    }
+
+    /// Whether the node's device was opened before: a blank one in its place would have lost what
+    /// the node promised, and must not be taken for a new one.
+    ///
+    /// # Errors
+    /// If it can not be read.
+    pub fn opened(&self) -> Result<bool, StoreError> {
+        self.call(Call::Opened)
+    }
+
+    /// Remembers that the device was opened.
+    ///
+    /// # Errors
+    /// If it can not be written.
+    pub fn mark_opened(&self) -> Result<(), StoreError> {
+        self.call(Call::MarkOpened)
+    }
+
+    fn call<T>(&self, call: impl FnOnce(Reply<T>) -> Call) -> Result<T, StoreError> {
+        let (reply, answer) = mpsc::channel();
+        let calls = self.calls.as_ref().ok_or(StoreError::Closed)?;
+        calls.send(call(reply)).map_err(|_| StoreError::Closed)?;
+        answer.recv().map_err(|_| StoreError::Closed)?
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.calls = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread was reported by the panic hook.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run(path: &Path, opened: &Reply<()>, incoming: &mpsc::Receiver<Call>) {
+    let database = match DB::open(&options(), path) {
+        Ok(database) => Database { database, path: path.to_owned() },
+        Err(error) => {
+            let reason = error.to_string();
+            let _ = opened.send(Err(StoreError::Database { path: path.to_owned(), reason }));
+            return;
+        }
+    };
+    // A caller that does not wait for its answer any more needs none: failed sends are ignored.
+    let _ = opened.send(Ok(()));
+    while let Ok(call) = incoming.recv() {
+        match call {
+            Call::Identity(reply) => drop(reply.send(database.identity())),
+            Call::Adopt(identity, reply) => drop(reply.send(database.adopt(&identity))),
+            Call::Update(identity, reply) => drop(reply.send(database.update(&identity))),
+            Call::Boot(reply) => drop(reply.send(database.boot())),
+            Call::Opened(reply) => drop(reply.send(database.opened())),
+            Call::MarkOpened(reply) => drop(reply.send(database.mark_opened())),
+        }
+    }
+}
+
+/// A few records of a few kilobytes: everything that RocksDB sets aside for more is turned down.
+fn options() -> Options {
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.set_write_buffer_size(1 << 20);
+    options.set_max_write_buffer_number(2);
+    options.set_max_background_jobs(1);
+    options.set_keep_log_file_num(2);
+    options.set_log_level(LogLevel::Warn);
+    options.set_max_open_files(16);
+    options.set_paranoid_checks(true);
+    options
+}
+
+struct Database {
+    database: DB,
+    path: PathBuf,
+}
+
+impl Database {
+    fn identity(&self) -> Result<Option<Identity>, StoreError> {
+        self.read(IDENTITY)
+    }
+
+    fn adopt(&self, identity: &Identity) -> Result<(), StoreError> {
+        match self.identity()? {
+            Some(known) if known == *identity => Ok(()),
+            Some(known) => Err(StoreError::Belongs { cluster: known.cluster, node: known.node }),
+            None => self.write(IDENTITY, identity),
+        }
+    }
+
+    fn update(&self, identity: &Identity) -> Result<(), StoreError> {
+        match self.identity()? {
+            Some(known) if known.cluster != identity.cluster || known.node != identity.node => {
+                Err(StoreError::Belongs { cluster: known.cluster, node: known.node })
+            }
+            Some(known) if known == *identity => Ok(()),
+            _ => self.write(IDENTITY, identity),
+        }
+    }
+
+    fn boot(&self) -> Result<u64, StoreError> {
+        let mut boots: Boots = self.read(BOOTS)?.unwrap_or_default();
+        boots.count += 1;
+        self.write(BOOTS, &boots)?;
+        Ok(boots.count)
+    }
+
+    fn opened(&self) -> Result<bool, StoreError> {
+        Ok(self.read::<Boots>(BOOTS)?.unwrap_or_default().opened)
+    }
+
+    fn mark_opened(&self) -> Result<(), StoreError> {
+        let boots: Boots = self.read(BOOTS)?.unwrap_or_default();
+        if boots.opened {
+            return Ok(());
+        }
+        self.write(BOOTS, &Boots { opened: true, ..boots })
+    }
+
+    fn read<T: record::Versioned>(&self, key: &[u8]) -> Result<Option<T>, StoreError> {
+        let bytes = self.database.get(key).map_err(|e| self.failed(&e))?;
+        let parsed = bytes.map(|bytes| record::parse(&bytes)).transpose();
+        parsed.map_err(|reason| StoreError::Record {
+            path: self.path.clone(),
+            record: String::from_utf8_lossy(key).into_owned(),
+            reason,
+        })
+    }
+
+    fn write<T: record::Versioned>(&self, key: &[u8], value: &T) -> Result<(), StoreError> {
+        let mut batch = WriteBatch::default();
+        batch.put(key, record::format(value));
+        let mut durable = WriteOptions::default();
+        durable.set_sync(true);
+        self.database.write_opt(batch, &durable).map_err(|e| self.failed(&e))
+    }
+
+    fn failed(&self, error: &rocksdb::Error) -> StoreError {
+        StoreError::Database { path: self.path.clone(), reason: error.to_string() }
+    }
+}

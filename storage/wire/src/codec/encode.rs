@@ -230,8 +230,7 @@ fn put_raft(out: &mut BytesMut, m: &RaftMessage) {
     out.put_u8(u8::from(m.reject));
     out.put_u32_le(m.from.0);
     out.put_u32_le(m.to.0);
-    let numbers =
-        [m.term.0, m.log_term.0, m.index.0, m.commit.0, m.commit_term.0, m.reject_hint.0];
+    let numbers = [m.term.0, m.log_term.0, m.index.0, m.commit.0, m.commit_term.0, m.reject_hint.0];
     numbers.iter().for_each(|number| out.put_u64_le(*number));
     out.put_i64_le(m.priority);
     out.put_u64_le(m.request_snapshot.0);

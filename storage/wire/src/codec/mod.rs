@@ -25,7 +25,7 @@
 //! Absent on purpose: compression, encryption (that is the link's matter), and any recovery inside
 //! a stream: after one error a decoder gives only that error, and the link must be dropped.
 
-mod body;
+pub(crate) mod body;
 mod decode;
 mod encode;
 #[cfg(test)]
@@ -50,11 +50,11 @@ pub const BODY_BYTES_MAX: usize = 2 << 20;
 /// The longest payload of any frame: 16 MiB, which is 8 to 16 packed entries of the shard's limit of
 /// 1 MiB (plus one last command of up to 1 MiB).
 pub const PAYLOAD_BYTES_MAX: usize = 16 << 20;
-/// The longest client name, refusal text and Raft context, in bytes.
+/// The longest name of a client, in bytes; longer ones are cut when sent.
 pub const CLIENT_NAME_BYTES_MAX: usize = 64;
-/// The longest text of a refused link.
+/// The longest text with which a link is refused, in bytes; longer ones are cut when sent.
 pub const REFUSAL_BYTES_MAX: usize = 512;
-/// The longest context of a Raft message. The library's own are below 32 bytes.
+/// The longest context of a Raft message, in bytes. The library's own are below 32 bytes.
 pub const CONTEXT_BYTES_MAX: usize = 1024;
 /// The highest number of `eraftpb::MessageType`.
 pub const RAFT_MESSAGE_KIND_MAX: u8 = 18;

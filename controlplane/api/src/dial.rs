@@ -1,0 +1,115 @@
+//! Calling a cluster by the addresses of some of its nodes, with a deadline on everything.
+
+use crate::v1::admin_client::AdminClient;
+use crate::v1::peer_client::PeerClient;
+use std::future::Future;
+use std::time::Duration;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+
+/// How long a connection may take to stand.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Addresses of some nodes of one cluster, asked in turn until one answers.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    addresses: Vec<String>,
+    timeout: Duration,
+}
+
+impl Cluster {
+    /// The nodes at `addresses` ("host:port"); each call gets `timeout` at each of them.
+    pub fn new(addresses: Vec<String>, timeout: Duration) -> Cluster {
+        Cluster { addresses, timeout }
+    }
+
+    /// The addresses.
+    pub fn addresses(&self) -> &[String] {
+        &self.addresses
+    }
+
+    /// Makes a call of the administrative API at the first node that answers. A node that can not be
+    /// reached, or has no quorum, is passed over; any other error is the answer.
+    pub async fn call<T, F>(&self, call: impl Fn(AdminClient<Channel>) -> F) -> Result<T, Status>
+    where
+        F: Future<Output = Result<tonic::Response<T>, Status>>,
+    {
+        let mut problems: Vec<String> = Vec::new();
+        let mut last: Option<Status> = None;
+        for address in &self.addresses {
+            let outcome = match admin(address, self.timeout) {
+                Ok(client) => call(client).await,
+                Err(status) => Err(status),
+            };
+            match outcome {
+                Ok(response) => return Ok(response.into_inner()),
+                Err(status) if is_passed_over(status.code()) => {
+                    problems.push(format!("{address}: {}", plain(&status)));
+                    last = Some(status);
+                }
+                Err(status) => return Err(status),
+            }
+        }
+        match (last, problems.as_slice()) {
+            (None, _) => Err(Status::invalid_argument("no address of the cluster was given")),
+            (Some(status), [_]) if crate::error::reason_of(&status).is_some() => Err(status),
+            (Some(status), _) => Err(Status::new(
+                status.code(),
+                format!("no node of the cluster could answer ({})", problems.join("; ")),
+            )),
+        }
+    }
+}
+
+/// A client of the administrative API of the node at `address`; it connects when it is first used.
+pub fn admin(address: &str, timeout: Duration) -> Result<AdminClient<Channel>, Status> {
+    Ok(AdminClient::new(channel(address, timeout)?))
+}
+
+/// A client of the node-to-node API at `address`; it connects when it is first used.
+pub fn peer(address: &str, timeout: Duration) -> Result<PeerClient<Channel>, Status> {
+    Ok(PeerClient::new(channel(address, timeout)?))
+}
+
+/// What a status says, without the library's wrapping. A failed connection names its cause.
+pub fn plain(status: &Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        let cause = error.to_string();
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+        source = error.source();
+    }
+    if text.is_empty() { format!("{:?}", status.code()) } else { text }
+}
+
+fn is_passed_over(code: Code) -> bool {
+    matches!(code, Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled)
+}
+
+fn channel(address: &str, timeout: Duration) -> Result<Channel, Status> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|_| {
+        crate::error::invalid(
+            "address",
+            format!("'{address}' is not an address; give host:port, such as 127.0.0.1:7101"),
+        )
+    })?;
+    Ok(endpoint
+        .connect_timeout(CONNECT_TIMEOUT.min(timeout))
+        .timeout(timeout)
+        .tcp_nodelay(true)
+        .connect_lazy())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bad_address_is_named() {
+        let status = admin("not an address", Duration::from_secs(1)).expect_err("it is not one");
+        assert!(status.message().contains("'not an address'"), "{status}");
+    }
+}

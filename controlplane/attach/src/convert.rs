@@ -1,0 +1,75 @@
+//! The API's records as the data path wants them. What comes from a server is checked first.
+
+use basalt_api::v1;
+use basalt_client::{PoolMap, VolumeConfig};
+use basalt_node::Routes;
+use basalt_wire::ids::{Address, ClusterId, Epoch, Generation, NodeId, ShardId, VolumeId};
+use std::net::ToSocketAddrs;
+use std::sync::Arc;
+
+/// The map of the pool, without addresses.
+///
+/// # Errors
+/// If the groups are not a power of two, or one has no voters.
+pub fn pool_map(map: &v1::PoolMap) -> Result<PoolMap, String> {
+    let count = map.groups.len();
+    if !count.is_power_of_two() || map.groups.iter().any(|group| group.voters.is_empty()) {
+        return Err(format!("the map of the pool is not usable: {count} groups"));
+    }
+    let groups = map.groups.iter().map(|group| group.voters.iter().map(address).collect());
+    let groups: Result<Vec<Vec<Address>>, String> = groups.collect();
+    let group_count = u32::try_from(count).map_err(|_| "too many groups".to_owned())?;
+    Ok(PoolMap { version: map.version, group_count, groups: groups? })
+}
+
+/// Where each reactor is reached. Host names are resolved, which may block.
+///
+/// # Errors
+/// If an address can not be understood or resolved.
+pub fn routes(map: &v1::PoolMap) -> Result<Routes, String> {
+    let mut routes = Routes::new();
+    for node in &map.nodes {
+        let mut found = node
+            .data_address
+            .to_socket_addrs()
+            .map_err(|e| format!("the address '{}' of {}: {e}", node.data_address, node.name))?;
+        let resolved = found
+            .next()
+            .ok_or_else(|| format!("'{}' of {} has no address", node.data_address, node.name))?;
+        for voter in map.groups.iter().flat_map(|group| &group.voters) {
+            if voter.node == node.node {
+                routes.insert(address(voter)?, resolved);
+            }
+        }
+    }
+    Ok(routes)
+}
+
+/// The cluster of a map.
+pub fn cluster_id(map: &v1::PoolMap) -> ClusterId {
+    ClusterId(map.cluster)
+}
+
+/// A session with a volume.
+pub fn volume_config(
+    volume: &v1::Volume,
+    epoch: u64,
+    map: Arc<PoolMap>,
+    local: Option<NodeId>,
+) -> VolumeConfig {
+    VolumeConfig {
+        volume: VolumeId(volume.id),
+        epoch: Epoch(epoch),
+        generation: Generation(volume.generation),
+        lineage: volume.lineage,
+        size_bytes: volume.size_bytes,
+        map,
+        local,
+    }
+}
+
+fn address(replica: &v1::ReplicaAddress) -> Result<Address, String> {
+    let shard = u16::try_from(replica.shard)
+        .map_err(|_| format!("the map names shard {}, which can not be", replica.shard))?;
+    Ok(Address { node: NodeId(replica.node), shard: ShardId(shard) })
+}

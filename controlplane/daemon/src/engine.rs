@@ -1,0 +1,296 @@
+//! A running member of a cluster: its reactor, its mirror of the metadata group, its reconciler.
+
+use crate::deleter::Deleter;
+use crate::metadata::Metadata;
+use crate::options::Options;
+use crate::reconcile;
+use anyhow::{Context, Result, anyhow};
+use basalt_api::v1::{self, ClusterSpec, Member, NodeAddress, ReplicaAddress};
+use basalt_attach::convert;
+use basalt_core::config::{GroupConfig, Limits, ShardConfig, Timing};
+use basalt_core::event::Effect;
+use basalt_core::planted::Planted;
+use basalt_device::DeviceSpec;
+use basalt_nbd::{DoorConfig, NbdDoor, TlsFiles, TlsServer};
+use basalt_node::{
+    FormatPolicy, ReactorConfig, ReactorHandle, ReactorStatus, ShardSetup, StreamListener,
+};
+use basalt_store::{Identity, MemberRecord, Store};
+use basalt_wire::ids::{Address, ClusterId, GroupId, NodeId, ShardId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::{mpsc, watch};
+
+/// Index of the deleter among the reactor's tenants.
+pub const DELETER: usize = 0;
+/// Index of the NBD door among the reactor's tenants, if the node has one.
+pub const DOOR: usize = 1;
+
+/// A running member of a cluster.
+pub struct Engine {
+    /// Who this node is.
+    pub node: NodeId,
+    /// Its name.
+    pub name: String,
+    /// The options of the process.
+    pub options: Arc<Options>,
+    /// The mirror of the metadata group.
+    pub metadata: Arc<Metadata>,
+    /// The reactor.
+    pub reactor: ReactorHandle,
+    /// Where identity and addresses are kept.
+    pub store: Arc<Store>,
+    /// Names of the volumes that the node serves.
+    pub serving: Mutex<BTreeSet<String>>,
+    spec: Mutex<ClusterSpec>,
+    failed: watch::Sender<Option<String>>,
+}
+
+impl Engine {
+    /// Opens the device, starts the reactor and the reconciler. Blocks: call it on a helper thread.
+    ///
+    /// # Errors
+    /// If the device can not be opened or an address can not be used.
+    pub fn start(options: Arc<Options>, store: Arc<Store>, identity: &Identity) -> Result<Arc<Engine>> {
+        let spec = spec_of(identity);
+        basalt_meta::layout::validate(&spec).map_err(|e| anyhow!("the node's identity: {e}"))?;
+        let node = NodeId(identity.node);
+        let name = options.node_name().map_err(|e| anyhow!(e))?;
+        let metadata = Arc::new(Metadata::new(node, spec.id, grpc_addresses(&spec)));
+        let (notices, incoming) = mpsc::unbounded_channel();
+        let config = reactor_config(&options, &store, &spec, node, notices)?;
+        let reactor = basalt_node::start(config).context("the node can not start")?;
+        store.mark_opened()?;
+        metadata.connect(reactor.mailbox());
+        let (failed, _) = watch::channel(None);
+        let engine = Arc::new(Engine {
+            node,
+            name,
+            options,
+            metadata,
+            reactor,
+            store,
+            serving: Mutex::default(),
+            spec: Mutex::new(spec),
+            failed,
+        });
+        tokio::spawn(hear(Arc::downgrade(&engine), engine.metadata.clone(), incoming));
+        tokio::spawn(reconcile::run(Arc::downgrade(&engine)));
+        Ok(engine)
+    }
+
+    /// What the members agreed on, with their latest addresses.
+    pub fn spec(&self) -> ClusterSpec {
+        self.spec.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The cluster's id.
+    pub fn cluster(&self) -> u64 {
+        self.spec.lock().unwrap_or_else(PoisonError::into_inner).id
+    }
+
+    /// Takes new addresses of members: keeps them, dials them. Blocks.
+    ///
+    /// # Errors
+    /// If they can not be kept or resolved; the old ones stay in use.
+    pub fn adopt_spec(&self, spec: &ClusterSpec) -> Result<()> {
+        self.store.update(identity_of(spec, self.node.0))?;
+        let routes = convert::routes(&map_of(spec, 0)).map_err(|e| anyhow!(e))?;
+        self.reactor.routes(routes);
+        self.metadata.set_peers(grpc_addresses(spec));
+        *self.spec.lock().unwrap_or_else(PoisonError::into_inner) = spec.clone();
+        Ok(())
+    }
+
+    /// The map of the pool as this node knows it.
+    pub fn map(&self) -> v1::PoolMap {
+        let known = self.metadata.look(|state| {
+            state.cluster().map(|spec| map_of(spec, state.map_version()))
+        });
+        known.unwrap_or_else(|| map_of(&self.spec(), 0))
+    }
+
+    /// The reactor's state.
+    ///
+    /// # Errors
+    /// If the reactor has ended or does not answer.
+    pub async fn status(self: &Arc<Engine>) -> Result<ReactorStatus> {
+        let engine = self.clone();
+        Ok(tokio::task::spawn_blocking(move || engine.reactor.status()).await??)
+    }
+
+    /// Ends when the reactor has failed, with the reason.
+    pub async fn failure(&self) -> String {
+        let mut failed = self.failed.subscribe();
+        loop {
+            if let Some(reason) = failed.borrow_and_update().clone() {
+                return reason;
+            }
+            if failed.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+}
+
+async fn hear(
+    engine: std::sync::Weak<Engine>,
+    metadata: Arc<Metadata>,
+    mut incoming: mpsc::UnboundedReceiver<Effect>,
+) {
+    while let Some(effect) = incoming.recv().await {
+        match effect {
+            Effect::Notice { alarm: true, text } => tracing::error!("{text}"),
+            Effect::Notice { alarm: false, text } => tracing::info!("{text}"),
+            Effect::DeviceSuspect { reason } => {
+                tracing::error!("the device can not be trusted, it is opened again: {reason}");
+            }
+            other => metadata.notice(other),
+        }
+        if let Some(engine) = engine.upgrade()
+            && let Some(Err(reason)) = engine.reactor.ended()
+        {
+            engine.failed.send_replace(Some(reason));
+        }
+    }
+}
+
+fn reactor_config(
+    options: &Options,
+    store: &Store,
+    spec: &ClusterSpec,
+    node: NodeId,
+    notices: mpsc::UnboundedSender<Effect>,
+) -> Result<ReactorConfig> {
+    let name = options.node_name().map_err(|e| anyhow!(e))?;
+    let mut config = ReactorConfig::new(name, ClusterId(spec.id));
+    config.address = Some(address_of(node.0));
+    config.shard = Some(shard_setup(options, store, spec, node)?);
+    config.data_listen = Some(options.data_listen);
+    config.routes = convert::routes(&map_of(spec, 0)).map_err(|e| anyhow!(e))?;
+    config.tenants = vec![Box::new(|| Box::new(Deleter::default()))];
+    if let Some(listen) = &options.nbd_listen {
+        let door = door_config(options)?;
+        config.tenants.push(Box::new(move || Box::new(NbdDoor::new(door))));
+        config.stream_listeners = vec![StreamListener { tenant: DOOR, source: listen.source() }];
+    }
+    config.notices = Box::new(move |effect| {
+        // The receiver lives as long as the engine.
+        let _ = notices.send(effect);
+    });
+    Ok(config)
+}
+
+fn shard_setup(
+    options: &Options,
+    store: &Store,
+    spec: &ClusterSpec,
+    node: NodeId,
+) -> Result<ShardSetup> {
+    let mut device = DeviceSpec::path(options.device_path());
+    device.allow_buffered = options.allow_buffered;
+    let opened = store.opened()?;
+    if options.device.is_none() && !opened {
+        device = device.create(options.device_size);
+    } else if !opened && !options.device_path().exists() {
+        device = device.create(options.device_size);
+    }
+    let config = ShardConfig {
+        cluster: ClusterId(spec.id),
+        address: address_of(node.0),
+        device_bytes: 0,
+        segment_bytes: options.segment_size,
+        volatile_cache: true,
+        groups: groups_of(spec, node),
+        timing: Timing::default(),
+        limits: Limits::default(),
+        seed: crate::metadata::random(),
+        planted: Planted::default(),
+    };
+    let format = if opened { FormatPolicy::Never } else { FormatPolicy::IfBlank };
+    Ok(ShardSetup { config, device, format })
+}
+
+fn groups_of(spec: &ClusterSpec, node: NodeId) -> Vec<GroupConfig> {
+    let config = |id: GroupId, voters: &v1::Voters| GroupConfig {
+        id,
+        voters: voters.nodes.iter().map(|n| address_of(*n)).collect(),
+    };
+    let volume_groups = spec.groups.iter().enumerate();
+    let mut groups: Vec<GroupConfig> = volume_groups
+        .map(|(group, voters)| config(GroupId(group as u32), voters))
+        .chain(spec.metadata.iter().map(|voters| config(GroupId::METADATA, voters)))
+        .collect();
+    groups.retain(|group| group.address_of(node).is_some());
+    groups
+}
+
+fn door_config(options: &Options) -> Result<DoorConfig> {
+    let mut config = DoorConfig::default();
+    if let (Some(certificate), Some(key)) = (&options.tls_cert, &options.tls_key) {
+        let files = TlsFiles {
+            certificate: certificate.clone(),
+            key: key.clone(),
+            client_authority: options.tls_client_ca.clone(),
+        };
+        config.tls = Some(Arc::new(TlsServer::load(files)?));
+    }
+    Ok(config)
+}
+
+/// The reactor of a node: each has one.
+pub fn address_of(node: u32) -> Address {
+    Address { node: NodeId(node), shard: ShardId(0) }
+}
+
+/// The map of a cluster for clients.
+pub fn map_of(spec: &ClusterSpec, version: u64) -> v1::PoolMap {
+    let replica = |node: &u32| ReplicaAddress { node: *node, shard: 0 };
+    let groups = spec.groups.iter().map(|voters| v1::GroupVoters {
+        voters: voters.nodes.iter().map(replica).collect(),
+    });
+    let nodes = spec.members.iter().map(|member| NodeAddress {
+        node: member.node,
+        name: member.name.clone(),
+        data_address: member.data_address.clone(),
+        grpc_address: member.grpc_address.clone(),
+    });
+    v1::PoolMap { version, cluster: spec.id, groups: groups.collect(), nodes: nodes.collect() }
+}
+
+fn grpc_addresses(spec: &ClusterSpec) -> BTreeMap<NodeId, String> {
+    spec.members.iter().map(|m| (NodeId(m.node), m.grpc_address.clone())).collect()
+}
+
+/// The stored form of a membership.
+pub fn identity_of(spec: &ClusterSpec, node: u32) -> Identity {
+    let members = spec.members.iter().map(|m| MemberRecord {
+        node: m.node,
+        name: m.name.clone(),
+        grpc: m.grpc_address.clone(),
+        data: m.data_address.clone(),
+        nbd: m.nbd_address.clone(),
+    });
+    let groups = spec.groups.iter().map(|voters| voters.nodes.clone()).collect();
+    let metadata = spec.metadata.clone().unwrap_or_default().nodes;
+    Identity::new(spec.id, node, members.collect(), groups, metadata)
+}
+
+/// The membership of a stored identity.
+pub fn spec_of(identity: &Identity) -> ClusterSpec {
+    let members = identity.members.iter().map(|m| Member {
+        node: m.node,
+        name: m.name.clone(),
+        grpc_address: m.grpc.clone(),
+        data_address: m.data.clone(),
+        nbd_address: m.nbd.clone(),
+    });
+    let voters = |nodes: &Vec<u32>| v1::Voters { nodes: nodes.clone() };
+    ClusterSpec {
+        id: identity.cluster,
+        group_count: identity.group_count,
+        members: members.collect(),
+        groups: identity.groups.iter().map(voters).collect(),
+        metadata: Some(voters(&identity.metadata)),
+    }
+}

@@ -1,0 +1,320 @@
+//! The node's mirror of the metadata group, and how changes get into it.
+//!
+//! Every node holds a replica of the metadata group. What it applies comes here as notices of the
+//! reactor, in order, and makes the mirror. A change is an entry proposed to the leader: by this
+//! node's own shard, or over gRPC if another node leads. An entry whose fate is not known is proposed
+//! again under the same request id, which takes effect once. A linearizable read proposes a barrier
+//! and reads the mirror when that is applied.
+
+use basalt_api::error;
+use basalt_api::v1::propose_response::Result as ProposeResult;
+use basalt_api::v1::{ErrorReason, ProposeRequest, ProposeResponse};
+use basalt_core::event::{Effect, Event, ProposeError};
+use basalt_meta::{Barrier, ENTRY_VERSION, Entry, MetaState, Op, Outcome, encode};
+use basalt_node::Mailbox;
+use basalt_wire::ids::{GroupId, LogIndex, NodeId, Term};
+use bytes::Bytes;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, sleep, timeout};
+use tonic::Status;
+
+/// How long a change may take before the caller hears that it did not come through.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+/// How long one proposal at one node may take.
+const ATTEMPT: Duration = Duration::from_secs(3);
+const PAUSE: Duration = Duration::from_millis(50);
+/// Outcomes kept for those who wait for them.
+const OUTCOMES_KEPT: usize = 4096;
+/// Proposals that this node's shard may hold unanswered.
+const PENDING_MAX: usize = 1024;
+
+/// The leader of a group as this node's replica sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leader {
+    /// The leader, if there is one.
+    pub node: Option<NodeId>,
+    /// The replica's term.
+    pub term: Term,
+}
+
+#[derive(Default)]
+struct Mirror {
+    state: MetaState,
+    outcomes: BTreeMap<u64, Outcome>,
+}
+
+type Waiter = oneshot::Sender<Result<LogIndex, ProposeError>>;
+
+/// The mirror of the metadata group.
+pub struct Metadata {
+    node: NodeId,
+    cluster: u64,
+    mirror: Mutex<Mirror>,
+    applied: watch::Sender<u64>,
+    leaders: Mutex<BTreeMap<GroupId, Leader>>,
+    /// Counts changes of leaders.
+    elections: watch::Sender<u64>,
+    pending: Mutex<HashMap<u64, Waiter>>,
+    next_token: AtomicU64,
+    mailbox: OnceLock<Mailbox>,
+    /// gRPC addresses of all nodes.
+    peers: Mutex<BTreeMap<NodeId, String>>,
+}
+
+impl Metadata {
+    /// An empty mirror on `node`.
+    pub fn new(node: NodeId, cluster: u64, peers: BTreeMap<NodeId, String>) -> Metadata {
+        Metadata {
+            node,
+            cluster,
+            mirror: Mutex::default(),
+            applied: watch::Sender::new(0),
+            leaders: Mutex::default(),
+            elections: watch::Sender::new(0),
+            pending: Mutex::default(),
+            next_token: AtomicU64::new(1),
+            mailbox: OnceLock::new(),
+            peers: Mutex::new(peers),
+        }
+    }
+
+    /// Says where the node's shard is; once, when the reactor has started.
+    pub fn connect(&self, mailbox: Mailbox) {
+        assert!(self.mailbox.set(mailbox).is_ok(), "a mirror belongs to one reactor");
+    }
+
+    /// Replaces the addresses of the other nodes.
+    pub fn set_peers(&self, peers: BTreeMap<NodeId, String>) {
+        *lock(&self.peers) = peers;
+    }
+
+    /// Takes a notice of the reactor.
+    pub fn notice(&self, effect: Effect) {
+        match effect {
+            Effect::Applied { index, command, .. } => self.apply(index.0, &command),
+            Effect::Proposed { token, result } => {
+                if let Some(waiter) = lock(&self.pending).remove(&token) {
+                    // Whoever asked may have given up.
+                    let _ = waiter.send(result);
+                }
+            }
+            Effect::LeaderChanged { group, leader, term } => {
+                lock(&self.leaders).insert(group, Leader { node: leader, term });
+                self.elections.send_modify(|count| *count += 1);
+            }
+            _ => {}
+        }
+    }
+
+    fn apply(&self, index: u64, command: &Bytes) {
+        let mut mirror = lock(&self.mirror);
+        // A device that was opened again replays the log from its start.
+        if index <= mirror.state.applied() {
+            return;
+        }
+        let outcome = mirror.state.apply(index, command);
+        mirror.outcomes.insert(index, outcome);
+        while mirror.outcomes.len() > OUTCOMES_KEPT {
+            mirror.outcomes.pop_first();
+        }
+        drop(mirror);
+        self.applied.send_replace(index);
+    }
+
+    /// Looks at the mirror as it is.
+    pub fn look<T>(&self, look: impl FnOnce(&MetaState) -> T) -> T {
+        look(&lock(&self.mirror).state)
+    }
+
+    /// Tells when the mirror changes.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.applied.subscribe()
+    }
+
+    /// Tells when a leader changes.
+    pub fn elections(&self) -> watch::Receiver<u64> {
+        self.elections.subscribe()
+    }
+
+    /// The leader of a group, as this node sees it.
+    pub fn leader(&self, group: GroupId) -> Option<Leader> {
+        lock(&self.leaders).get(&group).copied()
+    }
+
+    /// Whether this node leads the metadata group.
+    pub fn leads(&self) -> bool {
+        self.leader(GroupId::METADATA).is_some_and(|leader| leader.node == Some(self.node))
+    }
+
+    /// Waits until everything that was committed before the call is in the mirror, and returns the
+    /// index up to which it is.
+    ///
+    /// # Errors
+    /// If no leader could be reached in time.
+    pub async fn barrier(&self) -> Result<u64, Status> {
+        let entry = entry(String::new(), Op::Barrier(Barrier {}));
+        self.commit(entry).await.map(|(index, _)| index)
+    }
+
+    /// Makes a change and returns its outcome. Without a request id one is drawn.
+    ///
+    /// # Errors
+    /// If it did not come through in time; it may still take effect.
+    pub async fn change(&self, request_id: &str, op: Op) -> Result<Outcome, Status> {
+        let request_id = match request_id {
+            "" => format!("drawn-{:016x}{:016x}", random(), random()),
+            given => given.to_owned(),
+        };
+        self.commit(entry(request_id, op)).await.map(|(_, outcome)| outcome)
+    }
+
+    async fn commit(&self, entry: Entry) -> Result<(u64, Outcome), Status> {
+        let bytes = Bytes::from(encode(&entry));
+        let deadline = Instant::now() + PATIENCE;
+        let mut unknown = false;
+        let mut last = "no leader is known".to_owned();
+        while Instant::now() < deadline {
+            match self.attempt(&bytes).await {
+                Attempt::Committed(index) => {
+                    if let Some(outcome) = self.outcome(index, deadline).await {
+                        return Ok((index, outcome));
+                    }
+                    unknown = true;
+                    last = format!("this node has not caught up with entry {index}");
+                    break;
+                }
+                Attempt::Unknown(why) => (unknown, last) = (true, why),
+                Attempt::Nothing(why) => last = why,
+            }
+            sleep(PAUSE).await;
+        }
+        Err(no_quorum(&last, unknown, &entry.request_id))
+    }
+
+    async fn attempt(&self, bytes: &Bytes) -> Attempt {
+        match self.propose_here(bytes.clone()).await {
+            Ok(index) => Attempt::Committed(index.0),
+            Err(ProposeError::NotLeader(Some(leader))) if leader != self.node => {
+                self.propose_at(leader, bytes).await
+            }
+            Err(ProposeError::NotLeader(_)) => Attempt::Nothing("no leader is known".to_owned()),
+            Err(error @ ProposeError::Unknown) => Attempt::Unknown(error.to_string()),
+            Err(error @ ProposeError::Unavailable) => Attempt::Nothing(error.to_string()),
+        }
+    }
+
+    /// Proposes an encoded entry to this node's shard.
+    ///
+    /// # Errors
+    /// As the shard says; a proposal without an answer counts as unknown.
+    pub async fn propose_here(&self, command: Bytes) -> Result<LogIndex, ProposeError> {
+        let Some(mailbox) = self.mailbox.get() else { return Err(ProposeError::Unavailable) };
+        let token = self.next_token.fetch_add(1, Ordering::Relaxed);
+        let (waiter, answer) = oneshot::channel();
+        {
+            let mut pending = lock(&self.pending);
+            if pending.len() >= PENDING_MAX {
+                return Err(ProposeError::Unavailable);
+            }
+            pending.insert(token, waiter);
+        }
+        mailbox.event(Event::Propose { token, command });
+        match timeout(ATTEMPT, answer).await {
+            Ok(Ok(result)) => result,
+            _ => {
+                lock(&self.pending).remove(&token);
+                Err(ProposeError::Unknown)
+            }
+        }
+    }
+
+    async fn propose_at(&self, leader: NodeId, bytes: &Bytes) -> Attempt {
+        let Some(address) = lock(&self.peers).get(&leader).cloned() else {
+            return Attempt::Nothing(format!("the leader, node {leader}, has no address"));
+        };
+        let request = ProposeRequest { cluster: self.cluster, entry: bytes.to_vec() };
+        let answer = match basalt_api::dial::peer(&address, ATTEMPT + PAUSE) {
+            Ok(mut client) => client.propose(request).await,
+            Err(status) => return Attempt::Nothing(status.message().to_owned()),
+        };
+        match answer.map(tonic::Response::into_inner) {
+            Ok(answer) => read_answer(&answer, leader),
+            Err(status) => Attempt::Unknown(format!(
+                "the leader, node {leader} at {address}, does not answer: {}",
+                basalt_api::dial::plain(&status)
+            )),
+        }
+    }
+
+    async fn outcome(&self, index: u64, deadline: Instant) -> Option<Outcome> {
+        let mut applied = self.applied.subscribe();
+        let left = deadline.saturating_duration_since(Instant::now());
+        let reached = timeout(left, applied.wait_for(|at| *at >= index)).await;
+        reached.ok()?.ok()?;
+        lock(&self.mirror).outcomes.get(&index).cloned()
+    }
+}
+
+enum Attempt {
+    Committed(u64),
+    Unknown(String),
+    Nothing(String),
+}
+
+fn read_answer(answer: &ProposeResponse, leader: NodeId) -> Attempt {
+    match answer.result() {
+        ProposeResult::Committed => Attempt::Committed(answer.index),
+        ProposeResult::NotLeader => {
+            Attempt::Nothing(format!("node {leader} does not lead any more"))
+        }
+        ProposeResult::Unavailable => Attempt::Nothing(format!("node {leader} is not ready")),
+        ProposeResult::Unknown | ProposeResult::Unspecified => {
+            Attempt::Unknown(format!("node {leader} lost its place with the change under way"))
+        }
+    }
+}
+
+fn no_quorum(last: &str, unknown: bool, request_id: &str) -> Status {
+    let fate = match (unknown, request_id) {
+        (_, "") => "nothing was changed".to_owned(),
+        (false, _) => "nothing was changed; ask again".to_owned(),
+        (true, id) => format!(
+            "whether the change takes effect is not known; ask again with the request id '{id}', \
+             under which it takes effect once"
+        ),
+    };
+    let message = format!(
+        "the metadata group did not answer within {} s ({last}); {fate}. 'basalt cluster status' \
+         tells which nodes are missing",
+        PATIENCE.as_secs()
+    );
+    error::status(ErrorReason::NoQuorum, message, &[("request_id", request_id.to_owned())])
+}
+
+fn entry(request_id: String, op: Op) -> Entry {
+    Entry { version: ENTRY_VERSION, request_id, now_ms: now_ms(), op: Some(op) }
+}
+
+/// Milliseconds since 1970.
+pub fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// A number that nobody can foresee, from the keys that the standard library draws from the system
+/// for its hash maps.
+pub fn random() -> u64 {
+    use std::hash::{BuildHasher, Hasher, RandomState};
+    let mut hasher = RandomState::new().build_hasher();
+    hasher.write_i64(now_ms());
+    hasher.finish()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic ends the process, so a poisoned lock is only seen on the way out.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,181 @@
+//! The command line of `basaltd`.
+
+use basalt_attach::listen::NbdListen;
+use basalt_attach::process::LogFormat;
+use clap::Parser;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+const AFTER: &str = "\
+Examples:
+  A node on this machine, waiting to be made part of a cluster:
+    basaltd --name a --data-dir /var/lib/basalt/a --listen 127.0.0.1:7101 --data-listen 127.0.0.1:7201
+  Then, once all nodes run:
+    basalt cluster bootstrap --node 127.0.0.1:7101 --node 127.0.0.1:7102 --node 127.0.0.1:7103
+  A node that also serves NBD (volumes attached to its name):
+    basaltd --name a --data-dir /var/lib/basalt/a --nbd-listen 127.0.0.1:10809
+
+A node keeps its identity in its data directory and finds its cluster again after a restart.
+SIGTERM and SIGINT stop it gracefully: it hands its leaderships over first.
+
+Nothing is authenticated yet: whoever reaches the ports of a node can read and change every volume.
+Listen on loopback or on a network of your own.
+
+Exit status: 0 after a stop, 1 if it could not start or had to end, 2 for a wrong command line.";
+
+/// One node of a Basalt cluster: storage, metadata, front door and gRPC API.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "basaltd", version, after_help = AFTER)]
+pub struct Options {
+    /// Directory of the node: identity, lock and, by default, its device. Created if it is missing.
+    #[arg(long, env = "BASALT_DATA_DIR", value_name = "DIR")]
+    pub data_dir: PathBuf,
+
+    /// Block device, partition or file that holds the data. Everything on it that is not Basalt's is
+    /// left alone and refused. Default: the file 'device' in the data directory.
+    #[arg(long, env = "BASALT_DEVICE", value_name = "PATH")]
+    pub device: Option<PathBuf>,
+
+    /// Size of the device's file when it is created, such as 16GiB.
+    #[arg(long, value_name = "SIZE", default_value = "16GiB", value_parser = basalt_api::size::parse)]
+    pub device_size: u64,
+
+    /// Size of a log segment, fixed when the device is first used: a multiple of 64KiB.
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = basalt_api::size::parse)]
+    pub segment_size: u64,
+
+    /// Name of the node, unique in its cluster. Default: the machine's name.
+    #[arg(long, env = "BASALT_NAME", value_name = "NAME")]
+    pub name: Option<String>,
+
+    /// Where the gRPC API listens.
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:7100")]
+    pub listen: SocketAddr,
+
+    /// Where the data path listens, for other nodes and for clients.
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:7200")]
+    pub data_listen: SocketAddr,
+
+    /// Host name or address under which other machines reach this node, if it is not the one that
+    /// it listens on.
+    #[arg(long, value_name = "HOST")]
+    pub advertise: Option<String>,
+
+    /// Serve the volumes attached to this node over NBD: an address, or unix:/path. Default: not.
+    #[arg(long, value_name = "ADDR:PORT|unix:PATH")]
+    pub nbd_listen: Option<NbdListen>,
+
+    /// TLS certificate chain for NBD, PEM. With it, NBD clients must use TLS.
+    #[arg(long, value_name = "FILE", requires = "tls_key", requires = "nbd_listen")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// Private key of the certificate, PEM.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+
+    /// Authorities of which NBD clients must show a certificate, PEM.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_client_ca: Option<PathBuf>,
+
+    /// Accept a file system without O_DIRECT (such as tmpfs). For tests: what is acknowledged is not
+    /// on the device then.
+    #[arg(long)]
+    pub allow_buffered: bool,
+
+    /// How log lines on the standard error look. BASALT_LOG chooses what is logged.
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+impl Options {
+    /// The node's name.
+    ///
+    /// # Errors
+    /// If the name, given or the machine's, can not name a node.
+    pub fn node_name(&self) -> Result<String, String> {
+        let name = match &self.name {
+            Some(name) => name.clone(),
+            None => machine_name()?,
+        };
+        basalt_meta::check_host(&name).map_err(|e| format!("--name: {e}"))?;
+        Ok(name)
+    }
+
+    /// The address under which others reach what listens on `bound`.
+    ///
+    /// # Errors
+    /// If it listens on every address or on a port that is not known yet.
+    pub fn advertised(&self, bound: SocketAddr) -> Result<String, String> {
+        if bound.port() == 0 {
+            return Err(format!("{bound}: give a port, others must be able to find it again"));
+        }
+        match &self.advertise {
+            Some(host) if host.contains(':') && !host.starts_with('[') => {
+                Ok(format!("[{host}]:{}", bound.port()))
+            }
+            Some(host) => Ok(format!("{host}:{}", bound.port())),
+            None if bound.ip().is_unspecified() => Err(format!(
+                "{bound} means every address of this machine; say with --advertise under which one \
+                 the other nodes reach it"
+            )),
+            None => Ok(bound.to_string()),
+        }
+    }
+
+    /// The device's path.
+    pub fn device_path(&self) -> PathBuf {
+        self.device.clone().unwrap_or_else(|| self.data_dir.join("device"))
+    }
+
+    /// What is reachable from other machines although nothing is authenticated.
+    pub fn exposed(&self) -> Vec<String> {
+        let mut exposed = Vec::new();
+        for (what, at) in [("the gRPC API", self.listen), ("the data path", self.data_listen)] {
+            if !at.ip().is_loopback() {
+                exposed.push(format!("{what} on {at}"));
+            }
+        }
+        if let Some(nbd) = &self.nbd_listen
+            && !nbd.is_local()
+            && self.tls_client_ca.is_none()
+        {
+            exposed.push(format!("NBD on {nbd}"));
+        }
+        exposed
+    }
+}
+
+/// The machine's name up to the first dot.
+///
+/// # Errors
+/// If the system does not tell it.
+pub fn machine_name() -> Result<String, String> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map_err(|e| format!("the machine's name can not be read ({e}); give one with --name"))?;
+    Ok(text.trim().split('.').next().unwrap_or_default().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Options::command().debug_assert();
+    }
+
+    #[test]
+    fn an_address_that_others_can_use_is_wanted() {
+        let parse = |extra: &[&str]| {
+            let args = ["basaltd", "--data-dir", "/d"].into_iter().chain(extra.iter().copied());
+            Options::try_parse_from(args).expect("good options")
+        };
+        let all: SocketAddr = "0.0.0.0:7100".parse().expect("an address");
+        assert!(parse(&[]).advertised(all).unwrap_err().contains("--advertise"));
+        assert_eq!(parse(&["--advertise", "n1"]).advertised(all).unwrap(), "n1:7100");
+        assert_eq!(parse(&["--advertise", "::1"]).advertised(all).unwrap(), "[::1]:7100");
+        assert!(parse(&[]).exposed().is_empty());
+        assert_eq!(parse(&["--listen", "0.0.0.0:7100"]).exposed().len(), 1);
+    }
+}

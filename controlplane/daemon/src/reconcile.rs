@@ -1,0 +1,304 @@
+//! What makes the node do what the records say. One task, woken by changes of the mirror and of
+//! leaders, and now and then without a reason; it looks at the present state only, never at what
+//! woke it, and each step may be repeated.
+
+use crate::deleter::DeleteJob;
+use crate::engine::{DELETER, DOOR, Engine, map_of};
+use basalt_attach::convert;
+use basalt_core::event::Event;
+use basalt_meta::{
+    AttachVolume, InitCluster, Op, Outcome, PurgeVolume, RaiseEpoch, UpdateMember, VolumeRecord,
+    layout,
+};
+use basalt_nbd::DoorCommand;
+use basalt_wire::ids::{GroupId, NodeId};
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, Weak};
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::time::sleep;
+
+/// How long the task sleeps at most.
+const RESYNC: Duration = Duration::from_secs(10);
+/// How long it rests after something did not work.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// What this process has done so far.
+struct Reconciler {
+    /// Entries up to here were committed before this process came up: an attachment made by one of
+    /// them may have been served by a process that is dead, and needs a new epoch.
+    began: u64,
+    /// Volumes given to the door, by number: name and epoch.
+    served: BTreeMap<u64, (String, u64)>,
+    preferred: BTreeMap<GroupId, NodeId>,
+    deletion: Option<(u64, oneshot::Receiver<bool>)>,
+}
+
+/// Runs until the engine is gone.
+pub async fn run(weak: Weak<Engine>) {
+    let Some(began) = catch_up(&weak).await else { return };
+    let mut reconciler = Reconciler {
+        began,
+        served: BTreeMap::new(),
+        preferred: BTreeMap::new(),
+        deletion: None,
+    };
+    loop {
+        let Some(engine) = weak.upgrade() else { return };
+        let (mut changes, mut elections) =
+            (engine.metadata.changes(), engine.metadata.elections());
+        changes.mark_unchanged();
+        elections.mark_unchanged();
+        let clean = reconciler.pass(&engine).await;
+        drop(engine);
+        let rest = if clean { RESYNC } else { PAUSE };
+        let mut deletion = reconciler.deletion.as_mut().map(|(_, end)| end);
+        tokio::select! {
+            _ = changes.changed() => {}
+            _ = elections.changed() => {}
+            () = ended(&mut deletion) => {}
+            () = sleep(rest) => {}
+        }
+    }
+}
+
+async fn ended(deletion: &mut Option<&mut oneshot::Receiver<bool>>) {
+    match deletion {
+        Some(end) if !end.is_terminated() => drop(end.await),
+        _ => std::future::pending().await,
+    }
+}
+
+async fn catch_up(weak: &Weak<Engine>) -> Option<u64> {
+    loop {
+        let metadata = weak.upgrade()?.metadata.clone();
+        match metadata.barrier().await {
+            Ok(index) => return Some(index),
+            Err(status) => tracing::warn!("waiting for the metadata group: {}", status.message()),
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+impl Reconciler {
+    /// Brings everything into line; false if something has to be tried again.
+    async fn pass(&mut self, engine: &Arc<Engine>) -> bool {
+        let mut clean = self.cluster_record(engine).await;
+        clean &= addresses(engine).await;
+        clean &= self.attachments(engine).await;
+        self.preferences(engine);
+        clean & self.deletions(engine).await
+    }
+
+    /// The leader writes down what was agreed at bootstrap.
+    async fn cluster_record(&self, engine: &Arc<Engine>) -> bool {
+        let metadata = &engine.metadata;
+        if !metadata.leads() || metadata.look(|state| state.cluster().is_some()) {
+            return true;
+        }
+        let spec = engine.spec();
+        let request = format!("bootstrap-{:016x}", spec.id);
+        let op = Op::InitCluster(InitCluster { spec: Some(spec) });
+        done(metadata.change(&request, op).await, "writing the cluster's record")
+    }
+
+    /// Volumes that are attached to this node are served; others are not.
+    async fn attachments(&mut self, engine: &Arc<Engine>) -> bool {
+        if engine.options.nbd_listen.is_none() {
+            return true;
+        }
+        let ours = |volume: &&VolumeRecord| {
+            volume.attachment.as_ref().is_some_and(|a| a.host == engine.name)
+        };
+        let wanted: BTreeMap<u64, VolumeRecord> = engine.metadata.look(|state| {
+            state.volumes().filter(ours).map(|v| (v.number, v.clone())).collect()
+        });
+        self.withdraw(engine, &wanted);
+        let mut clean = true;
+        for volume in wanted.into_values() {
+            if self.served.contains_key(&volume.number) {
+                continue;
+            }
+            let Some(attachment) = &volume.attachment else { continue };
+            if attachment.index <= self.began {
+                clean &= renew(engine, &volume).await;
+            } else {
+                clean &= self.serve(engine, &volume, attachment.epoch);
+            }
+        }
+        clean
+    }
+
+    fn withdraw(&mut self, engine: &Engine, wanted: &BTreeMap<u64, VolumeRecord>) {
+        let epoch_of = |number: &u64| wanted.get(number)?.attachment.as_ref().map(|a| a.epoch);
+        self.served.retain(|number, (name, epoch)| {
+            let keep = epoch_of(number) == Some(*epoch);
+            if !keep {
+                tracing::info!(volume = %name, epoch, "no longer attached here; withdrawn");
+                let command = DoorCommand::Withdraw { name: name.clone() };
+                engine.reactor.tenant(DOOR, Box::new(command));
+                serving(engine, |names| names.remove(name.as_str()));
+            }
+            keep
+        });
+    }
+
+    fn serve(&mut self, engine: &Engine, volume: &VolumeRecord, epoch: u64) -> bool {
+        let map = match convert::pool_map(&engine.map()) {
+            Ok(map) => Arc::new(map),
+            Err(problem) => {
+                tracing::error!(volume = %volume.id, "can not be served: {problem}");
+                return false;
+            }
+        };
+        let record = crate::admin::volume_of(volume);
+        let config = convert::volume_config(&record, epoch, map, Some(engine.node));
+        let command = DoorCommand::Serve { name: volume.id.clone(), config };
+        engine.reactor.tenant(DOOR, Box::new(command));
+        tracing::info!(volume = %volume.id, epoch, "attached here; served");
+        self.served.insert(volume.number, (volume.id.clone(), epoch));
+        serving(engine, |names| names.insert(volume.id.clone()));
+        true
+    }
+
+    /// Tells the shard which of its groups should lead where.
+    fn preferences(&mut self, engine: &Engine) {
+        let spec = engine.spec();
+        let hosts: Vec<u32> = engine.metadata.look(|state| {
+            let attached = |name: &String| {
+                state.volumes().any(|v| v.attachment.as_ref().is_some_and(|a| a.host == *name))
+            };
+            spec.members.iter().filter(|m| attached(&m.name)).map(|m| m.node).collect()
+        });
+        for (group, voters) in spec.groups.iter().enumerate() {
+            let group = GroupId(group as u32);
+            if !voters.nodes.contains(&engine.node.0) {
+                continue;
+            }
+            let Some(node) = layout::preferred_leader(group.0, &voters.nodes, &hosts) else { continue };
+            let node = NodeId(node);
+            if self.preferred.insert(group, node) != Some(node) {
+                engine.reactor.event(Event::Prefer { group, node });
+            }
+        }
+    }
+
+    /// The leader deletes the blocks of deleted volumes, one volume after the other.
+    async fn deletions(&mut self, engine: &Arc<Engine>) -> bool {
+        if let Some((number, end)) = &mut self.deletion {
+            let number = *number;
+            match end.try_recv() {
+                Err(oneshot::error::TryRecvError::Empty) => return true,
+                Ok(true) => {
+                    let op = Op::PurgeVolume(PurgeVolume { volume: number });
+                    if !done(engine.metadata.change("", op).await, "purging a volume") {
+                        self.deletion = None;
+                        return false;
+                    }
+                }
+                _ => {}
+            }
+            self.deletion = None;
+        }
+        if !engine.metadata.leads() {
+            return true;
+        }
+        let next = engine.metadata.look(|state| {
+            state.volumes().find(|volume| volume.deleting).map(|volume| volume.number)
+        });
+        match next {
+            Some(number) => self.delete(engine, number).await,
+            None => true,
+        }
+    }
+
+    async fn delete(&mut self, engine: &Arc<Engine>, number: u64) -> bool {
+        let op = Op::RaiseEpoch(RaiseEpoch { volume: number });
+        let volume = match engine.metadata.change("", op).await {
+            Ok(Outcome::Volume(volume)) => volume,
+            Ok(_) => return true,
+            Err(status) => {
+                tracing::warn!("deleting a volume has to wait: {}", status.message());
+                return false;
+            }
+        };
+        let spec = engine.spec();
+        let Ok(map) = convert::pool_map(&map_of(&spec, 0)) else { return false };
+        let record = crate::admin::volume_of(&volume);
+        let config = convert::volume_config(&record, volume.epoch, Arc::new(map), Some(engine.node));
+        let (done, outcome) = oneshot::channel();
+        engine.reactor.tenant(DELETER, Box::new(DeleteJob { config, done }));
+        let (end, told) = oneshot::channel();
+        tokio::spawn(async move {
+            let good = match outcome.await {
+                Ok(Ok(())) => true,
+                Ok(Err(error)) => {
+                    tracing::warn!(volume = %volume.id, "its blocks are not deleted yet: {error}");
+                    false
+                }
+                Err(_) => false,
+            };
+            // The reconciler may be gone.
+            let _ = end.send(good);
+        });
+        self.deletion = Some((number, told));
+        true
+    }
+}
+
+/// Addresses: this node's into the record, the others' from it.
+async fn addresses(engine: &Arc<Engine>) -> bool {
+    let Some(record) = engine.metadata.look(|state| state.cluster().cloned()) else { return true };
+    if record != engine.spec() {
+        let (engine, record) = (engine.clone(), record.clone());
+        let adopted = tokio::task::spawn_blocking(move || engine.adopt_spec(&record)).await;
+        if let Ok(Err(error)) = adopted {
+            tracing::warn!("the members' new addresses are not in use: {error:#}");
+            return false;
+        }
+    }
+    let own = match crate::bootstrap::own_member(&engine.options, engine.node.0) {
+        Ok(own) => own,
+        Err(problem) => {
+            tracing::error!("this node's addresses: {problem}");
+            return false;
+        }
+    };
+    if record.members.iter().any(|member| member.node == own.node && *member != own) {
+        tracing::info!("this node has new addresses; telling the others");
+        let op = Op::UpdateMember(UpdateMember { member: Some(own) });
+        return done(engine.metadata.change("", op).await, "telling this node's addresses");
+    }
+    true
+}
+
+/// A restarted process is a new session: it takes a higher epoch before it serves.
+async fn renew(engine: &Arc<Engine>, volume: &VolumeRecord) -> bool {
+    let op = Op::AttachVolume(AttachVolume {
+        id: volume.id.clone(),
+        host: engine.name.clone(),
+        renew: true,
+        expected_epoch: volume.attachment.as_ref().map_or(0, |a| a.epoch),
+        ..AttachVolume::default()
+    });
+    done(engine.metadata.change("", op).await, "attaching a volume again")
+}
+
+fn serving(engine: &Engine, change: impl FnOnce(&mut std::collections::BTreeSet<String>) -> bool) {
+    change(&mut engine.serving.lock().unwrap_or_else(PoisonError::into_inner));
+}
+
+/// Whether a change is settled: made, or refused because the state is another one already.
+fn done(result: Result<Outcome, tonic::Status>, what: &str) -> bool {
+    match result {
+        Ok(Outcome::Refused(refused)) => {
+            tracing::info!("{what}: {}", refused.message);
+            true
+        }
+        Ok(_) => true,
+        Err(status) => {
+            tracing::warn!("{what} has to wait: {}", status.message());
+            false
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! The state machine of the metadata group.
+//!
+//! The truth about volumes and attachments is a log of [`Entry`]s, replicated by the metadata group.
+//! [`MetaState::apply`] is pure: it reads no clock and draws nothing, so every node that applied the
+//! same entries holds the same state. A change names itself by a request id; its effect is kept with
+//! the id, and proposing it again, after a lost answer, gives the same outcome and changes nothing.
+
+pub mod layout;
+mod requests;
+mod rules;
+mod state;
+
+pub use basalt_api::meta::v1::entry::Op;
+pub use basalt_api::meta::v1::{
+    AttachVolume, AttachmentRecord, Barrier, CreateVolume, DeleteVolume, DetachVolume, Entry,
+    InitCluster, PurgeVolume, RaiseEpoch, UpdateMember, VolumeRecord,
+};
+pub use rules::{check_host, check_size, check_volume_id};
+pub use state::{ENTRY_VERSION, MetaState, Outcome, Refused, decode, encode, etag_of};

@@ -1,0 +1,415 @@
+//! The state and how entries change it.
+
+use crate::requests::{Known, Requests};
+use crate::rules;
+use basalt_api::meta::v1::entry::Op;
+use basalt_api::meta::v1::{
+    AttachVolume, AttachmentRecord, CreateVolume, DeleteVolume, DetachVolume, Entry, VolumeRecord,
+};
+use basalt_api::v1::{ClusterSpec, ErrorReason, Member};
+use prost::Message;
+use std::collections::BTreeMap;
+
+/// Version of the entries that this state machine writes.
+pub const ENTRY_VERSION: u32 = 1;
+/// The most volumes of a cluster.
+const VOLUMES_MAX: usize = 10_000;
+
+/// Why an entry changed nothing.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Refused {
+    /// For programs.
+    pub reason: ErrorReason,
+    /// For people: what was wrong and what to do.
+    pub message: String,
+    /// The message's dynamic parts, by name.
+    pub facts: Vec<(&'static str, String)>,
+}
+
+/// What an entry did.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// Nothing that has an answer.
+    Nothing,
+    /// The volume as the change left it.
+    Volume(VolumeRecord),
+    /// It changed nothing.
+    Refused(Refused),
+}
+
+/// Volumes, attachments, members and the map, as of some index of the log.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct MetaState {
+    applied: u64,
+    cluster: Option<ClusterSpec>,
+    map_version: u64,
+    last_volume: u64,
+    volumes: BTreeMap<String, VolumeRecord>,
+    requests: Requests,
+}
+
+/// The bytes of an entry.
+pub fn encode(entry: &Entry) -> Vec<u8> {
+    entry.encode_to_vec()
+}
+
+/// An entry from its bytes, or what is wrong with them.
+///
+/// # Errors
+/// If the bytes are no entry, or one of a version or kind that this program does not know.
+pub fn decode(bytes: &[u8]) -> Result<Entry, String> {
+    let entry = Entry::decode(bytes).map_err(|e| format!("not a metadata entry: {e}"))?;
+    if entry.version != ENTRY_VERSION {
+        return Err(format!("a metadata entry of version {}, not {ENTRY_VERSION}", entry.version));
+    }
+    if entry.op.is_none() {
+        return Err("a metadata entry of an unknown kind".to_owned());
+    }
+    Ok(entry)
+}
+
+/// The etag of a volume.
+pub fn etag_of(volume: &VolumeRecord) -> String {
+    format!("{}-{}", volume.epoch, volume.revision)
+}
+
+impl MetaState {
+    /// The index of the entry applied last.
+    pub fn applied(&self) -> u64 {
+        self.applied
+    }
+
+    /// What the nodes agreed on, once the first entry is applied.
+    pub fn cluster(&self) -> Option<&ClusterSpec> {
+        self.cluster.as_ref()
+    }
+
+    /// Grows whenever the map of the pool changes.
+    pub fn map_version(&self) -> u64 {
+        self.map_version
+    }
+
+    /// The volumes in the order of their names.
+    pub fn volumes(&self) -> impl Iterator<Item = &VolumeRecord> {
+        self.volumes.values()
+    }
+
+    /// Volumes whose names come after `id`, in order.
+    pub fn volumes_after(&self, id: &str) -> impl Iterator<Item = &VolumeRecord> {
+        use std::ops::Bound;
+        self.volumes
+            .range::<str, _>((Bound::Excluded(id), Bound::Unbounded))
+            .map(|(_, volume)| volume)
+    }
+
+    /// A volume by the last part of its name.
+    pub fn volume(&self, id: &str) -> Option<&VolumeRecord> {
+        self.volumes.get(id)
+    }
+
+    /// A volume by its number.
+    pub fn volume_by_number(&self, number: u64) -> Option<&VolumeRecord> {
+        self.volumes.values().find(|v| v.number == number)
+    }
+
+    /// Applies the entry at `index`. Bytes that are no entry change nothing, on every node alike.
+    pub fn apply(&mut self, index: u64, bytes: &[u8]) -> Outcome {
+        assert!(index > self.applied, "entry {index} after {} was applied", self.applied);
+        self.applied = index;
+        if bytes.is_empty() {
+            return Outcome::Nothing;
+        }
+        let entry = match decode(bytes) {
+            Ok(entry) => entry,
+            Err(message) => return refused(ErrorReason::InvalidField, message, vec![]),
+        };
+        let body = fingerprint(&entry);
+        if !entry.request_id.is_empty() {
+            match self.requests.look_up(&entry.request_id, body) {
+                Known::New => {}
+                Known::Same(outcome) => return outcome.clone(),
+                Known::Other => return request_id_reused(&entry.request_id),
+            }
+        }
+        let Some(op) = entry.op else { return Outcome::Nothing };
+        let outcome = self.change(index, entry.now_ms, op);
+        let took_effect = !matches!(outcome, Outcome::Refused(_));
+        if took_effect && !entry.request_id.is_empty() {
+            self.requests.keep(&entry.request_id, body, entry.now_ms, outcome.clone());
+        }
+        outcome
+    }
+
+    fn change(&mut self, index: u64, now_ms: i64, op: Op) -> Outcome {
+        let result = match op {
+            Op::Barrier(_) => Ok(Outcome::Nothing),
+            Op::InitCluster(init) => self.init_cluster(init.spec),
+            Op::UpdateMember(update) => self.update_member(update.member),
+            Op::CreateVolume(create) => self.create_volume(index, now_ms, create),
+            Op::DeleteVolume(delete) => self.delete_volume(index, delete),
+            Op::RaiseEpoch(raise) => self.raise_epoch(index, raise.volume),
+            Op::PurgeVolume(purge) => self.purge_volume(purge.volume),
+            Op::AttachVolume(attach) => self.attach_volume(index, now_ms, attach),
+            Op::DetachVolume(detach) => self.detach_volume(index, detach),
+        };
+        result.unwrap_or_else(Outcome::Refused)
+    }
+
+    fn init_cluster(&mut self, spec: Option<ClusterSpec>) -> Result<Outcome, Refused> {
+        let spec = spec.unwrap_or_default();
+        match &self.cluster {
+            Some(known) if known.id == spec.id => return Ok(Outcome::Nothing),
+            Some(known) => {
+                let message = format!("the metadata group belongs to cluster {:016x}", known.id);
+                return Err(refusal(ErrorReason::AlreadyBootstrapped, message, vec![]));
+            }
+            None => {}
+        }
+        crate::layout::validate(&spec).map_err(|e| refusal(ErrorReason::InvalidField, e, vec![]))?;
+        self.cluster = Some(spec);
+        self.map_version = 1;
+        Ok(Outcome::Nothing)
+    }
+
+    fn update_member(&mut self, member: Option<Member>) -> Result<Outcome, Refused> {
+        let member = member.unwrap_or_default();
+        let known = self
+            .cluster
+            .as_mut()
+            .and_then(|spec| spec.members.iter_mut().find(|m| m.node == member.node));
+        let Some(known) = known else {
+            let message = format!("node {} is not a member of the cluster", member.node);
+            return Err(refusal(ErrorReason::InvalidField, message, vec![]));
+        };
+        // A node keeps the name under which volumes are attached to it.
+        let member = Member { name: known.name.clone(), ..member };
+        if *known != member {
+            *known = member;
+            self.map_version += 1;
+        }
+        Ok(Outcome::Nothing)
+    }
+
+    fn create_volume(
+        &mut self,
+        index: u64,
+        now_ms: i64,
+        create: CreateVolume,
+    ) -> Result<Outcome, Refused> {
+        let invalid = |field: &str, message: String| {
+            refusal(ErrorReason::InvalidField, message, vec![("field", field.to_owned())])
+        };
+        rules::check_volume_id(&create.id).map_err(|e| invalid("volume_id", e))?;
+        rules::check_size(create.size_bytes).map_err(|e| invalid("size_bytes", e))?;
+        rules::check_labels(create.labels.iter()).map_err(|e| invalid("labels", e))?;
+        if let Some(known) = self.volumes.get(&create.id) {
+            let state = if known.deleting { ", and is being deleted" } else { "" };
+            return Err(refusal(
+                ErrorReason::VolumeExists,
+                format!("the volume '{}' exists already{state}; choose another name", create.id),
+                vec![("volume", create.id)],
+            ));
+        }
+        if self.volumes.len() >= VOLUMES_MAX {
+            let message = format!("the cluster has {VOLUMES_MAX} volumes, the most it can have");
+            return Err(refusal(ErrorReason::Limit, message, vec![]));
+        }
+        self.last_volume += 1;
+        let volume = VolumeRecord {
+            number: self.last_volume,
+            id: create.id.clone(),
+            size_bytes: create.size_bytes,
+            lineage: self.last_volume,
+            epoch: 0,
+            generation: 0,
+            deleting: false,
+            labels: create.labels,
+            attachment: None,
+            create_time_ms: now_ms,
+            revision: index,
+        };
+        self.volumes.insert(create.id, volume.clone());
+        Ok(Outcome::Volume(volume))
+    }
+
+    fn delete_volume(&mut self, index: u64, delete: DeleteVolume) -> Result<Outcome, Refused> {
+        let volume = find(&mut self.volumes, &delete.id)?;
+        check_etag(volume, &delete.etag)?;
+        if let Some(attachment) = &volume.attachment {
+            return Err(refusal(
+                ErrorReason::VolumeAttached,
+                format!(
+                    "the volume '{}' is attached to '{}'; detach it first",
+                    delete.id, attachment.host
+                ),
+                vec![("volume", delete.id), ("host", attachment.host.clone())],
+            ));
+        }
+        if !volume.deleting {
+            volume.deleting = true;
+            volume.revision = index;
+        }
+        Ok(Outcome::Volume(volume.clone()))
+    }
+
+    fn raise_epoch(&mut self, index: u64, number: u64) -> Result<Outcome, Refused> {
+        let volume = self.volumes.values_mut().find(|v| v.number == number && v.deleting);
+        let Some(volume) = volume else {
+            let message = format!("no volume of number {number} is being deleted");
+            return Err(refusal(ErrorReason::VolumeNotFound, message, vec![]));
+        };
+        volume.epoch += 1;
+        volume.revision = index;
+        Ok(Outcome::Volume(volume.clone()))
+    }
+
+    fn purge_volume(&mut self, number: u64) -> Result<Outcome, Refused> {
+        // A record that is gone already is what was wanted.
+        self.volumes.retain(|_, v| v.number != number || !v.deleting);
+        Ok(Outcome::Nothing)
+    }
+
+    fn attach_volume(
+        &mut self,
+        index: u64,
+        now_ms: i64,
+        attach: AttachVolume,
+    ) -> Result<Outcome, Refused> {
+        rules::check_host(&attach.host).map_err(|e| {
+            refusal(ErrorReason::InvalidField, e, vec![("field", "host".to_owned())])
+        })?;
+        let volume = find(&mut self.volumes, &attach.id)?;
+        check_etag(volume, &attach.etag)?;
+        if volume.deleting {
+            return Err(refusal(
+                ErrorReason::VolumeDeleting,
+                format!("the volume '{}' is being deleted; it can not be attached", attach.id),
+                vec![("volume", attach.id)],
+            ));
+        }
+        let current = volume.attachment.as_ref();
+        let epoch_now = current.map_or(0, |a| a.epoch);
+        if attach.expected_epoch != 0 && attach.expected_epoch != epoch_now {
+            return Err(attachment_changed(&attach.id, current));
+        }
+        match current {
+            Some(a) if a.host == attach.host && !attach.renew => {
+                return Ok(Outcome::Volume(volume.clone()));
+            }
+            Some(a) if a.host != attach.host && !attach.r#move => {
+                return Err(refusal(
+                    ErrorReason::VolumeAttached,
+                    format!(
+                        "the volume '{}' is attached to '{}'; detach it there, or move it with the \
+                         move flag (--move), which shuts the other session out for good",
+                        attach.id, a.host
+                    ),
+                    vec![("volume", attach.id), ("host", a.host.clone())],
+                ));
+            }
+            _ => {}
+        }
+        volume.epoch += 1;
+        volume.revision = index;
+        let (host, epoch) = (attach.host, volume.epoch);
+        volume.attachment = Some(AttachmentRecord { host, epoch, since_ms: now_ms, index });
+        Ok(Outcome::Volume(volume.clone()))
+    }
+
+    fn detach_volume(&mut self, index: u64, detach: DetachVolume) -> Result<Outcome, Refused> {
+        let volume = find(&mut self.volumes, &detach.id)?;
+        check_etag(volume, &detach.etag)?;
+        let Some(current) = &volume.attachment else {
+            return Ok(Outcome::Volume(volume.clone()));
+        };
+        let other_host = !detach.host.is_empty() && detach.host != current.host;
+        let other_epoch = detach.epoch != 0 && detach.epoch != current.epoch;
+        if other_host || other_epoch {
+            return Err(attachment_changed(&detach.id, Some(current)));
+        }
+        volume.attachment = None;
+        volume.revision = index;
+        Ok(Outcome::Volume(volume.clone()))
+    }
+}
+
+fn find<'a>(
+    volumes: &'a mut BTreeMap<String, VolumeRecord>,
+    id: &str,
+) -> Result<&'a mut VolumeRecord, Refused> {
+    volumes.get_mut(id).ok_or_else(|| not_found(id))
+}
+
+/// The refusal for a volume that does not exist.
+pub(crate) fn not_found(id: &str) -> Refused {
+    let shown = id.escape_debug().to_string();
+    refusal(
+        ErrorReason::VolumeNotFound,
+        format!("there is no volume '{shown}'; 'basalt volume list' shows those that there are"),
+        vec![("volume", shown)],
+    )
+}
+
+impl Refused {
+    /// There is no such volume.
+    pub fn volume_not_found(id: &str) -> Refused {
+        not_found(id)
+    }
+}
+
+fn check_etag(volume: &VolumeRecord, etag: &str) -> Result<(), Refused> {
+    let now = etag_of(volume);
+    if etag.is_empty() || etag == now {
+        return Ok(());
+    }
+    Err(refusal(
+        ErrorReason::EtagMismatch,
+        format!("the volume '{}' changed in between; read it again and decide anew", volume.id),
+        vec![("volume", volume.id.clone()), ("etag", now)],
+    ))
+}
+
+fn attachment_changed(id: &str, current: Option<&AttachmentRecord>) -> Refused {
+    let (now, host) = match current {
+        Some(a) => (format!("attached to '{}' with epoch {}", a.host, a.epoch), a.host.clone()),
+        None => ("not attached".to_owned(), String::new()),
+    };
+    refusal(
+        ErrorReason::AttachmentChanged,
+        format!("the attachment that was meant is over: the volume '{id}' is {now}"),
+        vec![("volume", id.to_owned()), ("host", host)],
+    )
+}
+
+fn request_id_reused(id: &str) -> Outcome {
+    let shown = id.escape_debug().to_string();
+    refused(
+        ErrorReason::RequestIdReused,
+        format!("the request id '{shown}' was used with another body; draw a new one"),
+        vec![("request_id", shown)],
+    )
+}
+
+fn refusal(
+    reason: ErrorReason,
+    message: String,
+    facts: Vec<(&'static str, String)>,
+) -> Refused {
+    Refused { reason, message, facts }
+}
+
+fn refused(
+    reason: ErrorReason,
+    message: String,
+    facts: Vec<(&'static str, String)>,
+) -> Outcome {
+    Outcome::Refused(refusal(reason, message, facts))
+}
+
+/// FNV-1a over the operation alone: what the proposer chose (time, id) does not count.
+fn fingerprint(entry: &Entry) -> u64 {
+    let op = Entry { op: entry.op.clone(), ..Entry::default() };
+    op.encode_to_vec()
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}

@@ -1,0 +1,253 @@
+//! The rules of the metadata group: idempotency, epochs, attachments.
+
+use basalt_api::v1::{ClusterSpec, ErrorReason, Member};
+use basalt_meta::{
+    AttachVolume, CreateVolume, DeleteVolume, DetachVolume, ENTRY_VERSION, Entry, InitCluster,
+    MetaState, Op, Outcome, PurgeVolume, RaiseEpoch, UpdateMember, VolumeRecord, encode, etag_of,
+    layout,
+};
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+
+struct Machine {
+    state: MetaState,
+    index: u64,
+}
+
+impl Machine {
+    fn new() -> Machine {
+        Machine { state: MetaState::default(), index: 0 }
+    }
+
+    fn with_demo() -> Machine {
+        let mut machine = Machine::new();
+        machine.volume(create("demo"));
+        machine
+    }
+
+    fn propose(&mut self, request_id: &str, now_ms: i64, op: Op) -> Outcome {
+        self.index += 1;
+        let request_id = request_id.to_owned();
+        let entry = Entry { version: ENTRY_VERSION, request_id, now_ms, op: Some(op) };
+        self.state.apply(self.index, &encode(&entry))
+    }
+
+    fn run(&mut self, op: Op) -> Outcome {
+        self.propose("", 1, op)
+    }
+
+    fn volume(&mut self, op: Op) -> VolumeRecord {
+        match self.run(op) {
+            Outcome::Volume(volume) => volume,
+            other => panic!("expected a volume, got {other:?}"),
+        }
+    }
+
+    fn reason(&mut self, op: Op) -> ErrorReason {
+        match self.run(op) {
+            Outcome::Refused(refused) => refused.reason,
+            other => panic!("expected a refusal, got {other:?}"),
+        }
+    }
+}
+
+fn create(id: &str) -> Op {
+    Op::CreateVolume(CreateVolume { id: id.to_owned(), size_bytes: 1 << 30, labels: BTreeMap::new() })
+}
+
+fn attach(host: &str) -> AttachVolume {
+    AttachVolume { id: "demo".to_owned(), host: host.to_owned(), ..AttachVolume::default() }
+}
+
+fn detach(host: &str, epoch: u64) -> Op {
+    let (id, host) = ("demo".to_owned(), host.to_owned());
+    Op::DetachVolume(DetachVolume { id, host, epoch, etag: String::new() })
+}
+
+fn delete() -> Op {
+    Op::DeleteVolume(DeleteVolume { id: "demo".to_owned(), etag: String::new() })
+}
+
+fn spec() -> ClusterSpec {
+    let member = |node: u32| Member {
+        node,
+        name: format!("n{node}"),
+        grpc_address: format!("127.0.0.1:{}", 7000 + node),
+        data_address: format!("127.0.0.1:{}", 8000 + node),
+        nbd_address: String::new(),
+    };
+    layout::plan(9, (1..=3).map(member).collect(), 16).expect("a good list")
+}
+
+#[test]
+fn a_volume_has_one_host_at_a_time() {
+    let mut m = Machine::with_demo();
+    let first = m.volume(Op::AttachVolume(attach("a")));
+    assert_eq!((first.epoch, first.attachment.as_ref().unwrap().host.as_str()), (1, "a"));
+    assert_eq!(m.reason(Op::AttachVolume(attach("b"))), ErrorReason::VolumeAttached);
+    // The same host again is done already, and does not disturb its session.
+    assert_eq!(m.volume(Op::AttachVolume(attach("a"))), first);
+    let renewed = m.volume(Op::AttachVolume(AttachVolume { renew: true, ..attach("a") }));
+    assert_eq!(renewed.epoch, 2);
+    let moved = m.volume(Op::AttachVolume(AttachVolume { r#move: true, ..attach("b") }));
+    assert_eq!((moved.epoch, moved.attachment.as_ref().unwrap().host.as_str()), (3, "b"));
+    // A straggler of the old host can not clear the new attachment.
+    assert_eq!(m.reason(detach("a", 2)), ErrorReason::AttachmentChanged);
+    assert_eq!(m.reason(detach("b", 2)), ErrorReason::AttachmentChanged);
+    assert!(m.volume(detach("b", 3)).attachment.is_none());
+    assert!(m.volume(detach("", 0)).attachment.is_none(), "detached already counts as done");
+    assert_eq!(m.volume(Op::AttachVolume(attach("a"))).epoch, 4);
+}
+
+#[test]
+fn a_renewal_by_a_process_that_was_replaced_is_refused() {
+    let mut m = Machine::with_demo();
+    m.volume(Op::AttachVolume(attach("a")));
+    m.volume(Op::AttachVolume(AttachVolume { r#move: true, ..attach("b") }));
+    let late = AttachVolume { renew: true, r#move: true, expected_epoch: 1, ..attach("a") };
+    assert_eq!(m.reason(Op::AttachVolume(late)), ErrorReason::AttachmentChanged);
+}
+
+#[test]
+fn deletion_goes_through_its_states() {
+    let mut m = Machine::with_demo();
+    m.volume(Op::AttachVolume(attach("a")));
+    assert_eq!(m.reason(delete()), ErrorReason::VolumeAttached);
+    m.volume(detach("", 0));
+    let number = m.state.volume("demo").unwrap().number;
+    assert_eq!(m.reason(Op::RaiseEpoch(RaiseEpoch { volume: number })), ErrorReason::VolumeNotFound);
+    // A purge that comes too early does nothing.
+    m.run(Op::PurgeVolume(PurgeVolume { volume: number }));
+    assert!(m.volume(delete()).deleting);
+    assert!(m.volume(delete()).deleting, "deleting twice is done already");
+    assert_eq!(m.reason(Op::AttachVolume(attach("a"))), ErrorReason::VolumeDeleting);
+    assert_eq!(m.reason(create("demo")), ErrorReason::VolumeExists);
+    assert_eq!(m.volume(Op::RaiseEpoch(RaiseEpoch { volume: number })).epoch, 2);
+    m.run(Op::PurgeVolume(PurgeVolume { volume: number }));
+    assert!(m.state.volume("demo").is_none());
+    assert_eq!(m.reason(delete()), ErrorReason::VolumeNotFound);
+    assert!(m.volume(create("demo")).number > number, "numbers are never used twice");
+}
+
+#[test]
+fn one_request_takes_effect_once() {
+    let mut m = Machine::new();
+    let first = m.propose("r1", 1, create("demo"));
+    assert_eq!(m.propose("r1", 99, create("demo")), first, "the first answer again");
+    let Outcome::Refused(other) = m.propose("r1", 100, create("else")) else { panic!("refused") };
+    assert_eq!(other.reason, ErrorReason::RequestIdReused);
+    // What was refused may be tried again under the same id.
+    let Outcome::Refused(_) = m.propose("r2", 3, create("demo")) else { panic!("refused") };
+    m.run(delete());
+    m.run(Op::PurgeVolume(PurgeVolume { volume: 1 }));
+    assert!(matches!(m.propose("r2", 4, create("demo")), Outcome::Volume(_)));
+    // After a day an id is forgotten.
+    let day = 24 * 60 * 60 * 1000;
+    m.propose("r3", day + 10, Op::AttachVolume(attach("a")));
+    let Outcome::Refused(again) = m.propose("r1", day + 11, create("demo")) else { panic!("refused") };
+    assert_eq!(again.reason, ErrorReason::VolumeExists);
+}
+
+#[test]
+fn an_etag_guards_against_a_change_in_between() {
+    let mut m = Machine::with_demo();
+    let old = etag_of(m.state.volume("demo").unwrap());
+    m.volume(Op::AttachVolume(AttachVolume { etag: old.clone(), ..attach("a") }));
+    let late = AttachVolume { etag: old, r#move: true, ..attach("b") };
+    assert_eq!(m.reason(Op::AttachVolume(late)), ErrorReason::EtagMismatch);
+}
+
+#[test]
+fn the_cluster_is_made_once() {
+    let mut m = Machine::new();
+    let init = |spec: ClusterSpec| Op::InitCluster(InitCluster { spec: Some(spec) });
+    assert_eq!(m.run(init(spec())), Outcome::Nothing);
+    assert_eq!(m.run(init(spec())), Outcome::Nothing);
+    assert_eq!(m.reason(init(ClusterSpec { id: 10, ..spec() })), ErrorReason::AlreadyBootstrapped);
+    let moved = Member { data_address: "127.0.0.1:9999".to_owned(), ..spec().members[1].clone() };
+    m.run(Op::UpdateMember(UpdateMember { member: Some(moved.clone()) }));
+    assert_eq!(m.state.map_version(), 2);
+    assert_eq!(m.state.cluster().unwrap().members[1], moved);
+    m.run(Op::UpdateMember(UpdateMember { member: Some(moved) }));
+    assert_eq!(m.state.map_version(), 2, "no change, no new map");
+}
+
+#[test]
+fn bad_fields_are_refused_by_name() {
+    let mut m = Machine::new();
+    for id in ["", "Demo", "-demo", "demo-", "a/b", "ä", &"x".repeat(64)] {
+        assert_eq!(m.reason(create(id)), ErrorReason::InvalidField, "{id:?}");
+    }
+    for size_bytes in [0, 1, 4095, u64::MAX] {
+        let op = CreateVolume { id: "a".to_owned(), size_bytes, labels: BTreeMap::new() };
+        assert_eq!(m.reason(Op::CreateVolume(op)), ErrorReason::InvalidField, "{size_bytes}");
+    }
+    m.volume(create("demo"));
+    assert_eq!(m.reason(Op::AttachVolume(attach("a b"))), ErrorReason::InvalidField);
+    assert_eq!(m.reason(Op::AttachVolume(attach(""))), ErrorReason::InvalidField);
+}
+
+fn any_op() -> impl Strategy<Value = Op> {
+    let id = prop::sample::select(vec!["aa", "bb"]).prop_map(str::to_owned);
+    let host = prop::sample::select(vec!["h1", "h2", "h3"]).prop_map(str::to_owned);
+    prop_oneof![
+        2 => id.clone().prop_map(|id| Op::CreateVolume(CreateVolume {
+            id, size_bytes: 4096, labels: BTreeMap::new()
+        })),
+        6 => (id.clone(), host.clone(), any::<bool>(), any::<bool>()).prop_map(
+            |(id, host, r#move, renew)| Op::AttachVolume(AttachVolume {
+                id, host, r#move, renew, ..AttachVolume::default()
+            })
+        ),
+        3 => (id.clone(), host, 0u64..4).prop_map(|(id, host, epoch)| Op::DetachVolume(
+            DetachVolume { id, host, epoch, etag: String::new() }
+        )),
+        1 => id.prop_map(|id| Op::DeleteVolume(DeleteVolume { id, etag: String::new() })),
+        1 => (1u64..6).prop_map(|volume| Op::RaiseEpoch(RaiseEpoch { volume })),
+        1 => (1u64..6).prop_map(|volume| Op::PurgeVolume(PurgeVolume { volume })),
+    ]
+}
+
+proptest! {
+    /// Whatever is proposed, in whatever order and however often: an epoch never falls and never
+    /// belongs to two attachments, and replaying the log gives the same state.
+    #[test]
+    fn epochs_only_grow(script in prop::collection::vec((any_op(), 0u8..12), 1..80)) {
+        let mut m = Machine::new();
+        let mut replay = MetaState::default();
+        let mut epochs: BTreeMap<u64, u64> = BTreeMap::new();
+        let mut holders: BTreeMap<(u64, u64), String> = BTreeMap::new();
+        for (op, request) in script {
+            let request = if request == 0 { String::new() } else { format!("r{request}") };
+            m.index += 1;
+            let entry = Entry { version: ENTRY_VERSION, request_id: request, now_ms: 1, op: Some(op) };
+            let bytes = encode(&entry);
+            let before = m.state.clone();
+            let outcome = m.state.apply(m.index, &bytes);
+            prop_assert_eq!(&outcome, &replay.apply(m.index, &bytes));
+            prop_assert_eq!(&m.state, &replay);
+            if let Outcome::Refused(_) = outcome {
+                prop_assert!(before.volumes().eq(m.state.volumes()), "a refusal changes nothing");
+            }
+            for volume in m.state.volumes() {
+                let known = epochs.entry(volume.number).or_default();
+                prop_assert!(volume.epoch >= *known);
+                *known = volume.epoch;
+                if let Some(a) = &volume.attachment {
+                    prop_assert!(!volume.deleting);
+                    prop_assert_eq!(a.epoch, volume.epoch);
+                    let holder = holders.entry((volume.number, a.epoch)).or_insert_with(|| a.host.clone());
+                    prop_assert_eq!(&*holder, &a.host);
+                }
+            }
+        }
+    }
+
+    /// Bytes that are no entry are refused, and change nothing but the applied index.
+    #[test]
+    fn garbage_changes_nothing(bytes in prop::collection::vec(any::<u8>(), 1..200)) {
+        let mut state = MetaState::default();
+        let outcome = state.apply(1, &bytes);
+        prop_assert!(state.volumes().next().is_none() || matches!(outcome, Outcome::Volume(_)));
+    }
+}

@@ -1,0 +1,372 @@
+//! The state machine: events in, effects out.
+//!
+//! A request of the user is an [`Op`]; its cursor gives [`Part`]s, a bounded number at a time. A part
+//! that changes blocks first takes their lock, then is routed: to the leader or to a reader, onto a
+//! link with credit, or into the waiting list of its group. What was sent is a [`Sent`] until it is
+//! answered or its link breaks. Everything is found by number in slabs, in constant time.
+
+mod reply;
+mod route;
+mod session;
+mod timers;
+
+use crate::chunks::Chunks;
+use crate::group::Group;
+use crate::link::Link;
+use crate::part::{
+    Change, ExtentSum, InOrder, NONE, OP_PARTS_MAX, Op, Part, PartKind, Sent, Verb, block_checksums,
+};
+use crate::retry::Copies;
+use crate::slab::Slab;
+use crate::split::{Cursor, Cut, Piece};
+use crate::types::{
+    BlockError, BlockOp, BlockResult, ClientEffect, ClientEvent, ClientStats, Tuning, VolumeConfig,
+};
+use basalt_wire::block::{BLOCK_BYTES, CHUNK_BLOCKS, group_of_chunk};
+use basalt_wire::buffer::Payload;
+use basalt_wire::command::BlockRange;
+use basalt_wire::ids::GroupId;
+use basalt_wire::time::Time;
+use std::collections::VecDeque;
+
+type Out = Vec<ClientEffect>;
+
+/// One session with one volume. See the crate's documentation.
+#[derive(Debug)]
+pub struct VolumeClient {
+    config: VolumeConfig,
+    tuning: Tuning,
+    now: Time,
+    phase: Phase,
+    /// Links that came up so far in this session.
+    incarnations: u64,
+    /// How far the incarnation jumps when a replica has seen a higher one.
+    leap: u64,
+    links: Vec<Link>,
+    groups: Vec<Group>,
+    /// Groups to look after: those where something waits.
+    listed: Vec<GroupId>,
+    chunks: Chunks,
+    ops: Slab<Op>,
+    parts: Slab<Part>,
+    sent: Slab<Sent>,
+    sent_count: u64,
+    /// Parts to be routed before the call returns.
+    todo: Vec<u32>,
+    /// Requests that came before the session was ready.
+    backlog: VecDeque<(u64, BlockOp)>,
+    stats: ClientStats,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Fencing,
+    Ready,
+    Over(BlockError),
+}
+
+impl VolumeClient {
+    /// Begins a session: dials every replica and fences.
+    pub fn new(config: VolumeConfig, now: Time, out: &mut Out) -> VolumeClient {
+        VolumeClient::with_tuning(config, Tuning::default(), now, out)
+    }
+
+    /// As [`VolumeClient::new`], with other times and bounds than the usual ones.
+    pub fn with_tuning(
+        config: VolumeConfig,
+        tuning: Tuning,
+        now: Time,
+        out: &mut Out,
+    ) -> VolumeClient {
+        let mut client = VolumeClient {
+            config,
+            tuning,
+            now,
+            phase: Phase::Fencing,
+            incarnations: 0,
+            leap: 1,
+            links: Vec::new(),
+            groups: Vec::new(),
+            listed: Vec::new(),
+            chunks: Chunks::default(),
+            ops: Slab::default(),
+            parts: Slab::default(),
+            sent: Slab::default(),
+            sent_count: 0,
+            todo: Vec::new(),
+            backlog: VecDeque::new(),
+            stats: ClientStats::default(),
+        };
+        client.begin(out);
+        client
+    }
+
+    /// Takes an event. Effects are appended to `out`.
+    pub fn handle(&mut self, now: Time, event: ClientEvent, out: &mut Out) {
+        self.now = now;
+        if let Phase::Over(error) = self.phase {
+            if let ClientEvent::Submit { tag, .. } = event {
+                out.push(ClientEffect::Complete { tag, result: Err(error) });
+            }
+            return;
+        }
+        match event {
+            ClientEvent::Submit { tag, op } if self.phase == Phase::Ready => {
+                self.submit(tag, op, out);
+            }
+            ClientEvent::Submit { tag, op } => self.backlog.push_back((tag, op)),
+            ClientEvent::LinkUp { to, credit_bytes, credit_requests } => {
+                self.link_up(to, credit_bytes, credit_requests);
+            }
+            ClientEvent::LinkDown { to } => self.link_down(to),
+            ClientEvent::Reply { from, reply } => self.on_reply(from, reply, out),
+            ClientEvent::Map(map) => self.new_map(map, out),
+            ClientEvent::Resize(size_bytes) => self.resize(size_bytes),
+        }
+        self.run(out);
+    }
+
+    /// Called once after all events of a turn, and no later than [`VolumeClient::next_deadline`].
+    pub fn end_turn(&mut self, now: Time, out: &mut Out) {
+        self.now = now;
+        if !self.is_over() {
+            self.look_after_links(out);
+            self.look_after_groups(out);
+            self.run(out);
+        }
+    }
+
+    /// When [`VolumeClient::end_turn`] has to be called even if nothing happens.
+    pub fn next_deadline(&self) -> Option<Time> {
+        if self.is_over() {
+            return None;
+        }
+        let links = self.links.iter().filter_map(|link| link.deadline(&self.tuning));
+        let groups = self.listed.iter().map(|group| self.groups[group.0 as usize].next_at);
+        links.chain(groups).min()
+    }
+
+    /// Ends the session: everything unanswered is completed with [`BlockError::Closed`].
+    pub fn close(&mut self, out: &mut Out) {
+        if !self.is_over() {
+            self.end(BlockError::Closed, out);
+        }
+    }
+
+    /// Requests of the user that are not answered.
+    pub fn in_flight(&self) -> usize {
+        self.ops.len() + self.backlog.len()
+    }
+
+    /// Whether the session has begun and is not over.
+    pub fn is_ready(&self) -> bool {
+        self.phase == Phase::Ready
+    }
+
+    /// The volume and session.
+    pub fn config(&self) -> &VolumeConfig {
+        &self.config
+    }
+
+    /// What was done so far.
+    pub fn stats(&self) -> ClientStats {
+        ClientStats { ops: self.in_flight(), unanswered: self.sent.len(), ..self.stats }
+    }
+
+    fn run(&mut self, out: &mut Out) {
+        let mut next = 0;
+        while let Some(part) = self.todo.get(next).copied() {
+            next += 1;
+            self.route(part, out);
+        }
+        self.todo.clear();
+    }
+
+    fn is_over(&self) -> bool {
+        matches!(self.phase, Phase::Over(_))
+    }
+
+    fn group(&mut self, group: GroupId) -> &mut Group {
+        &mut self.groups[group.0 as usize]
+    }
+
+    // ---- requests of the user ----
+
+    fn submit(&mut self, tag: u64, op: BlockOp, out: &mut Out) {
+        match self.accept(tag, op) {
+            Ok(Some(op)) => self.start(op, out),
+            Ok(None) => out.push(ClientEffect::Complete { tag, result: Ok(BlockResult::Done) }),
+            Err(error) => out.push(ClientEffect::Complete { tag, result: Err(error) }),
+        }
+    }
+
+    /// The request with its range checked; nothing for a flush, which has nothing to do: whatever
+    /// was acknowledged is durable.
+    fn accept(&self, tag: u64, op: BlockOp) -> Result<Option<Op>, BlockError> {
+        let (verb, cut, offset, len) = match op {
+            BlockOp::Flush => return Ok(None),
+            BlockOp::Delete => {
+                let cursor = Cursor::new(Cut::Read, 0, 0);
+                return Ok(Some(new_op(tag, Verb::Delete, cursor)));
+            }
+            BlockOp::Read { offset, len } => {
+                (Verb::Read(InOrder::new(), Payload::empty()), Cut::Read, offset, u64::from(len))
+            }
+            BlockOp::Write { offset, data, fua: _ } => {
+                let len = data.len() as u64;
+                (Verb::Write(data), Cut::Write, offset, len)
+            }
+            BlockOp::Unmap { offset, len } => (Verb::Unmap, Cut::Unmap, offset, len),
+            BlockOp::Extents { offset, len } => {
+                let verb = Verb::Extents(InOrder::new(), ExtentSum::default());
+                (verb, Cut::Extents, offset, len)
+            }
+        };
+        if len == 0 {
+            return Err(BlockError::Invalid);
+        }
+        match offset.checked_add(len) {
+            Some(end) if end <= self.config.size_bytes => {
+                Ok(Some(new_op(tag, verb, Cursor::new(cut, offset, len))))
+            }
+            _ => Err(BlockError::OutOfRange),
+        }
+    }
+
+    fn start(&mut self, op: Op, out: &mut Out) {
+        self.stats.write_bytes += op.write_bytes;
+        let deletes = matches!(op.verb, Verb::Delete);
+        let id = self.ops.insert(op);
+        if deletes {
+            self.start_delete(id);
+        } else {
+            self.advance(id, out);
+        }
+    }
+
+    /// Starts as many parts as may be under way, and completes the request after its last one.
+    fn advance(&mut self, id: u32, out: &mut Out) {
+        while self.ops[id].under_way < OP_PARTS_MAX {
+            let Some(piece) = self.ops[id].cursor.piece() else { break };
+            let part = self.make_part(id, piece);
+            self.start_part(part);
+        }
+        let op = &self.ops[id];
+        if op.under_way == 0 && op.cursor.is_done() {
+            let op = self.ops.remove(id);
+            self.stats.write_bytes -= op.write_bytes;
+            let deleted = matches!(op.verb, Verb::Delete) && op.error.is_none();
+            let result = match op.error {
+                Some(error) => Err(error),
+                None => Ok(op.verb.into_result()),
+            };
+            out.push(ClientEffect::Complete { tag: op.tag, result });
+            if deleted {
+                self.end(BlockError::Closed, out);
+            }
+        }
+    }
+
+    fn make_part(&mut self, id: u32, piece: Piece) -> Part {
+        let op = &mut self.ops[id];
+        let alone = op.started == 0 && op.cursor.is_done();
+        let change = |data| {
+            let (skip, len) = (piece.skip as usize, piece.len as usize);
+            PartKind::Change(Box::new(Change { skip, len, data }))
+        };
+        let kind = match &mut op.verb {
+            Verb::Read(..) => PartKind::Read { skip: piece.skip, len: piece.len as u32 },
+            Verb::Extents(..) => PartKind::Extents { skip: piece.skip, len: piece.len },
+            Verb::Write(data) => {
+                let payload = if alone {
+                    std::mem::take(data)
+                } else {
+                    data.slice(piece.at as usize, piece.len as usize)
+                };
+                if piece.is_whole() {
+                    let checksums = block_checksums(&payload);
+                    PartKind::Write { payload, checksums }
+                } else {
+                    change(Some(payload))
+                }
+            }
+            Verb::Unmap if piece.is_whole() => PartKind::Unmap,
+            Verb::Unmap => change(None),
+            Verb::Delete => unreachable!("a delete is not cut"),
+        };
+        let chunk = piece.range.block / CHUNK_BLOCKS;
+        let group = group_of_chunk(self.config.lineage, chunk, self.config.map.group_count);
+        self.new_part(id, group, piece.range, kind)
+    }
+
+    fn new_part(&mut self, op: u32, group: GroupId, range: BlockRange, kind: PartKind) -> Part {
+        let mut number = 0;
+        if op != NONE {
+            let op = &mut self.ops[op];
+            number = op.started;
+            op.started += 1;
+            op.under_way += 1;
+        }
+        Part {
+            op,
+            number,
+            group,
+            range,
+            kind,
+            copies: Copies::default(),
+            sent: NONE,
+            tried: Default::default(),
+            damaged: Default::default(),
+        }
+    }
+
+    fn start_part(&mut self, part: Part) {
+        let (chunk, range, locked) = (part.chunk(), part.range, part.is_locked());
+        let id = self.parts.insert(part);
+        if !locked || self.chunks.lock(chunk, range, id) {
+            self.todo.push(id);
+        } else {
+            self.stats.conflicts += 1;
+        }
+    }
+
+    /// A part did what it was for; `collect` puts its result into the request's.
+    fn finish_part(&mut self, id: u32, out: &mut Out, collect: impl FnOnce(&mut Op, &Part)) {
+        let part = self.parts.remove(id);
+        assert_eq!(part.sent, NONE, "a finished part waits for no answer");
+        if part.is_locked() {
+            self.chunks.unlock(part.chunk(), id, &mut self.todo);
+        }
+        if part.op != NONE {
+            let op = &mut self.ops[part.op];
+            op.under_way -= 1;
+            collect(op, &part);
+            self.advance(part.op, out);
+        }
+    }
+
+    /// A part can not be done: neither can its request.
+    fn fail_part(&mut self, id: u32, error: BlockError, out: &mut Out) {
+        if self.parts[id].op == NONE {
+            self.parts.remove(id);
+            return self.end(error, out);
+        }
+        self.finish_part(id, out, |op, _| {
+            op.error.get_or_insert(error);
+            op.cursor.stop();
+        });
+    }
+}
+
+fn new_op(tag: u64, verb: Verb, cursor: Cursor) -> Op {
+    let write_bytes = match &verb {
+        Verb::Write(data) => data.len(),
+        _ => 0,
+    };
+    Op { tag, verb, cursor, under_way: 0, started: 0, error: None, write_bytes }
+}
+
+/// Blocks of a volume, the last one perhaps not whole.
+fn blocks_of(size_bytes: u64) -> u64 {
+    size_bytes.div_ceil(BLOCK_BYTES as u64)
+}

@@ -1,0 +1,288 @@
+//! What a reply means for the part that it answers.
+
+use super::{Out, VolumeClient};
+use crate::part::{
+    Change, NONE, PartKind, Runs, SentFor, Verb, block_checksums, matches_checksums,
+};
+use crate::types::BlockError;
+use basalt_wire::buffer::Payload;
+use basalt_wire::frame::{Refusal, Reply, ReplyResult};
+use basalt_wire::ids::{Address, LogIndex, NodeId, Term};
+
+const MALFORMED: BlockError = BlockError::Io("a replica refused the request as malformed");
+const CHANGED: BlockError = BlockError::Io("the data changed in memory while it was written");
+
+/// Who answers: the link, and its replica's place among the group's voters.
+#[derive(Clone, Copy)]
+struct Replier {
+    link: u16,
+    voter: usize,
+}
+
+impl VolumeClient {
+    pub(super) fn on_reply(&mut self, from: Address, reply: Reply, out: &mut Out) {
+        let Some(link) = self.find_link(from) else { return };
+        // What is not waited for was asked over an earlier link, or answered before.
+        let Some(slot) = self.find_sent(reply.id) else { return };
+        if self.sent[slot].link != link {
+            return;
+        }
+        let sent = self.sent.remove(slot);
+        self.links[usize::from(link)].answered(sent.bytes, &self.tuning, self.now);
+        self.drop_answered(link);
+        match sent.what {
+            SentFor::Part(id) => {
+                self.parts[id].sent = NONE;
+                self.on_part_reply(id, link, reply, out);
+            }
+            SentFor::Leader(group, voter) => {
+                self.group(group).asked.remove(voter);
+                if let ReplyResult::Leader { leader: Some(node), term } = reply.result {
+                    self.learn(group, node, term);
+                }
+            }
+            SentFor::Nobody => {}
+        }
+        if !self.is_over() {
+            self.pump(link, out);
+        }
+    }
+
+    /// Drops what is answered from the front of the link's list.
+    fn drop_answered(&mut self, link: u16) {
+        while let Some((id, _)) = self.links[usize::from(link)].sent.front() {
+            if self.find_sent(*id).is_some() {
+                break;
+            }
+            self.links[usize::from(link)].sent.pop_front();
+        }
+    }
+
+    fn on_part_reply(&mut self, id: u32, link: u16, reply: Reply, out: &mut Out) {
+        let part = &self.parts[id];
+        let voters = &self.groups[part.group.0 as usize].voters;
+        let voter = voters.iter().position(|l| *l == link);
+        let (Some(voter), true) = (voter, reply.group == part.group) else {
+            // The replica left the group, or answers for another one.
+            return self.lose_copy(id);
+        };
+        let from = Replier { link, voter };
+        match (part.is_read(), reply.result) {
+            (_, ReplyResult::Refused(Refusal::Fenced)) => self.end(BlockError::Fenced, out),
+            (_, ReplyResult::Refused(Refusal::Invalid)) => self.fail_part(id, MALFORMED, out),
+            (_, ReplyResult::Refused(Refusal::LateDuplicate)) => self.overtaken(id, link, out),
+            (false, ReplyResult::Done { index }) => self.on_done(id, index, out),
+            (false, ReplyResult::Refused(refusal)) => self.on_refused(id, from, refusal, out),
+            (false, ReplyResult::Leader { leader, term }) => {
+                self.on_denied(id, from, leader, term);
+            }
+            (false, ReplyResult::Unknown) => {
+                self.forget_leader(id, voter);
+                self.lose_copy(id);
+            }
+            (true, ReplyResult::Data { index, checksums, payload }) => {
+                self.on_data(id, from, index, &checksums, payload, out);
+            }
+            (true, ReplyResult::Extents { index, runs }) => {
+                self.on_extents(id, from, index, runs, out);
+            }
+            (true, ReplyResult::Refused(refusal)) => {
+                self.on_read_refused(id, voter, Some(refusal));
+            }
+            (true, other) => {
+                if let ReplyResult::Leader { leader: Some(node), term } = other {
+                    self.learn(self.parts[id].group, node, term);
+                }
+                self.on_read_refused(id, voter, None);
+            }
+            // An answer to another question: nothing is known about what was asked.
+            (false, ReplyResult::Data { .. } | ReplyResult::Extents { .. }) => self.lose_copy(id),
+        }
+    }
+
+    /// The copy's outcome is not known; another is sent when that is safe.
+    fn lose_copy(&mut self, id: u32) {
+        self.parts[id].copies.lose();
+        self.todo.push(id);
+    }
+
+    fn forget_leader(&mut self, id: u32, voter: usize) {
+        let group = self.parts[id].group;
+        if self.group(group).leader == Some(voter) {
+            self.group(group).leader = None;
+        }
+    }
+
+    // ---- what changes blocks ----
+
+    fn on_done(&mut self, id: u32, index: LogIndex, out: &mut Out) {
+        let group = self.parts[id].group;
+        self.group(group).went_well();
+        match self.parts[id].kind {
+            PartKind::Fence => {
+                self.finish_part(id, out, |_, _| {});
+                self.fenced(group, index, out);
+            }
+            PartKind::Delete => self.finish_part(id, out, |_, _| {}),
+            _ => {
+                self.chunks.raise(self.parts[id].chunk(), index);
+                self.finish_part(id, out, |_, _| {});
+            }
+        }
+    }
+
+    /// The replica does not lead, so the copy had no effect.
+    fn on_denied(&mut self, id: u32, from: Replier, leader: Option<NodeId>, term: Term) {
+        self.parts[id].copies.refused();
+        let number = self.parts[id].group;
+        let node = self.links[usize::from(from.link)].address.node;
+        if leader == Some(node) && term <= self.group(number).term {
+            // It leads after all, but not yet with all that it takes.
+            return self.back_off(id);
+        }
+        self.forget_leader(id, from.voter);
+        if let Some(leader) = leader {
+            self.learn(number, leader, term);
+        }
+        self.todo.push(id);
+    }
+
+    fn on_refused(&mut self, id: u32, from: Replier, refusal: Refusal, out: &mut Out) {
+        self.parts[id].copies.refused();
+        match refusal {
+            // A fence and a delete must come through on a full device too, and will.
+            Refusal::NoSpace
+                if !matches!(self.parts[id].kind, PartKind::Fence | PartKind::Delete) =>
+            {
+                self.fail_part(id, BlockError::NoSpace, out);
+            }
+            Refusal::NotHere | Refusal::Unavailable => {
+                self.forget_leader(id, from.voter);
+                self.todo.push(id);
+            }
+            Refusal::NotAttached => {
+                self.fence_again(self.parts[id].group);
+                self.back_off(id);
+            }
+            Refusal::BadChecksum => match &self.parts[id].kind {
+                PartKind::Write { payload, checksums }
+                    if !matches_checksums(payload, checksums) =>
+                {
+                    self.fail_part(id, CHANGED, out);
+                }
+                _ => self.back_off(id),
+            },
+            Refusal::Busy => {
+                self.stats.busy += 1;
+                self.back_off(id);
+            }
+            _ => self.back_off(id),
+        }
+    }
+
+    fn back_off(&mut self, id: u32) {
+        let (number, tuning, now) = (self.parts[id].group, self.tuning, self.now);
+        self.group(number).busy(&tuning, now);
+        self.todo.push(id);
+    }
+
+    /// A replica has seen a higher incarnation of this session. None of this client's can be, so it
+    /// is one of a life before a restart with the same epoch: jumps ahead until it is passed.
+    fn overtaken(&mut self, id: u32, link: u16, out: &mut Out) {
+        self.parts[id].copies.refused();
+        self.todo.push(id);
+        self.incarnations += self.leap;
+        self.leap = self.leap.saturating_mul(2).min(1 << 40);
+        self.reset(link, out);
+    }
+
+    // ---- reads ----
+
+    fn on_data(
+        &mut self,
+        id: u32,
+        from: Replier,
+        index: LogIndex,
+        checksums: &[u32],
+        payload: Payload,
+        out: &mut Out,
+    ) {
+        let part = &self.parts[id];
+        let count = part.range.count as usize;
+        let local = self.config.local == Some(self.links[usize::from(from.link)].address.node);
+        let sound = checksums.len() == count
+            && payload.len() == count * basalt_wire::block::BLOCK_BYTES
+            && ((local && !self.tuning.verify_local) || matches_checksums(&payload, checksums));
+        if !sound {
+            // Damaged on the way, so another try with the same replica later may do.
+            self.stats.damaged += 1;
+            return self.on_read_refused(id, from.voter, None);
+        }
+        self.chunks.raise(part.chunk(), index);
+        match &part.kind {
+            PartKind::Read { skip, len } => {
+                let (skip, len) = (*skip as usize, *len as usize);
+                let data = if len == payload.len() { payload } else { payload.slice(skip, len) };
+                self.finish_part(id, out, |op, part| {
+                    if let Verb::Read(order, whole) = &mut op.verb {
+                        order.put(part.number, data, |data| whole.append(data));
+                    }
+                });
+            }
+            PartKind::Change(change) => {
+                let kind = changed(change, &payload);
+                self.parts[id].kind = kind;
+                self.todo.push(id);
+            }
+            _ => self.on_read_refused(id, from.voter, None),
+        }
+    }
+
+    fn on_extents(&mut self, id: u32, from: Replier, index: LogIndex, runs: Runs, out: &mut Out) {
+        let part = &self.parts[id];
+        let total: u64 = runs.iter().map(|(count, _)| u64::from(*count)).sum();
+        let asked = matches!(part.kind, PartKind::Extents { .. });
+        if !asked || total != u64::from(part.range.count) {
+            return self.on_read_refused(id, from.voter, None);
+        }
+        self.chunks.raise(part.chunk(), index);
+        self.finish_part(id, out, |op, part| {
+            let PartKind::Extents { skip, len } = part.kind else { return };
+            if let Verb::Extents(order, sum) = &mut op.verb {
+                order.put(part.number, (runs, u64::from(skip), len), |(runs, skip, len)| {
+                    sum.add(&runs, skip, len);
+                });
+                if sum.full {
+                    op.cursor.stop();
+                }
+            }
+        });
+    }
+
+    /// This replica can not serve the read now: another may.
+    fn on_read_refused(&mut self, id: u32, voter: usize, refusal: Option<Refusal>) {
+        let part = &mut self.parts[id];
+        part.tried.insert(voter);
+        match refusal {
+            Some(Refusal::Behind) => self.stats.behind += 1,
+            Some(Refusal::Busy) => self.stats.busy += 1,
+            Some(Refusal::Damaged) => {
+                part.damaged.insert(voter);
+                self.stats.damaged += 1;
+            }
+            Some(Refusal::NotAttached) => {
+                let group = part.group;
+                self.fence_again(group);
+            }
+            _ => {}
+        }
+        self.todo.push(id);
+    }
+}
+
+/// The write that a change of a part of a block becomes when the block was read.
+fn changed(change: &Change, block: &Payload) -> PartKind {
+    let payload = change.apply(block);
+    let checksums = block_checksums(&payload);
+    PartKind::Write { payload, checksums }
+}

@@ -1,0 +1,294 @@
+//! Where a part goes: to the leader, to a reader, or into the waiting list of its group.
+
+use super::{Out, VolumeClient};
+use crate::group::FenceState;
+use crate::part::{NONE, PartKind, Sent, SentFor};
+use crate::retry::Verdict;
+use crate::types::{BlockError, ClientEffect};
+use basalt_wire::frame::{Request, RequestOp};
+use basalt_wire::ids::{GroupId, LogIndex, NodeId, RequestId, Term};
+use basalt_wire::time::Time;
+
+/// A request id is, from the top: the client's tag (16 bits), a count (28), the slot in the table of
+/// what is unanswered (20).
+const SLOT_BITS: u32 = 20;
+const COUNT_BITS: u32 = 28;
+
+impl VolumeClient {
+    /// Sends a part, queues it on a link, or lets it wait in its group.
+    pub(super) fn route(&mut self, id: u32, out: &mut Out) {
+        let part = &self.parts[id];
+        assert_eq!(part.sent, NONE, "a part is routed while it waits for an answer");
+        let group = &self.groups[part.group.0 as usize];
+        let fence = matches!(part.kind, PartKind::Fence);
+        if !fence && group.fence != FenceState::Done {
+            // The fence's end wakes the group.
+            let group = part.group;
+            self.group(group).waiting.push_back(id);
+        } else if part.is_read() {
+            self.route_read(id, out);
+        } else {
+            self.route_to_leader(id, out);
+        }
+    }
+
+    fn route_to_leader(&mut self, id: u32, out: &mut Out) {
+        let part = &self.parts[id];
+        let number = part.group;
+        let group = &self.groups[number.0 as usize];
+        if group.busy_until > self.now {
+            let until = group.busy_until;
+            return self.wait(id, until);
+        }
+        let link = match group.leader {
+            Some(leader) if self.links[usize::from(group.voters[leader])].is_up() => {
+                group.voters[leader]
+            }
+            _ => return self.wait_for_round(id),
+        };
+        match part.copies.verdict(group.term, self.links[usize::from(link)].incarnation) {
+            Verdict::Send => self.offer(id, link, out),
+            Verdict::NeedsNewLink => {
+                self.reset(link, out);
+                self.wait_for_round(id);
+            }
+            Verdict::NeedsNewTerm => {
+                self.group(number).leader = None;
+                self.wait_for_round(id);
+            }
+        }
+    }
+
+    fn route_read(&mut self, id: u32, out: &mut Out) {
+        let part = &self.parts[id];
+        let group = &self.groups[part.group.0 as usize];
+        if part.damaged.len() == group.voters.len() {
+            const ALL: BlockError = BlockError::Io("every copy of the blocks is damaged");
+            return self.fail_part(id, ALL, out);
+        }
+        match self.pick_reader(id) {
+            Some(link) => self.offer(id, link, out),
+            None => self.wait_for_round(id),
+        }
+    }
+
+    /// The link of the best replica to read from that was not tried in vain: the local one, then the
+    /// leader, then any; those that have not answered for a while only if there is no other.
+    pub(super) fn pick_reader(&self, id: u32) -> Option<u16> {
+        let part = &self.parts[id];
+        let group = &self.groups[part.group.0 as usize];
+        let order = || group.local.into_iter().chain(group.leader).chain(0..group.voters.len());
+        let fits = |suspects: bool| {
+            order()
+                .filter(|voter| !part.tried.contains(*voter))
+                .map(|voter| group.voters[voter])
+                .find(|link| {
+                    let link = &self.links[usize::from(*link)];
+                    link.is_up() && link.suspect == suspects
+                })
+        };
+        fits(false).or_else(|| fits(true))
+    }
+
+    /// Sends now if the link has credit and nobody waits for it, else queues.
+    fn offer(&mut self, id: u32, link: u16, out: &mut Out) {
+        let bytes = self.parts[id].payload_bytes();
+        let state = &mut self.links[usize::from(link)];
+        if state.queue.is_empty() && state.has_credit(bytes) {
+            self.send_part(id, link, out);
+        } else {
+            state.queue.push_back(id);
+        }
+    }
+
+    /// Sends what the link's credit allows of its queue.
+    pub(super) fn pump(&mut self, link: u16, out: &mut Out) {
+        while let Some(id) = self.links[usize::from(link)].queue.front().copied() {
+            if !self.links[usize::from(link)].has_credit(self.parts[id].payload_bytes()) {
+                return;
+            }
+            self.links[usize::from(link)].queue.pop_front();
+            if self.belongs_on(id, link) {
+                self.send_part(id, link, out);
+            } else {
+                self.todo.push(id);
+            }
+        }
+    }
+
+    /// Whether a part that was queued on a link may still be sent on it.
+    fn belongs_on(&self, id: u32, link: u16) -> bool {
+        let part = &self.parts[id];
+        let group = &self.groups[part.group.0 as usize];
+        let Some(voter) = group.voters.iter().position(|l| *l == link) else { return false };
+        if part.is_read() {
+            return !part.tried.contains(voter);
+        }
+        let incarnation = self.links[usize::from(link)].incarnation;
+        group.leader == Some(voter)
+            && group.busy_until <= self.now
+            && part.copies.verdict(group.term, incarnation) == Verdict::Send
+    }
+
+    fn send_part(&mut self, id: u32, link: u16, out: &mut Out) {
+        let group = &self.groups[self.parts[id].group.0 as usize];
+        let (term, fence_index) = (group.term, group.fence_index);
+        let incarnation = self.links[usize::from(link)].incarnation;
+        let part = &mut self.parts[id];
+        let number = part.group;
+        if !part.is_read() {
+            self.stats.resent += u64::from(part.copies.is_repeat());
+            part.copies.sent(term, incarnation);
+        }
+        let bytes = part.payload_bytes();
+        let op = self.request_op(id, term, fence_index);
+        self.parts[id].sent = self.send(link, number, op, SentFor::Part(id), bytes, out);
+    }
+
+    fn request_op(&self, id: u32, term: Term, fence_index: LogIndex) -> RequestOp {
+        let part = &self.parts[id];
+        let (range, generation) = (part.range, self.config.generation);
+        let floor = || self.chunks.floor(part.chunk()).max(fence_index);
+        match &part.kind {
+            PartKind::Read { .. } | PartKind::Change(_) => {
+                RequestOp::Read { range, floor: floor() }
+            }
+            PartKind::Extents { .. } => RequestOp::Extents { range, floor: floor() },
+            PartKind::Write { payload, checksums } => RequestOp::Write {
+                term,
+                generation,
+                range,
+                checksums: checksums.clone(),
+                payload: payload.clone(),
+            },
+            PartKind::Unmap => RequestOp::Unmap { term, generation, range },
+            PartKind::Fence => RequestOp::Fence { term },
+            PartKind::Delete => RequestOp::Delete { term },
+        }
+    }
+
+    fn send(
+        &mut self,
+        link: u16,
+        group: GroupId,
+        op: RequestOp,
+        what: SentFor,
+        bytes: usize,
+        out: &mut Out,
+    ) -> u32 {
+        self.sent_count += 1;
+        self.stats.sent += 1;
+        let slot = self.sent.insert(Sent { id: RequestId(0), link, what, bytes });
+        assert!(slot < 1 << SLOT_BITS, "a million requests are unanswered: credits are too large");
+        let count = self.sent_count & ((1 << COUNT_BITS) - 1);
+        let tag = u64::from(self.tuning.request_tag) << (SLOT_BITS + COUNT_BITS);
+        let id = RequestId(tag | count << SLOT_BITS | u64::from(slot));
+        self.sent[slot].id = id;
+        let link = &mut self.links[usize::from(link)];
+        link.take_credit(bytes);
+        link.sent.push_back((id, self.now));
+        let (volume, epoch) = (self.config.volume, self.config.epoch);
+        let incarnation = link.incarnation;
+        let request = Request { id, group, volume, epoch, incarnation, op };
+        out.push(ClientEffect::Send { to: link.address, request });
+        slot
+    }
+
+    /// What is unanswered by this id.
+    pub(super) fn find_sent(&self, id: RequestId) -> Option<u32> {
+        let slot = (id.0 & ((1 << SLOT_BITS) - 1)) as u32;
+        self.sent.get(slot).filter(|sent| sent.id == id).map(|_| slot)
+    }
+
+    // ---- waiting ----
+
+    /// Lets a part wait in its group for a leader, a link or another replica, until the next round.
+    pub(super) fn wait_for_round(&mut self, id: u32) {
+        let at = self.groups[self.parts[id].group.0 as usize].next_round(self.now);
+        self.wait(id, at);
+    }
+
+    fn wait(&mut self, id: u32, until: Time) {
+        let group = self.parts[id].group;
+        self.group(group).waiting.push_back(id);
+        self.look_after(group, until);
+    }
+
+    pub(super) fn look_after(&mut self, number: GroupId, at: Time) {
+        let group = self.group(number);
+        if group.listed {
+            group.next_at = group.next_at.min(at);
+        } else {
+            group.listed = true;
+            group.next_at = at;
+            self.listed.push(number);
+        }
+    }
+
+    /// Routes everything that waits in a group.
+    pub(super) fn wake(&mut self, group: GroupId) {
+        let waiting = std::mem::take(&mut self.groups[group.0 as usize].waiting);
+        self.todo.extend(waiting);
+    }
+
+    // ---- leaders ----
+
+    /// Asks every replica of a group that can be reached who leads it.
+    pub(super) fn ask_for_leader(&mut self, number: GroupId, out: &mut Out) {
+        for voter in 0..self.group(number).voters.len() {
+            let group = self.group(number);
+            let link = group.voters[voter];
+            let state = &self.links[usize::from(link)];
+            if state.is_up() && state.has_credit(0) && !self.group(number).asked.contains(voter) {
+                self.group(number).asked.insert(voter);
+                self.send(link, number, RequestOp::Leader, SentFor::Leader(number, voter), 0, out);
+            }
+        }
+    }
+
+    /// A replica says who leads in which term. Only a higher term, or a leader where none was known,
+    /// is news: what a replica says may be old.
+    pub(super) fn learn(&mut self, number: GroupId, node: NodeId, term: Term) {
+        let group = &self.groups[number.0 as usize];
+        let is_there = |link: &u16| self.links[usize::from(*link)].address.node == node;
+        let Some(voter) = group.voters.iter().position(is_there) else { return };
+        let newer = term > group.term;
+        if newer || (term == group.term && group.leader.is_none()) {
+            self.stats.leaders += 1;
+            let group = self.group(number);
+            group.leader = Some(voter);
+            group.term = term;
+            group.doubted = false;
+            if newer {
+                self.recall(number, term);
+            }
+            self.wake(number);
+        }
+    }
+
+    /// Takes back what was sent to, or is queued for, the leader of a lower term: it may hang there,
+    /// and the higher term makes another copy safe.
+    fn recall(&mut self, number: GroupId, term: Term) {
+        for link in 0..self.links.len() {
+            for i in 0..self.links[link].sent.len() {
+                let Some(slot) = self.find_sent(self.links[link].sent[i].0) else { continue };
+                let SentFor::Part(id) = self.sent[slot].what else { continue };
+                let part = &mut self.parts[id];
+                if part.group == number && part.copies.unanswered_term().is_some_and(|t| t < term) {
+                    self.give_up_copy(id);
+                }
+            }
+            let queue = std::mem::take(&mut self.links[link].queue);
+            self.todo.extend(queue);
+        }
+    }
+
+    /// Waits no longer for the answer of what was sent for a part, and routes it anew.
+    pub(super) fn give_up_copy(&mut self, id: u32) {
+        let part = &mut self.parts[id];
+        part.copies.lose();
+        let slot = std::mem::replace(&mut part.sent, NONE);
+        self.sent[slot].what = SentFor::Nobody;
+        self.todo.push(id);
+    }
+}

@@ -1,0 +1,335 @@
+//! Who leads, and when: ticks, elections at our own random times, hand-overs, sleep.
+
+use super::group::{Group, Role};
+use super::shared::Cx;
+use crate::mark;
+use basalt_wire::frame::Frame;
+use basalt_wire::ids::{Address, LogIndex, NodeId, Term};
+use basalt_wire::time::Time;
+use raft::eraftpb::MessageType;
+use raft::{ProgressState, StateRole};
+
+/// Entries that a follower may lack and still be asked to lead: it gets them within a round trip.
+const LAG_MAX: u64 = 256;
+
+/// What a replica remembers about elections.
+#[derive(Debug, Default)]
+pub struct Election {
+    /// When to ask for votes because the leader's link went down, and the term it was leader in.
+    campaign_at: Option<(Time, u64)>,
+    /// Elections started so far; makes each draw of a timeout a new one.
+    attempts: u64,
+    /// The node that should lead.
+    prefer: Option<NodeId>,
+    /// The hand-over under way: to whom, and when it was started.
+    pub(super) transfer: Option<NodeId>,
+    /// No new hand-over before this tick.
+    transfer_after: u64,
+    /// When the group was last busy.
+    pub(super) active_at: Time,
+}
+
+impl Election {
+    /// The replica became leader.
+    pub(super) fn led_since(&mut self, now: Time) {
+        self.active_at = now;
+        self.transfer = None;
+        self.campaign_at = None;
+    }
+}
+
+impl Group {
+    /// Advances Raft's clock by one.
+    pub fn tick(&mut self, cx: &mut Cx<'_>) {
+        if self.patience.is_some_and(|tick| cx.shared.tick >= tick) {
+            self.give_up(cx);
+        }
+        if self.asleep || self.raft.is_none() {
+            return;
+        }
+        // A replica that may not lead must not disturb those who may.
+        let may_campaign = self.impaired.is_none() && !cx.shared.draining;
+        if self.leads() || may_campaign {
+            self.guard(cx, |group, cx| group.tick_library(cx));
+        }
+        self.report_damage(cx);
+        self.place_leader(cx);
+        self.doze(cx);
+    }
+
+    fn tick_library(&mut self, cx: &mut Cx<'_>) {
+        let timeout = self.draw_timeout(cx);
+        let raft = self.raft.as_mut().expect("seen by the guard");
+        // Drawn anew by the library from its own randomness whenever it resets; ours counts.
+        raft.raft.set_randomized_election_timeout(timeout);
+        if raft.tick() && raft.raft.state != StateRole::Leader {
+            self.election.attempts += 1;
+        }
+    }
+
+    fn draw_timeout(&self, cx: &Cx<'_>) -> usize {
+        let raft = &self.raft.as_ref().expect("seen by the caller").raft;
+        let shortest = raft.election_timeout();
+        let what = [u64::from(self.id.0), raft.term, self.election.attempts];
+        shortest + (cx.shared.draw(what) % shortest as u64) as usize
+    }
+
+    /// When the group must be looked at before the next tick.
+    pub fn deadline(&self) -> Option<Time> {
+        self.election.campaign_at.map(|(at, _)| at)
+    }
+
+    /// Asks for votes if the leader's link went down a little while ago.
+    pub fn campaign_if_due(&mut self, cx: &mut Cx<'_>) {
+        let Some((at, term)) = self.election.campaign_at else { return };
+        if cx.now < at {
+            return;
+        }
+        self.election.campaign_at = None;
+        if self.term() != Term(term) || self.role() == Role::Leader || self.impaired.is_some() {
+            return;
+        }
+        mark!("campaign after the leader's link went down");
+        self.election.attempts += 1;
+        self.guard(cx, |group, _| {
+            let _ = group.raft.as_mut().expect("seen by the guard").campaign();
+        });
+    }
+
+    /// A peer's link went down or came up.
+    pub fn peer_link(&mut self, cx: &mut Cx<'_>, peer: NodeId, up: bool) {
+        if self.raft.is_none() || !self.peers().any(|address| address.node == peer) {
+            return;
+        }
+        self.outboxes.remove(&peer);
+        self.full.remove(&peer);
+        self.wake(cx);
+        if up {
+            return;
+        }
+        let led = self.leader() == Some(peer);
+        let raft = &mut self.raft.as_mut().expect("seen above").raft;
+        if raft.state == StateRole::Leader {
+            self.guard(cx, |group, _| {
+                let raft = group.raft.as_mut().expect("seen by the guard");
+                raft.report_unreachable(u64::from(peer.0));
+            });
+        } else if led && self.impaired.is_none() && !cx.shared.draining {
+            // What the library holds back in the leader's favour while it was heard from of late
+            // ends here; a pre-vote still needs a majority that misses the leader too.
+            raft.election_elapsed = raft.election_elapsed.max(raft.election_timeout());
+            let term = raft.term;
+            let window = cx.shared.timing.tick.as_nanos() as u64 * 3;
+            let what = [u64::from(self.id.0) << 8, term, self.election.attempts];
+            let delay = cx.shared.draw(what) % window.max(1);
+            self.election.campaign_at = Some((Time(cx.now.0 + delay), term));
+        }
+    }
+
+    /// Whether a message may reach the library.
+    pub(super) fn may_take(&mut self, cx: &Cx<'_>, kind: MessageType, from: NodeId) -> bool {
+        match kind {
+            MessageType::MsgRequestVote | MessageType::MsgRequestPreVote => {
+                if self.impaired.is_some() {
+                    mark!("vote withheld by an impaired replica");
+                    return false;
+                }
+                if let Some((at, _)) = &mut self.election.campaign_at {
+                    // Somebody else was faster.
+                    *at = (*at).max(cx.now + cx.shared.timing.tick * 5);
+                }
+                true
+            }
+            MessageType::MsgTimeoutNow => {
+                self.impaired.is_none()
+                    && !cx.shared.draining
+                    && self.leader() == Some(from)
+            }
+            _ => true,
+        }
+    }
+
+    /// Notes where the group's leader should be.
+    pub fn prefer(&mut self, cx: &mut Cx<'_>, node: NodeId) {
+        self.election.prefer = Some(node);
+        let misplaced = self.raft.is_some() && self.leader() != Some(node);
+        if misplaced && (self.leads() || node == self.me) {
+            self.wake(cx);
+            self.place_leader(cx);
+        }
+    }
+
+    /// A peer asks to be made leader.
+    pub fn asked_for_leadership(&mut self, cx: &mut Cx<'_>, from: Address, candidate: NodeId) {
+        if candidate == from.node && self.leads() && self.voters.contains(&from) {
+            self.wake(cx);
+            self.transfer(cx, candidate);
+        }
+    }
+
+    /// Hands leadership to where it should be, or asks for it.
+    fn place_leader(&mut self, cx: &mut Cx<'_>) {
+        if cx.shared.draining {
+            if self.leads() {
+                self.hand_over(cx);
+            }
+            return;
+        }
+        let Some(prefer) = self.election.prefer else { return };
+        if cx.shared.tick < self.election.transfer_after || self.impaired.is_some() {
+            return;
+        }
+        if self.leads() {
+            if prefer != self.me {
+                self.transfer(cx, prefer);
+            }
+        } else if prefer == self.me {
+            let Some(leader) = self.leader().and_then(|l| self.address_of(u64::from(l.0))) else {
+                return;
+            };
+            self.pause_transfers(cx);
+            let frame = Frame::AskLeadership { group: self.id, candidate: self.me };
+            cx.send(leader, frame);
+        }
+    }
+
+    fn pause_transfers(&mut self, cx: &Cx<'_>) {
+        self.election.transfer_after = cx.shared.tick + 2 * u64::from(cx.shared.timing.election_ticks);
+    }
+
+    /// Whether a voter could lead within a moment.
+    fn could_lead(&self, cx: &Cx<'_>, node: NodeId) -> Option<u64> {
+        let raft = &self.raft.as_ref()?.raft;
+        let progress = raft.prs().get(u64::from(node.0))?;
+        let near = progress.matched + LAG_MAX >= raft.raft_log.last_index();
+        let well = progress.state == ProgressState::Replicate && !cx.shared.down.contains(&node);
+        (near && well && node != self.me).then_some(progress.matched)
+    }
+
+    fn transfer(&mut self, cx: &mut Cx<'_>, to: NodeId) {
+        let busy = self.raft.as_ref().is_none_or(|raft| raft.raft.lead_transferee.is_some());
+        if busy || self.could_lead(cx, to).is_none() {
+            return;
+        }
+        mark!("leadership handed over");
+        self.pause_transfers(cx);
+        self.election.transfer = Some(to);
+        self.guard(cx, |group, _| {
+            let raft = group.raft.as_mut().expect("seen by the guard");
+            raft.transfer_leader(u64::from(to.0));
+        });
+    }
+
+    /// Hands leadership to the best of the others.
+    pub fn hand_over(&mut self, cx: &mut Cx<'_>) {
+        self.wake(cx);
+        let prefer = self.election.prefer;
+        let best = self
+            .peers()
+            .filter_map(|peer| {
+                let matched = self.could_lead(cx, peer.node)?;
+                Some((Some(peer.node) == prefer, matched, std::cmp::Reverse(peer.node)))
+            })
+            .max();
+        if let Some((_, _, std::cmp::Reverse(node))) = best {
+            self.transfer(cx, node);
+        }
+    }
+
+    /// Whether somebody could take over leadership.
+    pub fn has_heir(&self, cx: &Cx<'_>) -> bool {
+        self.peers().any(|peer| !cx.shared.down.contains(&peer.node))
+    }
+
+    /// Ends sleep.
+    pub(super) fn wake(&mut self, cx: &mut Cx<'_>) {
+        if !self.asleep {
+            return;
+        }
+        mark!("group woken");
+        self.asleep = false;
+        self.election.active_at = cx.now;
+        self.guard(cx, |group, _| {
+            let raft = group.raft.as_mut().expect("seen by the guard");
+            raft.raft.election_elapsed = 0;
+            raft.ping();
+        });
+    }
+
+    /// Puts an idle group to sleep: every voter holds and knows all there is.
+    fn doze(&mut self, cx: &mut Cx<'_>) {
+        let idle = cx.now.since(self.election.active_at) >= cx.shared.timing.sleep_after;
+        if !idle || self.asleep || !self.leads() || !self.is_settled() || cx.shared.draining {
+            return;
+        }
+        let raft = &self.raft.as_ref().expect("it leads").raft;
+        let last = raft.raft_log.last_index();
+        let same = raft.prs().iter().all(|(id, progress)| {
+            *id == raft.id || (progress.matched == last && progress.committed_index == last)
+        });
+        let all_up = !self.peers().any(|peer| cx.shared.down.contains(&peer.node));
+        if !same || !all_up || raft.lead_transferee.is_some() {
+            return;
+        }
+        mark!("group put to sleep");
+        let (group, term, commit) = (self.id, Term(raft.term), LogIndex(last));
+        for peer in self.peers().collect::<Vec<_>>() {
+            cx.send(peer, Frame::Sleep { group, term, commit });
+        }
+        self.asleep = true;
+    }
+
+    /// Whether nothing is under way here.
+    fn is_settled(&self) -> bool {
+        let Some(raft) = &self.raft else { return false };
+        let log = &raft.raft.raft_log;
+        let last = log.last_index();
+        let done = log.committed == last && log.persisted == last && log.applied == last;
+        done && self.inbox.is_empty() && self.pending.is_empty() && self.held.is_empty()
+    }
+
+    /// The leader puts the group to sleep.
+    pub fn sleep(&mut self, from: Address, term: Term, commit: LogIndex) {
+        let agrees = self.leader() == Some(from.node)
+            && self.role() == Role::Follower
+            && self.term() == term
+            && self.impaired.is_none()
+            && self.is_settled()
+            && self.replica.applied() == commit;
+        if agrees {
+            self.asleep = true;
+            self.election.campaign_at = None;
+        }
+    }
+
+    /// Frees the follower's outbox of what it acknowledged.
+    pub(super) fn acknowledged(&mut self, cx: &mut Cx<'_>, peer: NodeId) {
+        let Some(raft) = &self.raft else { return };
+        let Some(outbox) = self.outboxes.get_mut(&peer) else { return };
+        if outbox.is_idle() {
+            return;
+        }
+        let matched = raft.raft.prs().get(u64::from(peer.0)).map_or(0, |p| p.matched);
+        outbox.acknowledged(matched);
+        let Some(to) = self.voters.iter().copied().find(|a| a.node == peer) else { return };
+        let table = raft.store();
+        super::outbox::Courier { group: self.slot, to, table, outbox }.advance(cx);
+    }
+
+    /// A read for a follower ended.
+    pub fn fetched(
+        &mut self,
+        cx: &mut Cx<'_>,
+        peer: NodeId,
+        which: (u64, usize),
+        data: Option<bytes::Bytes>,
+        payload: Option<bytes::Bytes>,
+    ) {
+        let Some(raft) = &self.raft else { return };
+        let Some(outbox) = self.outboxes.get_mut(&peer) else { return };
+        let Some(to) = self.voters.iter().copied().find(|a| a.node == peer) else { return };
+        let table = raft.store();
+        super::outbox::Courier { group: self.slot, to, table, outbox }
+            .fill(cx, which, data, payload);
+    }
+}

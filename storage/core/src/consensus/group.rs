@@ -1,0 +1,417 @@
+//! One replica's part in its group: its state, and the messages that reach it.
+
+use super::convert::{self, Receiver};
+use super::election::Election;
+use super::health::{Impaired, OpenState};
+use super::outbox::Outbox;
+use super::propose::{Asker, Pending, Proposal};
+use super::ready::Held;
+use super::shared::Cx;
+use super::table::{Content, ENTRY_SIZE, Table, weight};
+use crate::config::GroupConfig;
+use crate::log::{HardState, RecordSeq};
+use crate::mark;
+use crate::planted::Bug;
+use crate::replica::{Replica, check_entry};
+use crate::shard::{GroupRole, GroupStatus};
+use basalt_wire::frame::RaftMessage;
+use basalt_wire::ids::{Address, Epoch, GroupId, Incarnation, LogIndex, NodeId, Term, VolumeId};
+use raft::eraftpb::MessageType;
+use raft::{ProgressState, RawNode, StateRole};
+use rustc_hash::FxHashMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// Entries that one append message carries at most.
+const ENTRIES_PER_MESSAGE: u64 = 64;
+/// Entries that are applied in one go.
+const ENTRIES_PER_APPLY: u64 = 4096;
+
+/// A replica's part in its group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Follows.
+    Follower,
+    /// Asks for votes.
+    Candidate,
+    /// Leads.
+    Leader,
+}
+
+/// One replica of one group.
+pub struct Group {
+    /// The group.
+    pub id: GroupId,
+    /// Its position in the shard.
+    pub slot: usize,
+    /// Its volumes.
+    pub replica: Replica,
+    /// Whether it must be looked at when the turn ends.
+    pub dirty: bool,
+    /// Whether it sleeps: no ticks, no heartbeats.
+    pub asleep: bool,
+    pub(super) voters: Vec<Address>,
+    /// Nothing while it opens, and after it broke.
+    pub(super) raft: Option<RawNode<Table>>,
+    pub(super) me: NodeId,
+    /// Content of entries on their way through the library, by index and term.
+    pub(super) staged: FxHashMap<(u64, u64), Content>,
+    pub(super) staged_bytes: usize,
+    pub(super) held: VecDeque<Held>,
+    pub(super) last_seq: RecordSeq,
+    pub(super) recorded: HardState,
+    pub(super) inbox: VecDeque<Proposal>,
+    pub(super) pending: VecDeque<Pending>,
+    /// The tick at which what waits for a leader is given up.
+    pub(super) patience: Option<u64>,
+    pub(super) sessions: FxHashMap<VolumeId, Vec<(Epoch, Incarnation)>>,
+    pub(super) outboxes: BTreeMap<NodeId, Outbox>,
+    pub(super) full: BTreeSet<NodeId>,
+    pub(super) election: Election,
+    pub(super) impaired: Option<Impaired>,
+    pub(super) told: (Option<NodeId>, Role),
+    pub(super) cached_seen: usize,
+}
+
+impl Group {
+    /// A replica before its log was replayed.
+    pub fn new(config: &GroupConfig, slot: usize, cx: &Cx<'_>) -> Group {
+        Group {
+            id: config.id,
+            slot,
+            replica: Replica::new(cx.shared.planted),
+            dirty: false,
+            asleep: false,
+            voters: config.voters.clone(),
+            raft: None,
+            me: cx.shared.me.node,
+            staged: FxHashMap::default(),
+            staged_bytes: 0,
+            held: VecDeque::new(),
+            last_seq: RecordSeq(0),
+            recorded: HardState::default(),
+            inbox: VecDeque::new(),
+            pending: VecDeque::new(),
+            patience: None,
+            sessions: FxHashMap::default(),
+            outboxes: BTreeMap::new(),
+            full: BTreeSet::new(),
+            election: Election::default(),
+            impaired: None,
+            told: (None, Role::Follower),
+            cached_seen: 0,
+        }
+    }
+
+    /// Starts Raft on what the log held, and applies what is known to be committed.
+    pub fn open(&mut self, cx: &mut Cx<'_>, state: OpenState) {
+        let timing = cx.shared.timing;
+        let election_tick = (timing.election_ticks as usize).max(timing.heartbeat_ticks as usize + 1);
+        let config = raft::Config {
+            id: u64::from(self.me.0),
+            election_tick,
+            heartbeat_tick: timing.heartbeat_ticks.max(1) as usize,
+            max_size_per_msg: ENTRIES_PER_MESSAGE * ENTRY_SIZE,
+            max_committed_size_per_ready: ENTRIES_PER_APPLY * ENTRY_SIZE,
+            max_inflight_msgs: cx.shared.limits.appends_in_flight.max(1),
+            check_quorum: true,
+            pre_vote: true,
+            batch_append: true,
+            ..Default::default()
+        };
+        let (table, impaired) = state.finish(cx.shared.planted.is(Bug::AmnesiacVotes));
+        self.recorded = table.hard_state();
+        self.impaired = impaired;
+        let logger = slog::Logger::root(slog::Discard, slog::o!());
+        let made = catch_unwind(AssertUnwindSafe(|| RawNode::new(&config, table, &logger)));
+        match made {
+            Ok(Ok(raft)) => self.raft = Some(raft),
+            Ok(Err(error)) => self.quarantine(cx, &error.to_string()),
+            Err(_) => self.quarantine(cx, "the log's content contradicts itself"),
+        }
+        self.election.active_at = cx.now;
+        self.guard(cx, |group, cx| group.ready(cx));
+        self.replica.replayed();
+        if let Some(raft) = &mut self.raft {
+            // Nothing of what was replayed is kept in memory but the part not applied yet.
+            raft.mut_store().evict(self.replica.applied().0);
+            let tail = self.replica.applied().0 + 1..=raft.store().last();
+            cx.shared.cache_order.extend(tail.map(|index| (self.slot, index)));
+        }
+        self.settle_cache(cx);
+        self.report_damage(cx);
+    }
+
+    /// Runs a step of the library, or of ours that depends on it, and stops the group if it breaks.
+    pub fn guard(&mut self, cx: &mut Cx<'_>, step: impl FnOnce(&mut Group, &mut Cx<'_>)) {
+        if self.raft.is_none() {
+            return;
+        }
+        let result = catch_unwind(AssertUnwindSafe(|| step(self, cx)));
+        if let Err(panic) = result {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+            self.quarantine(cx, text.unwrap_or("an invariant broke"));
+        }
+        self.dirty = true;
+    }
+
+    /// Stops the group for good; the others go on. What it applied can still be read.
+    fn quarantine(&mut self, cx: &mut Cx<'_>, why: &str) {
+        mark!("group quarantined");
+        self.raft = None;
+        self.outboxes.clear();
+        self.staged.clear();
+        self.held.clear();
+        self.give_up(cx);
+        cx.notice(true, format!("group {} was stopped: {why}", self.id));
+    }
+
+    /// Takes a message from a peer.
+    pub fn message(&mut self, cx: &mut Cx<'_>, from: Address, message: RaftMessage) {
+        if let Err(why) = self.take_message(cx, from, message) {
+            mark!("message refused");
+            cx.notice(false, format!("group {}: from node {}: {why}", self.id, from.node));
+        }
+    }
+
+    fn take_message(
+        &mut self,
+        cx: &mut Cx<'_>,
+        from: Address,
+        message: RaftMessage,
+    ) -> Result<(), &'static str> {
+        let Some(raft) = &self.raft else { return Ok(()) };
+        if from.node == self.me || from.node != message.from || !self.voters.contains(&from) {
+            return Err("the sender is no voter of the group");
+        }
+        let receiver = Receiver {
+            group: self.id,
+            node: self.me,
+            last: LogIndex(raft.raft.raft_log.last_index()),
+            commit: LogIndex(raft.raft.raft_log.committed),
+        };
+        let kind = convert::check(&message, receiver)?;
+        if self.is_mute() {
+            return Ok(());
+        }
+        self.wake(cx);
+        if !self.may_take(cx, kind, from.node) {
+            return Ok(());
+        }
+        let mut library = convert::to_library(&message, kind);
+        match kind {
+            MessageType::MsgAppend => self.stage(cx, message)?,
+            MessageType::MsgHeartbeat => {
+                self.heard(message.term, message.commit.0, None);
+                // A leader that does not know yet what was lost here promises too much.
+                library.commit = library.commit.min(receiver.last.0);
+            }
+            MessageType::MsgAppendResponse | MessageType::MsgHeartbeatResponse => {
+                self.note_room(from.node, message.priority != 0);
+                if library.reject && !self.fit_rejection(&mut library) {
+                    return Ok(());
+                }
+            }
+            _ => {}
+        }
+        self.guard(cx, |group, _| {
+            let raft = group.raft.as_mut().expect("checked by the guard");
+            // An error means that the message does not fit the state any more, which is no harm.
+            let _ = raft.step(library);
+        });
+        self.acknowledged(cx, from.node);
+        if self.staged_bytes > cx.shared.limits.batch_bytes {
+            self.guard(cx, |group, cx| group.ready(cx));
+        }
+        Ok(())
+    }
+
+    /// Keeps the content of an append's entries beside, verified, until the library took them.
+    fn stage(&mut self, cx: &mut Cx<'_>, message: RaftMessage) -> Result<(), &'static str> {
+        self.heard(message.term, message.commit.0, Some(message.index.0));
+        let raft = self.raft.as_ref().expect("checked by the caller");
+        if message.term.0 < raft.raft.term {
+            return Ok(());
+        }
+        let metadata = self.id == GroupId::METADATA;
+        let verify = !cx.shared.planted.is(Bug::AppendUnverified);
+        for entry in message.entries {
+            let known = raft.raft.raft_log.term(entry.index.0).unwrap_or(0) == entry.term.0;
+            if known {
+                continue;
+            }
+            if metadata && !entry.payload.is_empty() {
+                return Err("a metadata entry with payload");
+            }
+            if !metadata {
+                check_entry(&entry.data, &entry.payload, verify)?;
+            }
+            let content = Content { data: entry.data, payload: Some(entry.payload) };
+            self.staged_bytes += weight(&content);
+            self.staged.insert((entry.index.0, entry.term.0), content);
+        }
+        Ok(())
+    }
+
+    /// Makes a rejection fit what is known of the follower. The library (0.7.0) can set the next
+    /// index to send at or below what the follower has acknowledged.
+    fn fit_rejection(&self, message: &mut raft::eraftpb::Message) -> bool {
+        let raft = self.raft.as_ref().expect("checked by the caller");
+        let Some(progress) = raft.raft.prs().get(message.from) else { return false };
+        if raft.raft.state != StateRole::Leader || progress.state != ProgressState::Probe {
+            return true;
+        }
+        if message.index <= progress.matched {
+            mark!("rejection at or below what was acknowledged");
+            return false;
+        }
+        let mut hint = message.reject_hint;
+        if message.log_term > 0 {
+            hint = raft.raft.raft_log.find_conflict_by_term(hint, message.log_term).0;
+        }
+        message.reject_hint = hint.max(progress.matched);
+        message.log_term = 0;
+        true
+    }
+
+    /// A peer's answers tell whether its device takes more of the clients' data.
+    fn note_room(&mut self, peer: NodeId, full: bool) {
+        if full {
+            self.full.insert(peer);
+        } else if !self.full.is_empty() {
+            self.full.remove(&peer);
+        }
+    }
+
+    /// The voter's address.
+    pub(super) fn address_of(&self, node: u64) -> Option<Address> {
+        self.voters.iter().copied().find(|a| u64::from(a.node.0) == node)
+    }
+
+    /// The other voters.
+    pub(super) fn peers(&self) -> impl Iterator<Item = Address> + '_ {
+        self.voters.iter().copied().filter(|a| a.node != self.me)
+    }
+
+    /// The replica's part.
+    pub fn role(&self) -> Role {
+        match self.raft.as_ref().map(|raft| raft.raft.state) {
+            Some(StateRole::Leader) => Role::Leader,
+            Some(StateRole::Candidate | StateRole::PreCandidate) => Role::Candidate,
+            _ => Role::Follower,
+        }
+    }
+
+    /// Whether this replica leads.
+    pub fn leads(&self) -> bool {
+        self.role() == Role::Leader
+    }
+
+    /// The leader that the replica knows.
+    pub fn leader(&self) -> Option<NodeId> {
+        let leader = self.raft.as_ref()?.raft.leader_id;
+        (leader != 0).then_some(NodeId(leader as u32))
+    }
+
+    /// The replica's term.
+    pub fn term(&self) -> Term {
+        self.raft.as_ref().map_or(self.recorded.term, |raft| Term(raft.raft.term))
+    }
+
+    /// Whether the group broke and was stopped, or has not started.
+    pub fn is_stopped(&self) -> bool {
+        self.raft.is_none()
+    }
+
+    /// Notes where an entry stands.
+    pub fn placed(
+        &mut self,
+        (index, term): (u64, u64),
+        location: crate::log::Location,
+        data_at: crate::log::DataLocation,
+    ) {
+        if let Some(raft) = &mut self.raft {
+            raft.mut_store().place(index, term, location, data_at);
+        }
+    }
+
+    /// Brings the shard's account of cached content up to date.
+    pub(super) fn settle_cache(&mut self, cx: &mut Cx<'_>) {
+        let bytes = self.raft.as_ref().map_or(0, |raft| raft.store().cached_bytes());
+        cx.shared.cached_bytes = cx.shared.cached_bytes + bytes - self.cached_seen;
+        self.cached_seen = bytes;
+    }
+
+    /// Forgets content up to `index`. Says whether it could.
+    pub fn evict(&mut self, cx: &mut Cx<'_>, index: u64) -> bool {
+        if index > self.replica.applied().0 && self.raft.is_some() {
+            return false;
+        }
+        if let Some(raft) = &mut self.raft {
+            raft.mut_store().evict(index);
+        }
+        self.settle_cache(cx);
+        true
+    }
+
+    /// What the replica says about itself.
+    pub fn status(&self) -> GroupStatus {
+        let log = self.raft.as_ref().map(|raft| &raft.raft.raft_log);
+        let applied = self.replica.applied();
+        GroupStatus {
+            group: self.id,
+            role: match self.role() {
+                _ if self.raft.is_none() => GroupRole::Quarantined,
+                _ if self.impaired.is_some() => GroupRole::Impaired,
+                Role::Follower => GroupRole::Follower,
+                Role::Candidate => GroupRole::Candidate,
+                Role::Leader => GroupRole::Leader,
+            },
+            leader: self.leader(),
+            term: self.term(),
+            commit: log.map_or(applied, |log| LogIndex(log.committed)),
+            applied,
+            last: log.map_or(applied, |log| LogIndex(log.last_index())),
+            asleep: self.asleep,
+        }
+    }
+
+    /// Answers whoever waits that nothing is known, or that nothing took effect.
+    pub(super) fn give_up(&mut self, cx: &mut Cx<'_>) {
+        self.patience = None;
+        while let Some(pending) = self.pending.pop_front() {
+            pending.unknown(cx, self.id);
+        }
+        let (leader, term) = (self.leader(), self.term());
+        while let Some(proposal) = self.inbox.pop_front() {
+            proposal.refuse_leader(cx, self.id, leader, term);
+        }
+    }
+
+    /// Whoever asked last, for tests of the bounds.
+    pub fn waiting(&self) -> impl Iterator<Item = &Asker> {
+        self.pending.iter().map(|p| &p.asker).chain(self.inbox.iter().map(|p| &p.asker))
+    }
+}
+
+impl Group {
+    /// Ends the group's turn: proposes, and takes what is ready.
+    pub fn end_turn(&mut self, cx: &mut Cx<'_>) {
+        self.dirty = false;
+        self.guard(cx, |group, cx| {
+            group.propose(cx);
+            group.ready(cx);
+        });
+        let more = self.leads() && !self.inbox.is_empty();
+        let ready = self.raft.as_ref().is_some_and(|raft| raft.has_ready());
+        self.dirty = ready || (more && self.takes_proposals());
+    }
+
+    /// Whether proposals that wait could be proposed now.
+    fn takes_proposals(&self) -> bool {
+        self.raft.as_ref().is_some_and(|raft| {
+            raft.raft.lead_transferee.is_none() && raft.raft.apply_to_current_term()
+        })
+    }
+}

@@ -1,0 +1,201 @@
+//! Opening: from what the log held to a replica that may take part, or may not yet.
+//!
+//! A replica that lost entries it had acknowledged must not count until it holds them again: it
+//! neither votes nor asks for votes, and tells the leader to forget what it acknowledged. It is
+//! sound again when it holds everything that it is known to have held, and everything that a leader
+//! elected without it has committed in its own term. A replica whose vote may be lost takes no part
+//! at all until an operator decides.
+
+use super::group::Group;
+use super::shared::Cx;
+use super::table::{Content, Slot, Table};
+use crate::log::{Damage, DataLocation, HardState, Location, Record};
+use crate::mark;
+use basalt_wire::frame::Frame;
+use basalt_wire::ids::{Address, LogIndex, NodeId, Term};
+
+/// Gathers one group's records while the log is replayed.
+#[derive(Debug)]
+pub struct OpenState {
+    table: Table,
+    hard: HardState,
+    /// The first index that is missing, with entries after it seen.
+    gap: Option<u64>,
+    highest: u64,
+    damage: Option<(u64, u64, bool)>,
+}
+
+/// What an impaired replica waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Impaired {
+    /// The last entry that was intact when the log was opened.
+    intact: u64,
+    /// The highest entry that the replica is known to have held.
+    last_known: u64,
+    /// The term it knew when the log was opened.
+    open_term: u64,
+    /// Whether a leader has started over at or before `intact`.
+    restarted: bool,
+    /// The highest commit index that a leader has told.
+    commit: u64,
+    /// Whether its vote may be lost.
+    mute: bool,
+    /// The next tick at which the damage is reported.
+    report_at: u64,
+}
+
+impl OpenState {
+    /// Nothing replayed yet.
+    pub fn new(voters: &[Address]) -> OpenState {
+        OpenState {
+            table: Table::new(voters.iter().map(|a| u64::from(a.node.0)).collect()),
+            hard: HardState::default(),
+            gap: None,
+            highest: 0,
+            damage: None,
+        }
+    }
+
+    /// Takes a record of the group.
+    pub fn replay(
+        &mut self,
+        record: Record,
+        location: Location,
+        blocks: u32,
+        data_at: DataLocation,
+    ) {
+        match record {
+            Record::HardState { state, .. } => self.hard = state,
+            Record::Entry { term, index, data, .. } => {
+                let index = index.0;
+                self.highest = self.highest.max(index);
+                if self.gap.is_some_and(|gap| index <= gap) {
+                    // Replaces the entries that are missing: the log is whole again from here.
+                    self.gap = None;
+                }
+                if index == 0 || index > self.table.last() + 1 {
+                    mark!("gap in a group's replayed entries");
+                    self.gap.get_or_insert(self.table.last() + 1);
+                    return;
+                }
+                let slot = Slot { location, blocks, data_at, placed: true };
+                self.table.append(index, term.0, slot, Content { data, payload: None });
+            }
+        }
+    }
+
+    /// Takes a report of damage that concerns the group.
+    pub fn damaged(&mut self, damage: &Damage) {
+        let first = damage.first_lost.map_or(self.table.last() + 1, |index| index.0);
+        let known = damage.last_known.0;
+        let before = self.damage.unwrap_or((first, known, false));
+        let mute = before.2 || damage.vote_lost;
+        self.damage = Some((before.0.min(first), before.1.max(known), mute));
+    }
+
+    /// The entries to go on with, and what is wrong with them.
+    pub fn finish(mut self, amnesiac: bool) -> (Table, Option<Impaired>) {
+        if let Some(gap) = self.gap {
+            let before = self.damage.unwrap_or((gap, self.highest, false));
+            self.damage = Some((before.0.min(gap), before.1.max(self.highest), before.2));
+        }
+        let mut impaired = None;
+        if let Some((first, last_known, mute)) = self.damage {
+            if first.max(1) <= self.table.last() {
+                self.table.truncate(first.max(1));
+            }
+            impaired = Some(Impaired {
+                intact: self.table.last(),
+                last_known: last_known.max(self.highest),
+                open_term: 0,
+                restarted: false,
+                commit: 0,
+                mute,
+                report_at: 0,
+            });
+        }
+        let last = self.table.last();
+        let mut hard = self.hard;
+        hard.commit = LogIndex(hard.commit.0.min(last));
+        if hard.term.0 < self.table.term_of(last) {
+            // Hard state is recorded before the entries of its term; without it there was no vote.
+            hard = HardState { term: Term(self.table.term_of(last)), vote: NodeId(0), ..hard };
+        }
+        self.table.set_hard_state(hard);
+        if let Some(impaired) = &mut impaired {
+            impaired.open_term = hard.term.0;
+        }
+        (self.table, impaired.filter(|_| !amnesiac))
+    }
+}
+
+impl Group {
+    /// Whether the replica takes no part at all.
+    pub(super) fn is_mute(&self) -> bool {
+        self.impaired.is_some_and(|impaired| impaired.mute)
+    }
+
+    /// Notes what a leader's message says about how far it is, and where it starts over.
+    pub(super) fn heard(&mut self, term: Term, commit: u64, previous: Option<u64>) {
+        if self.impaired.is_none() || term < self.term() {
+            return;
+        }
+        if let Some(impaired) = &mut self.impaired {
+            impaired.commit = impaired.commit.max(commit);
+            impaired.restarted |= previous.is_some_and(|index| index <= impaired.intact);
+        }
+    }
+
+    /// Tells the peers what was lost, again and again until a leader starts over.
+    pub(super) fn report_damage(&mut self, cx: &mut Cx<'_>) {
+        let tick = cx.shared.tick;
+        let every = u64::from(cx.shared.timing.heartbeat_ticks).max(1) * 2;
+        let Some(impaired) = &mut self.impaired else { return };
+        if impaired.mute || impaired.restarted || tick < impaired.report_at {
+            return;
+        }
+        impaired.report_at = tick + every;
+        let intact = LogIndex(impaired.intact);
+        for peer in self.peers().collect::<Vec<_>>() {
+            cx.send(peer, Frame::LogDamaged { group: self.id, node: self.me, intact });
+        }
+    }
+
+    /// Takes full part again once everything lost is held again.
+    pub(super) fn heal(&mut self, cx: &mut Cx<'_>) {
+        let (Some(impaired), Some(raft)) = (self.impaired, &self.raft) else { return };
+        let log = &raft.raft.raft_log;
+        let commit = impaired.commit;
+        let own_term = log.term(commit).unwrap_or(0) == raft.raft.term && commit > 0;
+        let holds = log.persisted >= commit
+            && (log.persisted >= impaired.last_known || raft.raft.term > impaired.open_term);
+        if impaired.restarted && !impaired.mute && own_term && holds {
+            mark!("impaired replica is sound again");
+            self.impaired = None;
+            let text = format!("group {}: everything that was lost is here again", self.id);
+            cx.notice(false, text);
+        }
+    }
+
+    /// A follower lost entries that it had acknowledged: what it acknowledged counts no more.
+    pub fn follower_damaged(&mut self, cx: &mut Cx<'_>, from: Address, intact: LogIndex) {
+        if !self.leads() || !self.voters.contains(&from) || from.node == self.me {
+            return;
+        }
+        self.wake(cx);
+        self.outboxes.remove(&from.node);
+        self.guard(cx, |group, _| {
+            let raft = &mut group.raft.as_mut().expect("seen by the guard").raft;
+            let id = u64::from(from.node.0);
+            let Some(progress) = raft.mut_prs().get_mut(id) else { return };
+            mark!("leader starts over with a damaged follower");
+            progress.matched = progress.matched.min(intact.0);
+            progress.committed_index = progress.committed_index.min(intact.0);
+            progress.become_probe();
+            if raft.lead_transferee == Some(id) {
+                raft.abort_leader_transfer();
+            }
+            raft.send_append(id);
+        });
+    }
+}

@@ -1,0 +1,28 @@
+//! Raft groups over the segment log.
+//!
+//! A [`Group`] is one replica's part in its group. The raft library (tikv's `raft`, a `RawNode` a
+//! group) decides about terms and indexes only: it never holds a byte of what the entries say. Data
+//! and payload stand beside ([`table`]) and are joined again when a message leaves ([`outbox`]).
+//!
+//! * A leader sends its appends at once; its own write counts when it is durable, as each follower's.
+//! * What a follower or candidate answers is held until everything it recorded before is durable.
+//! * Nothing in here depends on the library's random numbers: election timeouts are drawn from the
+//!   shard's seed.
+//! * The library panics when its invariants break. Messages are checked before they reach it, and a
+//!   group that breaks all the same is stopped alone.
+
+mod convert;
+mod election;
+mod group;
+mod health;
+mod outbox;
+mod propose;
+mod ready;
+mod shared;
+mod table;
+
+pub use group::{Group, Role};
+pub use health::{Impaired, OpenState};
+pub use propose::{Asker, Proposal};
+pub use shared::{Cx, LogRead, Shared, Written};
+pub use table::{Content, Slot, Table};

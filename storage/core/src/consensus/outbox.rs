@@ -1,0 +1,235 @@
+//! Appends on their way to one follower: the content joins its entries again.
+//!
+//! What a follower needs is usually in memory. A follower that is far behind is served from the log:
+//! its messages wait here, in order, for their reads, and only a few of them are under way at a time.
+
+use super::shared::{Cx, LogRead};
+use super::table::Table;
+use crate::mark;
+use crate::replica::check_entry;
+use basalt_wire::buffer::Payload;
+use basalt_wire::frame::{Frame, RaftEntry, RaftMessage};
+use basalt_wire::ids::{Address, GroupId, LogIndex, Term};
+use bytes::Bytes;
+use raft::eraftpb::Entry;
+use std::collections::VecDeque;
+
+/// Payload after which a message is cut.
+const PAYLOAD_MAX: usize = 2 << 20;
+/// Data after which a message is cut.
+const DATA_MAX: usize = 512 << 10;
+/// Messages with content from the log that may be read or on their way at a time.
+const FETCHED_MAX: usize = 4;
+
+/// Appends that wait for content.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    waiting: VecDeque<Waiting>,
+    /// Last index of each message that was sent with content from the log, until acknowledged.
+    unacknowledged: VecDeque<u64>,
+    numbered: u64,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    number: u64,
+    message: RaftMessage,
+    last: u64,
+    started: bool,
+    reads: u32,
+    failed: bool,
+}
+
+/// Hands the appends of one group to one follower.
+pub struct Courier<'a> {
+    /// The group's position in the shard.
+    pub group: usize,
+    /// The follower.
+    pub to: Address,
+    /// The group's entries.
+    pub table: &'a Table,
+    /// The follower's outbox.
+    pub outbox: &'a mut Outbox,
+}
+
+impl Courier<'_> {
+    /// Sends an append with the content of `entries`, now or when it was read.
+    pub fn append(mut self, cx: &mut Cx<'_>, head: RaftMessage, entries: &[Entry]) {
+        self.restart_if_behind(head.index.0);
+        if entries.is_empty() && !self.outbox.waiting.is_empty() {
+            return;
+        }
+        let mut rest = entries;
+        let mut message = head;
+        loop {
+            let (part, after) = rest.split_at(self.part(rest));
+            let mut next = None;
+            if let (Some(last), false) = (part.last(), after.is_empty()) {
+                let (index, log_term) = (LogIndex(last.index), Term(last.term));
+                next = Some(RaftMessage { index, log_term, ..message.clone() });
+            }
+            self.dispatch(cx, message, part);
+            rest = after;
+            match next {
+                Some(head) => message = head,
+                None => break,
+            }
+        }
+        self.advance(cx);
+    }
+
+    /// The library went back: what waits was sent in vain.
+    fn restart_if_behind(&mut self, previous: u64) {
+        let expected = self.outbox.waiting.back().map(|waiting| waiting.last);
+        if expected.is_some_and(|last| last != previous) {
+            mark!("outbox restarted");
+            self.outbox.waiting.clear();
+        }
+        if self.outbox.unacknowledged.back().is_some_and(|last| *last > previous) {
+            self.outbox.unacknowledged.clear();
+        }
+    }
+
+    /// How many of the entries go into one message.
+    fn part(&self, entries: &[Entry]) -> usize {
+        let (mut payload, mut data) = (0, 0);
+        for (i, entry) in entries.iter().enumerate() {
+            let blocks = self.table.slot(entry.index).map_or(0, |slot| slot.blocks);
+            payload += blocks as usize * basalt_wire::block::BLOCK_BYTES;
+            data += self.table.content(entry.index).map_or(0, |content| content.data.len());
+            if i > 0 && (payload > PAYLOAD_MAX || data > DATA_MAX) {
+                return i;
+            }
+        }
+        entries.len()
+    }
+
+    fn dispatch(&mut self, cx: &mut Cx<'_>, mut message: RaftMessage, entries: &[Entry]) {
+        let mut complete = true;
+        message.entries.reserve_exact(entries.len());
+        for entry in entries {
+            let content = self.table.content(entry.index);
+            let blocks = self.table.slot(entry.index).map_or(0, |slot| slot.blocks);
+            let payload = content.and_then(|content| content.payload.clone());
+            complete &= content.is_some() && (payload.is_some() || blocks == 0);
+            message.entries.push(RaftEntry {
+                kind: 0,
+                term: Term(entry.term),
+                index: LogIndex(entry.index),
+                data: content.map_or(Bytes::new(), |content| content.data.clone()),
+                payload: payload.unwrap_or_default(),
+            });
+        }
+        if complete && self.outbox.waiting.is_empty() {
+            cx.send(self.to, Frame::Raft(message));
+            return;
+        }
+        let last = entries.last().map_or(message.index.0, |entry| entry.index);
+        self.outbox.numbered += 1;
+        let number = self.outbox.numbered;
+        let (started, failed) = (complete, false);
+        let waiting = Waiting { number, message, last, started, reads: 0, failed };
+        self.outbox.waiting.push_back(waiting);
+    }
+
+    /// Starts the reads of the first messages that wait, and sends those that are complete.
+    pub fn advance(&mut self, cx: &mut Cx<'_>) {
+        while let Some(front) = self.outbox.waiting.front() {
+            if !front.started || front.reads > 0 {
+                break;
+            }
+            let front = self.outbox.waiting.pop_front().expect("seen above");
+            if front.failed || !self.verified(&front.message) {
+                mark!("entry for a follower is damaged");
+                let (group, to) = (front.message.group, self.to.node);
+                let text = format!(
+                    "group {group}: entries after {} can not be read for node {to}: damaged here",
+                    front.message.index
+                );
+                cx.notice(true, text);
+                self.outbox.waiting.clear();
+                return;
+            }
+            self.outbox.unacknowledged.push_back(front.last);
+            cx.send(self.to, Frame::Raft(front.message));
+        }
+        let room = FETCHED_MAX.saturating_sub(self.outbox.unacknowledged.len());
+        for at in 0..self.outbox.waiting.len().min(room) {
+            if !self.outbox.waiting[at].started {
+                self.start(cx, at);
+            }
+        }
+    }
+
+    /// Nothing damaged is handed on as good.
+    fn verified(&self, message: &RaftMessage) -> bool {
+        message.group == GroupId::METADATA
+            || message.entries.iter().all(|e| check_entry(&e.data, &e.payload, true).is_ok())
+    }
+
+    fn start(&mut self, cx: &mut Cx<'_>, at: usize) {
+        let waiting = &mut self.outbox.waiting[at];
+        waiting.started = true;
+        for (ordinal, entry) in waiting.message.entries.iter_mut().enumerate() {
+            let Some(slot) = self.table.slot(entry.index.0) else {
+                waiting.failed = true;
+                return;
+            };
+            let what = LogRead::Entry {
+                group: self.group,
+                peer: self.to.node,
+                message: waiting.number,
+                entry: ordinal,
+            };
+            let content = self.table.content(entry.index.0);
+            match content {
+                Some(content) => entry.data = content.data.clone(),
+                None => {
+                    waiting.reads += 1;
+                    cx.read_data(what, slot.data_at);
+                }
+            }
+            match content.and_then(|content| content.payload.clone()) {
+                Some(payload) => entry.payload = payload,
+                None if slot.blocks > 0 => {
+                    waiting.reads += 1;
+                    cx.read(what, slot.location, slot.blocks);
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// Takes what a read brought: data or payload of an entry, or nothing if it failed.
+    pub fn fill(
+        &mut self,
+        cx: &mut Cx<'_>,
+        (number, ordinal): (u64, usize),
+        data: Option<Bytes>,
+        payload: Option<Bytes>,
+    ) {
+        let mut all = self.outbox.waiting.iter_mut();
+        let Some(waiting) = all.find(|waiting| waiting.number == number) else { return };
+        waiting.reads -= 1;
+        match (data, payload) {
+            (Some(data), _) => waiting.message.entries[ordinal].data = data,
+            (_, Some(blocks)) => waiting.message.entries[ordinal].payload = Payload::from(blocks),
+            _ => waiting.failed = true,
+        }
+        self.advance(cx);
+    }
+}
+
+impl Outbox {
+    /// Whether nothing waits here.
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.unacknowledged.is_empty()
+    }
+
+    /// The follower holds everything up to here.
+    pub fn acknowledged(&mut self, matched: u64) {
+        while self.unacknowledged.front().is_some_and(|last| *last <= matched) {
+            self.unacknowledged.pop_front();
+        }
+    }
+}

@@ -1,0 +1,345 @@
+//! Proposals: who may change a volume, and who waits for what.
+
+use super::group::Group;
+use super::shared::Cx;
+use super::table::{Content, weight};
+use crate::event::{Effect, LinkId, ProposeError};
+use crate::mark;
+use crate::planted::Bug;
+use crate::replica::Outcome;
+use basalt_wire::buffer::Payload;
+use basalt_wire::command::{Command, CommandPacker};
+use basalt_wire::frame::{Refusal, ReplyResult};
+use basalt_wire::ids::{
+    Epoch, GroupId, Incarnation, LogIndex, NodeId, RequestId, Term, VolumeId,
+};
+use bytes::Bytes;
+use raft::eraftpb::{self, MessageType};
+
+/// Descriptors after which a packed entry is closed.
+const DATA_MAX: usize = 256 << 10;
+/// Commands after which a packed entry is closed.
+const COMMANDS_MAX: usize = 4096;
+/// Entries that a group proposes in one turn.
+const ENTRIES_MAX: usize = 4;
+
+/// Who waits for a proposal.
+#[derive(Clone, Copy, Debug)]
+pub enum Asker {
+    /// A client.
+    Client(LinkId, RequestId),
+    /// The control plane.
+    Control(u64),
+}
+
+/// What is to be proposed.
+#[derive(Debug)]
+pub enum Change {
+    /// A change of a volume.
+    Volume {
+        /// The session's epoch.
+        epoch: Epoch,
+        /// The link's number within the session.
+        incarnation: Incarnation,
+        /// The term of the leader that the request was meant for.
+        term: Term,
+        /// The command.
+        command: Command,
+        /// Its blocks.
+        payload: Payload,
+    },
+    /// A command of the metadata group.
+    Metadata(Bytes),
+}
+
+/// Something accepted and not proposed yet.
+#[derive(Debug)]
+pub struct Proposal {
+    /// Who asked.
+    pub asker: Asker,
+    /// For what.
+    pub change: Change,
+}
+
+/// Something proposed and not applied yet.
+#[derive(Debug)]
+pub struct Pending {
+    pub(super) index: u64,
+    pub(super) term: u64,
+    pub(super) asker: Asker,
+    bytes: usize,
+}
+
+impl Proposal {
+    fn bytes(&self) -> usize {
+        match &self.change {
+            Change::Volume { payload, .. } => payload.len(),
+            Change::Metadata(command) => command.len(),
+        }
+    }
+
+    fn settle(&self, cx: &mut Cx<'_>) {
+        cx.shared.pending_requests -= 1;
+        cx.shared.pending_bytes -= self.bytes();
+    }
+
+    fn refuse(self, cx: &mut Cx<'_>, group: GroupId, why: Refusal) {
+        self.settle(cx);
+        match self.asker {
+            Asker::Client(link, id) => cx.reply(link, id, group, ReplyResult::Refused(why)),
+            Asker::Control(token) => {
+                let result = Err(ProposeError::Unavailable);
+                cx.out.push(Effect::Proposed { token, result });
+            }
+        }
+    }
+
+    /// Answers that this replica does not lead. Nothing took effect.
+    pub fn refuse_leader(
+        self,
+        cx: &mut Cx<'_>,
+        group: GroupId,
+        leader: Option<NodeId>,
+        term: Term,
+    ) {
+        self.settle(cx);
+        match self.asker {
+            Asker::Client(link, id) => cx.reply(link, id, group, ReplyResult::Leader { leader, term }),
+            Asker::Control(token) => {
+                let result = Err(ProposeError::NotLeader(leader));
+                cx.out.push(Effect::Proposed { token, result });
+            }
+        }
+    }
+}
+
+impl Pending {
+    fn settle(&self, cx: &mut Cx<'_>) {
+        cx.shared.pending_requests -= 1;
+        cx.shared.pending_bytes -= self.bytes;
+    }
+
+    /// Answers that it was applied, or refused when it was.
+    pub(super) fn done(self, cx: &mut Cx<'_>, group: GroupId, index: LogIndex, outcome: Outcome) {
+        self.settle(cx);
+        match self.asker {
+            Asker::Client(link, id) => {
+                let result = match outcome {
+                    Ok(()) => ReplyResult::Done { index },
+                    Err(refusal) => ReplyResult::Refused(refusal),
+                };
+                cx.reply(link, id, group, result);
+            }
+            Asker::Control(token) => cx.out.push(Effect::Proposed { token, result: Ok(index) }),
+        }
+    }
+
+    /// Answers that it may or may not take effect.
+    pub(super) fn unknown(self, cx: &mut Cx<'_>, group: GroupId) {
+        mark!("proposal with unknown outcome");
+        self.settle(cx);
+        match self.asker {
+            Asker::Client(link, id) => cx.reply(link, id, group, ReplyResult::Unknown),
+            Asker::Control(token) => {
+                let result = Err(ProposeError::Unknown);
+                cx.out.push(Effect::Proposed { token, result });
+            }
+        }
+    }
+}
+
+/// An entry in the making.
+#[derive(Default)]
+struct Entry {
+    packer: Option<CommandPacker>,
+    metadata: Option<Bytes>,
+    payload: Payload,
+    askers: Vec<(Asker, usize)>,
+}
+
+impl Group {
+    /// Accepts a proposal, to be proposed when the turn ends.
+    pub fn accept(&mut self, cx: &mut Cx<'_>, proposal: Proposal) {
+        cx.shared.pending_requests += 1;
+        cx.shared.pending_bytes += proposal.bytes();
+        self.inbox.push_back(proposal);
+        self.wake(cx);
+        self.dirty = true;
+    }
+
+    /// Proposes what was accepted, packed into as few entries as possible.
+    pub(super) fn propose(&mut self, cx: &mut Cx<'_>) {
+        if self.inbox.is_empty() {
+            return;
+        }
+        let raft = self.raft.as_ref().expect("only a panic stops it");
+        if !self.leads() {
+            // Handed over a moment ago: the new leader makes itself known at once.
+            let (leader, term) = (self.leader(), self.term());
+            if leader.is_some() || self.patience.is_none() {
+                for proposal in std::mem::take(&mut self.inbox) {
+                    proposal.refuse_leader(cx, self.id, leader, term);
+                }
+            }
+            return;
+        }
+        // Sessions are checked against what is applied, which in a new term lacks something until
+        // the leader's own first entry is applied. While leadership moves, nothing is taken.
+        if raft.raft.lead_transferee.is_some() || !raft.raft.apply_to_current_term() {
+            return;
+        }
+        let entries = self.pack(cx);
+        if !entries.is_empty() {
+            self.election.active_at = cx.now;
+            self.step_proposal(cx, entries);
+        }
+    }
+
+    fn pack(&mut self, cx: &mut Cx<'_>) -> Vec<Entry> {
+        let mut entries: Vec<Entry> = Vec::new();
+        let mut blocks = 0;
+        let entry_bytes = cx.shared.limits.entry_bytes;
+        while let Some(proposal) = self.inbox.front() {
+            let bytes = proposal.bytes();
+            let fresh = entries.last().is_none_or(|e| e.is_closed(bytes, entry_bytes));
+            if fresh && entries.len() == ENTRIES_MAX {
+                break;
+            }
+            let proposal = self.inbox.pop_front().expect("seen above");
+            let proposal = match self.admit(cx, proposal, &mut blocks) {
+                Some(proposal) => proposal,
+                None => continue,
+            };
+            if fresh {
+                entries.push(Entry::default());
+            }
+            entries.last_mut().expect("pushed above").push(proposal);
+        }
+        entries
+    }
+
+    /// Checks a proposal against the term, the sessions and the room there is. Gives it back if it
+    /// may be proposed, and answers it otherwise.
+    fn admit(&mut self, cx: &mut Cx<'_>, proposal: Proposal, blocks: &mut u32) -> Option<Proposal> {
+        let Change::Volume { epoch, incarnation, term, command, .. } = &proposal.change else {
+            return self.admit_metadata(cx, proposal);
+        };
+        let now = self.term();
+        if *term != now && !cx.shared.planted.is(Bug::TermUnchecked) {
+            mark!("request for another term");
+            proposal.refuse_leader(cx, self.id, Some(self.me), now);
+            return None;
+        }
+        let (volume, epoch, incarnation) = (volume_of(command), *epoch, *incarnation);
+        let session = match command {
+            Command::Fence { .. } => self.replica.check_not_fenced(volume, epoch, false),
+            Command::Delete { .. } => self.replica.check_not_fenced(volume, epoch, true),
+            _ => self.replica.check_epoch(volume, epoch),
+        };
+        let session = session.and_then(|()| self.admit_session(cx, volume, (epoch, incarnation)));
+        let wanted = *blocks + command.payload_blocks();
+        // A fence lets a full volume be read, and a delete makes room: both may use the reserve.
+        let urgent = matches!(command, Command::Fence { .. } | Command::Delete { .. });
+        let room = urgent || (cx.shared.has_room(wanted) && self.full.is_empty());
+        match session {
+            Err(refusal) => proposal.refuse(cx, self.id, refusal),
+            Ok(()) if !room => {
+                mark!("no room for a write");
+                proposal.refuse(cx, self.id, Refusal::NoSpace);
+            }
+            Ok(()) => {
+                *blocks = wanted;
+                return Some(proposal);
+            }
+        }
+        None
+    }
+
+    fn admit_metadata(&mut self, cx: &mut Cx<'_>, proposal: Proposal) -> Option<Proposal> {
+        if cx.shared.has_room(0) {
+            return Some(proposal);
+        }
+        proposal.refuse(cx, self.id, Refusal::NoSpace);
+        None
+    }
+
+    /// Refuses a late duplicate: a request of a link that its session has replaced.
+    fn admit_session(
+        &mut self,
+        cx: &Cx<'_>,
+        volume: VolumeId,
+        session: (Epoch, Incarnation),
+    ) -> Outcome {
+        let (epoch, incarnation) = session;
+        let applied = self.replica.epoch(volume);
+        let known = self.sessions.entry(volume).or_default();
+        known.retain(|(epoch, _)| *epoch >= applied);
+        let Some((_, newest)) = known.iter_mut().find(|(known, _)| *known == epoch) else {
+            known.push(session);
+            return Ok(());
+        };
+        if *newest > incarnation && !cx.shared.planted.is(Bug::IncarnationUnchecked) {
+            mark!("late duplicate refused");
+            return Err(Refusal::LateDuplicate);
+        }
+        *newest = incarnation.max(*newest);
+        Ok(())
+    }
+
+    fn step_proposal(&mut self, cx: &mut Cx<'_>, entries: Vec<Entry>) {
+        let raft = self.raft.as_mut().expect("only a panic stops it");
+        let (term, first) = (raft.raft.term, raft.raft.raft_log.last_index() + 1);
+        let mut message = eraftpb::Message { from: u64::from(self.me.0), ..Default::default() };
+        message.set_msg_type(MessageType::MsgPropose);
+        message.set_entries(vec![eraftpb::Entry::default(); entries.len()].into());
+        let early = cx.shared.planted.is(Bug::ReplyBeforeCommit);
+        for (index, entry) in (first..).zip(entries) {
+            let data = match (entry.packer, entry.metadata) {
+                (Some(packer), _) => packer.finish(),
+                (None, metadata) => metadata.unwrap_or_default(),
+            };
+            let content = Content { data, payload: Some(entry.payload) };
+            self.staged_bytes += weight(&content);
+            self.staged.insert((index, term), content);
+            for (asker, bytes) in entry.askers {
+                let pending = Pending { index, term, asker, bytes };
+                if early {
+                    pending.done(cx, self.id, LogIndex(index), Ok(()));
+                } else {
+                    self.pending.push_back(pending);
+                }
+            }
+        }
+        // The library takes every proposal of a leader that is not handing over, which was seen.
+        raft.raft.step(message).expect("a leader takes proposals");
+    }
+}
+
+impl Entry {
+    fn is_closed(&self, bytes: usize, entry_bytes: usize) -> bool {
+        let packed = self.packer.as_ref();
+        self.metadata.is_some()
+            || self.payload.len() + bytes > entry_bytes
+            || packed.is_some_and(|p| p.len() > DATA_MAX || p.count() >= COMMANDS_MAX)
+    }
+
+    fn push(&mut self, proposal: Proposal) {
+        self.askers.push((proposal.asker, proposal.bytes()));
+        match proposal.change {
+            Change::Volume { command, payload, .. } => {
+                self.packer.get_or_insert_with(CommandPacker::new).push(&command);
+                self.payload.append(payload);
+            }
+            Change::Metadata(command) => self.metadata = Some(command),
+        }
+    }
+}
+
+fn volume_of(command: &Command) -> VolumeId {
+    match command {
+        Command::Write { volume, .. }
+        | Command::Unmap { volume, .. }
+        | Command::Fence { volume, .. }
+        | Command::Delete { volume } => *volume,
+    }
+}

@@ -1,0 +1,229 @@
+//! What the library made ready: record it, send it, apply it, and go on when it is durable.
+
+use super::group::{Group, Role};
+use super::outbox;
+use super::shared::{Cx, Written};
+use super::table::{Slot, hard_state};
+use crate::event::Effect;
+use crate::log::{HardState, Record, RecordSeq};
+use crate::mark;
+use crate::planted::Bug;
+use basalt_wire::block::BLOCK_BYTES;
+use basalt_wire::frame::Frame;
+use basalt_wire::ids::{GroupId, LogIndex, Term};
+use raft::eraftpb::{Entry, Message, MessageType};
+
+/// Messages that wait until everything recorded before them is durable.
+pub struct Held {
+    number: u64,
+    seq: RecordSeq,
+    messages: Vec<Message>,
+}
+
+impl Group {
+    /// Takes everything that the library has ready.
+    pub(super) fn ready(&mut self, cx: &mut Cx<'_>) {
+        while self.raft.as_ref().is_some_and(|raft| raft.has_ready()) {
+            let raft = self.raft.as_mut().expect("seen above");
+            let mut ready = raft.ready();
+            let hard = ready.hs().map(hard_state);
+            self.record(cx, hard, ready.take_entries());
+            for message in ready.take_messages() {
+                self.send(cx, message);
+            }
+            let committed = ready.take_committed_entries();
+            let number = ready.number();
+            let messages = ready.take_persisted_messages();
+            self.raft.as_mut().expect("only a panic stops it").advance_append_async(ready);
+            self.apply(cx, committed);
+            self.held.push_back(Held { number, seq: self.last_seq, messages });
+            self.release(cx);
+        }
+        self.staged.clear();
+        self.staged_bytes = 0;
+        self.observe(cx);
+        self.heal(cx);
+        self.settle_cache(cx);
+    }
+
+    /// Goes on with what has become durable.
+    pub fn durable(&mut self, cx: &mut Cx<'_>) {
+        self.guard(cx, |group, cx| group.release(cx));
+    }
+
+    fn release(&mut self, cx: &mut Cx<'_>) {
+        while self.held.front().is_some_and(|held| held.seq <= cx.shared.durable) {
+            let held = self.held.pop_front().expect("seen above");
+            self.raft.as_mut().expect("only a panic stops it").on_persist_ready(held.number);
+            for message in held.messages {
+                // An append that was waiting here when its sender stopped leading is not sent.
+                if message.get_msg_type() != MessageType::MsgAppend {
+                    self.send(cx, message);
+                }
+            }
+        }
+    }
+
+    /// Hands hard state and entries to the log, in this order.
+    fn record(&mut self, cx: &mut Cx<'_>, hard: Option<HardState>, entries: Vec<Entry>) {
+        if let Some(state) = hard {
+            let old = self.recorded;
+            // The commit index alone is recorded when something else is: it is known again from the
+            // leader, and an idle group must not write.
+            let vote_changed = (state.term, state.vote) != (old.term, old.vote);
+            if vote_changed || !entries.is_empty() {
+                self.record_hard(cx, state);
+            }
+        }
+        if entries.is_empty() {
+            return;
+        }
+        let leads = self.leads();
+        let raft = self.raft.as_mut().expect("only a panic stops it");
+        let first = entries[0].index;
+        if first <= raft.store().last() {
+            mark!("entries replaced");
+            while self.pending.back().is_some_and(|pending| pending.index >= first) {
+                let pending = self.pending.pop_back().expect("seen above");
+                pending.unknown(cx, self.id);
+            }
+        }
+        for entry in entries {
+            let content = self.staged.remove(&(entry.index, entry.term));
+            assert!(content.is_some() || leads, "the content of entry {} is gone", entry.index);
+            let content = content.unwrap_or_default();
+            let payload = content.payload.clone().unwrap_or_default();
+            let blocks = (payload.len() / BLOCK_BYTES) as u32;
+            let record = Record::Entry {
+                group: self.id,
+                term: Term(entry.term),
+                index: LogIndex(entry.index),
+                kind: 0,
+                data: content.data.clone(),
+                payload,
+            };
+            let slot = Slot { blocks, ..Slot::default() };
+            raft.mut_store().append(entry.index, entry.term, slot, content);
+            let written = Written { group: self.slot, entry: Some((entry.index, entry.term)) };
+            self.last_seq = cx.shared.record(record, written);
+            cx.shared.cache_order.push_back((self.slot, entry.index));
+        }
+    }
+
+    fn record_hard(&mut self, cx: &mut Cx<'_>, state: HardState) {
+        self.recorded = state;
+        if cx.shared.planted.is(Bug::VoteNotPersisted) {
+            return;
+        }
+        let record = Record::HardState { group: self.id, state };
+        self.last_seq = cx.shared.record(record, Written { group: self.slot, entry: None });
+    }
+
+    /// Sends one of the library's messages.
+    fn send(&mut self, cx: &mut Cx<'_>, mut message: Message) {
+        let Some(to) = self.address_of(message.to) else { return };
+        let entries = message.take_entries();
+        let kind = message.get_msg_type();
+        let mut frame = super::convert::to_frame(&mut message, self.id);
+        match kind {
+            MessageType::MsgAppend => {
+                let raft = self.raft.as_ref().expect("only a panic stops it");
+                let outbox = self.outboxes.entry(to.node).or_default();
+                outbox::Courier { group: self.slot, to, table: raft.store(), outbox }
+                    .append(cx, frame, &entries);
+            }
+            _ => {
+                if kind == MessageType::MsgAppendResponse
+                    || kind == MessageType::MsgHeartbeatResponse
+                {
+                    frame.priority = i64::from(!cx.shared.has_room(0));
+                }
+                cx.send(to, Frame::Raft(frame));
+            }
+        }
+    }
+
+    /// Applies committed entries, in order, and answers who proposed them.
+    fn apply(&mut self, cx: &mut Cx<'_>, entries: Vec<Entry>) {
+        let Some(last) = entries.last().map(|entry| entry.index) else { return };
+        for entry in &entries {
+            let (index, term) = (entry.index, entry.term);
+            self.drop_overtaken(cx, index, term);
+            let table = self.raft.as_ref().expect("only a panic stops it").store();
+            let location = table.slot(index).expect("a committed entry is there").location;
+            let data = &table.content(index).expect("kept until it is applied").data;
+            if self.id == GroupId::METADATA {
+                let (index, command) = (LogIndex(index), data.clone());
+                self.replica.skip(index);
+                let proposed = !command.is_empty();
+                cx.out.push(Effect::Applied { index, term: Term(term), command });
+                if proposed {
+                    self.answer_next(cx, index, Ok(()));
+                }
+                continue;
+            }
+            let (pending, id) = (&mut self.pending, self.id);
+            let result = self.replica.apply(LogIndex(index), data, location, |outcome| {
+                if pending.front().is_some_and(|p| p.index == index) {
+                    let next = pending.pop_front().expect("seen above");
+                    next.done(cx, id, LogIndex(index), outcome);
+                }
+            });
+            result.unwrap_or_else(|e| panic!("entry {index} can not be applied: {e}"));
+        }
+        self.raft.as_mut().expect("only a panic stops it").advance_apply_to(last);
+    }
+
+    /// Answers those whose proposals can not be applied any more: another entry took their index.
+    fn drop_overtaken(&mut self, cx: &mut Cx<'_>, index: u64, term: u64) {
+        let gone = |p: &super::propose::Pending| {
+            p.index < index || (p.index == index && p.term != term)
+        };
+        while self.pending.front().is_some_and(gone) {
+            mark!("proposal overtaken");
+            let pending = self.pending.pop_front().expect("seen above");
+            pending.unknown(cx, self.id);
+        }
+    }
+
+    fn answer_next(
+        &mut self,
+        cx: &mut Cx<'_>,
+        index: LogIndex,
+        outcome: crate::replica::Outcome,
+    ) {
+        if self.pending.front().is_some_and(|p| p.index == index.0) {
+            let next = self.pending.pop_front().expect("seen above");
+            next.done(cx, self.id, index, outcome);
+        }
+    }
+
+    /// Tells the driver of a new leader, and starts or ends a term of leading.
+    fn observe(&mut self, cx: &mut Cx<'_>) {
+        let now = (self.leader(), self.role());
+        if now == self.told {
+            return;
+        }
+        let before = std::mem::replace(&mut self.told, now);
+        if now.0 != before.0 {
+            let (group, leader, term) = (self.id, now.0, self.term());
+            cx.out.push(Effect::LeaderChanged { group, leader, term });
+        }
+        match (before.1, now.1) {
+            (Role::Leader, Role::Leader) => {}
+            (_, Role::Leader) => {
+                self.sessions.clear();
+                self.full.clear();
+                self.patience = None;
+                self.election.led_since(cx.now);
+            }
+            (Role::Leader, _) => {
+                self.outboxes.clear();
+                self.election.transfer = None;
+                let patience = 2 * u64::from(cx.shared.timing.election_ticks);
+                self.patience = Some(cx.shared.tick + patience);
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! What all groups of a shard share: the log, the clock, the bounds.
+
+use crate::config::{Limits, ShardConfig, Timing};
+use crate::event::{Effect, LinkId};
+use crate::log::{Log, Record, RecordSeq};
+use crate::planted::Planted;
+use crate::replica::Plan;
+use basalt_wire::frame::{Frame, Reply, ReplyResult};
+use basalt_wire::ids::{Address, GroupId, NodeId, RequestId};
+use basalt_wire::io::DiskOp;
+use basalt_wire::time::Time;
+use std::collections::{BTreeSet, VecDeque};
+
+/// A record that was handed to the log and is not durable yet.
+#[derive(Clone, Copy, Debug)]
+pub struct Written {
+    /// The position of its group in the shard.
+    pub group: usize,
+    /// Index and term, of an entry.
+    pub entry: Option<(u64, u64)>,
+}
+
+/// A client's read under way.
+#[derive(Debug)]
+pub struct ClientRead {
+    /// Where to answer.
+    pub link: LinkId,
+    /// The request.
+    pub id: RequestId,
+    /// The group.
+    pub group: GroupId,
+    /// What was read so far.
+    pub plan: Plan,
+    /// Reads not ended yet.
+    pub outstanding: u32,
+    /// Whether one of them failed.
+    pub failed: bool,
+}
+
+/// What a read of the log is for.
+#[derive(Clone, Copy, Debug)]
+pub enum LogRead {
+    /// A run of a client's read: position of the read, number of the run.
+    Client(usize, usize),
+    /// Part of an entry for a follower: group's position, follower, message, entry's ordinal.
+    Entry {
+        /// The group's position in the shard.
+        group: usize,
+        /// The follower.
+        peer: NodeId,
+        /// The message that waits for it.
+        message: u64,
+        /// The entry's ordinal in the message.
+        entry: usize,
+    },
+}
+
+/// A table of things under way, numbered for as long as they last.
+#[derive(Debug)]
+pub struct Slab<T> {
+    items: Vec<Option<T>>,
+    free: Vec<usize>,
+}
+
+impl<T> Default for Slab<T> {
+    fn default() -> Self {
+        Slab { items: Vec::new(), free: Vec::new() }
+    }
+}
+
+impl<T> Slab<T> {
+    /// Puts an item in and gives its number.
+    pub fn insert(&mut self, item: T) -> usize {
+        match self.free.pop() {
+            Some(at) => {
+                self.items[at] = Some(item);
+                at
+            }
+            None => {
+                self.items.push(Some(item));
+                self.items.len() - 1
+            }
+        }
+    }
+
+    /// Takes an item out.
+    pub fn take(&mut self, at: usize) -> Option<T> {
+        let item = self.items.get_mut(at)?.take();
+        if item.is_some() {
+            self.free.push(at);
+        }
+        item
+    }
+
+    /// An item.
+    pub fn get_mut(&mut self, at: usize) -> Option<&mut T> {
+        self.items.get_mut(at)?.as_mut()
+    }
+
+    /// Items in the table.
+    pub fn len(&self) -> usize {
+        self.items.len() - self.free.len()
+    }
+}
+
+/// What all groups of a shard share.
+pub struct Shared {
+    /// This shard.
+    pub me: Address,
+    /// The planted bug, if any.
+    pub planted: Planted,
+    /// Bounds.
+    pub limits: Limits,
+    /// Raft's clock.
+    pub timing: Timing,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// The log.
+    pub log: Log,
+    /// Device operations that the log asked for in this call.
+    pub ops: Vec<DiskOp>,
+    /// All records up to here are durable.
+    pub durable: RecordSeq,
+    /// The records after it.
+    pub written: VecDeque<Written>,
+    /// Ticks since the shard was opened.
+    pub tick: u64,
+    /// Write payload accepted and not answered yet.
+    pub pending_bytes: usize,
+    /// Requests accepted and not answered yet.
+    pub pending_requests: usize,
+    /// Peers that can not be reached, as far as the driver knows.
+    pub down: BTreeSet<NodeId>,
+    /// Whether leaderships are being handed over.
+    pub draining: bool,
+    /// Reads of the log under way.
+    pub log_reads: Slab<LogRead>,
+    /// Clients' reads under way.
+    pub client_reads: Slab<ClientRead>,
+    /// Entries whose content is in memory, oldest first: the group's position and the index.
+    pub cache_order: VecDeque<(usize, u64)>,
+    /// Bytes of that content.
+    pub cached_bytes: usize,
+}
+
+impl Shared {
+    /// The state of a shard that starts.
+    pub fn new(config: &ShardConfig, log: Log) -> Shared {
+        Shared {
+            me: config.address,
+            planted: config.planted,
+            limits: config.limits,
+            timing: config.timing,
+            seed: config.seed,
+            log,
+            ops: Vec::new(),
+            durable: RecordSeq(0),
+            written: VecDeque::new(),
+            tick: 0,
+            pending_bytes: 0,
+            pending_requests: 0,
+            down: BTreeSet::new(),
+            draining: false,
+            log_reads: Slab::default(),
+            client_reads: Slab::default(),
+            cache_order: VecDeque::new(),
+            cached_bytes: 0,
+        }
+    }
+
+    /// Queues a record and remembers whose it is.
+    pub fn record(&mut self, record: Record, written: Written) -> RecordSeq {
+        let seq = self.log.append(record);
+        self.written.push_back(written);
+        assert_eq!(seq.0, self.durable.0 + self.written.len() as u64, "records are counted by one");
+        seq
+    }
+
+    /// Whether the device takes more of the clients' data.
+    pub fn has_room(&self, blocks: u32) -> bool {
+        self.log.has_room(blocks)
+    }
+
+    /// A number drawn from the seed for `what`; the same for the same arguments.
+    pub fn draw(&self, what: [u64; 3]) -> u64 {
+        let mut z = self.seed ^ u64::from(self.me.node.0) << 32 ^ u64::from(self.me.shard.0);
+        for value in what {
+            z = (z ^ value).wrapping_add(0x9e37_79b9_7f4a_7c15);
+            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            z ^= z >> 31;
+        }
+        z
+    }
+}
+
+/// One call of the shard: what is shared, the time, and where effects go.
+pub struct Cx<'a> {
+    /// What all groups share.
+    pub shared: &'a mut Shared,
+    /// The time.
+    pub now: Time,
+    /// The effects of this call.
+    pub out: &'a mut Vec<Effect>,
+}
+
+impl Cx<'_> {
+    /// Sends a frame to a peer.
+    pub fn send(&mut self, to: Address, frame: Frame) {
+        self.out.push(Effect::Send { to, frame });
+    }
+
+    /// Answers a client.
+    pub fn reply(&mut self, link: LinkId, id: RequestId, group: GroupId, result: ReplyResult) {
+        self.out.push(Effect::Reply { link, reply: Reply { id, group, result } });
+    }
+
+    /// Writes a line for the operator.
+    pub fn notice(&mut self, alarm: bool, text: String) {
+        self.out.push(Effect::Notice { alarm, text });
+    }
+
+    /// Starts a read of block data.
+    pub fn read(&mut self, what: LogRead, at: crate::log::Location, blocks: u32) {
+        let token = self.shared.log_reads.insert(what) as u64;
+        self.shared.log.read(token, at, blocks, &mut self.shared.ops);
+    }
+
+    /// Starts a read of an entry's data.
+    pub fn read_data(&mut self, what: LogRead, at: crate::log::DataLocation) {
+        let token = self.shared.log_reads.insert(what) as u64;
+        self.shared.log.read_data(token, at, &mut self.shared.ops);
+    }
+}

@@ -1,0 +1,162 @@
+//! Where each block of a volume stands in the log.
+//!
+//! A [`VolumeIndex`] maps block numbers of one volume, in one group, to places in the log and the
+//! checksums of their content. It has two levels: a directory of pages, one for each chunk of
+//! 1024 blocks, and in a page 12 bytes a block. A page that maps nothing keeps only the log index
+//! of its last change.
+
+mod page;
+
+pub use page::{BlockPlace, Page};
+
+use basalt_wire::block::CHUNK_BLOCKS;
+use basalt_wire::command::BlockRange;
+use basalt_wire::ids::LogIndex;
+use rustc_hash::FxHashMap;
+
+/// The index of one volume in one group.
+#[derive(Default, Debug)]
+pub struct VolumeIndex {
+    pages: FxHashMap<u64, Page>,
+    mapped: u64,
+    tables: u64,
+}
+
+/// The chunk that a range lies in, and its first block's number within it.
+fn split(range: BlockRange) -> (u64, usize) {
+    let (chunk, first) = (range.block / CHUNK_BLOCKS, range.block % CHUNK_BLOCKS);
+    assert!(
+        first + u64::from(range.count) <= CHUNK_BLOCKS,
+        "the range {range:?} crosses the border of a chunk"
+    );
+    (chunk, first as usize)
+}
+
+impl VolumeIndex {
+    /// An index that maps nothing.
+    pub fn new() -> VolumeIndex {
+        VolumeIndex::default()
+    }
+
+    /// Maps the blocks of `range` to consecutive places from `first` on.
+    pub fn map(
+        &mut self,
+        range: BlockRange,
+        first: BlockPlace,
+        checksums: impl ExactSizeIterator<Item = u32>,
+        at: LogIndex,
+    ) {
+        assert_eq!(checksums.len(), range.count as usize, "one checksum for each block");
+        let (chunk, block) = split(range);
+        let page = self.pages.entry(chunk).or_default();
+        let before = page.footprint();
+        page.map(block, first, checksums, at);
+        let after = page.footprint();
+        self.account(before, after);
+    }
+
+    /// Unmaps the blocks of `range`. A chunk that was never written stays unknown.
+    pub fn unmap(&mut self, range: BlockRange, at: LogIndex) {
+        let (chunk, block) = split(range);
+        if let Some(page) = self.pages.get_mut(&chunk) {
+            let before = page.footprint();
+            page.unmap(block, range.count as usize, at);
+            let after = page.footprint();
+            self.account(before, after);
+        }
+    }
+
+    /// The page that `range` lies in, and the number of its first block there.
+    pub fn page(&self, range: BlockRange) -> (Option<&Page>, usize) {
+        let (chunk, block) = split(range);
+        (self.pages.get(&chunk), block)
+    }
+
+    /// Blocks that are mapped.
+    pub fn mapped_blocks(&self) -> u64 {
+        self.mapped
+    }
+
+    /// Bytes of memory in use.
+    pub fn memory(&self) -> u64 {
+        let slot = size_of::<u64>() + size_of::<Page>() + 1;
+        self.tables * Page::TABLE_BYTES + (self.pages.capacity() * slot) as u64
+    }
+
+    /// All pages with their chunk numbers, in order.
+    pub fn pages(&self) -> Vec<(u64, &Page)> {
+        let mut pages: Vec<_> = self.pages.iter().map(|(chunk, page)| (*chunk, page)).collect();
+        pages.sort_unstable_by_key(|(chunk, _)| *chunk);
+        pages
+    }
+
+    fn account(&mut self, before: (u64, u64), after: (u64, u64)) {
+        self.mapped = self.mapped + after.0 - before.0;
+        self.tables = self.tables + after.1 - before.1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use basalt_wire::ids::SegmentId;
+
+    fn range(block: u64, count: u32) -> BlockRange {
+        BlockRange { block, count }
+    }
+
+    fn place(segment: u32, block: u32) -> BlockPlace {
+        BlockPlace { segment: SegmentId(segment), block, checksum: 0 }
+    }
+
+    #[test]
+    fn maps_overwrites_and_unmaps() {
+        let mut index = VolumeIndex::new();
+        index.map(range(1030, 3), place(1, 100), [7, 8, 9].into_iter(), LogIndex(4));
+        index.map(range(1031, 1), place(2, 5), [88].into_iter(), LogIndex(6));
+        let (page, first) = index.page(range(1030, 3));
+        let page = page.unwrap();
+        assert_eq!(first, 6);
+        assert_eq!(page.changed_at(), LogIndex(6));
+        assert_eq!(page.get(5), None);
+        assert_eq!(page.get(6), Some(BlockPlace { checksum: 7, ..place(1, 100) }));
+        assert_eq!(page.get(7), Some(BlockPlace { checksum: 88, ..place(2, 5) }));
+        assert_eq!(page.get(8), Some(BlockPlace { checksum: 9, ..place(1, 102) }));
+        assert_eq!(index.mapped_blocks(), 3);
+
+        index.unmap(range(1024, 8), LogIndex(9));
+        assert_eq!(index.mapped_blocks(), 1);
+        let (page, _) = index.page(range(1024, 1));
+        assert_eq!(page.unwrap().changed_at(), LogIndex(9));
+    }
+
+    #[test]
+    fn an_empty_page_gives_its_memory_back_and_keeps_its_change() {
+        let mut index = VolumeIndex::new();
+        index.map(range(0, 1), place(0, 1), [1].into_iter(), LogIndex(1));
+        let full = index.memory();
+        index.unmap(range(0, 1024), LogIndex(2));
+        assert!(index.memory() + Page::TABLE_BYTES <= full);
+        assert_eq!(index.page(range(0, 1)).0.unwrap().changed_at(), LogIndex(2));
+        assert_eq!(index.page(range(0, 1)).0.unwrap().get(0), None);
+    }
+
+    #[test]
+    fn unmapping_what_was_never_written_changes_nothing() {
+        let mut index = VolumeIndex::new();
+        index.unmap(range(5, 5), LogIndex(3));
+        assert!(index.page(range(5, 5)).0.is_none());
+        assert_eq!(index.mapped_blocks(), 0);
+    }
+
+    #[test]
+    #[should_panic(expected = "crosses the border of a chunk")]
+    fn a_range_across_chunks_is_a_bug_of_the_caller() {
+        VolumeIndex::new().unmap(range(1023, 2), LogIndex(1));
+    }
+
+    #[test]
+    fn an_entry_has_twelve_bytes() {
+        assert_eq!(Page::TABLE_BYTES, 12 * 1024);
+    }
+}

@@ -1,0 +1,550 @@
+//! Opening a device: find its superblock, replay its log, decide what its end is.
+//!
+//! Recovery walks from batch to batch along the chain. A batch whose successor proves that it had
+//! been durable is replayed from its header alone. The others wait: when the walk reaches a place
+//! without a next batch, everything behind that place is searched for valid batches, the facts are
+//! looked up in the [decision table](super::table), and the waiting batches are verified down to
+//! their payload. Crash and corruption thus take different paths: only what no later batch covers
+//! can be cut.
+//!
+//! Before the log is declared open, a new boot generation is made durable, so that nothing of a
+//! dropped tail can ever be taken for what is written now, and the device's cache is flushed, so
+//! that nothing that was replayed can still be lost.
+
+use super::place::{Geometry, Tail};
+use super::scan::{HeaderView, Scan, read_header};
+use super::table::{Facts, Header, Payload, Verdict, decide};
+use super::window::{View, Window};
+use super::writer::summaries_of;
+use super::{Damage, DataLocation, HardState, Location, LogEvent, OpenReport, Record};
+use crate::config::ShardConfig;
+use crate::mark;
+use crate::planted::Bug;
+use basalt_wire::block::{BLOCK_BYTES, crc32c};
+use basalt_wire::command::{Command, decode_commands};
+use basalt_wire::disk::DiskFormatError;
+use basalt_wire::disk::batch::{
+    BatchHeader, Descriptor, FLAG_PREDECESSOR_LOST, GroupSummary, HardStateFields,
+};
+use basalt_wire::ids::{GroupId, LogIndex, SegmentId};
+use basalt_wire::io::DiskOp;
+use bytes::Bytes;
+use std::collections::{BTreeMap, VecDeque};
+
+/// The most blocks of payload verified at a time.
+const VERIFY_BLOCKS: u32 = 256;
+
+/// Walks the log of a device.
+pub struct Recovery {
+    config: ShardConfig,
+    geometry: Geometry,
+    window: Window,
+    phase: Phase,
+    tail: Tail,
+    /// The boot generation of the last batch.
+    boot: u64,
+    /// The highest boot generation seen, dropped batches included.
+    boot_highest: u64,
+    /// Whether the next batch follows a lost one, so that it can not be checked against the chain.
+    chain_open: bool,
+    /// The highest durable mark seen.
+    mark: u64,
+    /// Batches and gaps that no mark covers yet, in order.
+    waiting: VecDeque<Waiting>,
+    last_with_records: u64,
+    /// What the last batch held, if it is known.
+    last_summaries: Option<Vec<GroupSummary>>,
+    damages: BTreeMap<GroupId, Damage>,
+    /// Damage of unknown extent.
+    unknown: Option<Damage>,
+    report: OpenReport,
+}
+
+enum Phase {
+    Walk,
+    Scan(Scan, Header),
+    Settle(Settle),
+    Done,
+}
+
+/// A place that was passed and not replayed yet.
+enum Waiting {
+    Batch(BatchHeader),
+    Gap(Gap),
+}
+
+/// A batch (or several) that can not be read.
+struct Gap {
+    /// The sequence number that was expected.
+    seq: u64,
+    /// What its records were, if the next batch says so.
+    summaries: Option<Vec<GroupSummary>>,
+}
+
+/// Where the verification of the waiting batches stands.
+#[derive(Default)]
+struct Settle {
+    ordinal: u32,
+    /// Blocks of the record's payload that were verified.
+    blocks: u32,
+    /// Whether the place behind the last batch could not be read.
+    unreadable_end: bool,
+}
+
+/// What a recovered log looks like.
+pub struct Recovered {
+    /// Where it goes on.
+    pub tail: Tail,
+    /// The highest durable mark that it carries.
+    pub mark: u64,
+    /// The last batch that holds records.
+    pub last_with_records: u64,
+    /// The highest boot generation in it.
+    pub boot: u64,
+    /// What was found.
+    pub report: OpenReport,
+}
+
+/// Whether recovery can go on at once.
+enum Step {
+    Again,
+    Wait,
+}
+
+impl Recovery {
+    /// Starts at the first segment.
+    pub fn new(config: &ShardConfig, geometry: Geometry, token: u64) -> Recovery {
+        Recovery {
+            config: config.clone(),
+            geometry,
+            window: Window::new(token),
+            phase: Phase::Walk,
+            tail: Tail::start(),
+            boot: 0,
+            boot_highest: 0,
+            chain_open: false,
+            mark: 0,
+            waiting: VecDeque::new(),
+            last_with_records: 0,
+            last_summaries: Some(Vec::new()),
+            damages: BTreeMap::new(),
+            unknown: None,
+            report: OpenReport::default(),
+        }
+    }
+
+    /// A read ended.
+    pub fn read_done(&mut self, done: basalt_wire::io::DiskDone) {
+        self.window.done(done);
+    }
+
+    /// Goes on until a read is needed or everything is known.
+    pub fn advance(
+        &mut self,
+        out: &mut Vec<DiskOp>,
+        events: &mut Vec<LogEvent>,
+    ) -> Option<Recovered> {
+        loop {
+            let step = match &mut self.phase {
+                Phase::Walk => self.walk(out, events),
+                Phase::Scan(..) => self.scan(out, events),
+                Phase::Settle(_) => self.settle(out, events),
+                Phase::Done => return Some(self.finish(events)),
+            };
+            if matches!(step, Step::Wait) {
+                return None;
+            }
+        }
+    }
+
+    /// Looks at the place where the next batch is expected.
+    fn walk(&mut self, out: &mut Vec<DiskOp>, events: &mut Vec<LogEvent>) -> Step {
+        let (segment, block) = (self.tail.segment, self.tail.block);
+        if segment >= self.geometry.segments || block >= self.geometry.segment_blocks {
+            // A closing batch always has room, so nothing can follow a full segment.
+            self.begin_scan(Header::Blank);
+            return Step::Again;
+        }
+        match read_header(&mut self.window, &self.geometry, segment, block, out) {
+            HeaderView::Pending => Step::Wait,
+            HeaderView::Unreadable => {
+                self.begin_scan(Header::Unreadable);
+                Step::Again
+            }
+            HeaderView::Bad(error) => {
+                self.begin_scan(classify(error));
+                Step::Again
+            }
+            HeaderView::Good(header) if self.is_next(&header) => {
+                self.accept(header, events);
+                Step::Again
+            }
+            HeaderView::Good(_) => {
+                mark!("log.stale_header");
+                self.begin_scan(Header::Stale);
+                Step::Again
+            }
+        }
+    }
+
+    /// Whether a valid header is that of the batch expected at the tail.
+    fn is_next(&self, header: &BatchHeader) -> bool {
+        let f = &header.fields;
+        if f.device != self.geometry.device || f.seq != self.tail.seq {
+            return false;
+        }
+        if self.config.planted.is(Bug::ChainUnchecked) {
+            return true;
+        }
+        f.segment_seq == self.tail.segment_seq
+            && f.boot >= self.boot
+            && (f.previous_crc == self.tail.crc || self.chain_open)
+    }
+
+    fn accept(&mut self, header: BatchHeader, events: &mut Vec<LogEvent>) {
+        let fields = header.fields;
+        let tells = fields.flags & FLAG_PREDECESSOR_LOST == 0;
+        if let Some(Waiting::Gap(gap)) = self.waiting.back_mut()
+            && tells
+            && gap.seq + 1 == fields.seq
+        {
+            gap.summaries = Some(header.summaries.clone());
+        }
+        self.mark = self.mark.max(fields.durable);
+        self.boot = fields.boot;
+        self.boot_highest = self.boot_highest.max(fields.boot);
+        self.chain_open = false;
+        self.tail = Tail { summaries: Vec::new(), ..Tail::after(&header) };
+        self.waiting.push_back(Waiting::Batch(header));
+        self.release(events);
+    }
+
+    /// Replays what the durable mark covers.
+    fn release(&mut self, events: &mut Vec<LogEvent>) {
+        while let Some(front) = self.waiting.front() {
+            let seq = match front {
+                Waiting::Batch(header) => header.fields.seq,
+                Waiting::Gap(gap) => gap.seq,
+            };
+            if seq > self.mark {
+                break;
+            }
+            self.replay_front(events);
+        }
+    }
+
+    fn replay_front(&mut self, events: &mut Vec<LogEvent>) {
+        match self.waiting.pop_front() {
+            Some(Waiting::Batch(header)) => self.replay(&header, events),
+            Some(Waiting::Gap(gap)) => self.lose(gap, events),
+            None => {}
+        }
+    }
+
+    /// Searches what lies behind the tail for valid batches.
+    fn begin_scan(&mut self, header: Header) {
+        let scan = Scan::behind(&self.tail, self.boot);
+        self.phase = Phase::Scan(scan, header);
+    }
+
+    fn scan(&mut self, out: &mut Vec<DiskOp>, events: &mut Vec<LogEvent>) -> Step {
+        let Phase::Scan(scan, header) = &mut self.phase else { return Step::Again };
+        if !scan.advance(&mut self.window, &self.geometry, out) {
+            return Step::Wait;
+        }
+        let (header, next) = (*header, scan.next());
+        self.mark = self.mark.max(scan.highest_mark());
+        self.boot_highest = self.boot_highest.max(scan.highest_boot());
+        let seq = self.tail.seq;
+        if let Some(next) = next
+            && next.seq == seq
+        {
+            // An opening before this one could not read this place and left it; now it can be read.
+            self.resume(next.place, next.segment_seq, seq);
+            return Step::Again;
+        }
+        let covered = seq <= self.mark;
+        let facts = Facts { header, payload: Payload::NotRead, covered, later: next.is_some() };
+        let mut verdict = decide(facts);
+        if self.config.planted.is(Bug::CutOnChecksumError) && verdict == Verdict::Damage {
+            verdict = Verdict::TornTail;
+        }
+        match (verdict, next) {
+            (Verdict::Damage, Some(next)) => {
+                mark!("log.damage_header");
+                self.waiting.push_back(Waiting::Gap(Gap { seq, summaries: None }));
+                self.resume(next.place, next.segment_seq, next.seq);
+            }
+            (Verdict::TornTail, _) => {
+                mark!("log.torn_tail");
+                self.report.torn += 1;
+                self.phase = Phase::Settle(Settle::default());
+            }
+            (Verdict::DamagedTail, _) => {
+                mark!("log.damaged_tail");
+                self.phase = Phase::Settle(Settle { unreadable_end: true, ..Settle::default() });
+            }
+            (verdict, _) => {
+                assert_eq!(verdict, Verdict::End, "{facts:?}");
+                self.phase = Phase::Settle(Settle::default());
+            }
+        }
+        // The mark may have risen. A gap waits for its successor, which says what is lost.
+        if matches!(self.phase, Phase::Settle(_)) {
+            self.release(events);
+        }
+        Step::Again
+    }
+
+    /// Goes on with a batch behind a lost one.
+    fn resume(&mut self, (segment, block): (u32, u32), segment_seq: u64, seq: u64) {
+        self.tail = Tail { segment, segment_seq, block, seq, ..Tail::start() };
+        self.chain_open = true;
+        self.phase = Phase::Walk;
+    }
+
+    /// Verifies the waiting batches; the first torn one ends the log.
+    fn settle(&mut self, out: &mut Vec<DiskOp>, events: &mut Vec<LogEvent>) -> Step {
+        let Phase::Settle(settle) = &mut self.phase else { return Step::Again };
+        let header = match self.waiting.front() {
+            Some(Waiting::Batch(header)) => header,
+            Some(Waiting::Gap(_)) => {
+                self.replay_front(events);
+                return Step::Again;
+            }
+            None => {
+                if settle.unreadable_end {
+                    self.leave_unreadable_end(events);
+                }
+                self.phase = Phase::Done;
+                return Step::Again;
+            }
+        };
+        let mut facts =
+            Facts { header: Header::Good, payload: Payload::NotRead, covered: false, later: false };
+        if self.config.planted.is(Bug::TornTailAccepted) {
+            facts.payload = Payload::Good;
+        }
+        if decide(facts) == Verdict::ReadPayload {
+            match verify(&mut self.window, &self.geometry, header, settle, out) {
+                None => return Step::Wait,
+                Some(payload) => facts.payload = payload,
+            }
+        }
+        settle.ordinal = 0;
+        settle.blocks = 0;
+        match decide(facts) {
+            Verdict::TornTail => {
+                mark!("log.torn_payload");
+                self.report.torn += self.waiting.len() as u64;
+                let first = header.fields;
+                self.waiting.clear();
+                self.tail.segment = first.segment;
+                self.tail.segment_seq = first.segment_seq;
+                self.tail.block = first.block;
+                self.tail.seq = first.seq;
+                self.tail.crc = first.previous_crc;
+                self.phase = Phase::Done;
+            }
+            _ => self.replay_front(events),
+        }
+        Step::Again
+    }
+
+    /// The place behind the last batch can not be read, so it can not be said that nothing stood
+    /// there. It is left as it is, counted as one lost batch, and the log goes on behind it.
+    fn leave_unreadable_end(&mut self, events: &mut Vec<LogEvent>) {
+        let seq = self.tail.seq;
+        self.lose(Gap { seq, summaries: None }, events);
+        self.last_with_records = seq;
+        self.tail = Tail {
+            segment: self.tail.segment + 1,
+            segment_seq: self.tail.segment_seq + 1,
+            seq: seq + 1,
+            predecessor_lost: true,
+            ..Tail::start()
+        };
+    }
+}
+
+impl Recovery {
+    /// Hands out the records of a batch.
+    fn replay(&mut self, header: &BatchHeader, events: &mut Vec<LogEvent>) {
+        let f = &header.fields;
+        let segment = SegmentId(f.segment);
+        let payload_at = f.block + header.header_blocks();
+        for (ordinal, record) in header.records().enumerate() {
+            let data_at = DataLocation { segment, block: f.block, record: ordinal as u16 };
+            let (record, block, blocks) = match record {
+                Descriptor::Entry {
+                    group,
+                    term,
+                    index,
+                    kind,
+                    payload_block,
+                    payload_blocks,
+                    data,
+                } => {
+                    self.replaced(group, index);
+                    let payload = basalt_wire::buffer::Payload::empty();
+                    let record = Record::Entry { group, term, index, kind, data, payload };
+                    (record, payload_at + payload_block, payload_blocks)
+                }
+                Descriptor::HardState { group, state } => {
+                    let record = Record::HardState { group, state: hard_state(&state) };
+                    (record, payload_at, 0)
+                }
+            };
+            let location = Location { segment, block };
+            events.push(LogEvent::Replayed { record, location, blocks, data_at });
+        }
+        self.report.batches += 1;
+        self.report.bytes += u64::from(header.blocks()) * BLOCK_BYTES as u64;
+        if header.record_count() > 0 {
+            self.last_with_records = f.seq;
+        }
+        self.last_summaries = Some(summaries_of(header));
+    }
+
+    /// An entry that stands after lost ones and replaces all of them makes the loss void.
+    fn replaced(&mut self, group: GroupId, index: LogIndex) {
+        let Some(damage) = self.damages.get_mut(&group) else { return };
+        if damage.first_lost.is_some_and(|first| index <= first) {
+            mark!("log.damage_replaced");
+            self.damages.remove(&group);
+        } else {
+            damage.last_known = damage.last_known.max(index);
+        }
+    }
+
+    /// Notes what was lost with a batch. Its hard states are known from its successor's summary.
+    fn lose(&mut self, gap: Gap, events: &mut Vec<LogEvent>) {
+        self.last_with_records = gap.seq;
+        let Some(summaries) = gap.summaries else {
+            let text = format!("batch {} of the log can not be read, nor what it held", gap.seq);
+            self.unknown.get_or_insert(Damage {
+                group: None,
+                first_lost: None,
+                last_known: LogIndex(0),
+                vote_lost: true,
+                text,
+            });
+            self.last_summaries = None;
+            return;
+        };
+        for summary in &summaries {
+            let group = summary.group;
+            if let Some(state) = summary.hard_state {
+                mark!("log.hard_state_from_summary");
+                events.push(LogEvent::Replayed {
+                    record: Record::HardState { group, state: hard_state(&state) },
+                    location: Location::default(),
+                    blocks: 0,
+                    data_at: DataLocation::default(),
+                });
+            }
+            if let Some(entries) = summary.entries {
+                self.lose_entries(group, gap.seq, entries.first, entries.last);
+            }
+        }
+        self.last_summaries = Some(summaries);
+    }
+
+    fn lose_entries(&mut self, group: GroupId, seq: u64, first: LogIndex, last: LogIndex) {
+        let text = format!(
+            "batch {seq} of the log can not be read: entries {first} to {last} of group {group}"
+        );
+        let damage = self.damages.entry(group).or_insert(Damage {
+            group: Some(group),
+            first_lost: Some(first),
+            last_known: last,
+            vote_lost: false,
+            text,
+        });
+        damage.first_lost = damage.first_lost.map(|known| known.min(first));
+        damage.last_known = damage.last_known.max(last);
+    }
+
+    fn finish(&mut self, events: &mut Vec<LogEvent>) -> Recovered {
+        let damages = self.unknown.take().into_iter().chain(std::mem::take(&mut self.damages).into_values());
+        events.extend(damages.map(LogEvent::Damaged));
+        let summaries = self.last_summaries.take();
+        let predecessor_lost = self.tail.predecessor_lost || summaries.is_none();
+        let summaries = summaries.unwrap_or_default();
+        let tail = Tail { predecessor_lost, summaries, ..self.tail.clone() };
+        Recovered {
+            tail,
+            mark: self.mark,
+            last_with_records: self.last_with_records,
+            boot: self.boot_highest,
+            report: self.report.clone(),
+        }
+    }
+}
+
+fn hard_state(state: &HardStateFields) -> HardState {
+    HardState { term: state.term, vote: state.vote, commit: state.commit }
+}
+
+fn classify(error: DiskFormatError) -> Header {
+    match error {
+        DiskFormatError::Blank => Header::Blank,
+        DiskFormatError::Foreign => Header::Stale,
+        _ => Header::Damaged,
+    }
+}
+
+/// Verifies the payload of a batch against the checksums in its commands, piece by piece; nothing
+/// if a read must end first.
+fn verify(
+    window: &mut Window,
+    geometry: &Geometry,
+    header: &BatchHeader,
+    settle: &mut Settle,
+    out: &mut Vec<DiskOp>,
+) -> Option<Payload> {
+    while let Some(record) = header.record(settle.ordinal) {
+        if let Descriptor::Entry { payload_block, payload_blocks, data, .. } = record
+            && settle.blocks < payload_blocks
+        {
+            let checksums = checksums(&data);
+            if checksums.len() != payload_blocks as usize {
+                // The header is whole, so this is what was appended: it says nothing of its payload,
+                // and nothing can be verified.
+                mark!("log.unverifiable_payload");
+                settle.blocks = payload_blocks;
+                continue;
+            }
+            let start = header.fields.block + header.header_blocks() + payload_block;
+            let count = (payload_blocks - settle.blocks).min(VERIFY_BLOCKS);
+            let range = (header.fields.segment, start + settle.blocks, count);
+            let content = match window.view(geometry, range, out) {
+                View::Pending => return None,
+                View::Unreadable => return Some(Payload::Unreadable),
+                View::Have(content) => content,
+            };
+            let expected = &checksums[settle.blocks as usize..];
+            let good = content.chunks(BLOCK_BYTES).zip(expected).all(|(b, c)| crc32c(b) == *c);
+            if !good {
+                return Some(Payload::Bad);
+            }
+            settle.blocks += count;
+            continue;
+        }
+        settle.ordinal += 1;
+        settle.blocks = 0;
+    }
+    Some(Payload::Good)
+}
+
+/// The checksums of the blocks of an entry's payload, in order.
+fn checksums(data: &Bytes) -> Vec<u32> {
+    let Ok(commands) = decode_commands(data) else { return Vec::new() };
+    let mut all = Vec::new();
+    for command in commands {
+        if let Command::Write { checksums, .. } = command {
+            all.extend(checksums);
+        }
+    }
+    all
+}

@@ -1,0 +1,364 @@
+//! A disk in memory with a volatile cache, and a log driven over it, for the tests of this module.
+
+use super::super::{Damage, DataLocation, Location, Log, LogEvent, OpenReport, Record, RecordSeq};
+use crate::config::{GroupConfig, Limits, ShardConfig, Timing};
+use crate::planted::Planted;
+use basalt_wire::block::{BLOCK_BYTES, crc32c};
+use basalt_wire::buffer::Payload;
+use basalt_wire::command::{BlockRange, Command, encode_commands};
+use basalt_wire::ids::{
+    Address, ClusterId, Epoch, Generation, GroupId, LogIndex, NodeId, ShardId, Term, VolumeId,
+};
+use basalt_wire::io::{DiskDone, DiskError, DiskOp, DiskOpKind};
+use bytes::Bytes;
+use std::collections::{BTreeSet, VecDeque};
+
+/// One block of a write that a power cut may keep or lose.
+pub type Atom = (usize, Vec<u8>);
+
+/// Content as an orderly reader sees it, and what a power cut may take away.
+#[derive(Clone)]
+pub struct TestDisk {
+    /// What reads return.
+    pub content: Vec<u8>,
+    /// What survives a power cut in any case.
+    pub durable: Vec<u8>,
+    /// Blocks that completed and were not flushed.
+    pub cached: Vec<Atom>,
+    /// Byte ranges that can not be read.
+    pub unreadable: BTreeSet<usize>,
+    /// Whether completed writes stay in a cache until they are flushed.
+    pub volatile_cache: bool,
+}
+
+fn atoms(offset: u64, data: &[u8]) -> Vec<Atom> {
+    let at = offset as usize;
+    data.chunks(BLOCK_BYTES).enumerate().map(|(i, b)| (at + i * BLOCK_BYTES, b.to_vec())).collect()
+}
+
+impl TestDisk {
+    pub fn new(bytes: u64) -> TestDisk {
+        TestDisk::from_image(vec![0; bytes as usize])
+    }
+
+    pub fn from_image(image: Vec<u8>) -> TestDisk {
+        let durable = image.clone();
+        TestDisk {
+            content: image,
+            durable,
+            cached: Vec::new(),
+            unreadable: BTreeSet::new(),
+            volatile_cache: true,
+        }
+    }
+
+    pub fn perform(&mut self, op: DiskOp) -> DiskDone {
+        let (mut result, mut buf_back) = (Ok(()), None);
+        match op.kind {
+            DiskOpKind::Read { offset, mut buf } => {
+                let range = offset as usize..offset as usize + buf.len();
+                if self.unreadable.range(range.clone()).next().is_some() {
+                    result = Err(DiskError::Io);
+                } else {
+                    match self.content.get(range) {
+                        Some(content) => buf.copy_from_slice(content),
+                        None => result = Err(DiskError::OutOfRange),
+                    }
+                }
+                buf_back = Some(buf);
+            }
+            DiskOpKind::Write { offset, data, durable } => {
+                for (at, block) in atoms(offset, &data) {
+                    self.content[at..at + BLOCK_BYTES].copy_from_slice(&block);
+                    self.unreadable.remove(&at);
+                    if durable || !self.volatile_cache {
+                        self.durable[at..at + BLOCK_BYTES].copy_from_slice(&block);
+                        self.cached.retain(|(a, _)| *a != at);
+                    } else {
+                        self.cached.push((at, block));
+                    }
+                }
+            }
+            DiskOpKind::Flush => {
+                self.durable.clone_from(&self.content);
+                self.cached.clear();
+            }
+            DiskOpKind::Discard { .. } => {}
+        }
+        DiskDone { token: op.token, buf: buf_back, result }
+    }
+
+    /// Everything that a power cut may keep or lose now: cached blocks and those in flight.
+    pub fn at_risk(&self, in_flight: &VecDeque<DiskOp>) -> Vec<Atom> {
+        let mut at_risk = self.cached.clone();
+        for op in in_flight {
+            if let DiskOpKind::Write { offset, data, .. } = &op.kind {
+                at_risk.extend(atoms(*offset, data));
+            }
+        }
+        at_risk
+    }
+
+    /// The device after a power cut that kept the chosen atoms.
+    pub fn image(&self, at_risk: &[Atom], keep: impl Fn(usize) -> bool) -> Vec<u8> {
+        let mut image = self.durable.clone();
+        for (i, (at, block)) in at_risk.iter().enumerate() {
+            if keep(i) {
+                image[*at..*at + BLOCK_BYTES].copy_from_slice(block);
+            }
+        }
+        image
+    }
+}
+
+/// The choices of a power cut: all subsets of few atoms, else some of each kind.
+pub fn cuts(atoms: usize, random: &mut Random) -> Vec<Vec<bool>> {
+    if atoms <= 5 {
+        let all = (0..1u32 << atoms).map(|m| (0..atoms).map(|i| m >> i & 1 == 1).collect());
+        return all.collect();
+    }
+    let mut cuts: Vec<Vec<bool>> = vec![vec![false; atoms], vec![true; atoms]];
+    for _ in 0..4 {
+        let at = random.below(atoms);
+        cuts.push((0..atoms).map(|i| i < at).collect());
+        cuts.push((0..atoms).map(|i| i >= at).collect());
+        cuts.push((0..atoms).map(|i| i != at).collect());
+        cuts.push((0..atoms).map(|_| random.below(2) == 0).collect());
+    }
+    cuts
+}
+
+/// Splitmix64: the same numbers in each run.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound as u64) as usize
+    }
+}
+
+/// A small device: segments of 64 KiB.
+pub fn config(segments: u64, planted: Planted) -> ShardConfig {
+    let address = Address { node: NodeId(1), shard: ShardId(0) };
+    let limits = Limits {
+        batch_bytes: 16 << 10,
+        batches_in_flight: 3,
+        segments_reserved: 1,
+        ..Limits::default()
+    };
+    ShardConfig {
+        cluster: ClusterId(77),
+        address,
+        device_bytes: (128 << 10) + segments * (64 << 10),
+        segment_bytes: 64 << 10,
+        volatile_cache: true,
+        groups: (0..3).map(|g| GroupConfig { id: GroupId(g), voters: vec![address] }).collect(),
+        timing: Timing::default(),
+        limits,
+        seed: 42,
+        planted,
+    }
+}
+
+/// An entry of a write command; `tag` makes its blocks unique.
+pub fn entry(group: u32, index: u64, blocks: u32, tag: u64) -> Record {
+    let mut payload = Payload::empty();
+    let mut checksums = Vec::new();
+    for b in 0..blocks {
+        let mut block = vec![(tag % 251) as u8; BLOCK_BYTES];
+        block[..8].copy_from_slice(&tag.to_le_bytes());
+        block[8] = b as u8;
+        checksums.push(crc32c(&block));
+        payload.push(Bytes::from(block));
+    }
+    let range = BlockRange { block: tag % 1000, count: blocks };
+    let volume = VolumeId(1);
+    let write =
+        Command::Write { volume, epoch: Epoch(1), generation: Generation(0), range, checksums };
+    let fence = Command::Fence { volume, epoch: Epoch(tag) };
+    let data = encode_commands(&[if blocks == 0 { fence } else { write }]);
+    Record::Entry {
+        group: GroupId(group),
+        term: Term(1 + tag / 100),
+        index: LogIndex(index),
+        kind: 0,
+        data,
+        payload,
+    }
+}
+
+/// What is compared of a record: everything but its payload, and its payload's checksum.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen(pub String, pub Option<u32>);
+
+pub fn seen(record: &Record, payload: &[u8]) -> Seen {
+    match record {
+        Record::Entry { group, term, index, kind, data, .. } => Seen(
+            format!("{group:?} {term:?} {index:?} {kind} {:08x}", crc32c(data)),
+            (!payload.is_empty()).then(|| crc32c(payload)),
+        ),
+        Record::HardState { group, state } => Seen(format!("{group:?} {state:?}"), None),
+    }
+}
+
+pub fn seen_appended(record: &Record) -> Seen {
+    match record {
+        Record::Entry { payload, .. } => seen(record, &payload.contiguous()),
+        Record::HardState { .. } => seen(record, &[]),
+    }
+}
+
+/// What an opening told.
+#[derive(Clone, Debug, Default)]
+pub struct Opened {
+    pub records: Vec<Seen>,
+    pub places: Vec<(Location, u32, DataLocation)>,
+    pub damages: Vec<Damage>,
+    pub report: Option<OpenReport>,
+    pub failed: Option<String>,
+}
+
+/// A log over a disk.
+pub struct World {
+    pub config: ShardConfig,
+    pub disk: TestDisk,
+    pub log: Log,
+    pub ops: VecDeque<DiskOp>,
+    pub events: Vec<LogEvent>,
+    /// All records of the log's life, replayed ones first.
+    pub appended: Vec<Seen>,
+    /// How many of them stood in the log when it was opened.
+    pub replayed: usize,
+    pub durable: RecordSeq,
+    pub opened: Opened,
+    pub suspect: bool,
+}
+
+impl World {
+    /// Formats and opens a fresh device.
+    pub fn format(config: ShardConfig) -> World {
+        let mut disk = TestDisk::new(config.device_bytes);
+        for op in Log::format(&config) {
+            assert!(disk.perform(op).result.is_ok());
+        }
+        World::open(config, disk)
+    }
+
+    pub fn start(config: ShardConfig, mut disk: TestDisk) -> World {
+        disk.volatile_cache = config.volatile_cache;
+        let mut out = Vec::new();
+        let log = Log::open(&config, &mut out);
+        World {
+            config,
+            disk,
+            log,
+            ops: out.into(),
+            events: Vec::new(),
+            appended: Vec::new(),
+            replayed: 0,
+            durable: RecordSeq(0),
+            opened: Opened::default(),
+            suspect: false,
+        }
+    }
+
+    /// Opens the device to the end.
+    pub fn open(config: ShardConfig, disk: TestDisk) -> World {
+        let mut world = World::start(config, disk);
+        while world.step_first() {}
+        world
+    }
+
+    pub fn reopen_image(&self, image: Vec<u8>) -> World {
+        World::open(self.config.clone(), TestDisk::from_image(image))
+    }
+
+    /// Carries out the oldest operation.
+    pub fn step_first(&mut self) -> bool {
+        !self.ops.is_empty() && self.step(0)
+    }
+
+    /// Carries out an operation.
+    pub fn step(&mut self, at: usize) -> bool {
+        let Some(op) = self.ops.remove(at) else { return false };
+        let done = self.disk.perform(op);
+        self.done(done);
+        true
+    }
+
+    pub fn done(&mut self, done: DiskDone) {
+        let mut out = Vec::new();
+        let mut events = Vec::new();
+        self.log.on_disk(done, &mut out, &mut events);
+        self.ops.extend(out);
+        self.take_events(events);
+    }
+
+    fn take_events(&mut self, events: Vec<LogEvent>) {
+        for event in events {
+            match event {
+                LogEvent::Replayed { record, location, blocks, data_at } => {
+                    let from = 128 * 1024
+                        + location.segment.0 as usize * (64 << 10)
+                        + location.block as usize * BLOCK_BYTES;
+                    let payload = &self.disk.content[from..from + blocks as usize * BLOCK_BYTES];
+                    let seen = seen(&record, payload);
+                    self.appended.push(seen.clone());
+                    self.opened.records.push(seen);
+                    self.opened.places.push((location, blocks, data_at));
+                    self.replayed += 1;
+                }
+                LogEvent::Damaged(damage) => self.opened.damages.push(damage),
+                LogEvent::Opened(report) => self.opened.report = Some(report),
+                LogEvent::OpenFailed(reason) => self.opened.failed = Some(reason),
+                LogEvent::Durable(seq) => self.durable = self.durable.max(seq),
+                LogEvent::Suspect(_) => self.suspect = true,
+                other => self.events.push(other),
+            }
+        }
+    }
+
+    pub fn append(&mut self, record: Record) {
+        self.appended.push(seen_appended(&record));
+        let seq = self.log.append(record);
+        assert_eq!(seq.0 as usize, self.appended.len() - self.replayed);
+    }
+
+    pub fn flush(&mut self) {
+        let (mut out, mut events) = (Vec::new(), Vec::new());
+        self.log.flush(&mut out, &mut events);
+        self.ops.extend(out);
+        self.take_events(events);
+    }
+
+    /// Writes everything out.
+    pub fn settle(&mut self) {
+        self.flush();
+        while self.step_first() {
+            self.flush();
+        }
+    }
+
+    /// Seals the log; twice, for the first may only close the segment.
+    pub fn seal(&mut self) {
+        for _ in 0..2 {
+            let mut out = Vec::new();
+            self.log.seal_now(&mut out);
+            self.ops.extend(out);
+            while self.step_first() {}
+        }
+    }
+
+    /// Records that must survive whatever happens now.
+    pub fn promised(&self) -> usize {
+        self.replayed + self.durable.0 as usize
+    }
+}

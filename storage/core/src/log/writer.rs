@@ -1,0 +1,412 @@
+//! Appending: records are queued, put together into batches, and written as one device write each.
+//!
+//! Invariants:
+//!
+//! * batches are numbered without a gap and each carries the checksum of its predecessor's header;
+//! * a batch counts as durable when its write ended and every earlier batch counts as durable;
+//! * behind each batch its segment has room for the closing batch that summarises it;
+//! * after a failed write nothing becomes durable any more.
+
+use super::place::{Geometry, Tail};
+use super::recovery::Recovered;
+use super::{DataLocation, HardState, Location, LogEvent, Record, RecordSeq};
+use crate::config::ShardConfig;
+use crate::mark;
+use crate::planted::{Bug, Planted};
+use basalt_wire::block::BLOCK_BYTES;
+use basalt_wire::buffer::{IoBuf, Payload};
+use basalt_wire::disk::batch::{
+    self, BatchFields, Descriptor, FLAG_CLOSING, FLAG_PREDECESSOR_LOST, FLAG_SEAL, GroupSummary,
+    HEADER_BYTES_MAX, HardStateFields, RECORDS_MAX,
+};
+use basalt_wire::disk::blocks_of;
+use basalt_wire::ids::{GroupId, SegmentId};
+use basalt_wire::io::{DiskError, DiskOp, DiskOpKind};
+use bytes::Bytes;
+use std::collections::VecDeque;
+
+/// The most batches in flight, whatever the configuration asks for.
+const IN_FLIGHT_MAX: usize = 64;
+
+/// Appends at the end of an opened log.
+pub struct Writer {
+    geometry: Geometry,
+    tail: Tail,
+    boot: u64,
+    /// The highest batch known durable.
+    durable: u64,
+    /// The highest durable mark that a batch carries.
+    mark_written: u64,
+    /// The last batch that holds records.
+    last_with_records: u64,
+    queue: VecDeque<Record>,
+    queued_bytes: usize,
+    /// The number of the record that was placed last.
+    placed: u64,
+    in_flight: VecDeque<InFlight>,
+    in_flight_max: usize,
+    batch_bytes: usize,
+    reserved: u32,
+    group_count: usize,
+    write_durably: bool,
+    planted: Planted,
+    failed: bool,
+    /// Scratch, kept between batches.
+    descriptors: Vec<Descriptor<Bytes>>,
+    groups: Vec<GroupId>,
+}
+
+struct InFlight {
+    seq: u64,
+    last_record: u64,
+    done: bool,
+}
+
+/// What the next batch will hold.
+struct Plan {
+    records: usize,
+    header_blocks: u32,
+    payload_blocks: u32,
+}
+
+impl Writer {
+    /// Goes on behind what recovery found, all of which is durable.
+    pub fn new(config: &ShardConfig, geometry: Geometry, found: Recovered, boot: u64) -> Writer {
+        Writer {
+            geometry,
+            boot,
+            durable: found.tail.seq - 1,
+            mark_written: found.mark,
+            last_with_records: found.last_with_records,
+            tail: found.tail,
+            queue: VecDeque::new(),
+            queued_bytes: 0,
+            placed: 0,
+            in_flight: VecDeque::new(),
+            in_flight_max: config.limits.batches_in_flight.clamp(1, IN_FLIGHT_MAX),
+            batch_bytes: config.limits.batch_bytes,
+            reserved: config.limits.segments_reserved,
+            group_count: config.groups.len() + 1,
+            write_durably: config.volatile_cache && !config.planted.is(Bug::NoFlush),
+            planted: config.planted,
+            failed: false,
+            descriptors: Vec::new(),
+            groups: Vec::new(),
+        }
+    }
+
+    /// How the device is cut up.
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// Queues a record.
+    pub fn append(&mut self, record: Record) -> RecordSeq {
+        let (data, payload) = sizes(&record);
+        assert!(payload.is_multiple_of(BLOCK_BYTES), "a payload of {payload} bytes");
+        let blocks = u64::from(self.record_blocks(data)) + (payload / BLOCK_BYTES) as u64;
+        assert!(
+            blocks <= u64::from(self.geometry.segment_blocks),
+            "a record of {blocks} blocks does not fit a segment of {}",
+            self.geometry.segment_blocks
+        );
+        self.queued_bytes += data + payload;
+        self.queue.push_back(record);
+        RecordSeq(self.placed + self.queue.len() as u64)
+    }
+
+    /// Header and closing batch of a record alone in a fresh segment.
+    fn record_blocks(&self, data_bytes: usize) -> u32 {
+        let bytes = batch::header_bytes(self.group_count, 1, data_bytes);
+        assert!(bytes <= HEADER_BYTES_MAX, "a record with {data_bytes} bytes of data");
+        blocks_of(bytes) + blocks_of(batch::header_bytes(1, 0, 0))
+    }
+
+    /// Bytes queued and not yet part of a batch.
+    pub fn queued_bytes(&self) -> usize {
+        self.queued_bytes
+    }
+
+    /// Starts as many batches as may be in flight.
+    pub fn flush(&mut self, out: &mut Vec<DiskOp>, events: &mut Vec<LogEvent>) {
+        while !self.failed && !self.queue.is_empty() && self.in_flight.len() < self.in_flight_max {
+            match self.plan() {
+                Some(plan) => self.start_batch(&plan, out, events),
+                None if self.segments_free() == 0 => {
+                    self.fail("the log is full: no segment is free", events);
+                }
+                None => self.close_segment(out, events),
+            }
+        }
+    }
+
+    /// As many queued records as one batch and the segment hold; nothing if the segment must be
+    /// closed first.
+    fn plan(&mut self) -> Option<Plan> {
+        let room = self.geometry.segment_blocks - self.tail.block;
+        let summaries = self.tail.summaries.len();
+        let (mut bytes, mut data_bytes, mut payload_blocks) = (0, 0, 0u32);
+        let mut plan = None;
+        self.groups.clear();
+        for (n, record) in self.queue.iter().enumerate() {
+            let (data, payload) = sizes(record);
+            let group = group_of(record);
+            if !self.groups.contains(&group) {
+                self.groups.push(group);
+            }
+            data_bytes += data;
+            bytes += data + payload;
+            payload_blocks += blocks_of(payload);
+            let header = batch::header_bytes(summaries, n + 1, data_bytes);
+            let header_blocks = blocks_of(header);
+            let closing_blocks = blocks_of(batch::header_bytes(self.groups.len(), 0, 0));
+            let fits = header <= HEADER_BYTES_MAX
+                && n < RECORDS_MAX
+                && header_blocks + payload_blocks + closing_blocks <= room;
+            if !fits || (n > 0 && bytes > self.batch_bytes) {
+                break;
+            }
+            plan = Some(Plan { records: n + 1, header_blocks, payload_blocks });
+        }
+        plan
+    }
+
+    fn start_batch(&mut self, plan: &Plan, out: &mut Vec<DiskOp>, events: &mut Vec<LogEvent>) {
+        let header_len = plan.header_blocks as usize * BLOCK_BYTES;
+        let mut buf = IoBuf::alloc(header_len + plan.payload_blocks as usize * BLOCK_BYTES);
+        let (mut payload_at, mut payload_block) = (header_len, 0);
+        let mut descriptors = std::mem::take(&mut self.descriptors);
+        for ordinal in 0..plan.records {
+            let Some(record) = self.queue.pop_front() else { break };
+            let (data, payload) = sizes(&record);
+            self.queued_bytes -= data + payload;
+            self.placed += 1;
+            let block = self.tail.block + plan.header_blocks + payload_block;
+            events.push(LogEvent::Placed {
+                seq: RecordSeq(self.placed),
+                location: Location { segment: SegmentId(self.tail.segment), block },
+                data_at: DataLocation {
+                    segment: SegmentId(self.tail.segment),
+                    block: self.tail.block,
+                    record: ordinal as u16,
+                },
+            });
+            let (descriptor, payload) = describe(record, payload_block);
+            payload.copy_to(&mut buf[payload_at..payload_at + payload.len()]);
+            payload_at += payload.len();
+            payload_block += blocks_of(payload.len());
+            descriptors.push(descriptor);
+        }
+        assert_eq!(payload_block, plan.payload_blocks, "payload differs from what was planned");
+        let fields = self.fields(0, plan.payload_blocks, 0);
+        let header = &mut buf[..header_len];
+        let crc = batch::encode(&fields, &self.tail.summaries, &descriptors, header);
+        self.tail.summaries.clear();
+        for descriptor in &descriptors {
+            batch::summarise(&mut self.tail.summaries, descriptor);
+        }
+        descriptors.clear();
+        self.descriptors = descriptors;
+        self.last_with_records = fields.seq;
+        self.tail.block += plan.header_blocks + plan.payload_blocks;
+        self.submit(&fields, crc, buf, out, events);
+    }
+
+    /// Writes a batch without records: it closes the segment or seals the log.
+    fn write_empty(&mut self, fields: &BatchFields, out: &mut Vec<DiskOp>, events: &mut Vec<LogEvent>) {
+        let blocks = blocks_of(batch::header_bytes(self.tail.summaries.len(), 0, 0));
+        let mut buf = IoBuf::alloc(blocks as usize * BLOCK_BYTES);
+        let crc = batch::encode::<Bytes>(fields, &self.tail.summaries, &[], &mut buf);
+        self.tail.summaries.clear();
+        self.tail.block += blocks;
+        assert!(self.tail.block <= self.geometry.segment_blocks, "no room for a closing batch");
+        self.submit(fields, crc, buf, out, events);
+    }
+
+    fn close_segment(&mut self, out: &mut Vec<DiskOp>, events: &mut Vec<LogEvent>) {
+        mark!("log.segment_roll");
+        let next = self.tail.segment + 1;
+        let fields = self.fields(FLAG_CLOSING, 0, next);
+        self.write_empty(&fields, out, events);
+        self.tail.segment = next;
+        self.tail.segment_seq += 1;
+        self.tail.block = 0;
+    }
+
+    fn fields(&self, flags: u16, payload_blocks: u32, next_segment: u32) -> BatchFields {
+        let lost = if self.tail.predecessor_lost { FLAG_PREDECESSOR_LOST } else { 0 };
+        BatchFields {
+            flags: flags | lost,
+            device: self.geometry.device,
+            segment_seq: self.tail.segment_seq,
+            segment: self.tail.segment,
+            block: self.tail.block,
+            seq: self.tail.seq,
+            boot: self.boot,
+            previous_crc: self.tail.crc,
+            payload_blocks,
+            durable: self.durable,
+            next_segment,
+        }
+    }
+
+    fn submit(
+        &mut self,
+        fields: &BatchFields,
+        crc: u32,
+        buf: IoBuf,
+        out: &mut Vec<DiskOp>,
+        events: &mut Vec<LogEvent>,
+    ) {
+        out.push(DiskOp {
+            token: super::token(super::TOKEN_BATCH, fields.seq),
+            kind: DiskOpKind::Write {
+                offset: self.geometry.offset(fields.segment, fields.block),
+                data: buf.freeze(),
+                durable: self.write_durably,
+            },
+        });
+        self.mark_written = fields.durable;
+        self.tail.seq += 1;
+        self.tail.crc = crc;
+        self.tail.predecessor_lost = false;
+        self.in_flight.push_back(InFlight { seq: fields.seq, last_record: self.placed, done: false });
+        if self.planted.is(Bug::AckBeforeDurable) {
+            events.push(LogEvent::Durable(RecordSeq(self.placed)));
+        }
+    }
+
+    /// A batch's write ended.
+    pub fn written(&mut self, seq: u64, result: Result<(), DiskError>, events: &mut Vec<LogEvent>) {
+        if self.failed {
+            return;
+        }
+        if let Err(error) = result
+            && !self.planted.is(Bug::WriteErrorIgnored)
+        {
+            self.fail(&format!("writing batch {seq} of the log failed: {error}"), events);
+            return;
+        }
+        let Some(batch) = self.in_flight.iter_mut().find(|b| b.seq == seq) else { return };
+        batch.done = true;
+        if self.planted.is(Bug::DurableOutOfOrder) {
+            events.push(LogEvent::Durable(RecordSeq(batch.last_record)));
+        }
+        let before = self.durable;
+        let mut last_record = 0;
+        while let Some(batch) = self.in_flight.pop_front_if(|b| b.done) {
+            self.durable = batch.seq;
+            last_record = batch.last_record;
+        }
+        if self.durable > before && last_record > 0 {
+            events.push(LogEvent::Durable(RecordSeq(last_record)));
+        }
+    }
+
+    fn fail(&mut self, reason: &str, events: &mut Vec<LogEvent>) {
+        mark!("log.suspect");
+        self.failed = true;
+        events.push(LogEvent::Suspect(reason.to_string()));
+    }
+
+    /// Whether the log is idle and its last records are not covered by a durable mark yet.
+    pub fn wants_seal(&self) -> bool {
+        !self.failed
+            && self.queue.is_empty()
+            && self.in_flight.is_empty()
+            && self.last_with_records > self.mark_written
+    }
+
+    /// Writes the durable mark in a batch of its own. Without room for it nothing is written: the
+    /// next opening then reads the payload of the last batch instead.
+    pub fn seal(&mut self, out: &mut Vec<DiskOp>) {
+        let events = &mut Vec::new();
+        assert!(self.wants_seal(), "a log that is busy or sealed");
+        let own = blocks_of(batch::header_bytes(self.tail.summaries.len(), 0, 0));
+        let closing = blocks_of(batch::header_bytes(0, 0, 0));
+        if self.tail.block + own + closing > self.geometry.segment_blocks {
+            if self.segments_free() == 0 {
+                self.mark_written = self.last_with_records;
+                return;
+            }
+            self.close_segment(out, events);
+            return;
+        }
+        mark!("log.sealed");
+        let fields = self.fields(FLAG_SEAL, 0, 0);
+        self.write_empty(&fields, out, events);
+    }
+
+    /// Segments that were never used.
+    pub fn segments_free(&self) -> u32 {
+        self.geometry.segments - 1 - self.tail.segment
+    }
+
+    /// Whether a record with so many blocks of payload still leaves the reserve alone.
+    pub fn has_room(&self, payload_blocks: u32) -> bool {
+        let free = self.segments_free();
+        if self.failed || free < self.reserved {
+            return false;
+        }
+        // What is queued takes its payload and data, and in the worst case a header block a record.
+        let queued = blocks_of(self.queued_bytes) as u64 + 2 * self.queue.len() as u64;
+        let wanted = queued + u64::from(payload_blocks) + u64::from(self.record_blocks(0)) + 1;
+        let here = u64::from(self.geometry.segment_blocks - self.tail.block);
+        if wanted <= here {
+            return true;
+        }
+        // A record that does not fit the rest of a segment leaves that rest unused.
+        let segment = u64::from(self.geometry.segment_blocks);
+        let waste = u64::from(payload_blocks) + u64::from(self.record_blocks(0));
+        let each = segment.saturating_sub(waste).max(1);
+        wanted <= u64::from(free - self.reserved) * each
+    }
+
+    /// Whether blocks at a location were given to a record.
+    pub fn holds(&self, at: Location, blocks: u32) -> bool {
+        let end = u64::from(at.block) + u64::from(blocks);
+        match at.segment.0.cmp(&self.tail.segment) {
+            std::cmp::Ordering::Less => end <= u64::from(self.geometry.segment_blocks),
+            std::cmp::Ordering::Equal => end <= u64::from(self.tail.block),
+            std::cmp::Ordering::Greater => false,
+        }
+    }
+}
+
+fn sizes(record: &Record) -> (usize, usize) {
+    match record {
+        Record::Entry { data, payload, .. } => (data.len(), payload.len()),
+        Record::HardState { .. } => (0, 0),
+    }
+}
+
+fn group_of(record: &Record) -> GroupId {
+    match record {
+        Record::Entry { group, .. } | Record::HardState { group, .. } => *group,
+    }
+}
+
+fn describe(record: Record, payload_block: u32) -> (Descriptor<Bytes>, Payload) {
+    match record {
+        Record::Entry { group, term, index, kind, data, payload } => {
+            let payload_blocks = blocks_of(payload.len());
+            let entry =
+                Descriptor::Entry { group, term, index, kind, payload_block, payload_blocks, data };
+            (entry, payload)
+        }
+        Record::HardState { group, state } => {
+            let HardState { term, vote, commit } = state;
+            let state = HardStateFields { term, vote, commit };
+            (Descriptor::HardState { group, state }, Payload::empty())
+        }
+    }
+}
+
+/// The summary of a batch that was read back.
+pub fn summaries_of(header: &batch::BatchHeader) -> Vec<GroupSummary> {
+    let mut summaries = Vec::new();
+    for record in header.records() {
+        batch::summarise(&mut summaries, &record);
+    }
+    summaries
+}

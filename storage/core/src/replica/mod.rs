@@ -1,0 +1,290 @@
+//! The state machine of one group: what its committed commands made of its volumes.
+//!
+//! Applying is deterministic: replicas that applied the same index hold the same epochs and the same
+//! content (invariant I6). The epoch that counts is the one in this state, put there by a committed
+//! fence, so a fenced session is shut out on every replica and after every restart (invariant I3).
+
+mod read;
+
+pub use read::{Plan, ReadError};
+
+use crate::index::{BlockPlace, VolumeIndex};
+use crate::log::Location;
+use crate::planted::{Bug, Planted};
+use basalt_wire::block::{BLOCK_BYTES, crc32c};
+use basalt_wire::codec::CodecError;
+use basalt_wire::command::{BlockRange, CommandReader, CommandView};
+use basalt_wire::frame::Refusal;
+use basalt_wire::ids::{Epoch, LogIndex, VolumeId};
+use bytes::Bytes;
+use rustc_hash::FxHashMap;
+
+/// One volume, as far as its chunks belong to this group.
+#[derive(Default, Debug)]
+struct Volume {
+    epoch: Epoch,
+    deleted: bool,
+    index: VolumeIndex,
+}
+
+/// The volumes of a group.
+#[derive(Debug)]
+pub struct Replica {
+    volumes: FxHashMap<VolumeId, Volume>,
+    applied: LogIndex,
+    planted: Planted,
+    replaying: bool,
+}
+
+/// What applying a command came to.
+pub type Outcome = Result<(), Refusal>;
+
+impl Replica {
+    /// The state before the first entry.
+    pub fn new(planted: Planted) -> Replica {
+        Replica {
+            volumes: FxHashMap::default(),
+            applied: LogIndex(0),
+            planted,
+            replaying: true,
+        }
+    }
+
+    /// Everything up to here is applied.
+    pub fn applied(&self) -> LogIndex {
+        self.applied
+    }
+
+    /// Ends the replay after opening.
+    pub fn replayed(&mut self) {
+        self.replaying = false;
+    }
+
+    /// Applies the entry `index`, whose commands are `data` and whose block data begins at
+    /// `location`. Gives each command's outcome to `outcome`, in order.
+    pub fn apply(
+        &mut self,
+        index: LogIndex,
+        data: &Bytes,
+        location: Location,
+        mut outcome: impl FnMut(Outcome),
+    ) -> Result<(), CodecError> {
+        assert_eq!(index.0, self.applied.0 + 1, "entries are applied in order");
+        let mut block = location.block;
+        for command in CommandReader::new(data)? {
+            let command = command?;
+            let first = BlockPlace { segment: location.segment, block, checksum: 0 };
+            block += command.payload_blocks();
+            outcome(self.apply_command(index, &command, first));
+        }
+        self.applied = index;
+        Ok(())
+    }
+
+    /// Counts an entry that says nothing about volumes (the metadata group's).
+    pub fn skip(&mut self, index: LogIndex) {
+        assert_eq!(index.0, self.applied.0 + 1, "entries are applied in order");
+        self.applied = index;
+    }
+
+    fn apply_command(
+        &mut self,
+        at: LogIndex,
+        command: &CommandView<'_>,
+        first: BlockPlace,
+    ) -> Outcome {
+        match *command {
+            CommandView::Write { volume, epoch, range, checksums, .. } => {
+                let volume = self.writable(volume, epoch)?;
+                volume.index.map(range, first, checksums.iter(), at);
+            }
+            CommandView::Unmap { volume, epoch, range, .. } => {
+                let short = self.planted.is(Bug::UnmapShort);
+                let volume = self.writable(volume, epoch)?;
+                let count = if short { range.count - 1 } else { range.count };
+                if count > 0 {
+                    volume.index.unmap(BlockRange { count, ..range }, at);
+                }
+            }
+            CommandView::Fence { volume, epoch } => self.fence(volume, epoch)?,
+            CommandView::Delete { volume } => {
+                let volume = self.volumes.entry(volume).or_default();
+                volume.deleted = true;
+                volume.index = VolumeIndex::new();
+            }
+        }
+        Ok(())
+    }
+
+    fn fence(&mut self, id: VolumeId, epoch: Epoch) -> Outcome {
+        if self.replaying && self.planted.is(Bug::EpochForgotten) {
+            return Ok(());
+        }
+        let volume = self.volumes.entry(id).or_default();
+        if volume.deleted || epoch < volume.epoch {
+            return Err(Refusal::Fenced);
+        }
+        volume.epoch = epoch;
+        Ok(())
+    }
+
+    /// The volume, if a change of this epoch may be applied to it.
+    fn writable(&mut self, id: VolumeId, epoch: Epoch) -> Result<&mut Volume, Refusal> {
+        let unchecked =
+            self.planted.is(Bug::StaleEpochApplied) || self.planted.is(Bug::EpochForgotten);
+        if !unchecked {
+            self.check_epoch(id, epoch)?;
+        }
+        let volume = self.volumes.entry(id).or_default();
+        if volume.deleted {
+            return Err(Refusal::Fenced);
+        }
+        Ok(volume)
+    }
+
+    /// The highest epoch that was fenced in.
+    pub fn epoch(&self, id: VolumeId) -> Epoch {
+        self.volumes.get(&id).map_or(Epoch(0), |volume| volume.epoch)
+    }
+
+    /// Whether a session of this epoch is the attached one, as of what is applied.
+    pub fn check_epoch(&self, id: VolumeId, epoch: Epoch) -> Outcome {
+        match self.volumes.get(&id) {
+            Some(volume) if volume.deleted || epoch < volume.epoch => Err(Refusal::Fenced),
+            Some(volume) if epoch == volume.epoch => Ok(()),
+            _ if self.planted.is(Bug::EpochForgotten) => Ok(()),
+            _ => Err(Refusal::NotAttached),
+        }
+    }
+
+    /// Whether a fence or delete of this epoch has a chance: no higher one was fenced in.
+    pub fn check_not_fenced(&self, id: VolumeId, epoch: Epoch, delete: bool) -> Outcome {
+        match self.volumes.get(&id) {
+            Some(volume) if volume.deleted && delete => Ok(()),
+            Some(volume) if volume.deleted || epoch < volume.epoch => Err(Refusal::Fenced),
+            _ => Ok(()),
+        }
+    }
+
+    /// Blocks that are mapped, all volumes together.
+    pub fn mapped_blocks(&self) -> u64 {
+        self.volumes.values().map(|volume| volume.index.mapped_blocks()).sum()
+    }
+
+    /// Bytes of memory of the index.
+    pub fn index_bytes(&self) -> u64 {
+        self.volumes.values().map(|volume| volume.index.memory()).sum()
+    }
+
+    /// A digest of everything that replicas must agree on. Where blocks stand is each replica's own
+    /// matter and is not part of it.
+    pub fn digest(&self) -> u64 {
+        let mut ids: Vec<_> = self.volumes.keys().copied().collect();
+        ids.sort_unstable();
+        let mut digest = 0;
+        for id in ids {
+            let volume = &self.volumes[&id];
+            digest = mix(digest, id.0);
+            digest = mix(digest, volume.epoch.0 << 1 | u64::from(volume.deleted));
+            for (chunk, page) in volume.index.pages() {
+                for (block, place) in page.iter() {
+                    digest = mix(digest, chunk << 10 | block as u64);
+                    digest = mix(digest, u64::from(place.checksum));
+                }
+            }
+        }
+        digest
+    }
+}
+
+/// The finalizer of splitmix64 over a running value.
+fn mix(digest: u64, value: u64) -> u64 {
+    let mut z = (digest ^ value).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// Whether commands and their payload belong together: every command is well formed, the payload
+/// has as many blocks as they ask for and, if `verify`, each block has its checksum.
+pub fn check_entry(
+    data: &Bytes,
+    payload: &basalt_wire::buffer::Payload,
+    verify: bool,
+) -> Result<(), &'static str> {
+    let mut blocks = PayloadBlocks::new(payload);
+    for command in CommandReader::new(data).map_err(|_| "the commands are malformed")? {
+        let command = command.map_err(|_| "the commands are malformed")?;
+        if let CommandView::Write { checksums, .. } = command {
+            for checksum in checksums.iter() {
+                let block = blocks.next().ok_or("the payload is shorter than the commands ask")?;
+                if verify && block.checksum() != checksum {
+                    return Err("a block does not match its checksum");
+                }
+            }
+        }
+    }
+    if blocks.next().is_some() { Err("the payload is longer than the commands ask") } else { Ok(()) }
+}
+
+/// Whether the blocks of a payload have these checksums.
+pub fn blocks_match(payload: &basalt_wire::buffer::Payload, checksums: &[u32]) -> bool {
+    let mut blocks = PayloadBlocks::new(payload);
+    checksums.iter().all(|sum| blocks.next().is_some_and(|block| block.checksum() == *sum))
+}
+
+/// The blocks of a payload one by one, wherever its pieces are cut.
+struct PayloadBlocks<'a> {
+    pieces: std::slice::Iter<'a, Bytes>,
+    rest: &'a [u8],
+}
+
+enum Block<'a> {
+    Whole(&'a [u8]),
+    Joined(Box<[u8; BLOCK_BYTES]>),
+}
+
+impl Block<'_> {
+    fn checksum(&self) -> u32 {
+        match self {
+            Block::Whole(bytes) => crc32c(bytes),
+            Block::Joined(bytes) => crc32c(&bytes[..]),
+        }
+    }
+}
+
+impl<'a> PayloadBlocks<'a> {
+    fn new(payload: &'a basalt_wire::buffer::Payload) -> PayloadBlocks<'a> {
+        PayloadBlocks { pieces: payload.pieces().iter(), rest: &[] }
+    }
+}
+
+impl<'a> Iterator for PayloadBlocks<'a> {
+    type Item = Block<'a>;
+
+    fn next(&mut self) -> Option<Block<'a>> {
+        if self.rest.is_empty() {
+            self.rest = self.pieces.next()?;
+        }
+        if let Some((block, rest)) = self.rest.split_at_checked(BLOCK_BYTES) {
+            self.rest = rest;
+            return Some(Block::Whole(block));
+        }
+        let mut joined = Box::new([0; BLOCK_BYTES]);
+        let mut filled = 0;
+        while filled < BLOCK_BYTES {
+            if self.rest.is_empty() {
+                // A payload that is no whole number of blocks has no block here.
+                self.rest = self.pieces.next()?;
+            }
+            let take = self.rest.len().min(BLOCK_BYTES - filled);
+            let (head, rest) = self.rest.split_at(take);
+            joined[filled..filled + take].copy_from_slice(head);
+            (self.rest, filled) = (rest, filled + take);
+        }
+        Some(Block::Joined(joined))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,154 @@
+//! Reading: which runs of the log hold a range's blocks, and how they come together again.
+
+use super::Replica;
+use crate::index::Page;
+use crate::log::Location;
+use crate::planted::Bug;
+use basalt_wire::block::{BLOCK_BYTES, crc32c};
+use basalt_wire::buffer::Payload;
+use basalt_wire::command::BlockRange;
+use basalt_wire::frame::Refusal;
+use basalt_wire::ids::{Epoch, LogIndex, VolumeId};
+use bytes::Bytes;
+
+/// CRC-32C of a block of zeros.
+fn zero_checksum() -> u32 {
+    static ZERO: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
+    *ZERO.get_or_init(|| crc32c(&ZEROS[..BLOCK_BYTES]))
+}
+
+static ZEROS: [u8; 64 * BLOCK_BYTES] = [0; 64 * BLOCK_BYTES];
+
+/// A run of a range's blocks: consecutive in the log, or unmapped.
+#[derive(Clone, Debug)]
+struct Run {
+    place: Option<Location>,
+    blocks: u32,
+    data: Option<Bytes>,
+}
+
+/// A read under way.
+#[derive(Debug)]
+pub struct Plan {
+    /// The index of the entry that changed the chunk last.
+    pub index: LogIndex,
+    /// CRC-32C of each block.
+    pub checksums: Vec<u32>,
+    runs: Vec<Run>,
+    missing: u32,
+}
+
+/// What came of a read that can not be answered with data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadError {
+    /// A block does not match its checksum, or the device could not read it.
+    Damaged,
+}
+
+impl Replica {
+    /// Whether a read of this session may be served here now.
+    pub fn check_read(&self, id: VolumeId, epoch: Epoch, floor: LogIndex) -> Result<(), Refusal> {
+        if self.applied < floor && !self.planted.is(Bug::FloorUnchecked) {
+            return Err(Refusal::Behind);
+        }
+        self.check_epoch(id, epoch)
+    }
+
+    fn page_of(&self, id: VolumeId, range: BlockRange) -> Option<(&Page, usize)> {
+        let (page, first) = self.volumes.get(&id)?.index.page(range);
+        page.map(|page| (page, first))
+    }
+
+    /// Plans the read of a range of one chunk.
+    pub fn plan(&self, id: VolumeId, range: BlockRange) -> Plan {
+        let page = self.page_of(id, range);
+        let count = range.count as usize;
+        let index = page.map_or(LogIndex(0), |(page, _)| page.changed_at());
+        let mut plan =
+            Plan { index, checksums: Vec::with_capacity(count), runs: Vec::new(), missing: 0 };
+        for i in 0..count {
+            let place = page.and_then(|(page, first)| page.get(first + i));
+            plan.checksums.push(place.map_or_else(zero_checksum, |p| p.checksum));
+            plan.extend(place.map(|p| Location { segment: p.segment, block: p.block }));
+        }
+        plan.missing = plan.runs.iter().filter(|run| run.place.is_some()).count() as u32;
+        plan
+    }
+
+    /// The runs of mapped and unmapped blocks in a range, and the index of its last change.
+    pub fn extents(&self, id: VolumeId, range: BlockRange) -> (LogIndex, Vec<(u32, bool)>) {
+        let page = self.page_of(id, range);
+        let mut runs: Vec<(u32, bool)> = Vec::new();
+        for i in 0..range.count as usize {
+            let mapped = page.is_some_and(|(page, first)| page.get(first + i).is_some());
+            match runs.last_mut() {
+                Some(run) if run.1 == mapped => run.0 += 1,
+                _ => runs.push((1, mapped)),
+            }
+        }
+        (page.map_or(LogIndex(0), |(page, _)| page.changed_at()), runs)
+    }
+}
+
+impl Plan {
+    fn extend(&mut self, place: Option<Location>) {
+        if let Some(run) = self.runs.last_mut() {
+            let next = run.place.map(|at| Location { block: at.block + run.blocks, ..at });
+            if next == place {
+                run.blocks += 1;
+                return;
+            }
+        }
+        self.runs.push(Run { place, blocks: 1, data: None });
+    }
+
+    /// The reads to be made: the run's number, its place and its blocks.
+    pub fn reads(&self) -> impl Iterator<Item = (usize, Location, u32)> + '_ {
+        let runs = self.runs.iter().enumerate();
+        runs.filter_map(|(i, run)| run.place.map(|place| (i, place, run.blocks)))
+    }
+
+    /// Whether nothing has to be read, or everything was.
+    pub fn is_complete(&self) -> bool {
+        self.missing == 0
+    }
+
+    /// Takes the data of a run.
+    pub fn fill(&mut self, run: usize, data: Bytes) {
+        self.missing -= 1;
+        self.runs[run].data = Some(data);
+    }
+
+    /// The blocks, each verified unless `trust`.
+    pub fn finish(self, trust: bool) -> Result<(LogIndex, Vec<u32>, Payload), ReadError> {
+        let mut payload = Payload::empty();
+        let mut at = 0;
+        for run in self.runs {
+            let blocks = run.blocks as usize;
+            match run.data {
+                Some(data) => {
+                    let sums = &self.checksums[at..at + blocks];
+                    if data.len() != blocks * BLOCK_BYTES {
+                        return Err(ReadError::Damaged);
+                    }
+                    let mut pairs = data.chunks_exact(BLOCK_BYTES).zip(sums);
+                    if !trust && pairs.any(|(block, sum)| crc32c(block) != *sum) {
+                        return Err(ReadError::Damaged);
+                    }
+                    payload.push(data);
+                }
+                None => push_zeros(&mut payload, blocks),
+            }
+            at += blocks;
+        }
+        Ok((self.index, self.checksums, payload))
+    }
+}
+
+fn push_zeros(payload: &mut Payload, mut blocks: usize) {
+    while blocks > 0 {
+        let take = blocks.min(ZEROS.len() / BLOCK_BYTES);
+        payload.push(Bytes::from_static(&ZEROS[..take * BLOCK_BYTES]));
+        blocks -= take;
+    }
+}

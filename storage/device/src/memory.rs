@@ -1,0 +1,102 @@
+//! A device in memory, for tests and benches: every operation ends when it is submitted.
+
+use crate::device::{Device, DeviceInfo, DeviceKind};
+use crate::ring::{Completion, Ring};
+use basalt_wire::block::BLOCK_BYTES;
+use basalt_wire::io::{DiskDone, DiskError, DiskOp, DiskOpKind};
+use basalt_wire::time::Time;
+
+/// A device in memory. Fresh memory reads as zeros and takes no room until it is written.
+pub struct MemoryDevice {
+    info: DeviceInfo,
+    bytes: Vec<u8>,
+    done: Vec<DiskDone>,
+}
+
+impl MemoryDevice {
+    /// A device of `bytes` zero bytes, rounded down to whole blocks.
+    pub fn new(bytes: u64) -> MemoryDevice {
+        let size = bytes - bytes % BLOCK_BYTES as u64;
+        let length = usize::try_from(size).expect("a memory device fits the address space");
+        MemoryDevice::from_image(vec![0; length])
+    }
+
+    /// A device that holds `image`, a whole number of blocks.
+    pub fn from_image(image: Vec<u8>) -> MemoryDevice {
+        assert!(image.len().is_multiple_of(BLOCK_BYTES), "an image of {} bytes", image.len());
+        let info = DeviceInfo {
+            size: image.len() as u64,
+            kind: DeviceKind::Memory,
+            volatile_cache: false,
+            direct: true,
+            memory_align: 1,
+            offset_align: BLOCK_BYTES,
+            description: format!("memory, {} MiB", image.len() >> 20),
+        };
+        MemoryDevice { info, bytes: image, done: Vec::new() }
+    }
+
+    /// What the device holds.
+    pub fn image(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    fn range(&self, offset: u64, len: u64) -> Result<std::ops::Range<usize>, DiskError> {
+        check_range(offset, len, self.info.size)?;
+        // Within the size, which is the length of a vector.
+        Ok(offset as usize..(offset + len) as usize)
+    }
+}
+
+/// Checks a transfer against the device's end.
+pub(crate) fn check_range(offset: u64, len: u64, size: u64) -> Result<(), DiskError> {
+    match offset.checked_add(len) {
+        Some(end) if end <= size => Ok(()),
+        _ => Err(DiskError::OutOfRange),
+    }
+}
+
+impl Device for MemoryDevice {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn submit(&mut self, op: DiskOp, _ring: &mut Ring) {
+        let (buf, result) = match op.kind {
+            DiskOpKind::Read { offset, mut buf } => {
+                let range = self.range(offset, buf.len() as u64);
+                let result = range.map(|range| buf.copy_from_slice(&self.bytes[range]));
+                (Some(buf), result)
+            }
+            DiskOpKind::Write { offset, data, .. } => {
+                let range = self.range(offset, data.len() as u64);
+                (None, range.map(|range| self.bytes[range].copy_from_slice(&data)))
+            }
+            DiskOpKind::Flush => (None, Ok(())),
+            DiskOpKind::Discard { offset, len } => {
+                (None, self.range(offset, len).map(|range| self.bytes[range].fill(0)))
+            }
+        };
+        self.done.push(DiskDone { token: op.token, buf, result });
+    }
+
+    fn complete(&mut self, completion: Completion, _ring: &mut Ring) {
+        panic!("a completion for a device that uses no ring: {completion:?}");
+    }
+
+    fn drain(&mut self, _ring: &mut Ring, _now: Time, out: &mut Vec<DiskDone>) {
+        out.append(&mut self.done);
+    }
+
+    fn next_deadline(&self) -> Option<Time> {
+        (!self.done.is_empty()).then_some(Time::ZERO)
+    }
+
+    fn in_flight(&self) -> usize {
+        self.done.len()
+    }
+
+    fn close(&mut self, _ring: &mut Ring) {
+        assert!(self.done.is_empty(), "{} completions were not drained", self.done.len());
+    }
+}

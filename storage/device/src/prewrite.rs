@@ -1,0 +1,229 @@
+//! Writing a file through ahead of its log.
+//!
+//! A file system keeps space that was allocated but never written as *unwritten extents*; the first
+//! durable write into one waits for a commit of the file system's journal. So the part of a file
+//! that the log will reach next is overwritten with zeros beforehand, in the background.
+//!
+//! Why a zero can never land on data:
+//!
+//! * P1: zeros go only to ranges that the file system called unwritten (or holes) when the device was
+//!   opened, under the device's lock. They read as zeros before and after.
+//! * P2: the set of such ranges only shrinks. A range leaves it when a zero write of it starts, and
+//!   when a data write of it is submitted, whichever is first: so at most one zero write touches it,
+//!   and none starts after a data write was submitted.
+//! * P3: a data write that overlaps a zero write in flight is held until that zero write ended.
+//! * P4: after any error of a zero write the set is emptied; no range is tried twice.
+//!
+//! Nothing happens while the log stands still: a burst refills the lead once half of it is used.
+
+use basalt_wire::buffer::IoBuf;
+use bytes::Bytes;
+use std::collections::BTreeMap;
+
+/// Bytes of one zero write: large enough to be cheap, small enough (under a millisecond on NVMe)
+/// not to hold up a data write for long.
+const PIECE_BYTES: u64 = 1 << 20;
+
+/// Disjoint ranges of bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Ranges(BTreeMap<u64, u64>);
+
+impl Ranges {
+    /// Adds `start..end`, which overlaps nothing that is there.
+    pub(crate) fn add(&mut self, start: u64, end: u64) {
+        assert!(start < end, "an empty range at {start}");
+        match self.0.range_mut(..=start).next_back() {
+            Some((_, last)) if *last == start => *last = end,
+            Some((_, last)) => {
+                assert!(*last < start, "a range at {start} overlaps one that ends at {last}");
+                self.0.insert(start, end);
+            }
+            None => {
+                self.0.insert(start, end);
+            }
+        }
+    }
+
+    /// Takes `start..end` out, where it is in.
+    pub(crate) fn remove(&mut self, start: u64, end: u64) {
+        while let Some((&s, &e)) = self.0.range(..end).next_back().filter(|(_, e)| **e > start) {
+            self.0.remove(&s);
+            if e > end {
+                self.0.insert(end, e);
+            }
+            if s < start {
+                self.0.insert(s, start);
+            }
+        }
+    }
+
+    /// The first part of a range within `start..end`.
+    pub(crate) fn first_within(&self, start: u64, end: u64) -> Option<(u64, u64)> {
+        let covering = self.0.range(..=start).next_back().filter(|(_, e)| **e > start);
+        let (&s, &e) = covering.or_else(|| self.0.range(start..).next())?;
+        let (s, e) = (s.max(start), e.min(end));
+        (s < e).then_some((s, e))
+    }
+
+    /// Whether there is none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Bytes in all ranges together.
+    #[cfg(test)]
+    pub(crate) fn bytes(&self) -> u64 {
+        self.0.iter().map(|(s, e)| e - s).sum()
+    }
+}
+
+/// What to write through, and how far that is.
+pub(crate) struct Prewrite {
+    unwritten: Ranges,
+    lead: u64,
+    /// End of the latest data write; nothing is written through before the first. A write elsewhere
+    /// (a superblock) only pauses a burst until the log's next write.
+    head: Option<u64>,
+    bursting: bool,
+    in_flight: Option<(u64, u64)>,
+    zeros: Option<Bytes>,
+}
+
+impl Prewrite {
+    /// Keeps `lead` bytes beyond the log's head written through.
+    pub(crate) fn new(unwritten: Ranges, lead: u64) -> Prewrite {
+        Prewrite { unwritten, lead, head: None, bursting: false, in_flight: None, zeros: None }
+    }
+
+    /// A data write is being submitted: its range is no longer to be written through.
+    pub(crate) fn data_write(&mut self, start: u64, end: u64) {
+        self.unwritten.remove(start, end);
+        self.head = Some(end);
+    }
+
+    /// Whether a data write of the range must wait for the zero write in flight.
+    pub(crate) fn holds(&self, start: u64, end: u64) -> bool {
+        self.in_flight.is_some_and(|(s, e)| start < e && s < end)
+    }
+
+    /// The zero write to start now, if one is due.
+    pub(crate) fn next(&mut self) -> Option<(u64, Bytes)> {
+        let head = self.head?;
+        if self.in_flight.is_some() || self.unwritten.is_empty() {
+            return None;
+        }
+        if !self.bursting {
+            let low = head.saturating_add(self.lead / 2);
+            self.bursting = self.unwritten.first_within(head, low).is_some();
+        }
+        let due = self
+            .bursting
+            .then(|| self.unwritten.first_within(head, head.saturating_add(self.lead)))
+            .flatten();
+        let Some((start, end)) = due else {
+            self.bursting = false;
+            self.zeros = None;
+            return None;
+        };
+        let end = end.min(start + PIECE_BYTES);
+        let zeros = self.zeros.get_or_insert_with(|| IoBuf::zeroed(PIECE_BYTES as usize).freeze());
+        let zeros = zeros.slice(..(end - start) as usize);
+        self.unwritten.remove(start, end);
+        self.in_flight = Some((start, end));
+        Some((start, zeros))
+    }
+
+    /// The zero write in flight ended.
+    pub(crate) fn ended(&mut self, ok: bool) {
+        assert!(self.in_flight.take().is_some(), "a zero write ended that was never started");
+        if !ok {
+            self.stop();
+        }
+    }
+
+    /// Starts no more zero writes.
+    pub(crate) fn stop(&mut self) {
+        self.unwritten = Ranges::default();
+        self.zeros = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn ranges(list: &[(u64, u64)]) -> Ranges {
+        let mut out = Ranges::default();
+        list.iter().for_each(|(s, e)| out.add(*s, *e));
+        out
+    }
+
+    #[test]
+    fn ranges_are_cut_in_every_way() {
+        let of = |s, e| {
+            let mut r = ranges(&[(10, 20), (30, 40)]);
+            r.remove(s, e);
+            r
+        };
+        assert_eq!(of(0, 10), ranges(&[(10, 20), (30, 40)]));
+        assert_eq!(of(12, 15), ranges(&[(10, 12), (15, 20), (30, 40)]));
+        assert_eq!(of(15, 35), ranges(&[(10, 15), (35, 40)]));
+        assert_eq!(of(0, 100), ranges(&[]));
+        assert_eq!(of(20, 30), ranges(&[(10, 20), (30, 40)]));
+        assert_eq!(ranges(&[(10, 20), (20, 30)]).bytes(), 20);
+        assert_eq!(ranges(&[(10, 20)]).first_within(12, 14), Some((12, 14)));
+        assert_eq!(ranges(&[(10, 20), (30, 40)]).first_within(20, 35), Some((30, 35)));
+        assert_eq!(ranges(&[(10, 20)]).first_within(20, 35), None);
+    }
+
+    #[test]
+    fn nothing_is_written_through_before_the_first_write_and_beyond_the_lead() {
+        let mut p = Prewrite::new(ranges(&[(0, 100 * MIB)]), 8 * MIB);
+        assert!(p.next().is_none());
+        p.data_write(0, MIB);
+        let mut covered = Vec::new();
+        while let Some((at, zeros)) = p.next() {
+            assert!(p.next().is_none(), "one zero write at a time");
+            covered.push((at, at + zeros.len() as u64));
+            p.ended(true);
+        }
+        assert_eq!(covered.first(), Some(&(MIB, 2 * MIB)));
+        assert_eq!(covered.last(), Some(&(8 * MIB, 9 * MIB)));
+        assert!(p.zeros.is_none(), "the zeros are kept although the burst is over");
+        // Half of the lead is not used up yet, then it is.
+        p.data_write(MIB, 5 * MIB);
+        assert!(p.next().is_none());
+        p.data_write(5 * MIB, 5 * MIB + 4096);
+        assert_eq!(p.next().map(|(at, _)| at), Some(9 * MIB));
+    }
+
+    #[test]
+    fn a_zero_never_starts_on_data_and_holds_data_in_its_way() {
+        let mut p = Prewrite::new(ranges(&[(0, 16 * MIB)]), 8 * MIB);
+        p.data_write(0, 4096);
+        let (at, zeros) = p.next().unwrap();
+        assert_eq!((at, zeros.len() as u64), (4096, MIB));
+        assert!(p.holds(0, 8192) && p.holds(MIB, 2 * MIB) && !p.holds(MIB + 4096, 2 * MIB));
+        // Data lands far ahead while the zero write is under way: it is left alone for good.
+        p.data_write(3 * MIB, 4 * MIB);
+        p.data_write(4096, 8192);
+        p.ended(true);
+        assert!(!p.holds(0, 16 * MIB));
+        while let Some((at, zeros)) = p.next() {
+            let end = at + zeros.len() as u64;
+            assert!(end <= 3 * MIB || at >= 4 * MIB, "zeros at {at}..{end} hit data");
+            p.ended(true);
+        }
+    }
+
+    #[test]
+    fn an_error_ends_it() {
+        let mut p = Prewrite::new(ranges(&[(0, 16 * MIB)]), 8 * MIB);
+        p.data_write(0, 4096);
+        assert!(p.next().is_some());
+        p.ended(false);
+        assert!(p.next().is_none());
+    }
+}

@@ -1,1 +1,0 @@
-//! The structures on a device.

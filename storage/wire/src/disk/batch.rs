@@ -1,0 +1,491 @@
+//! The header of a batch: what one sequential write appended to the log.
+//!
+//! | bytes | field | why |
+//! | --- | --- | --- |
+//! | 0..8 | magic | tells a header from payload |
+//! | 8..12 | CRC-32C of the header's blocks from byte 12 on | torn and rotten headers are recognised |
+//! | 12..14 | version | another layout is refused |
+//! | 14..16 | flags | closing, seal, predecessor lost |
+//! | 16..24 | device id | content of another device or an earlier life is foreign |
+//! | 24..32 | segment sequence | content of an earlier use of the segment is stale |
+//! | 32..36 | segment | a misdirected write is recognised by its place |
+//! | 36..40 | block in the segment | the same |
+//! | 40..48 | batch sequence, from 1 | order, and what is missing |
+//! | 48..56 | boot generation | a tail dropped by an earlier opening is stale |
+//! | 56..60 | CRC of the predecessor's header | the chain |
+//! | 60..64 | header_bytes | length of what is used of the header |
+//! | 64..68 | payload_blocks | where the next batch begins |
+//! | 68..72 | records | |
+//! | 72..80 | durable | the highest batch known durable when this one was written |
+//! | 80..84 | summaries | groups of the predecessor |
+//! | 84..88 | next segment | of a closing batch |
+//! | 88..96 | zero | |
+//! | 96.. | summaries, 56 bytes each | identity of the predecessor's records, kept twice |
+//! | .. | descriptors, 40 bytes each | |
+//! | .. | entry data, one after the other | |
+//!
+//! A summary: group 4, flags 4 (1 has entries, 2 has a hard state), first index 8, last index 8,
+//! term of the last 8, hard state's term 8, commit 8, vote 4, zero 4.
+//!
+//! A descriptor: kind 1 (1 entry, 2 hard state), entry type 1, zero 2, group 4, term 8, index or
+//! commit 8, first payload block (or vote) 4, payload blocks 4, byte of the data in the header 4,
+//! its length 4.
+
+use super::{DiskFormatError, FORMAT_VERSION, blocks_of, field};
+use crate::block::{BLOCK_BYTES, crc32c};
+use crate::ids::{GroupId, LogIndex, NodeId, Term};
+use bytes::Bytes;
+
+/// `BASALTLG` in ASCII.
+const MAGIC: u64 = u64::from_le_bytes(*b"BASALTLG");
+const FIXED_BYTES: usize = 96;
+const SUMMARY_BYTES: usize = 56;
+const DESCRIPTOR_BYTES: usize = 40;
+
+/// The longest header. It bounds what is read before a checksum could be verified.
+pub const HEADER_BYTES_MAX: usize = 2 << 20;
+/// The most records of a batch: an ordinal fits 16 bits.
+pub const RECORDS_MAX: usize = 16 << 10;
+
+const _: () = assert!(RECORDS_MAX <= 1 << 16);
+const _: () = assert!(FIXED_BYTES + RECORDS_MAX * DESCRIPTOR_BYTES <= HEADER_BYTES_MAX);
+
+/// The batch closes its segment; the next one is at the start of the segment that it names.
+pub const FLAG_CLOSING: u16 = 1;
+/// The batch was written because the log fell idle, to carry the durable mark.
+pub const FLAG_SEAL: u16 = 2;
+/// The predecessor was already lost when this batch was written; its summary is empty for that.
+pub const FLAG_PREDECESSOR_LOST: u16 = 4;
+const FLAGS_KNOWN: u16 = FLAG_CLOSING | FLAG_SEAL | FLAG_PREDECESSOR_LOST;
+
+const SUMMARY_ENTRIES: u32 = 1;
+const SUMMARY_HARD_STATE: u32 = 2;
+const KIND_ENTRY: u8 = 1;
+const KIND_HARD_STATE: u8 = 2;
+
+/// The fixed fields of a batch header.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BatchFields {
+    /// [`FLAG_CLOSING`], [`FLAG_SEAL`], [`FLAG_PREDECESSOR_LOST`].
+    pub flags: u16,
+    /// The device's id.
+    pub device: u64,
+    /// Counts uses of segments, from 1.
+    pub segment_seq: u64,
+    /// The segment.
+    pub segment: u32,
+    /// The header's first block in it.
+    pub block: u32,
+    /// Counts batches, from 1.
+    pub seq: u64,
+    /// The boot generation that wrote it.
+    pub boot: u64,
+    /// Checksum of the predecessor's header; 0 for the first batch.
+    pub previous_crc: u32,
+    /// Blocks of payload behind the header.
+    pub payload_blocks: u32,
+    /// The highest batch known durable when this one was written.
+    pub durable: u64,
+    /// Of a closing batch: the segment that goes on.
+    pub next_segment: u32,
+}
+
+/// A group's hard state, as it stands in a header.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HardStateFields {
+    /// Current term.
+    pub term: Term,
+    /// Whom the replica voted for.
+    pub vote: NodeId,
+    /// Commit index.
+    pub commit: LogIndex,
+}
+
+/// Entries of one group in one batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EntryRange {
+    /// The lowest index.
+    pub first: LogIndex,
+    /// The index appended last.
+    pub last: LogIndex,
+    /// The term of the last.
+    pub term: Term,
+}
+
+/// What a batch held of one group; stands in the header of its successor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GroupSummary {
+    /// The group.
+    pub group: GroupId,
+    /// Its entries.
+    pub entries: Option<EntryRange>,
+    /// Its newest hard state in the batch.
+    pub hard_state: Option<HardStateFields>,
+}
+
+/// One record of a batch, without its payload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Descriptor<D> {
+    /// A Raft entry.
+    Entry {
+        /// The group.
+        group: GroupId,
+        /// Its term.
+        term: Term,
+        /// Its index.
+        index: LogIndex,
+        /// The entry's type.
+        kind: u8,
+        /// Its first payload block, counted from the end of the header.
+        payload_block: u32,
+        /// Its payload blocks.
+        payload_blocks: u32,
+        /// Its data.
+        data: D,
+    },
+    /// A group's hard state.
+    HardState {
+        /// The group.
+        group: GroupId,
+        /// The state.
+        state: HardStateFields,
+    },
+}
+
+/// Bytes of a header with so many summaries, records and bytes of entry data.
+pub fn header_bytes(summaries: usize, records: usize, data_bytes: usize) -> usize {
+    FIXED_BYTES + summaries * SUMMARY_BYTES + records * DESCRIPTOR_BYTES + data_bytes
+}
+
+/// Notes a record in the summary of its batch.
+pub fn summarise<D>(summaries: &mut Vec<GroupSummary>, record: &Descriptor<D>) {
+    let group = match record {
+        Descriptor::Entry { group, .. } | Descriptor::HardState { group, .. } => *group,
+    };
+    let at = summaries.iter().rposition(|s| s.group == group).unwrap_or_else(|| {
+        summaries.push(GroupSummary { group, ..GroupSummary::default() });
+        summaries.len() - 1
+    });
+    let summary = &mut summaries[at];
+    match record {
+        Descriptor::Entry { term, index, .. } => {
+            let first = summary.entries.map_or(*index, |e| e.first.min(*index));
+            summary.entries = Some(EntryRange { first, last: *index, term: *term });
+        }
+        Descriptor::HardState { state, .. } => summary.hard_state = Some(*state),
+    }
+}
+
+/// Writes a header into `target`, which is a whole number of blocks and long enough for it, and
+/// returns its checksum.
+pub fn encode<D: AsRef<[u8]>>(
+    fields: &BatchFields,
+    summaries: &[GroupSummary],
+    records: &[Descriptor<D>],
+    target: &mut [u8],
+) -> u32 {
+    assert!(target.len().is_multiple_of(BLOCK_BYTES), "a header is a whole number of blocks");
+    assert!(records.len() <= RECORDS_MAX, "{} records in a batch", records.len());
+    let mut at = FIXED_BYTES;
+    for summary in summaries {
+        put_summary(&mut target[at..at + SUMMARY_BYTES], summary);
+        at += SUMMARY_BYTES;
+    }
+    let mut data_at = at + records.len() * DESCRIPTOR_BYTES;
+    for record in records {
+        if let Descriptor::Entry { data, .. } = record {
+            let data = data.as_ref();
+            target[data_at..data_at + data.len()].copy_from_slice(data);
+        }
+        data_at += put_descriptor(&mut target[at..at + DESCRIPTOR_BYTES], record, data_at);
+        at += DESCRIPTOR_BYTES;
+    }
+    assert!(data_at <= HEADER_BYTES_MAX, "a header of {data_at} bytes");
+    target[data_at..].fill(0);
+    put_fixed(target, fields, summaries.len(), records.len(), data_at);
+    let crc = crc32c(&target[12..]);
+    field::put_u32(target, 8, crc);
+    crc
+}
+
+fn put_fixed(b: &mut [u8], f: &BatchFields, summaries: usize, records: usize, bytes: usize) {
+    field::put_u64(b, 0, MAGIC);
+    field::put_u16(b, 12, FORMAT_VERSION);
+    field::put_u16(b, 14, f.flags);
+    field::put_u64(b, 16, f.device);
+    field::put_u64(b, 24, f.segment_seq);
+    field::put_u32(b, 32, f.segment);
+    field::put_u32(b, 36, f.block);
+    field::put_u64(b, 40, f.seq);
+    field::put_u64(b, 48, f.boot);
+    field::put_u32(b, 56, f.previous_crc);
+    field::put_u32(b, 60, bytes as u32);
+    field::put_u32(b, 64, f.payload_blocks);
+    field::put_u32(b, 68, records as u32);
+    field::put_u64(b, 72, f.durable);
+    field::put_u32(b, 80, summaries as u32);
+    field::put_u32(b, 84, f.next_segment);
+    field::put_u64(b, 88, 0);
+}
+
+fn put_summary(b: &mut [u8], s: &GroupSummary) {
+    b.fill(0);
+    let entries = s.entries.unwrap_or_default();
+    let hard = s.hard_state.unwrap_or_default();
+    let mut flags = 0;
+    if s.entries.is_some() {
+        flags |= SUMMARY_ENTRIES;
+    }
+    if s.hard_state.is_some() {
+        flags |= SUMMARY_HARD_STATE;
+    }
+    field::put_u32(b, 0, s.group.0);
+    field::put_u32(b, 4, flags);
+    field::put_u64(b, 8, entries.first.0);
+    field::put_u64(b, 16, entries.last.0);
+    field::put_u64(b, 24, entries.term.0);
+    field::put_u64(b, 32, hard.term.0);
+    field::put_u64(b, 40, hard.commit.0);
+    field::put_u32(b, 48, hard.vote.0);
+}
+
+/// Writes a descriptor and returns the length of its data.
+fn put_descriptor<D: AsRef<[u8]>>(b: &mut [u8], r: &Descriptor<D>, data_at: usize) -> usize {
+    b.fill(0);
+    match r {
+        Descriptor::Entry { group, term, index, kind, payload_block, payload_blocks, data } => {
+            let len = data.as_ref().len();
+            b[0] = KIND_ENTRY;
+            b[1] = *kind;
+            field::put_u32(b, 4, group.0);
+            field::put_u64(b, 8, term.0);
+            field::put_u64(b, 16, index.0);
+            field::put_u32(b, 24, *payload_block);
+            field::put_u32(b, 28, *payload_blocks);
+            field::put_u32(b, 32, data_at as u32);
+            field::put_u32(b, 36, len as u32);
+            len
+        }
+        Descriptor::HardState { group, state } => {
+            b[0] = KIND_HARD_STATE;
+            field::put_u32(b, 4, group.0);
+            field::put_u64(b, 8, state.term.0);
+            field::put_u64(b, 16, state.commit.0);
+            field::put_u32(b, 24, state.vote.0);
+            0
+        }
+    }
+}
+
+/// A decoded and validated batch header.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BatchHeader {
+    /// The fixed fields.
+    pub fields: BatchFields,
+    /// The header's checksum, to which the next batch is chained.
+    pub crc: u32,
+    /// What the predecessor held.
+    pub summaries: Vec<GroupSummary>,
+    bytes: Bytes,
+    header_bytes: u32,
+    records: u32,
+}
+
+/// Bytes of header that must be read to decode it, from its first block.
+pub fn bytes_needed(first: &[u8]) -> Result<usize, DiskFormatError> {
+    if first.len() < BLOCK_BYTES {
+        return Err(DiskFormatError::Short(BLOCK_BYTES as u32));
+    }
+    if field::u64(first, 0) != MAGIC {
+        let blank = first[..BLOCK_BYTES].iter().all(|byte| *byte == 0);
+        return Err(if blank { DiskFormatError::Blank } else { DiskFormatError::Foreign });
+    }
+    let bytes = field::u32(first, 60);
+    if (bytes as usize) < FIXED_BYTES || bytes as usize > HEADER_BYTES_MAX {
+        return Err(DiskFormatError::Length(bytes));
+    }
+    Ok((bytes as usize).next_multiple_of(BLOCK_BYTES))
+}
+
+impl BatchHeader {
+    /// Decodes and validates a header that starts with `bytes`; more may follow it there.
+    pub fn decode(bytes: &[u8]) -> Result<BatchHeader, DiskFormatError> {
+        let needed = bytes_needed(bytes)?;
+        let Some(b) = bytes.get(..needed) else {
+            return Err(DiskFormatError::Short(needed as u32));
+        };
+        let crc = field::u32(b, 8);
+        if crc != crc32c(&b[12..]) {
+            return Err(DiskFormatError::Checksum);
+        }
+        let version = field::u16(b, 12);
+        if version != FORMAT_VERSION {
+            return Err(DiskFormatError::Version(version));
+        }
+        let header_bytes = field::u32(b, 60);
+        let (summaries, records) = (field::u32(b, 80), field::u32(b, 68));
+        let fields = fixed_fields(b);
+        validate_fixed(&fields, header_bytes, summaries, records)?;
+        let summaries = (0..summaries as usize)
+            .map(|i| summary(&b[FIXED_BYTES + i * SUMMARY_BYTES..]))
+            .collect::<Result<Vec<_>, _>>()?;
+        // The header is copied to its own size, so that entry data kept by the owner does not keep
+        // a whole read window in memory.
+        let bytes = Bytes::copy_from_slice(&b[..header_bytes as usize]);
+        let header = BatchHeader { fields, crc, summaries, bytes, header_bytes, records };
+        header.validate_records()?;
+        Ok(header)
+    }
+
+    /// Records of the batch.
+    pub fn record_count(&self) -> u32 {
+        self.records
+    }
+
+    /// Blocks of the header.
+    pub fn header_blocks(&self) -> u32 {
+        blocks_of(self.header_bytes as usize)
+    }
+
+    /// Blocks of the whole batch. Does not overflow: both parts were bounded when decoded.
+    pub fn blocks(&self) -> u32 {
+        self.header_blocks() + self.fields.payload_blocks
+    }
+
+    /// Whether the batch closes its segment.
+    pub fn is_closing(&self) -> bool {
+        self.fields.flags & FLAG_CLOSING != 0
+    }
+
+    /// A record by its ordinal.
+    pub fn record(&self, ordinal: u32) -> Option<Descriptor<Bytes>> {
+        if ordinal >= self.records {
+            return None;
+        }
+        let start = FIXED_BYTES + self.summaries.len() * SUMMARY_BYTES;
+        let b = &self.bytes[start + ordinal as usize * DESCRIPTOR_BYTES..][..DESCRIPTOR_BYTES];
+        let group = GroupId(field::u32(b, 4));
+        let term = Term(field::u64(b, 8));
+        let index = LogIndex(field::u64(b, 16));
+        if b[0] == KIND_HARD_STATE {
+            let vote = NodeId(field::u32(b, 24));
+            let state = HardStateFields { term, vote, commit: index };
+            return Some(Descriptor::HardState { group, state });
+        }
+        let data_at = field::u32(b, 32) as usize;
+        let data = self.bytes.slice(data_at..data_at + field::u32(b, 36) as usize);
+        Some(Descriptor::Entry {
+            group,
+            term,
+            index,
+            kind: b[1],
+            payload_block: field::u32(b, 24),
+            payload_blocks: field::u32(b, 28),
+            data,
+        })
+    }
+
+    /// All records in order.
+    pub fn records(&self) -> impl Iterator<Item = Descriptor<Bytes>> + '_ {
+        (0..self.records).map_while(|ordinal| self.record(ordinal))
+    }
+
+    /// Data and payload of the records must tile the header's tail and the payload exactly.
+    fn validate_records(&self) -> Result<(), DiskFormatError> {
+        let start = FIXED_BYTES + self.summaries.len() * SUMMARY_BYTES;
+        let mut data_at = start + self.records as usize * DESCRIPTOR_BYTES;
+        let mut payload_block = 0u32;
+        for i in 0..self.records as usize {
+            let b = &self.bytes[start + i * DESCRIPTOR_BYTES..][..DESCRIPTOR_BYTES];
+            match b[0] {
+                KIND_HARD_STATE => continue,
+                KIND_ENTRY => {}
+                _ => return Err(DiskFormatError::Field("record kind")),
+            }
+            if field::u64(b, 16) == 0 {
+                return Err(DiskFormatError::Field("entry index"));
+            }
+            if field::u32(b, 32) as usize != data_at || field::u32(b, 24) != payload_block {
+                return Err(DiskFormatError::Field("place of an entry"));
+            }
+            data_at += field::u32(b, 36) as usize;
+            payload_block = payload_block
+                .checked_add(field::u32(b, 28))
+                .ok_or(DiskFormatError::Field("payload of an entry"))?;
+        }
+        if data_at != self.header_bytes as usize {
+            return Err(DiskFormatError::Field("length of entry data"));
+        }
+        if payload_block != self.fields.payload_blocks {
+            return Err(DiskFormatError::Field("payload_blocks"));
+        }
+        Ok(())
+    }
+}
+
+fn fixed_fields(b: &[u8]) -> BatchFields {
+    BatchFields {
+        flags: field::u16(b, 14),
+        device: field::u64(b, 16),
+        segment_seq: field::u64(b, 24),
+        segment: field::u32(b, 32),
+        block: field::u32(b, 36),
+        seq: field::u64(b, 40),
+        boot: field::u64(b, 48),
+        previous_crc: field::u32(b, 56),
+        payload_blocks: field::u32(b, 64),
+        durable: field::u64(b, 72),
+        next_segment: field::u32(b, 84),
+    }
+}
+
+fn validate_fixed(
+    f: &BatchFields,
+    header_bytes: u32,
+    summaries: u32,
+    records: u32,
+) -> Result<(), DiskFormatError> {
+    let parts = u64::from(summaries) * SUMMARY_BYTES as u64
+        + u64::from(records) * DESCRIPTOR_BYTES as u64
+        + FIXED_BYTES as u64;
+    if records as usize > RECORDS_MAX {
+        return Err(DiskFormatError::Field("records"));
+    }
+    if parts > u64::from(header_bytes) {
+        return Err(DiskFormatError::Field("summaries"));
+    }
+    if f.flags & !FLAGS_KNOWN != 0 {
+        return Err(DiskFormatError::Field("flags"));
+    }
+    if f.seq == 0 {
+        return Err(DiskFormatError::Field("batch sequence"));
+    }
+    if f.durable >= f.seq {
+        return Err(DiskFormatError::Field("durable mark"));
+    }
+    if f.segment_seq == 0 {
+        return Err(DiskFormatError::Field("segment sequence"));
+    }
+    if f.payload_blocks > u32::MAX >> 4 || f.block > u32::MAX >> 4 {
+        return Err(DiskFormatError::Field("place"));
+    }
+    Ok(())
+}
+
+fn summary(b: &[u8]) -> Result<GroupSummary, DiskFormatError> {
+    let flags = field::u32(b, 4);
+    if flags & !(SUMMARY_ENTRIES | SUMMARY_HARD_STATE) != 0 {
+        return Err(DiskFormatError::Field("summary flags"));
+    }
+    let entries = (flags & SUMMARY_ENTRIES != 0).then(|| EntryRange {
+        first: LogIndex(field::u64(b, 8)),
+        last: LogIndex(field::u64(b, 16)),
+        term: Term(field::u64(b, 24)),
+    });
+    let hard_state = (flags & SUMMARY_HARD_STATE != 0).then(|| HardStateFields {
+        term: Term(field::u64(b, 32)),
+        commit: LogIndex(field::u64(b, 40)),
+        vote: NodeId(field::u32(b, 48)),
+    });
+    Ok(GroupSummary { group: GroupId(field::u32(b, 0)), entries, hard_state })
+}

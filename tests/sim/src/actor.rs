@@ -1,0 +1,481 @@
+//! A simulated client: a volume session, its links, its clock, and a user who keeps asking.
+
+use crate::check::register::{Action, Moment, NEVER, Record};
+use crate::clock::Clock;
+use crate::event::{Ev, Who};
+use crate::net::{LinkIndex, LinkKind};
+use crate::node::{address, brief, node_of};
+use crate::queue::{Instant, MICRO, MILLI};
+use crate::report::Class;
+use crate::rng::Rng;
+use crate::stamp::{Content, OpId, judge};
+use crate::workload::{self, Kind, Plan};
+use crate::world::World;
+use basalt_client::{BlockError, BlockResult, ClientEffect, ClientEvent, VolumeClient, VolumeConfig};
+use basalt_wire::codec::Encoder;
+use basalt_wire::frame::{Frame, Request};
+use basalt_wire::ids::{Address, Epoch, Generation, NodeId, VolumeId};
+use rustc_hash::FxHashMap;
+use std::sync::Arc;
+
+/// An operation under way.
+struct Pending {
+    plan: Plan,
+    call: Moment,
+}
+
+/// One session of one user.
+pub struct SimClient {
+    /// Its place among nodes and clients.
+    pub who: Who,
+    /// Which volume, by its place in the world's list.
+    pub volume: usize,
+    /// Its epoch.
+    pub epoch: u64,
+    /// Whether the session began, and when.
+    pub ready: Option<Moment>,
+    /// Why the session is over, if it is.
+    pub lost: Option<BlockError>,
+    /// Operations that it may still submit.
+    pub budget: u32,
+    /// No turn before this.
+    pub paused_until: Instant,
+    client: VolumeClient,
+    clock: Clock,
+    inbox: Vec<ClientEvent>,
+    links: Vec<(Address, LinkIndex)>,
+    pending: FxHashMap<u64, Pending>,
+    turn_armed: bool,
+    timer_at: Instant,
+    think_armed: bool,
+    rng: Rng,
+}
+
+impl SimClient {
+    /// Whether everything that it was asked is answered, and its session has begun or is over.
+    pub fn is_settled(&self) -> bool {
+        self.pending.is_empty() && (self.ready.is_some() || self.lost.is_some())
+    }
+
+    /// Operations under way.
+    pub fn pending(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// What the engine's client believes to have under way.
+    pub fn engine_in_flight(&self) -> usize {
+        self.client.in_flight()
+    }
+}
+
+/// What a judged operation on one unit belongs to.
+#[derive(Clone, Copy, Debug)]
+pub struct Attributed {
+    /// The operation.
+    pub record: Record,
+    /// The volume's place.
+    pub volume: usize,
+    /// The session's epoch.
+    pub epoch: u64,
+}
+
+impl World {
+    /// Attaches a volume: a new session with the next epoch.
+    pub fn attach(&mut self, volume: usize, budget: u32) -> Who {
+        let who = self.nodes.len() + self.clients.len();
+        let now = self.queue.now();
+        self.volumes[volume].epoch += 1;
+        let epoch = self.volumes[volume].epoch;
+        let mut rng = Rng::stream(self.options.seed, "client", who as u64);
+        let rate = self.draw_rate();
+        let clock = Clock::new(now, rng.below(1 << 40), rate);
+        let local = rng.chance(0.5).then(|| NodeId(rng.within(1, self.nodes.len() as u64) as u32));
+        let config = VolumeConfig {
+            volume: VolumeId(self.volumes[volume].id),
+            epoch: Epoch(epoch),
+            generation: Generation(0),
+            lineage: self.volumes[volume].id,
+            size_bytes: self.options.volume_blocks() * 4096,
+            map: Arc::clone(&self.map),
+            local,
+        };
+        let mut effects = Vec::new();
+        let client = VolumeClient::new(config, clock.read(now), &mut effects);
+        self.counts.sessions += 1;
+        self.trace(|| format!("client {who} attaches volume {volume} with epoch {epoch}"));
+        self.clients.push(SimClient {
+            who,
+            volume,
+            epoch,
+            ready: None,
+            lost: None,
+            budget,
+            paused_until: 0,
+            client,
+            clock,
+            inbox: Vec::new(),
+            links: Vec::new(),
+            pending: FxHashMap::default(),
+            turn_armed: false,
+            timer_at: Instant::MAX,
+            think_armed: true,
+            rng,
+        });
+        self.volumes[volume].client = who;
+        self.client_effects(who, effects);
+        self.queue.push_in(0, Ev::Think { who });
+        self.wake_client(who);
+        who
+    }
+
+    /// The client at a place among nodes and clients.
+    pub fn client(&mut self, who: Who) -> &mut SimClient {
+        let at = who - self.nodes.len();
+        &mut self.clients[at]
+    }
+
+    /// The user submits what fits its depth.
+    pub fn client_thinks(&mut self, who: Who) {
+        let paused_until = self.client(who).paused_until;
+        if paused_until > self.queue.now() {
+            self.queue.push(paused_until, Ev::Think { who });
+            return;
+        }
+        self.client(who).think_armed = false;
+        if self.ending.is_some() {
+            return;
+        }
+        let room = self.options.depth as usize;
+        let mut burst = 1 + self.client(who).rng.below(u64::from(self.options.depth));
+        while burst > 0 && self.client(who).pending.len() < room {
+            let c = self.client(who);
+            if c.budget == 0 || c.lost.is_some() {
+                return;
+            }
+            c.budget -= 1;
+            burst -= 1;
+            self.submit(who);
+        }
+        self.think_later(who);
+    }
+
+    fn think_later(&mut self, who: Who) {
+        let think = self.options.think;
+        let c = self.client(who);
+        if c.think_armed || c.budget == 0 || c.lost.is_some() {
+            return;
+        }
+        c.think_armed = true;
+        // Now and then the user is away long enough for groups to fall asleep.
+        let pause = match c.rng.chance(0.005) {
+            true => c.rng.within(500, 4_000) * MILLI,
+            false => c.rng.exponential(think as f64),
+        };
+        self.queue.push_in(pause, Ev::Think { who });
+    }
+
+    fn submit(&mut self, who: Who) {
+        self.last_op += 1;
+        let op: OpId = self.last_op;
+        let call = self.moment();
+        let volume_id = {
+            let volume = self.client(who).volume;
+            self.volumes[volume].id
+        };
+        let nodes = self.nodes.len();
+        let options = &self.options;
+        let c = &mut self.clients[who - nodes];
+        let plan = workload::plan(options, &mut c.rng);
+        let request = workload::request(&plan, options, volume_id, who as u32, op);
+        c.pending.insert(u64::from(op), Pending { plan, call });
+        c.inbox.push(ClientEvent::Submit { tag: u64::from(op), op: request });
+        self.trace(|| format!("client {who} submits {op} at moment {call}: {plan:?}"));
+        self.wake_client(who);
+    }
+
+    fn wake_client(&mut self, who: Who) {
+        if !std::mem::replace(&mut self.client(who).turn_armed, true) {
+            let delay = self.rng.below(20 * MICRO);
+            self.queue.push_in(delay, Ev::Turn { who, boot: 0 });
+        }
+    }
+
+    /// A client's turn.
+    pub fn client_turn(&mut self, who: Who) {
+        let now = self.queue.now();
+        let c = self.client(who);
+        if c.paused_until > now {
+            let until = c.paused_until;
+            self.queue.push(until, Ev::Turn { who, boot: 0 });
+            return;
+        }
+        c.turn_armed = false;
+        let local = c.clock.read(now);
+        let mut effects = Vec::new();
+        for event in std::mem::take(&mut c.inbox) {
+            c.client.handle(local, event, &mut effects);
+        }
+        c.client.end_turn(local, &mut effects);
+        self.client_effects(who, effects);
+        let c = self.client(who);
+        if let Some(deadline) = c.client.next_deadline() {
+            let at = c.clock.when(deadline).max(now + MICRO);
+            if at < c.timer_at {
+                c.timer_at = at;
+                self.queue.push(at, Ev::Timer { who, boot: 0 });
+            }
+        }
+    }
+
+    /// A client's deadline may have come.
+    pub fn client_timer(&mut self, who: Who) {
+        let now = self.queue.now();
+        let c = self.client(who);
+        if c.timer_at <= now {
+            c.timer_at = Instant::MAX;
+            if !std::mem::replace(&mut c.turn_armed, true) {
+                self.client_turn(who);
+            }
+        }
+    }
+
+    fn client_effects(&mut self, who: Who, effects: Vec<ClientEffect>) {
+        let mut sends: Vec<(LinkIndex, Encoder)> = Vec::new();
+        for effect in effects {
+            match effect {
+                ClientEffect::Dial { to } => self.client_dials(who, to),
+                ClientEffect::Reset { to } => {
+                    // What was written before it goes first: the link closes behind it.
+                    self.flush_sends(&mut sends);
+                    self.trace(|| format!("client {who} resets its link to {to:?}"));
+                    if let Some(link) = self.take_client_link(who, to) {
+                        let keep = self.rng.below(257);
+                        self.net.close(link, 0, keep, false, &mut self.queue);
+                    }
+                    self.client_dials(who, to);
+                }
+                ClientEffect::Send { to, request } => self.client_sends(who, to, request, &mut sends),
+                ClientEffect::Complete { tag, result } => self.complete(who, tag, result),
+                ClientEffect::Ready => {
+                    let moment = self.moment();
+                    self.trace(|| format!("client {who} is ready at moment {moment}"));
+                    let c = self.client(who);
+                    c.ready = Some(moment);
+                    let (volume, epoch) = (c.volume, c.epoch);
+                    self.volumes[volume].grants.push((epoch, moment));
+                    self.think_later(who);
+                }
+                ClientEffect::Lost(error) => {
+                    self.trace(|| format!("client {who} lost its session: {error}"));
+                    self.client(who).lost = Some(error);
+                    let newest = self.volumes[self.client_volume(who)].epoch;
+                    if error != BlockError::Fenced || self.client(who).epoch == newest {
+                        self.fail(Class::ClientError, format!("client {who} lost its session: {error}"));
+                    }
+                }
+            }
+        }
+        self.flush_sends(&mut sends);
+    }
+
+    fn client_volume(&mut self, who: Who) -> usize {
+        self.client(who).volume
+    }
+
+    fn flush_sends(&mut self, sends: &mut Vec<(LinkIndex, Encoder)>) {
+        for (link, mut encoder) in sends.drain(..) {
+            let pieces = encoder.take();
+            self.net.send(link, 0, pieces, &mut self.queue);
+        }
+    }
+
+    fn client_dials(&mut self, who: Who, to: Address) {
+        if self.client(who).links.iter().any(|(a, _)| *a == to) {
+            return;
+        }
+        let link = self.net.dial(who, node_of(to), LinkKind::Client, &mut self.queue);
+        self.client(who).links.push((to, link));
+    }
+
+    fn take_client_link(&mut self, who: Who, to: Address) -> Option<LinkIndex> {
+        let links = &mut self.client(who).links;
+        let at = links.iter().position(|(a, _)| *a == to)?;
+        Some(links.swap_remove(at).1)
+    }
+
+    fn client_sends(
+        &mut self,
+        who: Who,
+        to: Address,
+        request: Request,
+        sends: &mut Vec<(LinkIndex, Encoder)>,
+    ) {
+        let link = self.client(who).links.iter().find(|(a, _)| *a == to).map(|l| l.1);
+        let Some(link) = link.filter(|l| self.net.is_open(*l, 0)) else { return };
+        let frame = Frame::Request(request);
+        self.trace(|| format!("client {who} -> {to:?} on link {link} {}", brief(&frame)));
+        let at = sends.iter().position(|s| s.0 == link).unwrap_or_else(|| {
+            sends.push((link, Encoder::new()));
+            sends.len() - 1
+        });
+        sends[at].1.push(&frame);
+    }
+
+    /// A client's link stands.
+    pub fn client_link_up(&mut self, who: Who, to: Who) {
+        let credit_bytes = if self.rng.chance(0.2) { 64 << 10 } else { 4 << 20 };
+        let credit_requests = if self.rng.chance(0.2) { 2 } else { 256 };
+        let event = ClientEvent::LinkUp { to: address(to), credit_bytes, credit_requests };
+        self.client_event(who, event);
+    }
+
+    /// A client's link is gone, or was refused.
+    pub fn client_link_down(&mut self, who: Who, to: Who, link: LinkIndex) {
+        let to = address(to);
+        if self.client(who).links.contains(&(to, link)) {
+            self.take_client_link(who, to);
+            self.client_event(who, ClientEvent::LinkDown { to });
+        }
+    }
+
+    /// Puts an event into a client's inbox.
+    pub fn client_event(&mut self, who: Who, event: ClientEvent) {
+        self.client(who).inbox.push(event);
+        self.wake_client(who);
+    }
+
+    fn complete(&mut self, who: Who, tag: u64, result: Result<BlockResult, BlockError>) {
+        let end = self.moment();
+        self.trace(|| {
+            let text = match &result {
+                Ok(BlockResult::Data(data)) => format!("{} bytes", data.len()),
+                other => format!("{other:?}"),
+            };
+            format!("client {who} completes {tag} at moment {end}: {text}")
+        });
+        let c = self.client(who);
+        let Some(pending) = c.pending.remove(&tag) else {
+            self.fail(Class::ClientError, format!("client {who} answered {tag} twice"));
+            return;
+        };
+        match result {
+            Ok(result) => self.complete_well(who, tag as OpId, &pending, end, &result),
+            Err(error) => self.complete_badly(who, tag as OpId, &pending, error),
+        }
+        self.think_later(who);
+    }
+
+    fn complete_well(&mut self, who: Who, op: OpId, p: &Pending, end: Moment, result: &BlockResult) {
+        self.counts.done += 1;
+        match (p.plan.kind, result) {
+            (Kind::Read, BlockResult::Data(data)) => {
+                let want = p.plan.count as usize * self.options.unit;
+                if data.len() != want {
+                    let text = format!("read {op} returned {} of {want} bytes", data.len());
+                    self.fail(Class::Content, text);
+                    return;
+                }
+                let volume = self.client(who).volume;
+                self.judge_read(who, volume, p.plan.unit, &data.contiguous(), p.call, end);
+            }
+            (Kind::Write, BlockResult::Done) => self.note_writes(who, op, p, end, true),
+            (Kind::Unmap, BlockResult::Done) => self.note_writes(who, 0, p, end, true),
+            (Kind::Other, BlockResult::Done | BlockResult::Extents(_)) => {}
+            (kind, result) => {
+                let text = format!("a {kind:?} was answered by {result:?}");
+                self.fail(Class::ClientError, text);
+            }
+        }
+    }
+
+    fn complete_badly(&mut self, who: Who, op: OpId, p: &Pending, error: BlockError) {
+        self.counts.errors += 1;
+        let expected = match error {
+            BlockError::Fenced | BlockError::Closed => {
+                let c = self.client(who);
+                let (volume, epoch) = (c.volume, c.epoch);
+                self.volumes[volume].epoch > epoch
+            }
+            BlockError::NoSpace => self.declares_full() && p.plan.kind != Kind::Read,
+            BlockError::Io(_) | BlockError::OutOfRange | BlockError::Invalid => false,
+        };
+        if !expected {
+            self.fail(Class::ClientError, format!("operation {op} of client {who} failed: {error}"));
+        }
+        self.note_uncertain(who, op, p);
+    }
+
+    fn note_uncertain(&mut self, who: Who, op: OpId, p: &Pending) {
+        match p.plan.kind {
+            Kind::Write => self.note_writes(who, op, p, NEVER, false),
+            Kind::Unmap => self.note_writes(who, 0, p, NEVER, false),
+            Kind::Read | Kind::Other => {}
+        }
+    }
+
+    fn note_writes(&mut self, who: Who, value: u32, p: &Pending, end: Moment, certain: bool) {
+        for unit in p.plan.unit..p.plan.unit + u64::from(p.plan.count) {
+            self.note(who, unit, Action::Write, value, p.call, end, certain);
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)] // One line of the history has that many columns.
+    fn note(
+        &mut self,
+        who: Who,
+        unit: u64,
+        action: Action,
+        value: u32,
+        call: Moment,
+        end: Moment,
+        certain: bool,
+    ) {
+        let (volume, epoch) = match who.checked_sub(self.nodes.len()) {
+            Some(at) if at < self.clients.len() => (self.clients[at].volume, self.clients[at].epoch),
+            _ => return,
+        };
+        let unit = (volume as u64) << 32 | unit;
+        let record = Record { unit, action, value, call, end, certain };
+        self.history.push(Attributed { record, volume, epoch });
+    }
+
+    /// Judges what a read returned, and notes it.
+    pub fn judge_read(
+        &mut self,
+        who: Who,
+        volume: usize,
+        first: u64,
+        data: &[u8],
+        call: Moment,
+        end: Moment,
+    ) {
+        let id = self.volumes[volume].id;
+        for (i, bytes) in data.chunks_exact(self.options.unit).enumerate() {
+            let unit = first + i as u64;
+            let value = match judge(bytes) {
+                Content::Zero => 0,
+                Content::Value(s) if s.volume == id && s.unit == unit => s.op,
+                other => {
+                    let text = format!(
+                        "unit {unit} of volume {id} read from {call} to {end} by {who} holds {other:?}"
+                    );
+                    self.fail(Class::Content, text);
+                    return;
+                }
+            };
+            self.note(who, unit, Action::Read, value, call, end, true);
+        }
+    }
+
+    /// Operations that will never be answered enter the history as uncertain.
+    pub fn note_unanswered(&mut self) {
+        for at in 0..self.clients.len() {
+            let who = self.clients[at].who;
+            let mut pending: Vec<(u64, Pending)> = self.clients[at].pending.drain().collect();
+            pending.sort_unstable_by_key(|p| p.0);
+            for (tag, p) in pending {
+                self.note_uncertain(who, tag as OpId, &p);
+            }
+        }
+    }
+}

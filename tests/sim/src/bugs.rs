@@ -1,0 +1,30 @@
+//! The planted bugs: how it is proven that the checkers bite.
+
+use basalt_core::planted::Bug;
+
+/// Every planted bug, with its name on the command line.
+pub const ALL: [(Bug, &str); 18] = [
+    (Bug::AckBeforeDurable, "ack-before-durable"),
+    (Bug::NoFlush, "no-flush"),
+    (Bug::DurableOutOfOrder, "durable-out-of-order"),
+    (Bug::ReplyBeforeCommit, "reply-before-commit"),
+    (Bug::WriteErrorIgnored, "write-error-ignored"),
+    (Bug::VoteNotPersisted, "vote-not-persisted"),
+    (Bug::CutOnChecksumError, "cut-on-checksum-error"),
+    (Bug::AmnesiacVotes, "amnesiac-votes"),
+    (Bug::TornTailAccepted, "torn-tail-accepted"),
+    (Bug::ReadUnverified, "read-unverified"),
+    (Bug::AppendUnverified, "append-unverified"),
+    (Bug::StaleEpochApplied, "stale-epoch-applied"),
+    (Bug::EpochForgotten, "epoch-forgotten"),
+    (Bug::TermUnchecked, "term-unchecked"),
+    (Bug::IncarnationUnchecked, "incarnation-unchecked"),
+    (Bug::FloorUnchecked, "floor-unchecked"),
+    (Bug::ChainUnchecked, "chain-unchecked"),
+    (Bug::UnmapShort, "unmap-short"),
+];
+
+/// The bug of a name.
+pub fn named(name: &str) -> Option<Bug> {
+    ALL.iter().find(|b| b.1 == name).map(|b| b.0)
+}

@@ -1,0 +1,431 @@
+//! The end of a run: faults stop, everything pending must finish, replicas must agree, histories are
+//! judged.
+//!
+//! Half of the runs end in two steps: first a majority is healed while one node is frozen in a broken
+//! state for good (down, cut off both ways or one way, or very slow), and everything asked must be
+//! answered; only then is that node healed too.
+
+use crate::check::register::{self, Action, Record};
+use crate::event::{Ev, Who};
+use crate::node::address;
+use crate::options::Family;
+use crate::queue::{Instant, MILLI, SECOND};
+use crate::report::Class;
+use crate::rng::Rng;
+use crate::workload::windows;
+use crate::world::{PROBE, World};
+use basalt_core::event::Event;
+use basalt_core::shard::{GroupRole, GroupStatus, Phase};
+use basalt_wire::block::{BLOCK_BYTES, CHUNK_BLOCKS, group_of_chunk};
+use basalt_wire::command::BlockRange;
+use basalt_wire::frame::{Refusal, Reply, ReplyResult, Request, RequestOp};
+use basalt_wire::ids::{Epoch, GroupId, Incarnation, LogIndex, RequestId, VolumeId};
+use bytes::Bytes;
+
+/// Time between two looks at the world.
+pub const CHECK_EVERY: u64 = 100 * MILLI;
+/// Within this everything must be answered once a majority is well.
+const ANSWER_BOUND: u64 = 40 * SECOND;
+/// Within this all replicas must have caught up once all nodes are well.
+const CONVERGE_BOUND: u64 = 60 * SECOND;
+
+/// How far the end of a run has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Everything pending must be answered; a node may be frozen.
+    Answer,
+    /// All nodes are well and must come to agree.
+    Converge,
+    /// Every replica is asked for every block.
+    Probe,
+    /// All is judged.
+    Done,
+}
+
+/// The end of a run under way.
+#[derive(Clone, Copy, Debug)]
+pub struct Ending {
+    /// How far it has come.
+    pub stage: Stage,
+    deadline: Instant,
+    restarts_left: u32,
+    frozen: Option<Who>,
+}
+
+/// One question to one replica, at the end.
+pub struct Probe {
+    node: Who,
+    volume: usize,
+    range: BlockRange,
+    answer: Option<Bytes>,
+}
+
+impl World {
+    /// Looks at the world now and then: states that may never be, and the end of the run.
+    pub fn check(&mut self) {
+        self.watch_nodes();
+        match self.ending {
+            None => {
+                let now = self.queue.now();
+                let idle = self.clients.iter().all(|c| c.budget == 0 && c.is_settled());
+                if now >= self.options.horizon || (idle && now > 2 * SECOND) {
+                    self.begin_ending();
+                }
+            }
+            Some(ending) => self.go_on(ending),
+        }
+        self.queue.push_in(CHECK_EVERY, Ev::Check);
+    }
+
+    fn watch_nodes(&mut self) {
+        for n in 0..self.nodes.len() {
+            let Some(status) = self.nodes[n].shard.as_ref().map(|s| s.status()) else { continue };
+            if let Phase::Failed(reason) = &status.phase {
+                if !self.declares_damage(n) {
+                    self.fail(Class::Alarm, format!("node {n} could not open its device: {reason}"));
+                }
+                self.restart_failed(n);
+                continue;
+            }
+            for g in &status.groups {
+                self.watch_group(n, g);
+            }
+        }
+    }
+
+    fn watch_group(&mut self, n: Who, g: &GroupStatus) {
+        if g.role == GroupRole::Quarantined {
+            self.fail(Class::Raft, format!("node {n} quarantined its replica of group {}", g.group));
+        }
+        if g.applied > g.commit || (g.commit > g.last && g.role != GroupRole::Impaired) {
+            self.fail(Class::Raft, format!("node {n} has an impossible position: {g:?}"));
+        }
+        let boot = self.nodes[n].boot;
+        let seen = self.positions.entry((n, g.group)).or_insert((boot, g.term, g.commit));
+        if seen.0 == boot && (g.term < seen.1 || g.commit < seen.2) {
+            let text = format!("node {n} went back from {seen:?} to {g:?}");
+            self.fail(Class::Raft, text);
+            return;
+        }
+        *seen = (boot, g.term, g.commit);
+    }
+
+    fn begin_ending(&mut self) {
+        let mut rng = Rng::stream(self.options.seed, "ending", 0);
+        let victim = self.options.victim as usize;
+        let o = &self.options;
+        let harmed = o.families.has(Family::Damage) || o.families.has(Family::ReadFault);
+        let frozen = o.core_first.then(|| match harmed {
+            true => victim,
+            false => rng.below(self.nodes.len() as u64) as usize,
+        });
+        self.trace(|| format!("faults end, frozen node {frozen:?}"));
+        let restarts_left = u32::from(self.options.restart_last);
+        let deadline = self.queue.now() + self.patience(ANSWER_BOUND);
+        self.ending = Some(Ending { stage: Stage::Answer, deadline, restarts_left, frozen });
+        self.heal_network();
+        for n in 0..self.nodes.len() {
+            if frozen != Some(n) {
+                self.make_well(n);
+            }
+        }
+        if let Some(n) = frozen {
+            self.freeze(n, &mut rng);
+        }
+        for c in &mut self.clients {
+            c.paused_until = 0;
+            c.budget = 0;
+        }
+    }
+
+    fn heal_network(&mut self) {
+        for fault in 0..self.cuts.len() as u32 {
+            self.heal(fault);
+        }
+        self.net.options_mut().corrupt = 0.0;
+    }
+
+    fn make_well(&mut self, n: Who) {
+        let faults = self.nodes[n].disk.faults_mut();
+        faults.read_error = 0.0;
+        faults.read_wrong = 0.0;
+        faults.write_error = 0.0;
+        faults.slowness = 1.0;
+        self.nodes[n].dead = false;
+        self.unpause_node(n);
+        self.start_node(n);
+    }
+
+    fn freeze(&mut self, n: Who, rng: &mut Rng) {
+        let others: Vec<Who> =
+            (0..self.nodes.len() + self.clients.len()).filter(|w| *w != n).collect();
+        let out: Vec<_> = others.iter().map(|w| (n, *w)).collect();
+        let into: Vec<_> = others.iter().map(|w| (*w, n)).collect();
+        let how = rng.below(5);
+        self.trace(|| format!("node {n} is frozen in state {how}"));
+        match how {
+            0 => {
+                self.stop_node(n, None);
+                self.nodes[n].dead = true;
+            }
+            1 => self.cut_network(out, u64::MAX / 4),
+            2 => self.cut_network(into, u64::MAX / 4),
+            3 => self.cut_network(out.into_iter().chain(into).collect(), u64::MAX / 4),
+            _ => self.nodes[n].disk.faults_mut().slowness = 100.0,
+        }
+    }
+
+    /// Slow disks and links have more time.
+    fn patience(&self, bound: u64) -> u64 {
+        let o = &self.options;
+        bound + 2_000 * (o.disk_latency + o.delay + o.delay_min)
+    }
+
+    fn go_on(&mut self, ending: Ending) {
+        let now = self.queue.now();
+        let next = match ending.stage {
+            Stage::Answer if self.clients.iter().all(|c| c.is_settled()) => {
+                self.trace(|| "everything is answered".to_owned());
+                self.heal_network();
+                (0..self.nodes.len()).for_each(|n| self.make_well(n));
+                Ending { stage: Stage::Converge, deadline: now + self.patience(CONVERGE_BOUND), ..ending }
+            }
+            Stage::Converge if self.is_converged() => {
+                self.compare_digests();
+                self.ask_replicas();
+                Ending { stage: Stage::Probe, deadline: now + self.patience(ANSWER_BOUND), ..ending }
+            }
+            Stage::Probe if self.probes.iter().all(|p| p.answer.is_some()) => {
+                self.compare_probes();
+                match ending.restarts_left.checked_sub(1) {
+                    Some(restarts_left) => {
+                        self.restart_all();
+                        let deadline = now + self.patience(CONVERGE_BOUND);
+                        Ending { stage: Stage::Converge, deadline, restarts_left, ..ending }
+                    }
+                    None => Ending { stage: Stage::Done, ..ending },
+                }
+            }
+            _ if now > ending.deadline => {
+                let text = self.explain(&ending);
+                self.fail(Class::Liveness, text);
+                ending
+            }
+            _ => ending,
+        };
+        self.ending = Some(next);
+    }
+
+    fn explain(&self, ending: &Ending) -> String {
+        let clients: Vec<String> = self
+            .clients
+            .iter()
+            .filter(|c| !c.is_settled())
+            .map(|c| {
+                let (pending, epoch) = (c.pending(), c.epoch);
+                format!("client {} (epoch {epoch}, ready {}) waits for {pending}", c.who, c.ready.is_some())
+            })
+            .collect();
+        let nodes: Vec<String> = (0..self.nodes.len())
+            .map(|n| match &self.nodes[n].shard {
+                None => format!("node {n} is down"),
+                Some(s) => {
+                    let status = s.status();
+                    let groups: Vec<String> = status
+                        .groups
+                        .iter()
+                        .map(|g| {
+                            format!(
+                                "{:?} {:?} leader {:?} term {} {}/{}/{}{}",
+                                g.group,
+                                g.role,
+                                g.leader,
+                                g.term,
+                                g.applied,
+                                g.commit,
+                                g.last,
+                                if g.asleep { " asleep" } else { "" }
+                            )
+                        })
+                        .collect();
+                    format!("node {n} {:?}: {}", status.phase, groups.join("; "))
+                }
+            })
+            .collect();
+        let stage = match ending.stage {
+            Stage::Answer => "not everything is answered",
+            Stage::Converge => "the replicas do not come to agree",
+            Stage::Probe => "a replica does not answer a read",
+            Stage::Done => "it is over",
+        };
+        format!("{stage} (frozen {:?}): {} | {}", ending.frozen, clients.join(", "), nodes.join(" | "))
+    }
+
+    /// Whether all nodes run and all replicas of each group have applied all that there is.
+    fn is_converged(&self) -> bool {
+        let mut at: Vec<(GroupId, LogIndex)> = Vec::new();
+        for node in &self.nodes {
+            let Some(status) = node.shard.as_ref().map(|s| s.status()) else { return false };
+            if status.phase != Phase::Running {
+                return false;
+            }
+            for g in &status.groups {
+                if g.applied != g.last || g.role == GroupRole::Impaired || g.leader.is_none() {
+                    return false;
+                }
+                match at.iter().find(|a| a.0 == g.group) {
+                    Some(a) if a.1 != g.applied => return false,
+                    Some(_) => {}
+                    None => at.push((g.group, g.applied)),
+                }
+            }
+        }
+        true
+    }
+
+    fn compare_digests(&mut self) {
+        for group in 0..self.options.groups {
+            let group = GroupId(group);
+            let digests: Vec<(Who, (LogIndex, u64))> = (0..self.nodes.len())
+                .filter_map(|n| Some((n, self.nodes[n].shard.as_ref()?.digest(group)?)))
+                .collect();
+            for pair in digests.windows(2) {
+                let ((a, (i, x)), (b, (j, y))) = (pair[0], pair[1]);
+                if i == j && x != y {
+                    let text = format!("nodes {a} and {b} differ in group {group} at index {i}");
+                    self.fail(Class::Divergence, text);
+                }
+            }
+        }
+    }
+
+    /// Asks every replica for every block that may have been written.
+    fn ask_replicas(&mut self) {
+        self.probes.clear();
+        for volume in 0..self.volumes.len() {
+            for (low, high) in windows(&self.options) {
+                let mut block = low;
+                while block < high {
+                    let chunk = block / CHUNK_BLOCKS;
+                    let end = high.min((chunk + 1) * CHUNK_BLOCKS);
+                    let range = BlockRange { block, count: (end - block) as u32 };
+                    self.ask_range(volume, chunk, range);
+                    block = end;
+                }
+            }
+        }
+    }
+
+    fn ask_range(&mut self, volume: usize, chunk: u64, range: BlockRange) {
+        let id = self.volumes[volume].id;
+        let group = group_of_chunk(id, chunk, self.options.groups);
+        let voters = self.map.groups[group.0 as usize].clone();
+        for node in (0..self.nodes.len()).filter(|n| voters.contains(&address(*n))) {
+            self.probes.push(Probe { node, volume, range, answer: None });
+            self.send_probe(self.probes.len() - 1);
+        }
+    }
+
+    fn send_probe(&mut self, at: usize) {
+        let Probe { node, volume, range, .. } = self.probes[at];
+        let v = &self.volumes[volume];
+        let group = group_of_chunk(v.id, range.block / CHUNK_BLOCKS, self.options.groups);
+        let request = Request {
+            id: RequestId(at as u64),
+            group,
+            volume: VolumeId(v.id),
+            epoch: Epoch(v.epoch),
+            incarnation: Incarnation(0),
+            op: RequestOp::Read { range, floor: LogIndex(0) },
+        };
+        self.give(node, Event::Request { link: PROBE, remote: false, request }, 0);
+    }
+
+    /// A replica answered a question of the end.
+    pub fn probe_answer(&mut self, n: Who, reply: Reply) {
+        let at = reply.id.0 as usize;
+        match reply.result {
+            ReplyResult::Data { payload, .. } => {
+                self.probes[at].answer = Some(payload.contiguous());
+            }
+            // Its own copy is damaged, and it says so: that is all it promises.
+            ReplyResult::Refused(Refusal::Damaged) if self.declares_damage(n) => {
+                self.probes[at].answer = Some(Bytes::new());
+            }
+            ReplyResult::Refused(Refusal::Busy | Refusal::Unavailable) => self.send_probe(at),
+            other => {
+                self.fail(Class::ClientError, format!("node {n} answers a read by {other:?}"));
+            }
+        }
+    }
+
+    /// All replicas must hold the same, and what they hold must be explained by the history.
+    fn compare_probes(&mut self) {
+        let (call, end) = (self.moment(), self.moment());
+        let probes = std::mem::take(&mut self.probes);
+        for group in probes.chunk_by(|a, b| a.volume == b.volume && a.range == b.range) {
+            let answers: Vec<&Probe> =
+                group.iter().filter(|p| p.answer.as_ref().is_some_and(|a| !a.is_empty())).collect();
+            for pair in answers.windows(2) {
+                if pair[0].answer != pair[1].answer {
+                    let text = format!(
+                        "nodes {} and {} hold different data for {:?} of volume {}",
+                        pair[0].node, pair[1].node, pair[0].range, pair[0].volume
+                    );
+                    self.fail(Class::Divergence, text);
+                }
+            }
+            if let Some(Probe { volume, range, answer: Some(data), .. }) = answers.first() {
+                let first = range.block * (BLOCK_BYTES / self.options.unit) as u64;
+                let reader = self.volumes[*volume].client;
+                self.judge_read(reader, *volume, first, &data.clone(), call, end);
+            }
+        }
+    }
+
+    fn restart_all(&mut self) {
+        self.trace(|| "all nodes restart".to_owned());
+        for n in 0..self.nodes.len() {
+            self.stop_node(n, None);
+            self.start_node(n);
+        }
+    }
+
+    /// Judges the whole history: fencing first, then each unit.
+    pub fn judge_history(&mut self) {
+        self.note_unanswered();
+        let history = std::mem::take(&mut self.history);
+        let mut records: Vec<Record> = Vec::with_capacity(history.len());
+        for a in &history {
+            let mut r = a.record;
+            // The moment at which a higher epoch was granted: nothing of this session takes effect
+            // after it.
+            let granted =
+                self.volumes[a.volume].grants.iter().filter(|g| g.0 > a.epoch).map(|g| g.1).min();
+            if let Some(granted) = granted.filter(|g| *g < r.end) {
+                if r.action == Action::Read {
+                    // A fenced session may see the past; it was judged for content.
+                    continue;
+                }
+                if r.call > granted {
+                    if r.certain {
+                        let text = format!(
+                            "write {} of epoch {} was asked at {} and acknowledged at {}, after a \
+                             higher epoch was granted at {granted}",
+                            r.value, a.epoch, r.call, r.end
+                        );
+                        self.fail(Class::Fencing, text);
+                    }
+                    // It must never be seen: reads of it have no write to come from.
+                    continue;
+                }
+                r.end = granted;
+            }
+            records.push(r);
+        }
+        match register::check(&mut records) {
+            Ok(checked) => self.counts.checked = checked,
+            Err(violation) => self.fail(Class::Register, violation.to_string()),
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! What clients ask for.
+
+use crate::options::{Options, Pattern};
+use crate::rng::Rng;
+use crate::stamp::{OpId, Stamp};
+use basalt_client::BlockOp;
+use basalt_wire::block::{BLOCK_BYTES, CHUNK_BLOCKS};
+use basalt_wire::buffer::{IoBuf, Payload};
+
+/// What an operation does to the units that it covers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Reads them.
+    Read,
+    /// Writes its own value to each.
+    Write,
+    /// Zeros them.
+    Unmap,
+    /// Touches none: a flush, or a question about extents.
+    Other,
+}
+
+/// An operation before it is submitted.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// What it does.
+    pub kind: Kind,
+    /// The first unit.
+    pub unit: u64,
+    /// Units.
+    pub count: u32,
+}
+
+/// The windows of blocks that operations keep to: one around the start of each chunk, so that a few
+/// blocks see all the work, and operations across two chunks (and so two groups) are frequent.
+pub fn windows(o: &Options) -> Vec<(u64, u64)> {
+    let window = u64::from(o.window);
+    (0..u64::from(o.chunks))
+        .map(|c| ((c * CHUNK_BLOCKS).saturating_sub(window), c * CHUNK_BLOCKS + window))
+        .collect()
+}
+
+/// Draws the next operation of a client.
+pub fn plan(o: &Options, rng: &mut Rng) -> Plan {
+    let (low, high) = *rng.pick(&windows(o));
+    let most = u64::from(o.blocks_max).min(high - low);
+    let count = match o.pattern {
+        Pattern::Overlapping => most,
+        _ => rng.within(1, most),
+    };
+    let block = match o.pattern {
+        Pattern::Hot if rng.chance(0.5) => low,
+        _ => rng.within(low, high - count),
+    };
+    let draw = rng.fraction();
+    let kind = match () {
+        () if draw < o.reads => Kind::Read,
+        () if draw < o.reads + o.unmaps => Kind::Unmap,
+        () if rng.chance(0.02) => Kind::Other,
+        () => Kind::Write,
+    };
+    let per_block = (BLOCK_BYTES / o.unit) as u64;
+    let (mut unit, mut units) = (block * per_block, count * per_block);
+    if per_block > 1 && rng.chance(0.5) {
+        // Not whole blocks: the client has to read, change and write.
+        let skip = rng.below(units);
+        unit += skip;
+        units = rng.within(1, units - skip);
+    }
+    Plan { kind, unit, count: units as u32 }
+}
+
+/// The request that carries out a plan.
+pub fn request(plan: &Plan, o: &Options, volume: u64, client: u32, op: OpId) -> BlockOp {
+    let bytes = o.unit as u64;
+    let (offset, len) = (plan.unit * bytes, u64::from(plan.count) * bytes);
+    match plan.kind {
+        Kind::Read => BlockOp::Read { offset, len: len as u32 },
+        Kind::Unmap => BlockOp::Unmap { offset, len },
+        Kind::Other if op % 2 == 0 => BlockOp::Flush,
+        Kind::Other => BlockOp::Extents { offset, len },
+        Kind::Write => {
+            let mut buf = IoBuf::alloc(len as usize);
+            for (i, unit) in buf.chunks_exact_mut(o.unit).enumerate() {
+                Stamp { client, volume, unit: plan.unit + i as u64, op }.fill(unit);
+            }
+            BlockOp::Write { offset, data: Payload::from(buf.freeze()), fua: op % 3 == 0 }
+        }
+    }
+}

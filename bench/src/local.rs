@@ -5,6 +5,7 @@ use crate::load::{Job, Load, Outcome, Run};
 use anyhow::{Context, Result, bail};
 use basalt_client::{PoolMap, VolumeConfig};
 use basalt_core::config::{GroupConfig, Limits, ShardConfig, Timing};
+use basalt_core::event::Effect;
 use basalt_core::planted::Planted;
 use basalt_device::DeviceSpec;
 use basalt_node::{FormatPolicy, ReactorConfig, ReactorHandle, Routes, ShardSetup};
@@ -61,6 +62,15 @@ fn file_of(folder: &Path, node: u32) -> PathBuf {
     folder.join(format!("device-{node}"))
 }
 
+/// Prints what a person must see; a bench with such a line measured something else.
+fn tell(who: &str, effect: Effect) {
+    match effect {
+        Effect::Notice { alarm: true, text } => eprintln!("{who}: {text}"),
+        Effect::DeviceSuspect { reason } => eprintln!("{who}: the device is suspect: {reason}"),
+        _ => {}
+    }
+}
+
 fn shard_config(shape: &Shape, node: u32) -> ShardConfig {
     let voters: Vec<Address> = (1..=shape.nodes.min(3)).map(address).collect();
     ShardConfig {
@@ -94,7 +104,7 @@ impl LocalCluster {
                 format: FormatPolicy::IfBlank,
             });
             config.data_listen = Some("127.0.0.1:0".parse().context("loopback")?);
-            config.notices = Box::new(move |effect| eprintln!("node {node}: {effect:?}"));
+            config.notices = Box::new(move |effect| tell(&format!("node {node}"), effect));
             let handle = basalt_node::start(config)?;
             let bound = handle.data_addr().context("the data port is not bound")?;
             routes.insert(address(node), bound);
@@ -122,7 +132,7 @@ impl LocalCluster {
         let mut config = ReactorConfig::new("client", cluster);
         config.routes = routes;
         config.tenants = vec![Box::new(move || Box::new(Load::new(volume)))];
-        config.notices = Box::new(|effect| eprintln!("client: {effect:?}"));
+        config.notices = Box::new(|effect| tell("client", effect));
         Ok(LocalCluster { nodes, client: basalt_node::start(config)? })
     }
 
@@ -141,15 +151,16 @@ impl LocalCluster {
     /// Bytes that the first node's log has taken, in whole segments.
     pub fn segments_used(&self) -> Result<u32> {
         let status = self.nodes[0].status()?;
-        let shard = status.shard.context("node 1 has no shard")?;
+        let shard = status.shard().context("node 1 has no shard")?;
         Ok(shard.segments_total - shard.segments_free)
     }
 
     /// Stops everything.
-    pub fn stop(self) {
-        self.client.stop();
+    pub fn stop(self) -> Result<()> {
+        self.client.stop()?;
         for node in self.nodes {
-            node.stop();
+            node.stop()?;
         }
+        Ok(())
     }
 }

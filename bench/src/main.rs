@@ -184,6 +184,5 @@ fn measure(options: &Options, shape: &Shape) -> Result<()> {
         let cpu = CpuTimes::now().since(before);
         print(options.output, &line(case, &outcome, cpu))?;
     }
-    cluster.stop();
-    Ok(())
+    cluster.stop()
 }

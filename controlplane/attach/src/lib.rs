@@ -1,6 +1,9 @@
-//! What `basalt-attach` and `basaltd` share: addresses to listen on, the pool's map as the data path
-//! wants it, and how a process starts, logs and ends.
+//! `basalt-attach`, and what it shares with `basaltd`: addresses to listen on, the pool's map as the
+//! data path wants it, TLS of the NBD door, and how a process starts, logs and ends.
 
 pub mod convert;
+pub mod door;
 pub mod listen;
+pub mod options;
 pub mod process;
+pub mod run;

@@ -1,6 +1,5 @@
 //! A running member of a cluster: its reactor, its mirror of the metadata group, its reconciler.
 
-use crate::deleter::Deleter;
 use crate::metadata::Metadata;
 use crate::options::Options;
 use crate::reconcile;
@@ -11,20 +10,19 @@ use basalt_core::config::{GroupConfig, Limits, ShardConfig, Timing};
 use basalt_core::event::Effect;
 use basalt_core::planted::Planted;
 use basalt_device::DeviceSpec;
-use basalt_nbd::{DoorConfig, NbdDoor, TlsFiles, TlsServer};
+use basalt_nbd::{ExportEnd, NbdDoor};
 use basalt_node::{
     FormatPolicy, ReactorConfig, ReactorHandle, ReactorStatus, ShardSetup, StreamListener,
 };
 use basalt_store::{Identity, MemberRecord, Store};
 use basalt_wire::ids::{Address, ClusterId, GroupId, NodeId, ShardId};
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
-use tokio::sync::{mpsc, watch};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::{Notify, mpsc, watch};
 
-/// Index of the deleter among the reactor's tenants.
-pub const DELETER: usize = 0;
-/// Index of the NBD door among the reactor's tenants, if the node has one.
-pub const DOOR: usize = 1;
+/// Index of the NBD door among the reactor's tenants. A node that does not listen for NBD has one
+/// too: it deletes the blocks of deleted volumes.
+pub const DOOR: usize = 0;
 
 /// A running member of a cluster.
 pub struct Engine {
@@ -40,8 +38,8 @@ pub struct Engine {
     pub reactor: ReactorHandle,
     /// Where identity and addresses are kept.
     pub store: Arc<Store>,
-    /// Names of the volumes that the node serves.
-    pub serving: Mutex<BTreeSet<String>>,
+    /// What the door tells.
+    pub door: Arc<Door>,
     spec: Mutex<ClusterSpec>,
     failed: watch::Sender<Option<String>>,
 }
@@ -58,7 +56,8 @@ impl Engine {
         let name = options.node_name().map_err(|e| anyhow!(e))?;
         let metadata = Arc::new(Metadata::new(node, spec.id, grpc_addresses(&spec)));
         let (notices, incoming) = mpsc::unbounded_channel();
-        let config = reactor_config(&options, &store, &spec, node, notices)?;
+        let door = Arc::new(Door::default());
+        let config = reactor_config(&options, &store, &spec, node, notices, door.clone())?;
         let reactor = basalt_node::start(config).context("the node can not start")?;
         store.mark_opened()?;
         metadata.connect(reactor.mailbox());
@@ -70,7 +69,7 @@ impl Engine {
             metadata,
             reactor,
             store,
-            serving: Mutex::default(),
+            door,
             spec: Mutex::new(spec),
             failed,
         });
@@ -133,6 +132,58 @@ impl Engine {
     }
 }
 
+/// What the door told: which volumes are served, and which sessions were lost.
+#[derive(Default)]
+pub struct Door {
+    told: Mutex<Told>,
+    /// Wakes the reconciler.
+    pub changed: Notify,
+}
+
+#[derive(Default)]
+struct Told {
+    ready: BTreeMap<String, u64>,
+    lost: Vec<ExportEnd>,
+}
+
+impl Door {
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A session has begun: its epoch is committed in every group.
+    pub fn ready(&self, name: &str, epoch: u64) {
+        self.told().ready.insert(name.to_owned(), epoch);
+        self.changed.notify_one();
+    }
+
+    /// A session was lost.
+    pub fn ended(&self, end: ExportEnd) {
+        let mut told = self.told();
+        if told.ready.get(&end.name) == Some(&end.epoch.0) {
+            told.ready.remove(&end.name);
+        }
+        told.lost.push(end);
+        drop(told);
+        self.changed.notify_one();
+    }
+
+    /// A volume is not to be served any more.
+    pub fn withdrawn(&self, name: &str) {
+        self.told().ready.remove(name);
+    }
+
+    /// The names of the volumes that are served.
+    pub fn serving(&self) -> Vec<String> {
+        self.told().ready.keys().cloned().collect()
+    }
+
+    /// The sessions lost since this was asked last.
+    pub fn take_lost(&self) -> Vec<ExportEnd> {
+        std::mem::take(&mut self.told().lost)
+    }
+}
+
 async fn hear(
     engine: std::sync::Weak<Engine>,
     metadata: Arc<Metadata>,
@@ -161,6 +212,7 @@ fn reactor_config(
     spec: &ClusterSpec,
     node: NodeId,
     notices: mpsc::UnboundedSender<Effect>,
+    told: Arc<Door>,
 ) -> Result<ReactorConfig> {
     let name = options.node_name().map_err(|e| anyhow!(e))?;
     let mut config = ReactorConfig::new(name, ClusterId(spec.id));
@@ -168,10 +220,10 @@ fn reactor_config(
     config.shard = Some(shard_setup(options, store, spec, node)?);
     config.data_listen = Some(options.data_listen);
     config.routes = convert::routes(&map_of(spec, 0)).map_err(|e| anyhow!(e))?;
-    config.tenants = vec![Box::new(|| Box::new(Deleter::default()))];
+    let mut door = options.tls.door()?;
+    door.on_end = Some(Box::new(move |end| told.ended(end)));
+    config.tenants = vec![Box::new(move || Box::new(NbdDoor::new(door)))];
     if let Some(listen) = &options.nbd_listen {
-        let door = door_config(options)?;
-        config.tenants.push(Box::new(move || Box::new(NbdDoor::new(door))));
         config.stream_listeners = vec![StreamListener { tenant: DOOR, source: listen.source() }];
     }
     config.notices = Box::new(move |effect| {
@@ -223,19 +275,6 @@ fn groups_of(spec: &ClusterSpec, node: NodeId) -> Vec<GroupConfig> {
         .collect();
     groups.retain(|group| group.address_of(node).is_some());
     groups
-}
-
-fn door_config(options: &Options) -> Result<DoorConfig> {
-    let mut config = DoorConfig::default();
-    if let (Some(certificate), Some(key)) = (&options.tls_cert, &options.tls_key) {
-        let files = TlsFiles {
-            certificate: certificate.clone(),
-            key: key.clone(),
-            client_authority: options.tls_client_ca.clone(),
-        };
-        config.tls = Some(Arc::new(TlsServer::load(files)?));
-    }
-    Ok(config)
 }
 
 /// The reactor of a node: each has one.

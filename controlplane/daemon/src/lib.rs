@@ -9,13 +9,11 @@
 //! * [`engine`]: a running member of a cluster;
 //! * [`metadata`]: the mirror of the metadata group, proposals and linearizable reads;
 //! * [`reconcile`]: what makes the node do what the records say;
-//! * [`deleter`]: deletes the blocks of deleted volumes;
 //! * [`admin`], [`peer`]: the gRPC services; [`bootstrap`], [`status`]: their longer stories.
 
 pub mod admin;
 pub mod bootstrap;
 pub mod daemon;
-pub mod deleter;
 pub mod engine;
 pub mod metadata;
 pub mod options;

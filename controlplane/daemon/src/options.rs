@@ -1,6 +1,8 @@
 //! The command line of `basaltd`.
 
+use basalt_attach::door::TlsOptions;
 use basalt_attach::listen::NbdListen;
+use basalt_attach::options::machine_name;
 use basalt_attach::process::LogFormat;
 use clap::Parser;
 use std::net::SocketAddr;
@@ -65,17 +67,9 @@ pub struct Options {
     #[arg(long, value_name = "ADDR:PORT|unix:PATH")]
     pub nbd_listen: Option<NbdListen>,
 
-    /// TLS certificate chain for NBD, PEM. With it, NBD clients must use TLS.
-    #[arg(long, value_name = "FILE", requires = "tls_key", requires = "nbd_listen")]
-    pub tls_cert: Option<PathBuf>,
-
-    /// Private key of the certificate, PEM.
-    #[arg(long, value_name = "FILE", requires = "tls_cert")]
-    pub tls_key: Option<PathBuf>,
-
-    /// Authorities of which NBD clients must show a certificate, PEM.
-    #[arg(long, value_name = "FILE", requires = "tls_cert")]
-    pub tls_client_ca: Option<PathBuf>,
+    /// TLS for NBD.
+    #[command(flatten)]
+    pub tls: TlsOptions,
 
     /// Accept a file system without O_DIRECT (such as tmpfs). For tests: what is acknowledged is not
     /// on the device then.
@@ -95,7 +89,7 @@ impl Options {
     pub fn node_name(&self) -> Result<String, String> {
         let name = match &self.name {
             Some(name) => name.clone(),
-            None => machine_name()?,
+            None => machine_name().map_err(|e| format!("the machine's name: {e}; give --name"))?,
         };
         basalt_meta::check_host(&name).map_err(|e| format!("--name: {e}"))?;
         Ok(name)
@@ -137,22 +131,12 @@ impl Options {
         }
         if let Some(nbd) = &self.nbd_listen
             && !nbd.is_local()
-            && self.tls_client_ca.is_none()
+            && !self.tls.authenticates()
         {
             exposed.push(format!("NBD on {nbd}"));
         }
         exposed
     }
-}
-
-/// The machine's name up to the first dot.
-///
-/// # Errors
-/// If the system does not tell it.
-pub fn machine_name() -> Result<String, String> {
-    let text = std::fs::read_to_string("/proc/sys/kernel/hostname")
-        .map_err(|e| format!("the machine's name can not be read ({e}); give one with --name"))?;
-    Ok(text.trim().split('.').next().unwrap_or_default().to_owned())
 }
 
 #[cfg(test)]

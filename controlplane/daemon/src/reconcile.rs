@@ -2,18 +2,17 @@
 //! leaders, and now and then without a reason; it looks at the present state only, never at what
 //! woke it, and each step may be repeated.
 
-use crate::deleter::DeleteJob;
-use crate::engine::{DELETER, DOOR, Engine, map_of};
+use crate::engine::{DOOR, Engine, map_of};
 use basalt_attach::convert;
 use basalt_core::event::Event;
 use basalt_meta::{
     AttachVolume, InitCluster, Op, Outcome, PurgeVolume, RaiseEpoch, UpdateMember, VolumeRecord,
     layout,
 };
-use basalt_nbd::DoorCommand;
+use basalt_nbd::{DoorCommand, DoorError, ExportEnd};
 use basalt_wire::ids::{GroupId, NodeId};
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::sleep;
@@ -30,6 +29,8 @@ struct Reconciler {
     began: u64,
     /// Volumes given to the door, by number: name and epoch.
     served: BTreeMap<u64, (String, u64)>,
+    /// The latest epoch of each volume whose session was lost: it can not be served any more.
+    lost: BTreeMap<u64, u64>,
     preferred: BTreeMap<GroupId, NodeId>,
     deletion: Option<(u64, oneshot::Receiver<bool>)>,
 }
@@ -40,6 +41,7 @@ pub async fn run(weak: Weak<Engine>) {
     let mut reconciler = Reconciler {
         began,
         served: BTreeMap::new(),
+        lost: BTreeMap::new(),
         preferred: BTreeMap::new(),
         deletion: None,
     };
@@ -49,6 +51,7 @@ pub async fn run(weak: Weak<Engine>) {
             (engine.metadata.changes(), engine.metadata.elections());
         changes.mark_unchanged();
         elections.mark_unchanged();
+        let door = engine.door.clone();
         let clean = reconciler.pass(&engine).await;
         drop(engine);
         let rest = if clean { RESYNC } else { PAUSE };
@@ -56,6 +59,7 @@ pub async fn run(weak: Weak<Engine>) {
         tokio::select! {
             _ = changes.changed() => {}
             _ = elections.changed() => {}
+            () = door.changed.notified() => {}
             () = ended(&mut deletion) => {}
             () = sleep(rest) => {}
         }
@@ -113,6 +117,11 @@ impl Reconciler {
         let wanted: BTreeMap<u64, VolumeRecord> = engine.metadata.look(|state| {
             state.volumes().filter(ours).map(|v| (v.number, v.clone())).collect()
         });
+        for end in engine.door.take_lost() {
+            tracing::warn!(volume = %end.name, epoch = end.epoch.0, "session lost: {}", end.error);
+            self.lost.insert(end.volume.0, end.epoch.0);
+            self.served.retain(|number, (_, epoch)| (*number, *epoch) != (end.volume.0, end.epoch.0));
+        }
         self.withdraw(engine, &wanted);
         let mut clean = true;
         for volume in wanted.into_values() {
@@ -120,7 +129,8 @@ impl Reconciler {
                 continue;
             }
             let Some(attachment) = &volume.attachment else { continue };
-            if attachment.index <= self.began {
+            let lost = self.lost.get(&volume.number).is_some_and(|e| *e >= attachment.epoch);
+            if attachment.index <= self.began || lost {
                 clean &= renew(engine, &volume).await;
             } else {
                 clean &= self.serve(engine, &volume, attachment.epoch);
@@ -135,9 +145,10 @@ impl Reconciler {
             let keep = epoch_of(number) == Some(*epoch);
             if !keep {
                 tracing::info!(volume = %name, epoch, "no longer attached here; withdrawn");
-                let command = DoorCommand::Withdraw { name: name.clone() };
+                let reply = Box::new(|_| {});
+                let command = DoorCommand::Detach { name: name.clone(), reply };
                 engine.reactor.tenant(DOOR, Box::new(command));
-                serving(engine, |names| names.remove(name.as_str()));
+                engine.door.withdrawn(name);
             }
             keep
         });
@@ -153,11 +164,27 @@ impl Reconciler {
         };
         let record = crate::admin::volume_of(volume);
         let config = convert::volume_config(&record, epoch, map, Some(engine.node));
-        let command = DoorCommand::Serve { name: volume.id.clone(), config };
+        let (door, name) = (engine.door.clone(), volume.id.clone());
+        let (number, session) = (config.volume, config.epoch);
+        let reply = move |result: Result<(), DoorError>| match result {
+            Ok(()) => {
+                tracing::info!(volume = %name, epoch, "attached here; served");
+                door.ready(&name, epoch);
+            }
+            Err(DoorError::Lost(error)) => {
+                door.ended(ExportEnd { name, volume: number, epoch: session, error });
+            }
+            Err(problem) => tracing::warn!(volume = %name, epoch, "not served: {problem}"),
+        };
+        let command = DoorCommand::Attach {
+            name: volume.id.clone(),
+            description: description(volume),
+            read_only: false,
+            config,
+            reply: Box::new(reply),
+        };
         engine.reactor.tenant(DOOR, Box::new(command));
-        tracing::info!(volume = %volume.id, epoch, "attached here; served");
         self.served.insert(volume.number, (volume.id.clone(), epoch));
-        serving(engine, |names| names.insert(volume.id.clone()));
         true
     }
 
@@ -227,19 +254,24 @@ impl Reconciler {
         let record = crate::admin::volume_of(&volume);
         let config = convert::volume_config(&record, volume.epoch, Arc::new(map), Some(engine.node));
         let (done, outcome) = oneshot::channel();
-        engine.reactor.tenant(DELETER, Box::new(DeleteJob { config, done }));
+        let reply = Box::new(move |result| {
+            // The task below may have been dropped with the runtime.
+            let _ = done.send(result);
+        });
+        engine.reactor.tenant(DOOR, Box::new(DoorCommand::Delete { config, reply }));
         let (end, told) = oneshot::channel();
         tokio::spawn(async move {
-            let good = match outcome.await {
-                Ok(Ok(())) => true,
-                Ok(Err(error)) => {
-                    tracing::warn!(volume = %volume.id, "its blocks are not deleted yet: {error}");
-                    false
-                }
-                Err(_) => false,
+            let problem = match outcome.await {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(error.to_string()),
+                Err(_) => Some("the node is stopping".to_owned()),
             };
+            if let Some(problem) = &problem {
+                tracing::warn!(volume = %volume.id, "its blocks are not deleted yet: {problem}");
+                sleep(PAUSE * 4).await;
+            }
             // The reconciler may be gone.
-            let _ = end.send(good);
+            let _ = end.send(problem.is_none());
         });
         self.deletion = Some((number, told));
         true
@@ -284,8 +316,8 @@ async fn renew(engine: &Arc<Engine>, volume: &VolumeRecord) -> bool {
     done(engine.metadata.change("", op).await, "attaching a volume again")
 }
 
-fn serving(engine: &Engine, change: impl FnOnce(&mut std::collections::BTreeSet<String>) -> bool) {
-    change(&mut engine.serving.lock().unwrap_or_else(PoisonError::into_inner));
+fn description(volume: &VolumeRecord) -> String {
+    format!("Basalt volume {}, {}", volume.id, basalt_api::size::show(volume.size_bytes))
 }
 
 /// Whether a change is settled: made, or refused because the state is another one already.

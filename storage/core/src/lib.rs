@@ -19,4 +19,4 @@ pub mod planted;
 pub mod replica;
 pub mod shard;
 
-pub use shard::Shard;
+pub use shard::{GroupRole, GroupStatus, Phase, Shard, ShardStatus};

@@ -90,8 +90,8 @@ mod marks {
 /// Counts that a rare branch was taken; the simulator reports branches that no run has reached.
 #[macro_export]
 macro_rules! mark {
-    ($name:literal) => {
+    ($name:literal) => {{
         #[cfg(feature = "planted")]
         $crate::planted::hit($name);
-    };
+    }};
 }

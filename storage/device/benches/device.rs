@@ -107,7 +107,7 @@ impl Bench {
     fn appends(&mut self, blocks: u64, durable: bool, bytes: u64, time: Duration) {
         let data: Bytes = {
             let mut buf = IoBuf::alloc(((blocks + 1) * BLOCK) as usize);
-            buf.iter_mut().enumerate().for_each(|(i, b)| *b = (i * 7 >> 3) as u8);
+            buf.iter_mut().enumerate().for_each(|(i, b)| *b = (i / 3) as u8);
             buf.freeze()
         };
         let len = data.len() as u64;

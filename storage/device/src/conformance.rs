@@ -239,7 +239,7 @@ fn write(offset: u64, bytes: &[u8], durable: bool) -> DiskOpKind {
 
 /// Bytes that tell every place and every seed apart.
 fn pattern(seed: u64, len: usize) -> Vec<u8> {
-    let mut random = Random(seed ^ 0xba5a_17);
+    let mut random = Random(seed ^ 0xba5a);
     let mut bytes = Vec::with_capacity(len + 8);
     while bytes.len() < len {
         bytes.extend(random.next().to_le_bytes());

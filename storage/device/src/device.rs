@@ -2,7 +2,7 @@
 
 use crate::error::DeviceError;
 use crate::fault::{FaultDevice, FaultHandle};
-use crate::memory::MemoryDevice;
+use crate::memory::MemoryDisk;
 use crate::record::{RecordDevice, RecordLog};
 use crate::ring::{Completion, Ring};
 use crate::uring::UringDevice;
@@ -100,14 +100,12 @@ pub struct DeviceSpec {
 pub enum DeviceSource {
     /// A file or a block device.
     Path(PathBuf),
-    /// Memory of this many bytes.
-    Memory(u64),
+    /// Memory, whose content outlives the device: opening the same disk again finds it.
+    Memory(MemoryDisk),
 }
 
-/// How far ahead of the log a file is written through.
-///
-/// A burst refills it when half is used up, so this is what a log that writes at 500 MB/s uses in
-/// an eighth of a second, and a burst costs some 30 ms of the device's time.
+/// How far ahead of the log a file is written through: what a log at 500 MB/s uses in an eighth of a
+/// second. A burst refills it when half is used up, which costs the device some 30 ms.
 pub const PREWRITE_BYTES: u64 = 64 << 20;
 
 impl DeviceSpec {
@@ -116,9 +114,14 @@ impl DeviceSpec {
         DeviceSpec::of(DeviceSource::Path(path.into()))
     }
 
-    /// Memory of `bytes` bytes.
+    /// A new disk in memory of `bytes` bytes; every clone of this means the same disk.
     pub fn memory(bytes: u64) -> DeviceSpec {
-        DeviceSpec::of(DeviceSource::Memory(bytes))
+        DeviceSpec::disk(MemoryDisk::new(bytes))
+    }
+
+    /// A disk in memory.
+    pub fn disk(disk: MemoryDisk) -> DeviceSpec {
+        DeviceSpec::of(DeviceSource::Memory(disk))
     }
 
     /// Creates the file with `bytes` bytes if it does not exist.
@@ -156,7 +159,7 @@ impl DeviceSpec {
 pub fn open(spec: &DeviceSpec) -> Result<Box<dyn Device>, DeviceError> {
     let mut device: Box<dyn Device> = match &spec.source {
         DeviceSource::Path(path) => Box::new(UringDevice::open(path, spec)?),
-        DeviceSource::Memory(bytes) => Box::new(MemoryDevice::new(*bytes)),
+        DeviceSource::Memory(disk) => Box::new(disk.open()?),
     };
     if let Some(record) = &spec.record {
         device = Box::new(RecordDevice::new(device, record.clone()));

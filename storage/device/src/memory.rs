@@ -1,24 +1,89 @@
 //! A device in memory, for tests and benches: every operation ends when it is submitted.
 
 use crate::device::{Device, DeviceInfo, DeviceKind};
+use crate::error::DeviceError;
 use crate::ring::{Completion, Ring};
 use basalt_wire::block::BLOCK_BYTES;
 use basalt_wire::io::{DiskDone, DiskError, DiskOp, DiskOpKind};
 use basalt_wire::time::Time;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// What a memory device holds, across its openings: dropping the device puts it back here.
+#[derive(Clone)]
+pub struct MemoryDisk(Arc<Mutex<Option<Vec<u8>>>>);
+
+impl MemoryDisk {
+    /// `bytes` zero bytes, rounded down to whole blocks.
+    pub fn new(bytes: u64) -> MemoryDisk {
+        let size = bytes - bytes % BLOCK_BYTES as u64;
+        let length = usize::try_from(size).expect("a memory device fits the address space");
+        MemoryDisk::from_image(vec![0; length])
+    }
+
+    /// A disk that holds `image`, a whole number of blocks.
+    pub fn from_image(image: Vec<u8>) -> MemoryDisk {
+        assert!(image.len().is_multiple_of(BLOCK_BYTES), "an image of {} bytes", image.len());
+        MemoryDisk(Arc::new(Mutex::new(Some(image))))
+    }
+
+    /// Opens it as a device; one at a time.
+    pub fn open(&self) -> Result<MemoryDevice, DeviceError> {
+        let bytes = self.lock().take().ok_or_else(|| DeviceError::InUse("(memory)".into()))?;
+        let mut device = MemoryDevice::from_image(bytes);
+        device.home = Some(self.clone());
+        Ok(device)
+    }
+
+    /// A copy of what it holds, unless it is open.
+    pub fn image(&self) -> Option<Vec<u8>> {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Vec<u8>>> {
+        // Moving a vector in or out can not be left half done.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl PartialEq for MemoryDisk {
+    /// Whether both are the same disk.
+    fn eq(&self, other: &MemoryDisk) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for MemoryDisk {}
+
+impl std::fmt::Debug for MemoryDisk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &*self.lock() {
+            Some(bytes) => write!(f, "MemoryDisk({} bytes)", bytes.len()),
+            None => write!(f, "MemoryDisk(open)"),
+        }
+    }
+}
 
 /// A device in memory. Fresh memory reads as zeros and takes no room until it is written.
 pub struct MemoryDevice {
     info: DeviceInfo,
     bytes: Vec<u8>,
     done: Vec<DiskDone>,
+    /// Where the bytes go when the device is dropped.
+    home: Option<MemoryDisk>,
+}
+
+impl Drop for MemoryDevice {
+    fn drop(&mut self) {
+        if let Some(home) = &self.home {
+            *home.lock() = Some(std::mem::take(&mut self.bytes));
+        }
+    }
 }
 
 impl MemoryDevice {
-    /// A device of `bytes` zero bytes, rounded down to whole blocks.
+    /// A device of `bytes` zero bytes, rounded down to whole blocks, that is gone when dropped.
     pub fn new(bytes: u64) -> MemoryDevice {
-        let size = bytes - bytes % BLOCK_BYTES as u64;
-        let length = usize::try_from(size).expect("a memory device fits the address space");
-        MemoryDevice::from_image(vec![0; length])
+        MemoryDevice::from_image(vec![0; (bytes - bytes % BLOCK_BYTES as u64) as usize])
     }
 
     /// A device that holds `image`, a whole number of blocks.
@@ -33,7 +98,7 @@ impl MemoryDevice {
             offset_align: BLOCK_BYTES,
             description: format!("memory, {} MiB", image.len() >> 20),
         };
-        MemoryDevice { info, bytes: image, done: Vec::new() }
+        MemoryDevice { info, bytes: image, done: Vec::new(), home: None }
     }
 
     /// What the device holds.

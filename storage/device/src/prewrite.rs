@@ -15,14 +15,17 @@
 //! * P4: after any error of a zero write the set is emptied; no range is tried twice.
 //!
 //! Nothing happens while the log stands still: a burst refills the lead once half of it is used.
+//!
+//! What it is worth (ext4, virtio disk, durable appends, medians): 4 KiB 140 us instead of 230, half
+//! the CPU time; 128 KiB 170 us instead of 330.
 
 use basalt_wire::buffer::IoBuf;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 
-/// Bytes of one zero write: large enough to be cheap, small enough (under a millisecond on NVMe)
-/// not to hold up a data write for long.
-const PIECE_BYTES: u64 = 1 << 20;
+/// Bytes of one zero write. Measured beside a log of 130 KiB appends (ext4 on a virtio disk): pieces
+/// of 1 MiB put its 99th percentile at 3 ms, these at 1 ms, and smaller ones cost more than they save.
+const PIECE_BYTES: u64 = 256 << 10;
 
 /// Disjoint ranges of bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -189,8 +192,8 @@ mod tests {
             covered.push((at, at + zeros.len() as u64));
             p.ended(true);
         }
-        assert_eq!(covered.first(), Some(&(MIB, 2 * MIB)));
-        assert_eq!(covered.last(), Some(&(8 * MIB, 9 * MIB)));
+        assert_eq!(covered.first(), Some(&(MIB, MIB + PIECE_BYTES)));
+        assert_eq!(covered.last(), Some(&(9 * MIB - PIECE_BYTES, 9 * MIB)));
         assert!(p.zeros.is_none(), "the zeros are kept although the burst is over");
         // Half of the lead is not used up yet, then it is.
         p.data_write(MIB, 5 * MIB);
@@ -204,8 +207,10 @@ mod tests {
         let mut p = Prewrite::new(ranges(&[(0, 16 * MIB)]), 8 * MIB);
         p.data_write(0, 4096);
         let (at, zeros) = p.next().unwrap();
-        assert_eq!((at, zeros.len() as u64), (4096, MIB));
-        assert!(p.holds(0, 8192) && p.holds(MIB, 2 * MIB) && !p.holds(MIB + 4096, 2 * MIB));
+        assert_eq!((at, zeros.len() as u64), (4096, PIECE_BYTES));
+        let end = at + PIECE_BYTES;
+        assert!(p.holds(0, 8192) && p.holds(end - 4096, 2 * MIB) && !p.holds(end, 2 * MIB));
+        assert!(!p.holds(0, 4096));
         // Data lands far ahead while the zero write is under way: it is left alone for good.
         p.data_write(3 * MIB, 4 * MIB);
         p.data_write(4096, 8192);

@@ -54,15 +54,8 @@ pub(crate) fn open(path: &Path, spec: &DeviceSpec) -> Result<Opened, DeviceError
         _ => Ranges::default(),
     };
     let description = describe(path, kind, direct, size, cache, &file);
-    let info = DeviceInfo {
-        size,
-        kind,
-        volatile_cache,
-        direct,
-        memory_align,
-        offset_align,
-        description,
-    };
+    let info =
+        DeviceInfo { size, kind, volatile_cache, direct, memory_align, offset_align, description };
     Ok(Opened { file, info, unwritten })
 }
 
@@ -190,7 +183,7 @@ fn open_direct(
         OpenOptions::new().read(true).write(true).custom_flags(exclusive | direct).open(path)
     };
     let refused = match open(true) {
-        Ok(file) => match pretends(&file) {
+        Ok(file) => match kind == DeviceKind::File && pretends(&file) {
             false => return Ok((file, true)),
             true => "it accepts the flag and keeps the data in memory all the same".to_owned(),
         },
@@ -208,10 +201,15 @@ fn open_direct(
 }
 
 fn no_direct(path: &Path, file: &File, reason: impl Into<String>) -> DeviceError {
-    DeviceError::NoDirect { path: path.into(), file_system: file_system(file), reason: reason.into() }
+    DeviceError::NoDirect {
+        path: path.into(),
+        file_system: file_system(file),
+        reason: reason.into(),
+    }
 }
 
 /// Whether the file lives in memory, where O_DIRECT is accepted (since Linux 6.6) and means nothing.
+/// Not to be asked of a block device: its node lives in a tmpfs, its data does not.
 fn pretends(file: &File) -> bool {
     const RAMFS_MAGIC: u32 = 0x8584_58f6;
     matches!(file_system_type(file), Some(magic)
@@ -228,6 +226,9 @@ fn file_system_type(file: &File) -> Option<u32> {
 }
 
 fn file_system(file: &File) -> String {
+    if file.metadata().is_ok_and(|metadata| metadata.file_type().is_block_device()) {
+        return "none: it is a block device".to_owned();
+    }
     const NAMES: &[(u32, &str)] = &[
         (0x0102_1994, "tmpfs"),
         (0x8584_58f6, "ramfs"),
@@ -299,7 +300,8 @@ fn alignment(file: &File, path: &Path) -> Result<(usize, usize), DeviceError> {
         return Err(no_direct(path, file, "it says that this file can not be read directly"));
     }
     if !ALIGN.is_multiple_of(memory) || !BLOCK_BYTES.is_multiple_of(offset) {
-        let reason = format!("direct I/O on it must be aligned to {offset} bytes (memory {memory})");
+        let reason =
+            format!("direct I/O on it must be aligned to {offset} bytes (memory {memory})");
         return Err(unfit(path, reason));
     }
     Ok((memory, offset))

@@ -273,10 +273,12 @@ impl Ring {
     }
 
     /// Registers an arena, so that the kernel need not find and pin the pages of each transfer from
-    /// it: 10 to 20 % of a read's CPU time. False when the kernel refuses, as where the limit of
-    /// locked memory (RLIMIT_MEMLOCK) is lower; everything works without it too.
+    /// it. False when the kernel refuses, as where the limit of locked memory (RLIMIT_MEMLOCK) is
+    /// lower; everything works without it too. All of the arena becomes resident.
     ///
-    /// All of the arena becomes resident.
+    /// Measured on a virtio disk: that an arena stands on huge pages saves 15 % of a read's CPU time
+    /// at depth 128 and 25 to 30 % of an append's of 128 KiB and more; registering it saves another
+    /// 0 to 5 %, on ordinary pages 8 to 12 %.
     pub fn use_arena(&mut self, arena: &Arena) -> bool {
         let Some(slot) = self.free_buffers.pop() else { return false };
         let memory = libc::iovec { iov_base: arena.start().cast(), iov_len: arena.bytes() };

@@ -8,7 +8,7 @@
 //!   flush fails with [`DiskError::Gone`]. What a kernel or device says about such a range
 //!   afterwards can not be believed (Rebello et al., "Can applications recover from fsync
 //!   failures?", ATC 2020), so nothing is tried again; the owner opens the device anew and verifies.
-//! * U3: a zero never lands on data; see [`crate::prewrite`].
+//! * U3: a zero never lands on data; the argument stands at the module `prewrite`.
 
 use crate::device::{Device, DeviceInfo, DeviceSpec};
 use crate::error::DeviceError;

@@ -6,7 +6,7 @@
 use basalt_device::conformance::{self, run, settle};
 use basalt_device::fault::FaultHandle;
 use basalt_device::{Device, DeviceError, DeviceKind, DeviceSpec, Ring, open};
-use basalt_wire::buffer::IoBuf;
+use basalt_wire::buffer::{Arena, IoBuf};
 use basalt_wire::io::{DiskError, DiskOp, DiskOpKind};
 use basalt_wire::time::Time;
 use std::os::unix::fs::FileExt;
@@ -89,6 +89,39 @@ fn a_file_conforms_on_a_small_ring_and_through_layers() {
     faults.arm("delay:any:us=100,every=5").unwrap();
     let spec = DeviceSpec::path(scratch.device()).create(32 * MIB).with_faults(faults);
     let mut device = must_open(&spec.with_record(record));
+    conformance::check(&mut *device, &mut ring);
+    close(device, &mut ring);
+}
+
+/// Runs on the block device that BASALT_TEST_BLOCK_DEVICE names, whose content is lost.
+#[test]
+fn a_block_device_conforms() {
+    let Some(path) = std::env::var_os("BASALT_TEST_BLOCK_DEVICE").map(PathBuf::from) else {
+        eprintln!("skipped: BASALT_TEST_BLOCK_DEVICE names no block device");
+        return;
+    };
+    let mut ring = Ring::new(64).unwrap();
+    let spec = DeviceSpec::path(&path);
+    let mut device = must_open(&spec);
+    eprintln!("{:?}", device.info());
+    assert_eq!(device.info().kind, DeviceKind::Block);
+    assert!(matches!(refused(&spec), DeviceError::InUse(_)));
+    conformance::check(&mut *device, &mut ring);
+    close(device, &mut ring);
+}
+
+/// The same through registered memory.
+#[test]
+fn a_file_conforms_from_an_arena() {
+    let scratch = Scratch::new("arena");
+    let arena = Arena::install(8 << 20).unwrap();
+    let mut ring = Ring::new(64).unwrap();
+    let registered = ring.use_arena(&arena);
+    eprintln!("registered: {registered}");
+    let inside = IoBuf::alloc(8192);
+    assert_eq!(ring.registered(inside.as_ptr(), inside.len()).is_some(), registered);
+    assert_eq!(ring.registered(arena.start(), arena.bytes() + 1), None);
+    let mut device = must_open(&DeviceSpec::path(scratch.device()).create(32 * MIB));
     conformance::check(&mut *device, &mut ring);
     close(device, &mut ring);
 }
@@ -194,10 +227,7 @@ fn zeros_run_ahead_of_the_log_and_never_over_data() {
     for round in 0..240u64 {
         let len = 4096 * (1 + round % 16);
         let stray = at + len + 4096 * (round * 1237 % 3000);
-        let ops = vec![
-            write(1, stray, 0x80 | round as u8, 4096),
-            write(2, at, round as u8, len),
-        ];
+        let ops = vec![write(1, stray, 0x80 | round as u8, 4096), write(2, at, round as u8, len)];
         model[stray as usize..][..4096].fill(0x80 | round as u8);
         model[at as usize..][..len as usize].fill(round as u8);
         assert!(run(&mut *device, &mut ring, ops).iter().all(|done| done.result.is_ok()));
@@ -256,8 +286,7 @@ fn interrupted_and_short_transfers_go_on_where_they_stopped() {
     let mut buf = IoBuf::alloc(8192);
     buf.iter_mut().enumerate().for_each(|(i, b)| *b = (i / 512) as u8);
     let data = buf.freeze();
-    let write =
-        |durable| DiskOpKind::Write { offset: 4096, data: data.clone(), durable };
+    let write = |durable| DiskOpKind::Write { offset: 4096, data: data.clone(), durable };
     let read = || DiskOpKind::Read { offset: 4096, buf: IoBuf::zeroed(8192) };
     let (device, ring) = (&mut *device, &mut ring);
     let interrupted = [-libc::EINTR, -libc::EAGAIN, 4096];
@@ -269,7 +298,10 @@ fn interrupted_and_short_transfers_go_on_where_they_stopped() {
     assert_eq!(tamper(device, ring, read(), &[4096, 0]).map(|_| ()), short);
     assert_eq!(tamper(device, ring, read(), &[0]).map(|_| ()), short);
     assert_eq!(tamper(device, ring, read(), &[512]).map(|_| ()), short);
-    assert_eq!(tamper(device, ring, read(), &[-libc::EAGAIN; 1001]).map(|_| ()), Err(DiskError::Io));
+    assert_eq!(
+        tamper(device, ring, read(), &[-libc::EAGAIN; 1001]).map(|_| ()),
+        Err(DiskError::Io)
+    );
     assert!(tamper(device, ring, write(false), &[]).is_ok(), "a read's error is no write's");
     assert_eq!(device.in_flight(), 0);
 }
@@ -313,6 +345,20 @@ fn a_plain_write_that_fails_on_a_cached_device_is_just_an_error() {
     assert!(tamper(d, r, plain(), &[]).is_ok());
     let discard = DiskOpKind::Discard { offset: 0, len: 4096 };
     assert!(tamper(d, r, discard, &[-libc::EOPNOTSUPP]).is_ok(), "a discard is a hint");
+}
+
+#[test]
+fn without_a_volatile_cache_every_write_counts() {
+    let scratch = Scratch::new("through");
+    let mut ring = Ring::new(8).unwrap();
+    let mut spec = DeviceSpec::path(scratch.device()).create(4 * MIB);
+    (spec.volatile_cache, spec.prewrite_bytes) = (Some(false), 0);
+    let mut device = must_open(&spec);
+    let (d, r) = (&mut *device, &mut ring);
+    let data = IoBuf::zeroed(4096).freeze();
+    let plain = || DiskOpKind::Write { offset: 0, data: data.clone(), durable: false };
+    assert_eq!(tamper(d, r, plain(), &[-libc::EIO]).map(|_| ()), Err(DiskError::Io));
+    assert_eq!(tamper(d, r, plain(), &[]).map(|_| ()), Err(DiskError::Gone));
 }
 
 #[test]

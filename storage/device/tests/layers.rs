@@ -69,6 +69,19 @@ fn memory_conforms_alone_and_through_layers() {
 }
 
 #[test]
+fn a_memory_disk_outlives_its_device_and_has_one_opener() {
+    let spec = DeviceSpec::memory(SIZE);
+    let mut ring = Ring::new(8).unwrap();
+    let mut device = open(&spec).unwrap();
+    run(&mut *device, &mut ring, vec![DiskOp { token: 0, kind: write(2, 9) }]);
+    assert!(open(&spec.clone()).is_err());
+    drop(device);
+    let mut device = open(&spec.clone()).unwrap();
+    let done = run(&mut *device, &mut ring, vec![DiskOp { token: 0, kind: read(2) }]);
+    assert_eq!(done[0].buf.as_ref().unwrap()[0], 9);
+}
+
+#[test]
 fn an_error_counts_down_and_makes_the_device_suspect() {
     let mut rig = Rig::new();
     rig.faults.arm("error:write:count=1,after=1,kind=nospace").unwrap();

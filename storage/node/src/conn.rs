@@ -73,11 +73,10 @@ impl Credit {
         self.bytes
     }
 
-    /// Whether a request of `size` bytes fits. One request always does.
+    /// Whether a request of `size` bytes fits. One that is larger than the whole credit goes alone.
     pub(crate) fn fits(&self, size: u32, bytes_max: u32, requests_max: u32) -> bool {
-        self.sizes.is_empty()
-            || (self.sizes.len() < requests_max as usize
-                && self.bytes + u64::from(size) <= u64::from(bytes_max))
+        let bytes_fit = self.bytes == 0 || self.bytes + u64::from(size) <= u64::from(bytes_max);
+        bytes_fit && self.sizes.len() < requests_max.max(1) as usize
     }
 
     /// Whether the id was free.

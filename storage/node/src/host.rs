@@ -50,8 +50,7 @@ impl Host {
     ) -> Result<Host, NodeError> {
         let (spec, mut config) = (setup.device, setup.config);
         let name = format!("{:?}", spec.source);
-        let refuse =
-            |reason: String| NodeError::Device { device: name.clone(), reason };
+        let refuse = |reason: String| NodeError::Device { device: name.clone(), reason };
         let mut device =
             basalt_device::open(&spec).map_err(|e| refuse(crate::config::with_causes(&e)))?;
         let size = device.info().size;
@@ -99,11 +98,6 @@ impl Host {
 
     pub(crate) fn config(&self) -> &ShardConfig {
         &self.config
-    }
-
-    /// Whether there is a shard that takes events.
-    pub(crate) fn serving(&self) -> bool {
-        self.shard.is_some()
     }
 
     pub(crate) fn status(&self) -> HostStatus {
@@ -342,7 +336,8 @@ fn run(
     let mut done = Vec::with_capacity(count);
     let started = Instant::now();
     while done.len() < count {
-        pump(device, ring, now + started.elapsed(), &mut done).map_err(|e| format!("waiting for it failed: {e}"))?;
+        pump(device, ring, now + started.elapsed(), &mut done)
+            .map_err(|e| format!("waiting for it failed: {e}"))?;
     }
     Ok(done)
 }

@@ -57,16 +57,8 @@ pub(crate) enum Op {
     CancelOther = 8,
 }
 
-const OPS: [Op; 8] = [
-    Op::Recv,
-    Op::Poll,
-    Op::Send,
-    Op::Connect,
-    Op::Accept,
-    Op::Mail,
-    Op::Cancel,
-    Op::CancelOther,
-];
+const OPS: [Op; 8] =
+    [Op::Recv, Op::Poll, Op::Send, Op::Connect, Op::Accept, Op::Mail, Op::Cancel, Op::CancelOther];
 
 pub(crate) fn user_data(op: Op, number: u64) -> u64 {
     debug_assert!(number < 1 << HANDLE_BITS);

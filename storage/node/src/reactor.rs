@@ -60,6 +60,8 @@ pub(crate) struct Reactor {
     spinner: Spinner,
     origin: Instant,
     stage: Stage,
+    /// Whether the stage changed in this turn, so that the next has something to look at.
+    moved: bool,
     drained: bool,
     /// When this turn began, and when it should have begun at the latest.
     turn_at: Time,
@@ -89,9 +91,7 @@ impl Reactor {
         let mut ring = Ring::new(config.limits.ring_entries)
             .map_err(|e| NodeError::Config(crate::config::with_causes(&e)))?;
         let host = match config.shard {
-            Some(setup) => {
-                Some(Host::open(setup, config.limits.reopen_attempts, &mut ring, now)?)
-            }
+            Some(setup) => Some(Host::open(setup, config.limits.reopen_attempts, &mut ring, now)?),
             None => None,
         };
         let identity = Identity {
@@ -122,6 +122,7 @@ impl Reactor {
             spinner: Spinner::new(config.polling.spin_max),
             origin,
             stage: Stage::Running,
+            moved: false,
             drained: false,
             turn_at: now,
             planned: None,
@@ -162,7 +163,9 @@ impl Reactor {
         }
         self.step(now);
         self.advance_host(now);
+        let stage = self.stage;
         self.advance_stage(now);
+        self.moved = self.stage != stage;
         self.net.flush(now);
         self.tell();
         Ok(())
@@ -351,16 +354,15 @@ impl Reactor {
         !self.net.inbox.is_empty()
             || self.stirred.contains(&true)
             || self.host.as_ref().is_some_and(Host::ready)
-            || self.stage == Stage::Ended
+            || self.moved
     }
 
     fn next_deadline(&self) -> Option<Time> {
         let stage = match self.stage {
             Stage::Running | Stage::Ended => None,
-            Stage::Tenants(at)
-            | Stage::Draining(at)
-            | Stage::Flushing(at)
-            | Stage::Closing(at) => Some(at),
+            Stage::Tenants(at) | Stage::Draining(at) | Stage::Flushing(at) | Stage::Closing(at) => {
+                Some(at)
+            }
         };
         let host = self.host.as_ref().and_then(Host::next_deadline);
         let tenants = self.tenants.iter().filter_map(|tenant| tenant.next_deadline());

@@ -3,7 +3,7 @@
 use crate::config::Polling;
 use crate::links::{Owner, State};
 use crate::net::Net;
-use basalt_core::ShardStatus;
+use basalt_core::shard::ShardStatus;
 use basalt_wire::ids::Address;
 use std::time::Duration;
 

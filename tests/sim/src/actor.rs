@@ -146,7 +146,7 @@ impl World {
             return;
         }
         let room = self.options.depth as usize;
-        let mut burst = 1 + self.client(who).rng.below(u64::from(self.options.depth));
+        let mut burst = 1 + self.client(who).rng.below(room as u64);
         while burst > 0 && self.client(who).pending.len() < room {
             let c = self.client(who);
             if c.budget == 0 || c.lost.is_some() {
@@ -175,6 +175,13 @@ impl World {
     }
 
     fn submit(&mut self, who: Who) {
+        let nodes = self.nodes.len();
+        let plan = workload::plan(&self.options, &mut self.clients[who - nodes].rng);
+        self.submit_plan(who, plan);
+    }
+
+    /// A user asks for something.
+    pub fn submit_plan(&mut self, who: Who, plan: Plan) {
         self.last_op += 1;
         let op: OpId = self.last_op;
         let call = self.moment();
@@ -185,7 +192,6 @@ impl World {
         let nodes = self.nodes.len();
         let options = &self.options;
         let c = &mut self.clients[who - nodes];
-        let plan = workload::plan(options, &mut c.rng);
         let request = workload::request(&plan, options, volume_id, who as u32, op);
         c.pending.insert(u64::from(op), Pending { plan, call });
         c.inbox.push(ClientEvent::Submit { tag: u64::from(op), op: request });
@@ -268,18 +274,14 @@ impl World {
                 ClientEffect::Lost(error) => {
                     self.trace(|| format!("client {who} lost its session: {error}"));
                     self.client(who).lost = Some(error);
-                    let newest = self.volumes[self.client_volume(who)].epoch;
-                    if error != BlockError::Fenced || self.client(who).epoch == newest {
+                    let (volume, epoch) = (self.client(who).volume, self.client(who).epoch);
+                    if error != BlockError::Fenced || epoch == self.volumes[volume].epoch {
                         self.fail(Class::ClientError, format!("client {who} lost its session: {error}"));
                     }
                 }
             }
         }
         self.flush_sends(&mut sends);
-    }
-
-    fn client_volume(&mut self, who: Who) -> usize {
-        self.client(who).volume
     }
 
     fn flush_sends(&mut self, sends: &mut Vec<(LinkIndex, Encoder)>) {

@@ -65,6 +65,7 @@ impl World {
     pub fn check(&mut self) {
         self.watch_nodes();
         match self.ending {
+            None if self.scripted => {}
             None => {
                 let now = self.queue.now();
                 let idle = self.clients.iter().all(|c| c.budget == 0 && c.is_settled());
@@ -85,6 +86,9 @@ impl World {
                     self.fail(Class::Alarm, format!("node {n} could not open its device: {reason}"));
                 }
                 self.restart_failed(n);
+                continue;
+            }
+            if status.phase == Phase::Opening {
                 continue;
             }
             for g in &status.groups {
@@ -110,7 +114,8 @@ impl World {
         *seen = (boot, g.term, g.commit);
     }
 
-    fn begin_ending(&mut self) {
+    /// Ends the faults, and begins the end of the run.
+    pub fn begin_ending(&mut self) {
         let mut rng = Rng::stream(self.options.seed, "ending", 0);
         let victim = self.options.victim as usize;
         let o = &self.options;
@@ -206,6 +211,9 @@ impl World {
                     None => Ending { stage: Stage::Done, ..ending },
                 }
             }
+            // A log without a free segment can neither elect nor catch up: until there is a cleaner,
+            // that is a lawful end.
+            _ if now > ending.deadline && self.is_full() => Ending { stage: Stage::Done, ..ending },
             _ if now > ending.deadline => {
                 let text = self.explain(&ending);
                 self.fail(Class::Liveness, text);
@@ -214,6 +222,11 @@ impl World {
             _ => ending,
         };
         self.ending = Some(next);
+    }
+
+    fn is_full(&self) -> bool {
+        self.declares_full()
+            && self.nodes.iter().filter_map(|n| n.shard.as_ref()).any(|s| s.status().segments_free == 0)
     }
 
     fn explain(&self, ending: &Ending) -> String {

@@ -44,6 +44,8 @@ pub mod queue;
 pub mod report;
 pub mod rng;
 pub mod runner;
+pub mod scenarios;
+pub mod script;
 pub mod shrink;
 pub mod stamp;
 pub mod workload;

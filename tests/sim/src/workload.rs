@@ -77,14 +77,14 @@ pub fn request(plan: &Plan, o: &Options, volume: u64, client: u32, op: OpId) -> 
     match plan.kind {
         Kind::Read => BlockOp::Read { offset, len: len as u32 },
         Kind::Unmap => BlockOp::Unmap { offset, len },
-        Kind::Other if op % 2 == 0 => BlockOp::Flush,
+        Kind::Other if op.is_multiple_of(2) => BlockOp::Flush,
         Kind::Other => BlockOp::Extents { offset, len },
         Kind::Write => {
             let mut buf = IoBuf::alloc(len as usize);
             for (i, unit) in buf.chunks_exact_mut(o.unit).enumerate() {
                 Stamp { client, volume, unit: plan.unit + i as u64, op }.fill(unit);
             }
-            BlockOp::Write { offset, data: Payload::from(buf.freeze()), fua: op % 3 == 0 }
+            BlockOp::Write { offset, data: Payload::from(buf.freeze()), fua: op.is_multiple_of(3) }
         }
     }
 }

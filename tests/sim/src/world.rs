@@ -10,7 +10,7 @@ use crate::event::{Ev, Who};
 use crate::net::{Arrival, Connected, LinkIndex, LinkKind, Net, NetOptions};
 use crate::node::{SimNode, address};
 use crate::options::{Family, Options};
-use crate::queue::Queue;
+use crate::queue::{Instant, Queue};
 use crate::report::{Class, Counts, Failure, Outcome};
 use crate::rng::{Rng, mix};
 use basalt_client::{ClientEvent, PoolMap};
@@ -74,6 +74,8 @@ pub struct World {
     pub probes: Vec<Probe>,
     /// The end of the run, once it has begun.
     pub ending: Option<Ending>,
+    /// Whether a script decides when the run ends.
+    pub scripted: bool,
     /// Whether data at rest was damaged.
     pub damaged: bool,
     /// What took place.
@@ -121,6 +123,7 @@ impl World {
             cuts: Vec::new(),
             probes: Vec::new(),
             ending: None,
+            scripted: false,
             damaged: false,
             counts: Counts::default(),
             last_op: 0,
@@ -208,15 +211,37 @@ impl World {
 
     /// Runs the heap until the run is over or a rule is broken.
     pub fn run_until_end(&mut self) {
-        while self.failure.is_none() && self.ending.is_none_or(|e| e.stage != Stage::Done) {
-            let Some((at, event)) = self.queue.pop() else { break };
-            self.counts.events += 1;
-            if self.counts.events > EVENTS_MAX {
-                self.fail(Class::Resources, format!("the run did not end in {EVENTS_MAX} events"));
+        while self.ending.is_none_or(|e| e.stage != Stage::Done) && self.step() {}
+    }
+
+    /// Runs the heap up to an instant. False if a rule is broken.
+    pub fn run_until(&mut self, instant: Instant) -> bool {
+        while self.queue.next_at().is_some_and(|at| at <= instant) {
+            if !self.step() {
+                return false;
             }
-            self.hash = mix(self.hash ^ at ^ code(&event));
-            self.dispatch(event);
         }
+        self.failure.is_none()
+    }
+
+    /// Takes the next event. False if there is none, or a rule is broken.
+    fn step(&mut self) -> bool {
+        if self.failure.is_some() {
+            return false;
+        }
+        let Some((at, event)) = self.queue.pop() else { return false };
+        self.counts.events += 1;
+        if self.counts.events > EVENTS_MAX {
+            self.fail(Class::Resources, format!("the run did not end in {EVENTS_MAX} events"));
+        }
+        self.hash = mix(self.hash ^ at ^ code(&event));
+        self.dispatch(event);
+        self.failure.is_none()
+    }
+
+    /// Whether a rule is broken.
+    pub fn has_failed(&self) -> bool {
+        self.failure.is_some()
     }
 
     /// Judges the run and gives its outcome.

@@ -5,6 +5,9 @@ use basalt_wire::buffer::{IoBuf, Payload};
 use bytes::{Buf, Bytes};
 use std::collections::VecDeque;
 
+/// Bytes left of a chunk that are copied rather than kept with it.
+const LEFT_OVER_MAX: usize = 256;
+
 /// A queue of received chunks, read as one stream.
 #[derive(Default)]
 pub(crate) struct Input {
@@ -104,6 +107,15 @@ impl Input {
             phase = 0;
         }
         payload
+    }
+
+    /// Lets go of a received chunk of which only a few bytes are left to be read.
+    pub fn let_go(&mut self) {
+        if let [rest] = self.chunks.make_contiguous()
+            && rest.len() <= LEFT_OVER_MAX
+        {
+            *rest = Bytes::copy_from_slice(rest);
+        }
     }
 
     /// Forgets everything received.

@@ -104,6 +104,7 @@ impl Session {
         if !self.closing() {
             self.input.push(bytes);
             self.go_on(catalog, out);
+            self.input.let_go();
         }
     }
 
@@ -174,6 +175,22 @@ impl Session {
     pub fn outstanding(&self) -> usize {
         match &self.phase {
             Phase::Transmission(transmission) => transmission.outstanding(),
+            Phase::Handshake(_) | Phase::StartTls(_) | Phase::Closed => 0,
+        }
+    }
+
+    /// Data of a request that has arrived only in part: how long it will be.
+    pub fn awaited(&self) -> usize {
+        match &self.phase {
+            Phase::Transmission(transmission) => transmission.awaited(),
+            Phase::Handshake(_) | Phase::StartTls(_) | Phase::Closed => 0,
+        }
+    }
+
+    /// Data of the requests that are not answered yet.
+    pub fn in_flight(&self) -> usize {
+        match &self.phase {
+            Phase::Transmission(transmission) => transmission.in_flight(),
             Phase::Handshake(_) | Phase::StartTls(_) | Phase::Closed => 0,
         }
     }

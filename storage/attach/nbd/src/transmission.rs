@@ -81,6 +81,8 @@ pub(crate) struct Transmission {
     in_flight: usize,
     /// Payload of refused requests that is still to come.
     skip: u64,
+    /// Payload of the request whose header is next in the input.
+    awaited: usize,
     blocked: bool,
     draining: Option<&'static str>,
 }
@@ -99,6 +101,7 @@ impl Transmission {
             free: Vec::new(),
             in_flight: 0,
             skip: 0,
+            awaited: 0,
             blocked: false,
             draining: None,
         }
@@ -114,6 +117,14 @@ impl Transmission {
 
     pub fn outstanding(&self) -> usize {
         self.slots.len() - self.free.len()
+    }
+
+    pub fn awaited(&self) -> usize {
+        self.awaited
+    }
+
+    pub fn in_flight(&self) -> usize {
+        self.in_flight
     }
 
     /// Whether requests wait for others to finish.
@@ -139,6 +150,7 @@ impl Transmission {
     /// Takes every request that has arrived whole and that the bounds admit.
     pub fn parse(&mut self, input: &mut Input, output: &mut Output, out: &mut Vec<Submission>) {
         self.blocked = false;
+        self.awaited = 0;
         while !self.draining() && self.parse_one(input, output, out) {}
     }
 
@@ -184,6 +196,7 @@ impl Transmission {
             return false;
         }
         if input.len() < header + request.payload as usize {
+            self.awaited = request.payload as usize;
             return false;
         }
         input.advance(header);

@@ -37,8 +37,12 @@ impl VolumeClient {
             }
             SentFor::Leader(group, voter) => {
                 self.group(group).asked.remove(voter);
-                if let ReplyResult::Leader { leader: Some(node), term } = reply.result {
-                    self.learn(group, node, term);
+                match reply.result {
+                    ReplyResult::Leader { leader: Some(node), term } => {
+                        self.learn(group, node, term);
+                    }
+                    ReplyResult::Refused(Refusal::Fenced) => self.end(BlockError::Fenced, out),
+                    _ => {}
                 }
             }
             SentFor::Nobody => {}

@@ -1,8 +1,8 @@
 //! A cluster in memory, as a client sees it: replicas of a few groups that lead, follow, lag, refuse
 //! and forget, and links that break with requests under way, some of which arrive much later.
 
-use crate::{ClientEffect, ClientEvent, PoolMap, Tuning, VolumeClient, VolumeConfig};
 use crate::{BlockError, BlockOp, BlockResult};
+use crate::{ClientEffect, ClientEvent, PoolMap, Tuning, VolumeClient, VolumeConfig};
 use basalt_wire::block::{BLOCK_BYTES, CHUNK_BLOCKS, crc32c};
 use basalt_wire::buffer::Payload;
 use basalt_wire::command::BlockRange;
@@ -182,7 +182,7 @@ impl World {
         wire.silent = false;
         wire.replies.clear();
         for request in std::mem::take(&mut wire.requests) {
-            if self.rng.one_in(2) {
+            if !self.rng.one_in(4) {
                 self.late.push((node, request));
             }
         }
@@ -203,7 +203,7 @@ impl World {
             7 => self.commit_some(),
             8 => self.apply_some(),
             9 => self.connect(node),
-            10 if self.faults > 0 && self.rng.one_in(6) => {
+            10 if self.faults > 0 && self.rng.one_in(3) => {
                 self.faults -= 1;
                 self.fault(node);
             }
@@ -213,7 +213,9 @@ impl World {
         }
         if self.is_quiet() {
             self.end_turn();
-            if self.is_quiet() && let Some(at) = self.client.next_deadline() {
+            if self.is_quiet()
+                && let Some(at) = self.client.next_deadline()
+            {
                 self.now = self.now.max(at);
                 self.end_turn();
                 self.settle();
@@ -287,13 +289,13 @@ impl World {
 
     fn fault(&mut self, node: usize) {
         let group = self.rng.below(self.groups.len() as u64) as usize;
-        match self.rng.below(9) {
+        match self.rng.below(11) {
             0 | 1 => self.depose(group),
             2 => {
                 self.depose(group);
                 self.groups[group].leader = None;
             }
-            3 | 4 if self.wires[node].up => self.link_down(node),
+            3 | 4 | 9 | 10 if self.wires[node].up => self.link_down(node),
             5 => drop(self.wires[node].replies.pop_front()),
             6 => self.wires[node].silent = self.wires[node].up,
             7 => {
@@ -335,8 +337,16 @@ impl World {
         group.newest = 0;
     }
 
+    /// Makes a node the leader of a term, with nothing pending.
+    pub fn elect(&mut self, number: usize, node: usize, term: u64) {
+        let group = &mut self.groups[number];
+        group.leader = Some(node);
+        group.term = term;
+        group.newest = 0;
+    }
+
     pub fn take_request(&mut self, node: usize) {
-        if !self.late.is_empty() && self.rng.one_in(10) {
+        if !self.late.is_empty() && self.rng.one_in(80) {
             let which = self.rng.below(self.late.len() as u64) as usize;
             let (node, request) = self.late.swap_remove(which);
             // Nobody listens to the answer any more.
@@ -414,7 +424,9 @@ impl World {
     }
 
     fn commit_one(&mut self, group: usize, tell: bool) {
-        let Some(Pending { node, request }) = self.groups[group].pending.pop_front() else { return };
+        let Some(Pending { node, request }) = self.groups[group].pending.pop_front() else {
+            return;
+        };
         let result = self.groups[group].commit(node, &request);
         if tell {
             self.reply(node, &request, result);

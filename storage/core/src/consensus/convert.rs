@@ -34,8 +34,6 @@ pub struct Receiver {
     pub node: NodeId,
     /// Its last entry.
     pub last: LogIndex,
-    /// Its commit index.
-    pub commit: LogIndex,
 }
 
 /// Checks a message as far as it can be checked alone. The sender is one of the group's voters.
@@ -148,8 +146,7 @@ mod tests {
     use basalt_wire::frame::RaftEntry;
     use bytes::Bytes;
 
-    const RECEIVER: Receiver =
-        Receiver { group: GroupId(4), node: NodeId(2), last: LogIndex(9), commit: LogIndex(5) };
+    const RECEIVER: Receiver = Receiver { group: GroupId(4), node: NodeId(2), last: LogIndex(9) };
 
     fn append(entries: &[(u64, u64)]) -> RaftMessage {
         let mut library = eraftpb::Message {

@@ -8,6 +8,7 @@ use basalt_wire::ids::{Address, LogIndex, NodeId, Term};
 use basalt_wire::time::Time;
 use raft::eraftpb::MessageType;
 use raft::{ProgressState, StateRole};
+use std::collections::BTreeSet;
 
 /// Entries that a follower may lack and still be asked to lead: it gets them within a round trip.
 const LAG_MAX: u64 = 256;
@@ -27,6 +28,8 @@ pub struct Election {
     transfer_after: u64,
     /// When the group was last busy.
     pub(super) active_at: Time,
+    /// Whether the clock has moved since it was last seen whether the group can sleep.
+    may_doze: bool,
 }
 
 impl Election {
@@ -54,7 +57,7 @@ impl Group {
         }
         self.report_damage(cx);
         self.place_leader(cx);
-        self.doze(cx);
+        self.election.may_doze = true;
     }
 
     fn tick_library(&mut self, cx: &mut Cx<'_>) {
@@ -141,9 +144,7 @@ impl Group {
                 true
             }
             MessageType::MsgTimeoutNow => {
-                self.impaired.is_none()
-                    && !cx.shared.draining
-                    && self.leader() == Some(from)
+                self.impaired.is_none() && !cx.shared.draining && self.leader() == Some(from)
             }
             _ => true,
         }
@@ -175,6 +176,11 @@ impl Group {
             }
             return;
         }
+        if self.leads() && self.outboxes.values().any(|outbox| outbox.is_stuck()) {
+            // A follower needs what is damaged here; the others may have it intact.
+            self.leave_to_others(cx);
+            return;
+        }
         let Some(prefer) = self.election.prefer else { return };
         if cx.shared.tick < self.election.transfer_after || self.impaired.is_some() {
             return;
@@ -194,7 +200,8 @@ impl Group {
     }
 
     fn pause_transfers(&mut self, cx: &Cx<'_>) {
-        self.election.transfer_after = cx.shared.tick + 2 * u64::from(cx.shared.timing.election_ticks);
+        self.election.transfer_after =
+            cx.shared.tick + 2 * u64::from(cx.shared.timing.election_ticks);
     }
 
     /// Whether a voter could lead within a moment.
@@ -236,9 +243,23 @@ impl Group {
         }
     }
 
+    /// Hands leadership to a voter that is not among those that this leader can not serve.
+    fn leave_to_others(&mut self, cx: &mut Cx<'_>) {
+        if cx.shared.tick < self.election.transfer_after {
+            return;
+        }
+        let stuck = |node| self.outboxes.get(&node).is_some_and(|outbox| outbox.is_stuck());
+        let heir =
+            self.peers().find(|peer| !stuck(peer.node) && self.could_lead(cx, peer.node).is_some());
+        if let Some(heir) = heir {
+            mark!("leader that can not serve a follower leaves");
+            self.transfer(cx, heir.node);
+        }
+    }
+
     /// Whether somebody could take over leadership.
-    pub fn has_heir(&self, cx: &Cx<'_>) -> bool {
-        self.peers().any(|peer| !cx.shared.down.contains(&peer.node))
+    pub fn has_heir(&self, down: &BTreeSet<NodeId>) -> bool {
+        self.peers().any(|peer| !down.contains(&peer.node))
     }
 
     /// Ends sleep.
@@ -257,7 +278,10 @@ impl Group {
     }
 
     /// Puts an idle group to sleep: every voter holds and knows all there is.
-    fn doze(&mut self, cx: &mut Cx<'_>) {
+    pub(super) fn doze(&mut self, cx: &mut Cx<'_>) {
+        if !std::mem::take(&mut self.election.may_doze) {
+            return;
+        }
         let idle = cx.now.since(self.election.active_at) >= cx.shared.timing.sleep_after;
         if !idle || self.asleep || !self.leads() || !self.is_settled() || cx.shared.draining {
             return;
@@ -310,7 +334,7 @@ impl Group {
             return;
         }
         let matched = raft.raft.prs().get(u64::from(peer.0)).map_or(0, |p| p.matched);
-        outbox.acknowledged(matched);
+        outbox.acknowledged(matched, cx.shared.tick);
         let Some(to) = self.voters.iter().copied().find(|a| a.node == peer) else { return };
         let table = raft.store();
         super::outbox::Courier { group: self.slot, to, table, outbox }.advance(cx);

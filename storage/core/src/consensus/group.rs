@@ -106,7 +106,8 @@ impl Group {
     /// Starts Raft on what the log held, and applies what is known to be committed.
     pub fn open(&mut self, cx: &mut Cx<'_>, state: OpenState) {
         let timing = cx.shared.timing;
-        let election_tick = (timing.election_ticks as usize).max(timing.heartbeat_ticks as usize + 1);
+        let election_tick =
+            (timing.election_ticks as usize).max(timing.heartbeat_ticks as usize + 1);
         let config = raft::Config {
             id: u64::from(self.me.0),
             election_tick,
@@ -189,13 +190,16 @@ impl Group {
             group: self.id,
             node: self.me,
             last: LogIndex(raft.raft.raft_log.last_index()),
-            commit: LogIndex(raft.raft.raft_log.committed),
         };
         let kind = convert::check(&message, receiver)?;
         if self.is_mute() {
             return Ok(());
         }
-        self.wake(cx);
+        let answer =
+            matches!(kind, MessageType::MsgHeartbeatResponse | MessageType::MsgAppendResponse);
+        if !answer {
+            self.wake(cx);
+        }
         if !self.may_take(cx, kind, from.node) {
             return Ok(());
         }
@@ -240,6 +244,10 @@ impl Group {
             let known = raft.raft.raft_log.term(entry.index.0).unwrap_or(0) == entry.term.0;
             if known {
                 continue;
+            }
+            if !entry.payload.is_empty() && cx.shared.log.segments_free() == 0 {
+                mark!("append without room");
+                return Err("there is no room left for block data");
             }
             if metadata && !entry.payload.is_empty() {
                 return Err("a metadata entry with payload");
@@ -402,6 +410,7 @@ impl Group {
         self.guard(cx, |group, cx| {
             group.propose(cx);
             group.ready(cx);
+            group.doze(cx);
         });
         let more = self.leads() && !self.inbox.is_empty();
         let ready = self.raft.as_ref().is_some_and(|raft| raft.has_ready());

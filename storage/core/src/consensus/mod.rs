@@ -24,5 +24,5 @@ mod table;
 pub use group::{Group, Role};
 pub use health::{Impaired, OpenState};
 pub use propose::{Asker, Proposal};
-pub use shared::{Cx, LogRead, Shared, Written};
+pub use shared::{ClientRead, Cx, LogRead, Shared, Written};
 pub use table::{Content, Slot, Table};

@@ -28,6 +28,10 @@ pub struct Outbox {
     /// Last index of each message that was sent with content from the log, until acknowledged.
     unacknowledged: VecDeque<u64>,
     numbered: u64,
+    /// The tick at which there was room for another message last, or one was acknowledged.
+    progress_at: u64,
+    /// Whether something that the follower needs can not be read here.
+    stuck: bool,
 }
 
 #[derive(Debug)]
@@ -56,6 +60,7 @@ impl Courier<'_> {
     /// Sends an append with the content of `entries`, now or when it was read.
     pub fn append(mut self, cx: &mut Cx<'_>, head: RaftMessage, entries: &[Entry]) {
         self.restart_if_behind(head.index.0);
+        self.restart_if_stalled(cx);
         if entries.is_empty() && !self.outbox.waiting.is_empty() {
             return;
         }
@@ -87,6 +92,20 @@ impl Courier<'_> {
         }
         if self.outbox.unacknowledged.back().is_some_and(|last| *last > previous) {
             self.outbox.unacknowledged.clear();
+        }
+    }
+
+    /// Messages can be lost. When nothing of what was sent is acknowledged for long, what waits is
+    /// given up: the follower rejects the next append, and the library goes back.
+    fn restart_if_stalled(&mut self, cx: &Cx<'_>) {
+        let outbox = &mut self.outbox;
+        let patience = u64::from(cx.shared.timing.election_ticks);
+        if outbox.unacknowledged.len() < FETCHED_MAX {
+            outbox.progress_at = cx.shared.tick;
+        } else if cx.shared.tick >= outbox.progress_at + patience {
+            mark!("outbox stalled");
+            outbox.waiting.clear();
+            outbox.unacknowledged.clear();
         }
     }
 
@@ -146,10 +165,13 @@ impl Courier<'_> {
                     "group {group}: entries after {} can not be read for node {to}: damaged here",
                     front.message.index
                 );
-                cx.notice(true, text);
+                if !std::mem::replace(&mut self.outbox.stuck, true) {
+                    cx.notice(true, text);
+                }
                 self.outbox.waiting.clear();
                 return;
             }
+            self.outbox.stuck = false;
             self.outbox.unacknowledged.push_back(front.last);
             cx.send(self.to, Frame::Raft(front.message));
         }
@@ -226,10 +248,16 @@ impl Outbox {
         self.waiting.is_empty() && self.unacknowledged.is_empty()
     }
 
+    /// Whether the follower needs something that can not be read here.
+    pub fn is_stuck(&self) -> bool {
+        self.stuck
+    }
+
     /// The follower holds everything up to here.
-    pub fn acknowledged(&mut self, matched: u64) {
+    pub fn acknowledged(&mut self, matched: u64, tick: u64) {
         while self.unacknowledged.front().is_some_and(|last| *last <= matched) {
             self.unacknowledged.pop_front();
+            self.progress_at = tick;
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Proposals: who may change a volume, and who waits for what.
 
-use super::group::Group;
+use super::group::{Group, Role};
 use super::shared::Cx;
 use super::table::{Content, weight};
 use crate::event::{Effect, LinkId, ProposeError};
@@ -10,9 +10,7 @@ use crate::replica::Outcome;
 use basalt_wire::buffer::Payload;
 use basalt_wire::command::{Command, CommandPacker};
 use basalt_wire::frame::{Refusal, ReplyResult};
-use basalt_wire::ids::{
-    Epoch, GroupId, Incarnation, LogIndex, NodeId, RequestId, Term, VolumeId,
-};
+use basalt_wire::ids::{Epoch, GroupId, Incarnation, LogIndex, NodeId, RequestId, Term, VolumeId};
 use bytes::Bytes;
 use raft::eraftpb::{self, MessageType};
 
@@ -71,6 +69,22 @@ pub struct Pending {
 }
 
 impl Proposal {
+    /// A change of a volume that a client asked for.
+    pub fn volume(
+        (link, id): (LinkId, RequestId),
+        (epoch, incarnation, term): (Epoch, Incarnation, Term),
+        command: Command,
+        payload: Payload,
+    ) -> Proposal {
+        let change = Change::Volume { epoch, incarnation, term, command, payload };
+        Proposal { asker: Asker::Client(link, id), change }
+    }
+
+    /// A command of the metadata group.
+    pub fn metadata(token: u64, command: Bytes) -> Proposal {
+        Proposal { asker: Asker::Control(token), change: Change::Metadata(command) }
+    }
+
     fn bytes(&self) -> usize {
         match &self.change {
             Change::Volume { payload, .. } => payload.len(),
@@ -104,7 +118,9 @@ impl Proposal {
     ) {
         self.settle(cx);
         match self.asker {
-            Asker::Client(link, id) => cx.reply(link, id, group, ReplyResult::Leader { leader, term }),
+            Asker::Client(link, id) => {
+                cx.reply(link, id, group, ReplyResult::Leader { leader, term })
+            }
             Asker::Control(token) => {
                 let result = Err(ProposeError::NotLeader(leader));
                 cx.out.push(Effect::Proposed { token, result });
@@ -176,7 +192,8 @@ impl Group {
         if !self.leads() {
             // Handed over a moment ago: the new leader makes itself known at once.
             let (leader, term) = (self.leader(), self.term());
-            if leader.is_some() || self.patience.is_none() {
+            let just_now = self.told.1 == Role::Leader;
+            if leader.is_some() || (self.patience.is_none() && !just_now) {
                 for proposal in std::mem::take(&mut self.inbox) {
                     proposal.refuse_leader(cx, self.id, leader, term);
                 }
@@ -240,6 +257,7 @@ impl Group {
         let wanted = *blocks + command.payload_blocks();
         // A fence lets a full volume be read, and a delete makes room: both may use the reserve.
         let urgent = matches!(command, Command::Fence { .. } | Command::Delete { .. });
+        let urgent = urgent && cx.shared.log.segments_free() > 0;
         let room = urgent || (cx.shared.has_room(wanted) && self.full.is_empty());
         match session {
             Err(refusal) => proposal.refuse(cx, self.id, refusal),

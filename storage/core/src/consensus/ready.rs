@@ -176,9 +176,8 @@ impl Group {
 
     /// Answers those whose proposals can not be applied any more: another entry took their index.
     fn drop_overtaken(&mut self, cx: &mut Cx<'_>, index: u64, term: u64) {
-        let gone = |p: &super::propose::Pending| {
-            p.index < index || (p.index == index && p.term != term)
-        };
+        let gone =
+            |p: &super::propose::Pending| p.index < index || (p.index == index && p.term != term);
         while self.pending.front().is_some_and(gone) {
             mark!("proposal overtaken");
             let pending = self.pending.pop_front().expect("seen above");
@@ -186,12 +185,7 @@ impl Group {
         }
     }
 
-    fn answer_next(
-        &mut self,
-        cx: &mut Cx<'_>,
-        index: LogIndex,
-        outcome: crate::replica::Outcome,
-    ) {
+    fn answer_next(&mut self, cx: &mut Cx<'_>, index: LogIndex, outcome: crate::replica::Outcome) {
         if self.pending.front().is_some_and(|p| p.index == index.0) {
             let next = self.pending.pop_front().expect("seen above");
             next.done(cx, self.id, index, outcome);

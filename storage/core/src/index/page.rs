@@ -74,11 +74,7 @@ impl Page {
         let table = self.table.get_or_insert_with(empty_table);
         for (i, (slot, checksum)) in table[block..].iter_mut().zip(sums).enumerate() {
             self.mapped += u32::from(slot.block == UNMAPPED);
-            *slot = Packed {
-                segment: first.segment.0,
-                block: first.block + i as u32,
-                checksum,
-            };
+            *slot = Packed { segment: first.segment.0, block: first.block + i as u32, checksum };
         }
         self.changed_at = at;
     }

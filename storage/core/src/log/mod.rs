@@ -103,13 +103,19 @@ impl Log {
 
     /// Queues a record; it is written by one of the next [`Log::flush`]es.
     ///
-    /// Panics if the log is not open, or if the record does not fit a segment.
+    /// Panics if the log is not open, or if the record does not fit; see [`Log::fits`].
     pub fn append(&mut self, record: Record) -> RecordSeq {
         let State::Open(writer) = &mut self.state else {
             panic!("a record was appended to a log that is not open")
         };
         self.idle_since = None;
         writer.append(record)
+    }
+
+    /// Whether a record can be appended: it fits a segment of this device, and a header. To be asked
+    /// of what comes from a peer, whose device may be cut up otherwise.
+    pub fn fits(&self, record: &Record) -> bool {
+        self.writer().is_some_and(|w| w.fits(record))
     }
 
     /// Starts batches as far as the number in flight allows; tells where records were placed.

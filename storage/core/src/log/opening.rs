@@ -247,10 +247,7 @@ impl Opening {
 fn read_copy(copy: usize) -> DiskOp {
     DiskOp {
         token: token(TOKEN_OPEN, copy as u64),
-        kind: DiskOpKind::Read {
-            offset: SUPERBLOCK_OFFSETS[copy],
-            buf: IoBuf::alloc(BLOCK_BYTES),
-        },
+        kind: DiskOpKind::Read { offset: SUPERBLOCK_OFFSETS[copy], buf: IoBuf::alloc(BLOCK_BYTES) },
     }
 }
 

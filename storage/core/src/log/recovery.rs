@@ -21,14 +21,12 @@ use crate::config::ShardConfig;
 use crate::mark;
 use crate::planted::Bug;
 use basalt_wire::block::{BLOCK_BYTES, crc32c};
-use basalt_wire::command::{Command, decode_commands};
-use basalt_wire::disk::DiskFormatError;
 use basalt_wire::disk::batch::{
     BatchHeader, Descriptor, FLAG_PREDECESSOR_LOST, GroupSummary, HardStateFields,
 };
+use basalt_wire::disk::{DiskFormatError, payload_checksums};
 use basalt_wire::ids::{GroupId, LogIndex, SegmentId};
 use basalt_wire::io::DiskOp;
-use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 
 /// The most blocks of payload verified at a time.
@@ -466,7 +464,8 @@ impl Recovery {
     }
 
     fn finish(&mut self, events: &mut Vec<LogEvent>) -> Recovered {
-        let damages = self.unknown.take().into_iter().chain(std::mem::take(&mut self.damages).into_values());
+        let damages =
+            self.unknown.take().into_iter().chain(std::mem::take(&mut self.damages).into_values());
         events.extend(damages.map(LogEvent::Damaged));
         let summaries = self.last_summaries.take();
         let predecessor_lost = self.tail.predecessor_lost || summaries.is_none();
@@ -507,7 +506,7 @@ fn verify(
         if let Descriptor::Entry { payload_block, payload_blocks, data, .. } = record
             && settle.blocks < payload_blocks
         {
-            let checksums = checksums(&data);
+            let checksums = payload_checksums(&data);
             if checksums.len() != payload_blocks as usize {
                 // The header is whole, so this is what was appended: it says nothing of its payload,
                 // and nothing can be verified.
@@ -535,16 +534,4 @@ fn verify(
         settle.blocks = 0;
     }
     Some(Payload::Good)
-}
-
-/// The checksums of the blocks of an entry's payload, in order.
-fn checksums(data: &Bytes) -> Vec<u32> {
-    let Ok(commands) = decode_commands(data) else { return Vec::new() };
-    let mut all = Vec::new();
-    for command in commands {
-        if let Command::Write { checksums, .. } = command {
-            all.extend(checksums);
-        }
-    }
-    all
 }

@@ -102,24 +102,27 @@ impl Writer {
 
     /// Queues a record.
     pub fn append(&mut self, record: Record) -> RecordSeq {
+        assert!(self.fits(&record), "a record that fits no segment, or half a block of payload");
         let (data, payload) = sizes(&record);
-        assert!(payload.is_multiple_of(BLOCK_BYTES), "a payload of {payload} bytes");
-        let blocks = u64::from(self.record_blocks(data)) + (payload / BLOCK_BYTES) as u64;
-        assert!(
-            blocks <= u64::from(self.geometry.segment_blocks),
-            "a record of {blocks} blocks does not fit a segment of {}",
-            self.geometry.segment_blocks
-        );
         self.queued_bytes += data + payload;
         self.queue.push_back(record);
         RecordSeq(self.placed + self.queue.len() as u64)
     }
 
+    /// Whether a record can be appended at all: it fits a fresh segment, and a header.
+    pub fn fits(&self, record: &Record) -> bool {
+        let (data, payload) = sizes(record);
+        let header = batch::header_bytes(self.group_count, 1, data);
+        let blocks = u64::from(self.record_blocks(data)) + (payload / BLOCK_BYTES) as u64;
+        payload.is_multiple_of(BLOCK_BYTES)
+            && header <= HEADER_BYTES_MAX
+            && blocks <= u64::from(self.geometry.segment_blocks)
+    }
+
     /// Header and closing batch of a record alone in a fresh segment.
     fn record_blocks(&self, data_bytes: usize) -> u32 {
-        let bytes = batch::header_bytes(self.group_count, 1, data_bytes);
-        assert!(bytes <= HEADER_BYTES_MAX, "a record with {data_bytes} bytes of data");
-        blocks_of(bytes) + blocks_of(batch::header_bytes(1, 0, 0))
+        blocks_of(batch::header_bytes(self.group_count, 1, data_bytes))
+            + blocks_of(batch::header_bytes(1, 0, 0))
     }
 
     /// Bytes queued and not yet part of a batch.
@@ -213,7 +216,12 @@ impl Writer {
     }
 
     /// Writes a batch without records: it closes the segment or seals the log.
-    fn write_empty(&mut self, fields: &BatchFields, out: &mut Vec<DiskOp>, events: &mut Vec<LogEvent>) {
+    fn write_empty(
+        &mut self,
+        fields: &BatchFields,
+        out: &mut Vec<DiskOp>,
+        events: &mut Vec<LogEvent>,
+    ) {
         let blocks = blocks_of(batch::header_bytes(self.tail.summaries.len(), 0, 0));
         let mut buf = IoBuf::alloc(blocks as usize * BLOCK_BYTES);
         let crc = batch::encode::<Bytes>(fields, &self.tail.summaries, &[], &mut buf);
@@ -270,7 +278,11 @@ impl Writer {
         self.tail.seq += 1;
         self.tail.crc = crc;
         self.tail.predecessor_lost = false;
-        self.in_flight.push_back(InFlight { seq: fields.seq, last_record: self.placed, done: false });
+        self.in_flight.push_back(InFlight {
+            seq: fields.seq,
+            last_record: self.placed,
+            done: false,
+        });
         if self.planted.is(Bug::AckBeforeDurable) {
             events.push(LogEvent::Durable(RecordSeq(self.placed)));
         }

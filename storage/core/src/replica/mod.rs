@@ -42,12 +42,7 @@ pub type Outcome = Result<(), Refusal>;
 impl Replica {
     /// The state before the first entry.
     pub fn new(planted: Planted) -> Replica {
-        Replica {
-            volumes: FxHashMap::default(),
-            applied: LogIndex(0),
-            planted,
-            replaying: true,
-        }
+        Replica { volumes: FxHashMap::default(), applied: LogIndex(0), planted, replaying: true }
     }
 
     /// Everything up to here is applied.
@@ -224,7 +219,11 @@ pub fn check_entry(
             }
         }
     }
-    if blocks.next().is_some() { Err("the payload is longer than the commands ask") } else { Ok(()) }
+    if blocks.next().is_some() {
+        Err("the payload is longer than the commands ask")
+    } else {
+        Ok(())
+    }
 }
 
 /// Whether the blocks of a payload have these checksums.

@@ -1,63 +1,329 @@
 //! The shard: one core's share of a node.
 
+mod log_events;
+mod request;
 mod status;
+#[cfg(test)]
+mod tests;
 
 pub use status::{GroupRole, GroupStatus, Phase, ShardStatus};
 
 use crate::config::ShardConfig;
-use crate::event::{Effect, Event};
-use basalt_wire::ids::{GroupId, LogIndex};
-use basalt_wire::io::DiskOp;
+use crate::consensus::{Cx, Group, OpenState, Proposal, Shared};
+use crate::event::{Effect, Event, ProposeError};
+use crate::log::{Log, LogEvent, OpenReport};
+use crate::mark;
+use basalt_wire::frame::{Frame, Refusal, Reply, ReplyResult};
+use basalt_wire::ids::{Address, GroupId, LogIndex};
+use basalt_wire::io::{DiskDone, DiskOp};
 use basalt_wire::time::Time;
+use bytes::Bytes;
+use rustc_hash::FxHashMap;
+
+/// The longest command of the metadata group, in bytes.
+const METADATA_BYTES_MAX: usize = 1 << 20;
+/// Times that one turn goes over its groups, for what becomes ready within it.
+const ROUNDS_MAX: usize = 8;
 
 /// One core's share of a node: its segment log, its index, its replicas.
 pub struct Shard {
-    status: ShardStatus,
+    shared: Shared,
+    groups: Vec<Group>,
+    by_id: FxHashMap<GroupId, usize>,
+    phase: Phase,
+    /// What the log gave so far, while it opens.
+    opening: Vec<OpenState>,
+    open_report: Option<OpenReport>,
+    events: Vec<LogEvent>,
+    next_tick: Time,
+    /// Whether an end of a drain was told, and when waiting for it ends.
+    drain: Option<Drain>,
+}
+
+struct Drain {
+    give_up_at: u64,
+    told: bool,
 }
 
 impl Shard {
     /// The device writes that make a fresh device. The driver carries all of them out before it
     /// opens the shard.
-    pub fn format(_config: &ShardConfig) -> Vec<DiskOp> {
-        Vec::new()
+    pub fn format(config: &ShardConfig) -> Vec<DiskOp> {
+        Log::format(config)
     }
 
     /// Starts recovery. Requests are refused as unavailable until it is over.
-    pub fn open(_config: ShardConfig, _now: Time, _out: &mut Vec<Effect>) -> Shard {
+    pub fn open(config: ShardConfig, now: Time, out: &mut Vec<Effect>) -> Shard {
+        let mut ops = Vec::new();
+        let log = Log::open(&config, &mut ops);
+        out.extend(ops.into_iter().map(Effect::Disk));
+        let mut shared = Shared::new(&config, log);
+        let mut configs = config.groups.clone();
+        configs.sort_by_key(|group| group.id);
+        configs.dedup_by_key(|group| group.id);
+        let cx = Cx { shared: &mut shared, now, out };
+        let groups: Vec<Group> =
+            configs.iter().enumerate().map(|(slot, group)| Group::new(group, slot, &cx)).collect();
         Shard {
-            status: ShardStatus {
-                phase: Phase::Opening,
-                groups: Vec::new(),
-                segments_free: 0,
-                segments_total: 0,
-                open_report: None,
-                mapped_blocks: 0,
-                index_bytes: 0,
-                pending_requests: 0,
-                pending_bytes: 0,
-            },
+            by_id: groups.iter().map(|group| (group.id, group.slot)).collect(),
+            opening: configs.iter().map(|group| OpenState::new(&group.voters)).collect(),
+            groups,
+            shared,
+            phase: Phase::Opening,
+            open_report: None,
+            events: Vec::new(),
+            next_tick: now + config.timing.tick,
+            drain: None,
         }
     }
 
     /// Takes an event.
-    pub fn handle(&mut self, _now: Time, _event: Event, _out: &mut Vec<Effect>) {}
+    pub fn handle(&mut self, now: Time, event: Event, out: &mut Vec<Effect>) {
+        match event {
+            Event::Disk(done) => self.disk(now, done, out),
+            Event::Request { link, remote, request } if self.serves() => {
+                self.request(now, link, remote, request, out);
+            }
+            Event::Request { link, request, .. } => {
+                let result = ReplyResult::Refused(Refusal::Unavailable);
+                let reply = Reply { id: request.id, group: request.group, result };
+                out.push(Effect::Reply { link, reply });
+            }
+            Event::Propose { token, command } => self.propose(now, token, command, out),
+            Event::Peer { from, frame } if self.serves() => self.peer(now, from, frame, out),
+            Event::PeerLink { peer, up } => {
+                let changed =
+                    if up { self.shared.down.remove(&peer) } else { self.shared.down.insert(peer) };
+                if self.serves() && (changed || up) {
+                    self.each(now, out, |group, cx| group.peer_link(cx, peer, up));
+                }
+            }
+            Event::Prefer { group, node } => {
+                self.with(now, out, group, |group, cx| group.prefer(cx, node));
+            }
+            Event::Drain => self.start_drain(now, out),
+            // An answer to a link that is gone is dropped by the driver.
+            Event::LinkClosed { .. } | Event::Peer { .. } => {}
+        }
+        self.flush_ops(out);
+    }
 
     /// Ends a turn, after all its events: proposes, steps groups, writes the log, sends.
-    pub fn end_turn(&mut self, _now: Time, _out: &mut Vec<Effect>) {}
+    pub fn end_turn(&mut self, now: Time, out: &mut Vec<Effect>) {
+        if self.serves() {
+            self.run_clock(now, out);
+            for _ in 0..ROUNDS_MAX {
+                self.run_groups(now, out);
+                self.flush_log(now, out);
+                if !self.groups.iter().any(|group| group.dirty) {
+                    break;
+                }
+            }
+            self.trim_cache(now, out);
+            self.check_drained(out);
+            self.shared.log.seal_if_idle(now, &mut self.shared.ops);
+        }
+        self.flush_ops(out);
+    }
 
     /// When [`Shard::end_turn`] must be called at the latest.
     pub fn next_deadline(&self) -> Option<Time> {
-        None
+        if !self.serves() {
+            return None;
+        }
+        if self.groups.iter().any(|group| group.dirty) {
+            return Some(Time::ZERO);
+        }
+        let clock = self.needs_clock().then_some(self.next_tick);
+        let groups = self.groups.iter().filter_map(Group::deadline).min();
+        let seal = self.shared.log.seal_deadline();
+        [clock, groups, seal].into_iter().flatten().min()
     }
 
     /// The shard's state.
     pub fn status(&self) -> ShardStatus {
-        self.status.clone()
+        ShardStatus {
+            phase: self.phase.clone(),
+            groups: self.groups.iter().map(Group::status).collect(),
+            segments_free: self.shared.log.segments_free(),
+            segments_total: self.shared.log.segments_total(),
+            open_report: self.open_report.clone(),
+            mapped_blocks: self.groups.iter().map(|group| group.replica.mapped_blocks()).sum(),
+            index_bytes: self.groups.iter().map(|group| group.replica.index_bytes()).sum(),
+            pending_requests: self.shared.pending_requests + self.shared.client_reads.len(),
+            pending_bytes: self.shared.pending_bytes,
+        }
     }
 
     /// A digest of a group's mapped blocks and epochs, and the index it is of: equal on all replicas
     /// that applied the same index (invariant I6). Walks the whole index.
-    pub fn digest(&self, _group: GroupId) -> Option<(LogIndex, u64)> {
-        None
+    pub fn digest(&self, group: GroupId) -> Option<(LogIndex, u64)> {
+        let replica = &self.groups[*self.by_id.get(&group)?].replica;
+        Some((replica.applied(), replica.digest()))
+    }
+
+    fn serves(&self) -> bool {
+        matches!(self.phase, Phase::Running | Phase::Draining)
+    }
+
+    fn needs_clock(&self) -> bool {
+        let draining = self.drain.as_ref().is_some_and(|drain| !drain.told);
+        draining || self.groups.iter().any(|group| !group.asleep && !group.is_stopped())
+    }
+
+    /// Runs something for one group.
+    fn with(
+        &mut self,
+        now: Time,
+        out: &mut Vec<Effect>,
+        group: GroupId,
+        run: impl FnOnce(&mut Group, &mut Cx<'_>),
+    ) {
+        if let Some(slot) = self.by_id.get(&group) {
+            run(&mut self.groups[*slot], &mut Cx { shared: &mut self.shared, now, out });
+        }
+    }
+
+    /// Runs something for every group.
+    fn each(
+        &mut self,
+        now: Time,
+        out: &mut Vec<Effect>,
+        mut run: impl FnMut(&mut Group, &mut Cx<'_>),
+    ) {
+        let mut cx = Cx { shared: &mut self.shared, now, out };
+        self.groups.iter_mut().for_each(|group| run(group, &mut cx));
+    }
+
+    fn flush_ops(&mut self, out: &mut Vec<Effect>) {
+        out.extend(self.shared.ops.drain(..).map(Effect::Disk));
+    }
+
+    fn disk(&mut self, now: Time, done: DiskDone, out: &mut Vec<Effect>) {
+        let mut events = std::mem::take(&mut self.events);
+        self.shared.log.on_disk(done, &mut self.shared.ops, &mut events);
+        self.log_events(now, &mut events, out);
+        self.events = events;
+    }
+
+    fn flush_log(&mut self, now: Time, out: &mut Vec<Effect>) {
+        let mut events = std::mem::take(&mut self.events);
+        self.shared.log.flush(&mut self.shared.ops, &mut events);
+        self.log_events(now, &mut events, out);
+        self.events = events;
+    }
+
+    fn run_clock(&mut self, now: Time, out: &mut Vec<Effect>) {
+        let tick = self.shared.timing.tick;
+        if !self.needs_clock() {
+            // Nobody listens to the clock: it starts anew with the first who wakes.
+            self.next_tick = now + tick;
+        } else if now >= self.next_tick {
+            self.shared.tick += 1;
+            // Ticks that were missed (a paused process) are not caught up: what arrived meanwhile
+            // must be seen before anybody draws conclusions from silence.
+            self.next_tick = (self.next_tick + tick).max(now + tick / 2);
+            self.each(now, out, |group, cx| group.tick(cx));
+        }
+        self.each(now, out, |group, cx| group.campaign_if_due(cx));
+    }
+
+    fn run_groups(&mut self, now: Time, out: &mut Vec<Effect>) {
+        self.each(now, out, |group, cx| {
+            if group.dirty {
+                group.end_turn(cx);
+            }
+        });
+    }
+
+    /// Forgets the oldest entries' content beyond the bound.
+    fn trim_cache(&mut self, now: Time, out: &mut Vec<Effect>) {
+        let mut cx = Cx { shared: &mut self.shared, now, out };
+        while cx.shared.cached_bytes > cx.shared.limits.entry_cache_bytes {
+            let Some((slot, index)) = cx.shared.cache_order.pop_front() else { break };
+            if !self.groups[slot].evict(&mut cx, index) {
+                cx.shared.cache_order.push_front((slot, index));
+                break;
+            }
+        }
+    }
+
+    fn peer(&mut self, now: Time, from: Address, frame: Frame, out: &mut Vec<Effect>) {
+        match frame {
+            Frame::Raft(message) => {
+                let group = message.group;
+                self.with(now, out, group, |group, cx| group.message(cx, from, message));
+            }
+            Frame::AskLeadership { group, candidate } => {
+                self.with(now, out, group, |group, cx| {
+                    group.asked_for_leadership(cx, from, candidate);
+                });
+            }
+            Frame::LogDamaged { group, node, intact } if node == from.node => {
+                self.with(now, out, group, |group, cx| group.follower_damaged(cx, from, intact));
+            }
+            Frame::Sleep { group, term, commit } => {
+                self.with(now, out, group, |group, _| group.sleep(from, term, commit));
+            }
+            // Handshakes, pings, requests and replies are the links' matter.
+            _ => mark!("frame that no peer sends to a shard"),
+        }
+    }
+
+    fn propose(&mut self, now: Time, token: u64, command: Bytes, out: &mut Vec<Effect>) {
+        let slot = self.by_id.get(&GroupId::METADATA).copied();
+        let refusal = match slot.map(|slot| &self.groups[slot]) {
+            None => Some(ProposeError::Unavailable),
+            Some(_) if !self.serves() => Some(ProposeError::Unavailable),
+            Some(_) if command.is_empty() || command.len() > METADATA_BYTES_MAX => {
+                Some(ProposeError::Unavailable)
+            }
+            Some(_) if self.is_busy(command.len()) => Some(ProposeError::Unavailable),
+            Some(group) if !group.leads() => Some(ProposeError::NotLeader(group.leader())),
+            Some(_) => None,
+        };
+        if let Some(error) = refusal {
+            out.push(Effect::Proposed { token, result: Err(error) });
+            return;
+        }
+        let proposal = Proposal::metadata(token, command);
+        self.with(now, out, GroupId::METADATA, |group, cx| group.accept(cx, proposal));
+    }
+
+    /// Whether a bound is reached.
+    fn is_busy(&self, bytes: usize) -> bool {
+        let shared = &self.shared;
+        shared.pending_requests + shared.client_reads.len() >= shared.limits.pending_requests
+            || shared.pending_bytes + bytes > shared.limits.pending_bytes
+    }
+
+    fn start_drain(&mut self, now: Time, out: &mut Vec<Effect>) {
+        if self.drain.is_some() {
+            return;
+        }
+        let patience = 2 * u64::from(self.shared.timing.election_ticks);
+        self.drain = Some(Drain { give_up_at: self.shared.tick + patience, told: false });
+        if !self.serves() {
+            return;
+        }
+        self.phase = Phase::Draining;
+        self.shared.draining = true;
+        self.each(now, out, |group, cx| {
+            if group.leads() {
+                group.hand_over(cx);
+            }
+        });
+    }
+
+    fn check_drained(&mut self, out: &mut Vec<Effect>) {
+        let Some(drain) = &mut self.drain else { return };
+        if drain.told {
+            return;
+        }
+        let waiting = self.groups.iter().any(|g| g.leads() && g.has_heir(&self.shared.down));
+        if !waiting || self.shared.tick >= drain.give_up_at {
+            drain.told = true;
+            out.push(Effect::Drained);
+        }
     }
 }

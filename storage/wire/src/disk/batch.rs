@@ -31,7 +31,7 @@
 //! commit 8, first payload block (or vote) 4, payload blocks 4, byte of the data in the header 4,
 //! its length 4.
 
-use super::{DiskFormatError, FORMAT_VERSION, blocks_of, field};
+use super::{DiskFormatError, FORMAT_VERSION, blocks_of, field, is_blank};
 use crate::block::{BLOCK_BYTES, crc32c};
 use crate::ids::{GroupId, LogIndex, NodeId, Term};
 use bytes::Bytes;
@@ -297,7 +297,7 @@ pub fn bytes_needed(first: &[u8]) -> Result<usize, DiskFormatError> {
         return Err(DiskFormatError::Short(BLOCK_BYTES as u32));
     }
     if field::u64(first, 0) != MAGIC {
-        let blank = first[..BLOCK_BYTES].iter().all(|byte| *byte == 0);
+        let blank = is_blank(&first[..BLOCK_BYTES]);
         return Err(if blank { DiskFormatError::Blank } else { DiskFormatError::Foreign });
     }
     let bytes = field::u32(first, 60);
@@ -488,4 +488,177 @@ fn summary(b: &[u8]) -> Result<GroupSummary, DiskFormatError> {
         vote: NodeId(field::u32(b, 48)),
     });
     Ok(GroupSummary { group: GroupId(field::u32(b, 0)), entries, hard_state })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn hard_states() -> impl Strategy<Value = HardStateFields> {
+        (any::<u64>(), any::<u32>(), any::<u64>()).prop_map(|(term, vote, commit)| {
+            HardStateFields { term: Term(term), vote: NodeId(vote), commit: LogIndex(commit) }
+        })
+    }
+
+    fn ranges() -> impl Strategy<Value = EntryRange> {
+        (any::<u64>(), any::<u64>(), any::<u64>()).prop_map(|(first, last, term)| EntryRange {
+            first: LogIndex(first),
+            last: LogIndex(last),
+            term: Term(term),
+        })
+    }
+
+    fn summaries() -> impl Strategy<Value = GroupSummary> {
+        (any::<u32>(), prop::option::of(ranges()), prop::option::of(hard_states())).prop_map(
+            |(group, entries, hard_state)| GroupSummary {
+                group: GroupId(group),
+                entries,
+                hard_state,
+            },
+        )
+    }
+
+    fn records() -> impl Strategy<Value = Descriptor<Bytes>> {
+        let data = prop::collection::vec(any::<u8>(), 0..300);
+        let entry = (any::<u32>(), any::<u64>(), 1u64.., any::<u8>(), 0u32..9, data).prop_map(
+            |(group, term, index, kind, payload_blocks, data)| Descriptor::Entry {
+                group: GroupId(group),
+                term: Term(term),
+                index: LogIndex(index),
+                kind,
+                payload_block: 0,
+                payload_blocks,
+                data: Bytes::from(data),
+            },
+        );
+        let hard = (any::<u32>(), hard_states())
+            .prop_map(|(group, state)| Descriptor::HardState { group: GroupId(group), state });
+        prop_oneof![3 => entry, 1 => hard]
+    }
+
+    /// Puts the payload of the records one behind the other and gives its blocks.
+    fn place(records: &mut [Descriptor<Bytes>]) -> u32 {
+        let mut at = 0;
+        for record in records {
+            if let Descriptor::Entry { payload_block, payload_blocks, .. } = record {
+                *payload_block = at;
+                at += *payload_blocks;
+            }
+        }
+        at
+    }
+
+    fn encoded(
+        fields: &BatchFields,
+        summaries: &[GroupSummary],
+        records: &[Descriptor<Bytes>],
+    ) -> (Vec<u8>, u32) {
+        let data = records.iter().map(|r| match r {
+            Descriptor::Entry { data, .. } => data.len(),
+            Descriptor::HardState { .. } => 0,
+        });
+        let bytes = header_bytes(summaries.len(), records.len(), data.sum());
+        let mut target = vec![0xaa; blocks_of(bytes) as usize * BLOCK_BYTES];
+        let crc = encode(fields, summaries, records, &mut target);
+        (target, crc)
+    }
+
+    proptest! {
+        #[test]
+        fn headers_survive_a_round_trip(
+            summaries in prop::collection::vec(summaries(), 0..20),
+            mut records in prop::collection::vec(records(), 0..40),
+            numbers in any::<[u64; 4]>(),
+            places in any::<[u32; 4]>(),
+            flags in 0u16..8,
+        ) {
+            let fields = BatchFields {
+                flags,
+                device: numbers[0],
+                segment_seq: numbers[1].max(1),
+                segment: places[0],
+                block: places[1] >> 4,
+                seq: numbers[2].max(1),
+                boot: numbers[3],
+                previous_crc: places[2],
+                payload_blocks: place(&mut records),
+                durable: numbers[2].max(1) - 1,
+                next_segment: places[3],
+            };
+            let (bytes, crc) = encoded(&fields, &summaries, &records);
+            let header = BatchHeader::decode(&bytes).expect("what was encoded");
+            prop_assert_eq!(header.crc, crc);
+            prop_assert_eq!(header.fields, fields);
+            prop_assert_eq!(&header.summaries, &summaries);
+            prop_assert_eq!(header.records().collect::<Vec<_>>(), records);
+            prop_assert_eq!(header.header_blocks() as usize * BLOCK_BYTES, bytes.len());
+        }
+
+        #[test]
+        fn any_bytes_are_refused_or_decoded(
+            mut bytes in prop::collection::vec(any::<u8>(), 0..9000),
+            sign in any::<bool>(),
+            length in 0u32..9000,
+        ) {
+            if bytes.len() >= BLOCK_BYTES {
+                field::put_u64(&mut bytes, 0, MAGIC);
+                field::put_u32(&mut bytes, 60, length);
+                if sign && let Ok(needed) = bytes_needed(&bytes) && needed <= bytes.len() {
+                    field::put_u16(&mut bytes, 12, FORMAT_VERSION);
+                    field::put_u16(&mut bytes, 14, 0);
+                    field::put_u64(&mut bytes, 72, 0);
+                    field::put_u32(&mut bytes, 68, length % 7);
+                    field::put_u32(&mut bytes, 80, length % 5);
+                    let crc = crc32c(&bytes[12..needed]);
+                    field::put_u32(&mut bytes, 8, crc);
+                }
+            }
+            if let Ok(header) = BatchHeader::decode(&bytes) {
+                prop_assert_eq!(header.records().count(), header.record_count() as usize);
+            }
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_is_refused() {
+        let mut records = vec![Descriptor::Entry {
+            group: GroupId(1),
+            term: Term(2),
+            index: LogIndex(3),
+            kind: 0,
+            payload_block: 0,
+            payload_blocks: 5,
+            data: Bytes::from(vec![7; 5000]),
+        }];
+        let payload_blocks = place(&mut records);
+        let fields =
+            BatchFields { seq: 9, segment_seq: 1, payload_blocks, ..BatchFields::default() };
+        let (good, _) = encoded(&fields, &[GroupSummary::default()], &records);
+        assert_eq!(good.len(), 2 * BLOCK_BYTES);
+        for bit in 0..good.len() * 8 {
+            let mut bad = good.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(BatchHeader::decode(&bad).is_err(), "bit {bit} was flipped and not noticed");
+        }
+    }
+
+    #[test]
+    fn a_summary_keeps_the_lowest_and_the_last_index() {
+        let entry = |index| Descriptor::Entry {
+            group: GroupId(4),
+            term: Term(1),
+            index: LogIndex(index),
+            kind: 0,
+            payload_block: 0,
+            payload_blocks: 0,
+            data: Bytes::new(),
+        };
+        let mut summaries = Vec::new();
+        for index in [7, 8, 9, 6] {
+            summarise(&mut summaries, &entry(index));
+        }
+        let range = summaries[0].entries.expect("entries were noted");
+        assert_eq!((range.first, range.last, summaries.len()), (LogIndex(6), LogIndex(6), 1));
+    }
 }

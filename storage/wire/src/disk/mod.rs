@@ -16,6 +16,8 @@ pub mod inspect;
 pub mod superblock;
 
 use crate::block::BLOCK_BYTES;
+use crate::command::{Command, decode_commands};
+use bytes::Bytes;
 
 /// Version of everything in this module. A device of another version is refused.
 pub const FORMAT_VERSION: u16 = 1;
@@ -71,12 +73,34 @@ pub fn segment_count(device_bytes: u64, segment_bytes: u64) -> u32 {
 
 /// The byte at which a block of a segment stands on the device.
 pub fn block_offset(segment_bytes: u64, segment: u32, block: u32) -> u64 {
-    SUPERBLOCK_AREA_BYTES + u64::from(segment) * segment_bytes + u64::from(block) * BLOCK_BYTES as u64
+    SUPERBLOCK_AREA_BYTES
+        + u64::from(segment) * segment_bytes
+        + u64::from(block) * BLOCK_BYTES as u64
 }
 
 /// Blocks that hold `bytes`.
 pub fn blocks_of(bytes: usize) -> u32 {
     u32::try_from(bytes.div_ceil(BLOCK_BYTES)).unwrap_or(u32::MAX)
+}
+
+/// The checksums of an entry's payload blocks in order, from its packed commands. Empty if the data
+/// is not packed commands.
+pub fn payload_checksums(data: &Bytes) -> Vec<u32> {
+    let Ok(commands) = decode_commands(data) else { return Vec::new() };
+    let mut all = Vec::new();
+    for command in commands {
+        if let Command::Write { checksums, .. } = command {
+            all.extend(checksums);
+        }
+    }
+    all
+}
+
+/// Whether a block was never written. Compared as a whole, which is many times faster than byte by
+/// byte, for the unused rest of a segment is searched at each opening.
+pub(crate) fn is_blank(block: &[u8]) -> bool {
+    static ZEROS: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
+    *block == ZEROS
 }
 
 /// Little-endian fields at fixed places of a structure whose length was checked.

@@ -20,7 +20,8 @@
 //! | 64..4096 | zero | |
 
 use super::{
-    DiskFormatError, FORMAT_VERSION, SEGMENT_BYTES_MAX, SEGMENT_BYTES_UNIT, field, segment_count,
+    DiskFormatError, FORMAT_VERSION, SEGMENT_BYTES_MAX, SEGMENT_BYTES_UNIT, field, is_blank,
+    segment_count,
 };
 use crate::block::{BLOCK_BYTES, crc32c};
 use crate::buffer::IoBuf;
@@ -72,8 +73,11 @@ impl Superblock {
             return Err(DiskFormatError::Short(BLOCK_BYTES as u32));
         }
         if field::u64(b, 0) != MAGIC {
-            let blank = b.iter().all(|byte| *byte == 0);
-            return Err(if blank { DiskFormatError::Blank } else { DiskFormatError::Foreign });
+            return Err(if is_blank(b) {
+                DiskFormatError::Blank
+            } else {
+                DiskFormatError::Foreign
+            });
         }
         if field::u32(b, 8) != crc32c(&b[12..]) {
             return Err(DiskFormatError::Checksum);
@@ -114,9 +118,7 @@ impl Superblock {
 
 /// The superblock that counts, of two copies read from a device, or a sentence why there is none.
 /// An unreadable copy is passed as an error.
-pub fn choose(
-    copies: &[Result<Superblock, DiskFormatError>; 2],
-) -> Result<Superblock, String> {
+pub fn choose(copies: &[Result<Superblock, DiskFormatError>; 2]) -> Result<Superblock, String> {
     match copies {
         [Ok(a), Ok(b)] if !a.same_device(b) => Err(format!(
             "the two superblocks belong to different devices (ids {:016x} and {:016x})",

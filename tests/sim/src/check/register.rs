@@ -85,7 +85,7 @@ pub fn check(records: &mut [Record]) -> Result<Checked, Violation> {
         let zeroed = group.iter().any(|r| r.action == Action::Write && r.value == 0);
         if !zeroed {
             zones(group).map_err(fail)?;
-            if mix(unit) % 20 != 0 {
+            if !mix(unit).is_multiple_of(20) {
                 continue;
             }
         }

@@ -6,10 +6,9 @@
 //! order, with its payload; opening it twice, or cutting the power while it is being opened, must
 //! give the same. From some images the run goes on, so that new batches overwrite dropped ones.
 
-use super::disk::{Random, World, config, cuts, entry};
+use super::disk::{Random, TestDisk, World, config, cuts, entry};
 use super::hard_state;
 use crate::config::ShardConfig;
-use crate::log::tests::disk::TestDisk;
 use crate::planted::Planted;
 use basalt_wire::io::{DiskDone, DiskError, DiskOpKind};
 
@@ -64,7 +63,9 @@ fn check_recovery_again(
 fn act(world: &mut World, random: &mut Random, tag: &mut u64) {
     *tag += 1;
     match random.below(10) {
-        0..=3 => world.append(entry(random.below(3) as u32, *tag, random.below(2) as u32 + 1, *tag)),
+        0..=3 => {
+            world.append(entry(random.below(3) as u32, *tag, random.below(2) as u32 + 1, *tag))
+        }
         4 => world.append(hard_state(random.below(3) as u32, *tag)),
         5 | 6 => world.flush(),
         7 if world.ops.is_empty() && random.below(2) == 0 => world.seal(),
@@ -100,10 +101,10 @@ fn explore(
         for cut in cuts(at_risk.len(), random) {
             let image = world.disk.image(&at_risk, |i| cut[i]);
             let mut again = check_image(world, &image).map_err(|e| format!("step {step}: {e}"))?;
-            if random.below(8) == 0 {
+            if random.below(12) == 0 {
                 check_recovery_again(world, &image, &again, random)?;
             }
-            if depth > 0 && random.below(6) == 0 {
+            if depth > 0 && random.below(20) == 0 {
                 explore(&mut again, random, tag, 8, depth - 1)
                     .map_err(|e| format!("step {step}, reopened: {e}"))?;
             }
@@ -121,13 +122,13 @@ fn run(config: &ShardConfig, seed: u64, steps: usize, depth: usize) -> Result<()
 #[test]
 fn nothing_durable_is_lost_by_a_power_cut() {
     for seed in 0..12 {
-        assert_eq!(run(&config(6, Planted::NONE), seed, 40, 1), Ok(()));
+        assert_eq!(run(&config(5, Planted::NONE), seed, 40, 1), Ok(()));
     }
 }
 
 #[test]
 fn nothing_durable_is_lost_without_a_cache_either() {
-    let config = ShardConfig { volatile_cache: false, ..config(6, Planted::NONE) };
+    let config = ShardConfig { volatile_cache: false, ..config(5, Planted::NONE) };
     for seed in 100..106 {
         assert_eq!(run(&config, seed, 40, 1), Ok(()));
     }
@@ -135,8 +136,8 @@ fn nothing_durable_is_lost_without_a_cache_either() {
 
 #[test]
 fn cuts_between_cuts_do_no_harm() {
-    for seed in 200..203 {
-        assert_eq!(run(&config(6, Planted::NONE), seed, 12, 2), Ok(()));
+    for seed in 200..210 {
+        assert_eq!(run(&config(5, Planted::NONE), seed, 16, 2), Ok(()));
     }
 }
 
@@ -146,7 +147,7 @@ mod planted {
     use crate::planted::{Bug, Planted};
 
     fn is_noticed(bug: Bug) {
-        let config = config(6, Planted::new(bug));
+        let config = config(5, Planted::new(bug));
         let found = (300..400).find_map(|seed| run(&config, seed, 40, 1).err());
         assert!(found.is_some(), "{bug:?} was not noticed");
     }
@@ -179,5 +180,24 @@ mod planted {
     #[test]
     fn an_unchecked_chain_is_noticed() {
         is_noticed(Bug::ChainUnchecked);
+    }
+
+    #[test]
+    fn the_rare_branches_are_taken() {
+        crate::planted::take();
+        for seed in 0..3 {
+            run(&config(5, Planted::NONE), seed, 40, 1).expect("no bug is planted");
+        }
+        let marks = crate::planted::take();
+        for name in [
+            "log.segment_roll",
+            "log.sealed",
+            "log.stale_header",
+            "log.suspect",
+            "log.torn_payload",
+            "log.torn_tail",
+        ] {
+            assert!(marks.contains_key(name), "{name} was not reached: {marks:?}");
+        }
     }
 }

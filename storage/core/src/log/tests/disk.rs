@@ -80,8 +80,10 @@ impl TestDisk {
                 }
             }
             DiskOpKind::Flush => {
-                self.durable.clone_from(&self.content);
-                self.cached.clear();
+                for (at, _) in std::mem::take(&mut self.cached) {
+                    let block = at..at + BLOCK_BYTES;
+                    self.durable[block.clone()].copy_from_slice(&self.content[block]);
+                }
             }
             DiskOpKind::Discard { .. } => {}
         }

@@ -1,0 +1,34 @@
+//! Serves volumes of a Basalt cluster over NBD, on a machine that holds no data.
+
+use basalt_attach::options::Options;
+use basalt_attach::process;
+use basalt_node::ListenSource;
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // SAFETY: the first statement of the process: nothing else has opened or owns a descriptor.
+    let inherited = unsafe { basalt_nbd::activation::inherited_sockets() };
+    let options = Options::parse();
+    process::start_logging(options.log_format);
+    process::end_on_panic();
+    let inherited = match inherited {
+        Ok(sockets) => sockets.into_iter().map(|s| ListenSource::Inherited(s.fd)).collect(),
+        Err(problem) => {
+            tracing::error!("socket activation: {problem}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .thread_name("control")
+        .enable_all()
+        .build();
+    let result = match runtime {
+        Ok(runtime) => runtime.block_on(basalt_attach::run::run(options, inherited)),
+        Err(problem) => Err(problem.into()),
+    };
+    result.unwrap_or_else(|problem| {
+        tracing::error!("{problem:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,309 @@
+//! The program: attach, serve, follow the pool's map, detach.
+
+use crate::convert;
+use crate::options::{Options, machine_name};
+use crate::process::stop_signal;
+use anyhow::{Context, Result, anyhow, bail};
+use basalt_api::dial::{Cluster, plain};
+use basalt_api::v1::{
+    self, AttachVolumeRequest, AttachVolumeResponse, DetachVolumeRequest, GetPoolMapRequest,
+};
+use basalt_nbd::{DoorCommand, DoorError, ExportEnd, NbdDoor};
+use basalt_node::{ListenSource, Mailbox, ReactorConfig, ReactorHandle, StreamListener};
+use basalt_core::event::Effect;
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{MissedTickBehavior, interval, sleep};
+
+/// How often the map is asked for.
+const MAP_EVERY: Duration = Duration::from_secs(5);
+/// Exit status when every session was lost to another host.
+const LOST: u8 = 3;
+/// How often an attachment is tried while the cluster has no quorum.
+const ATTEMPTS: u32 = 3;
+const DOOR: usize = 0;
+
+/// Attaches the volumes and serves them until the process is asked to stop, or has nothing to serve
+/// any more.
+///
+/// # Errors
+/// If a volume can not be attached, or nothing can be listened on.
+pub async fn run(options: Options, inherited: Vec<ListenSource>) -> Result<ExitCode> {
+    let host = match &options.host {
+        Some(host) => host.clone(),
+        None => format!("{}-attach", machine_name().context("give a name with --host")?),
+    };
+    if options.listen.is_empty() && inherited.is_empty() {
+        bail!("nothing to listen on: give --listen 127.0.0.1:10809 or --listen unix:/path/to/socket");
+    }
+    for listen in options.listen.iter().filter(|l| !l.is_local() && !options.tls.authenticates()) {
+        tracing::warn!("NBD on {listen} can be reached from other machines without authentication");
+    }
+    let cluster = Cluster::new(options.cluster.clone(), options.timeout);
+    let map = cluster
+        .call(|mut client| async move { client.get_pool_map(GetPoolMapRequest {}).await })
+        .await
+        .map_err(|status| anyhow!("the cluster's map: {}", plain(&status)))?;
+    // The listeners are bound before anything is taken from another host.
+    let (ends, mut ended) = mpsc::unbounded_channel();
+    let (handle, mut failed) = start_reactor(&options, &host, &map, inherited, ends)?;
+    let reactor = Arc::new(handle);
+    let mut sessions = Sessions { cluster, host, map, epochs: BTreeMap::new() };
+    let begun = sessions.attach_all(&options, &reactor).await;
+    let outcome = match begun {
+        Ok(()) => {
+            ready(&options);
+            sessions.serve(&reactor, &mut ended, &mut failed).await
+        }
+        Err(problem) => Err(problem),
+    };
+    // What is under way is finished before the volumes are given back.
+    let stopping = reactor.clone();
+    let stopped = tokio::task::spawn_blocking(move || stopping.stop()).await?;
+    sessions.detach_all().await;
+    stopped?;
+    outcome
+}
+
+fn ready(options: &Options) {
+    for volume in &options.volumes {
+        for listen in &options.listen {
+            tracing::info!("ready: {}", listen.uri(volume));
+        }
+    }
+}
+
+type Failed = oneshot::Receiver<()>;
+
+fn start_reactor(
+    options: &Options,
+    host: &str,
+    map: &v1::PoolMap,
+    inherited: Vec<ListenSource>,
+    ends: mpsc::UnboundedSender<ExportEnd>,
+) -> Result<(ReactorHandle, Failed)> {
+    let mut door = options.tls.door()?;
+    door.on_end = Some(Box::new(move |end| {
+        // The receiver lives as long as the program.
+        let _ = ends.send(end);
+    }));
+    let mut config = ReactorConfig::new(host, convert::cluster_id(map));
+    config.routes = convert::routes(map).map_err(|e| anyhow!(e))?;
+    config.tenants = vec![Box::new(move || Box::new(NbdDoor::new(door)))];
+    let own = options.listen.iter().map(|listen| listen.source());
+    config.stream_listeners = inherited
+        .into_iter()
+        .chain(own)
+        .map(|source| StreamListener { tenant: DOOR, source })
+        .collect();
+    // Dropped with the reactor: a reactor that ends by itself is noticed.
+    let (alive, failed) = oneshot::channel::<()>();
+    config.notices = Box::new(move |effect| {
+        let _held = &alive;
+        match effect {
+            Effect::Notice { alarm: true, text } => tracing::error!("{text}"),
+            Effect::Notice { alarm: false, text } => tracing::info!("{text}"),
+            _ => {}
+        }
+    });
+    let handle = basalt_node::start(config).context("NBD can not be served")?;
+    Ok((handle, failed))
+}
+
+struct Sessions {
+    cluster: Cluster,
+    host: String,
+    map: v1::PoolMap,
+    /// The epoch of each volume that is attached here, by name.
+    epochs: BTreeMap<String, u64>,
+}
+
+impl Sessions {
+    async fn attach_all(&mut self, options: &Options, mailbox: &Mailbox) -> Result<()> {
+        let mut waiting = Vec::new();
+        for volume in &options.volumes {
+            let attached = self.attach(volume, options.take).await?;
+            waiting.push((volume.clone(), self.give_to_door(volume, attached, options, mailbox)?));
+        }
+        for (volume, begun) in waiting {
+            let told = tokio::select! {
+                told = begun => told?,
+                signal = stop_signal() => bail!("{} while attaching", signal?),
+            };
+            told.with_context(|| format!("the volume '{volume}' can not be served"))?;
+        }
+        Ok(())
+    }
+
+    async fn attach(&self, volume: &str, take: bool) -> Result<AttachVolumeResponse> {
+        // One id for all attempts: an attempt whose answer was lost is not a second attachment.
+        let request = AttachVolumeRequest {
+            name: format!("volumes/{volume}"),
+            host: self.host.clone(),
+            r#move: take,
+            renew: true,
+            etag: String::new(),
+            request_id: format!("attach-{:016x}{:016x}", random(), random()),
+        };
+        let mut last = None;
+        for _ in 0..ATTEMPTS {
+            let request = &request;
+            let answer = self.cluster.call(|mut client| {
+                let request = request.clone();
+                async move { client.attach_volume(request).await }
+            });
+            match answer.await {
+                Ok(response) => return Ok(response),
+                Err(status) if status.code() == tonic::Code::Unavailable => {
+                    tracing::warn!("attaching '{volume}' has to wait: {}", plain(&status));
+                    last = Some(status);
+                    sleep(Duration::from_millis(500)).await;
+                }
+                Err(status) => bail!("{}", plain(&status)),
+            }
+        }
+        let why = last.map_or_else(String::new, |status| plain(&status));
+        bail!("the volume '{volume}' can not be attached: {why}")
+    }
+
+    fn give_to_door(
+        &mut self,
+        name: &str,
+        attached: AttachVolumeResponse,
+        options: &Options,
+        mailbox: &Mailbox,
+    ) -> Result<oneshot::Receiver<Result<(), DoorError>>> {
+        let volume = attached.volume.context("the cluster's answer names no volume")?;
+        let map = attached.map.context("the cluster's answer has no map")?;
+        let pool = Arc::new(convert::pool_map(&map).map_err(|e| anyhow!(e))?);
+        self.map = map;
+        self.epochs.insert(name.to_owned(), attached.epoch);
+        let (told, begun) = oneshot::channel();
+        let reply = Box::new(move |result| {
+            // The program may be on its way out.
+            let _ = told.send(result);
+        });
+        let size = basalt_api::size::show(volume.size_bytes);
+        let command = DoorCommand::Attach {
+            name: name.to_owned(),
+            description: format!("Basalt volume {name}, {size}"),
+            read_only: options.read_only,
+            config: convert::volume_config(&volume, attached.epoch, pool, None),
+            reply,
+        };
+        mailbox.tenant(DOOR, Box::new(command));
+        tracing::info!(volume = name, epoch = attached.epoch, host = %self.host, "attached");
+        Ok(begun)
+    }
+
+    async fn serve(
+        &mut self,
+        mailbox: &Mailbox,
+        ended: &mut mpsc::UnboundedReceiver<ExportEnd>,
+        failed: &mut Failed,
+    ) -> Result<ExitCode> {
+        let mut ticks = interval(MAP_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let stop = stop_signal();
+        tokio::pin!(stop);
+        loop {
+            tokio::select! {
+                signal = &mut stop => {
+                    tracing::info!("{}: detaching", signal?);
+                    return Ok(ExitCode::SUCCESS);
+                }
+                end = ended.recv() => {
+                    let Some(end) = end else { bail!("the NBD door is gone") };
+                    tracing::error!(volume = %end.name, "served no more: {}", end.error);
+                    self.epochs.remove(&end.name);
+                    if self.epochs.is_empty() {
+                        tracing::error!("every session was lost; the process ends");
+                        return Ok(ExitCode::from(LOST));
+                    }
+                }
+                _ = &mut *failed => {
+                    let reason = mailbox.ended().and_then(Result::err).unwrap_or_default();
+                    bail!("the reactor had to end: {reason}");
+                }
+                _ = ticks.tick() => self.follow_map(mailbox).await,
+            }
+        }
+    }
+
+    async fn follow_map(&mut self, mailbox: &Mailbox) {
+        // A node that does not answer must not hold up a stop for long.
+        let brief = Cluster::new(self.known_addresses(), Duration::from_secs(1));
+        let asked = brief
+            .call(|mut client| async move { client.get_pool_map(GetPoolMapRequest {}).await })
+            .await;
+        let map = match asked {
+            Ok(map) if map.cluster == self.map.cluster && map.version > self.map.version => map,
+            Ok(_) => return,
+            Err(status) => {
+                tracing::debug!("the map could not be asked for: {}", plain(&status));
+                return;
+            }
+        };
+        let copy = map.clone();
+        let resolved = tokio::task::spawn_blocking(move || convert::routes(&copy)).await;
+        match (resolved, convert::pool_map(&map)) {
+            (Ok(Ok(routes)), Ok(pool)) => {
+                mailbox.routes(routes);
+                mailbox.tenant(DOOR, Box::new(DoorCommand::Map(Arc::new(pool))));
+                self.map = map;
+            }
+            (Ok(Err(problem)), _) | (_, Err(problem)) => {
+                tracing::warn!("the pool's new map is not in use: {problem}");
+            }
+            (Err(problem), _) => tracing::warn!("the pool's new map is not in use: {problem}"),
+        }
+    }
+
+    /// The addresses given, then those that the map names.
+    fn known_addresses(&self) -> Vec<String> {
+        let mut all = self.cluster.addresses().to_vec();
+        let more = self.map.nodes.iter().map(|node| &node.grpc_address);
+        let new: Vec<String> = more.filter(|a| !all.contains(a)).cloned().collect();
+        all.extend(new);
+        all
+    }
+
+    async fn detach_all(&mut self) {
+        let cluster = Cluster::new(self.known_addresses(), Duration::from_secs(12));
+        for (volume, epoch) in std::mem::take(&mut self.epochs) {
+            let request = DetachVolumeRequest {
+                name: format!("volumes/{volume}"),
+                host: self.host.clone(),
+                epoch,
+                etag: String::new(),
+                request_id: String::new(),
+            };
+            let request = &request;
+            let answer = cluster.call(|mut client| {
+                let request = request.clone();
+                async move { client.detach_volume(request).await }
+            });
+            match answer.await {
+                Ok(_) => tracing::info!(%volume, "detached"),
+                Err(status) => tracing::warn!(
+                    %volume,
+                    "stays attached to '{}' in the records: {}",
+                    self.host,
+                    plain(&status)
+                ),
+            }
+        }
+    }
+}
+
+/// A number that nobody can foresee, from the keys that the standard library draws from the system
+/// for its hash maps.
+fn random() -> u64 {
+    use std::hash::{BuildHasher, Hasher, RandomState};
+    let mut hasher = RandomState::new().build_hasher();
+    hasher.write_u32(std::process::id());
+    hasher.finish()
+}

@@ -1,0 +1,112 @@
+//! The command line of Basalt: clusters and volumes.
+
+mod cluster;
+mod options;
+mod output;
+mod volume;
+
+use basalt_api::dial::{Cluster, plain};
+use basalt_api::error;
+use clap::Parser;
+use options::{Command, Options};
+use std::process::ExitCode;
+use tonic::{Code, Status};
+
+/// Why a command failed.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The cluster said no, or nothing.
+    Status(Status),
+    /// It took too long.
+    Timeout(String),
+    /// What came can not be shown.
+    Output(String),
+}
+
+impl From<Status> for Failure {
+    fn from(status: Status) -> Failure {
+        Failure::Status(status)
+    }
+}
+
+impl Failure {
+    fn code(&self) -> u8 {
+        match self {
+            Failure::Timeout(_) => 5,
+            Failure::Output(_) => 1,
+            Failure::Status(status) => match status.code() {
+                Code::InvalidArgument => 2,
+                Code::NotFound => 3,
+                Code::AlreadyExists | Code::FailedPrecondition | Code::Aborted => 4,
+                Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => 5,
+                _ => 1,
+            },
+        }
+    }
+
+    fn text(&self) -> String {
+        match self {
+            Failure::Timeout(text) | Failure::Output(text) => text.clone(),
+            Failure::Status(status) => plain(status),
+        }
+    }
+
+    fn reason(&self) -> String {
+        match self {
+            Failure::Timeout(_) => "TIMEOUT".to_owned(),
+            Failure::Output(_) => "OUTPUT".to_owned(),
+            Failure::Status(status) => match error::reason_of(status) {
+                Some(reason) => {
+                    reason.as_str_name().trim_start_matches("ERROR_REASON_").to_owned()
+                }
+                None => format!("{:?}", status.code()),
+            },
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(problem) => {
+            eprintln!("basalt: {problem}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(run(&options)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            output::failure(options.output, &failure.reason(), &failure.text());
+            ExitCode::from(failure.code())
+        }
+    }
+}
+
+async fn run(options: &Options) -> Result<(), Failure> {
+    let cluster = Cluster::new(options.cluster.clone(), options.timeout);
+    match &options.command {
+        Command::Cluster(command) => cluster::run(options, &cluster, command).await,
+        Command::Volume(command) => volume::run(options, &cluster, command).await,
+        Command::Version => output::version(options.output),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use basalt_api::v1::ErrorReason;
+
+    #[test]
+    fn exit_codes_are_as_documented() {
+        let code = |reason| Failure::Status(error::status(reason, "x", &[])).code();
+        assert_eq!(code(ErrorReason::InvalidField), 2);
+        assert_eq!(code(ErrorReason::VolumeNotFound), 3);
+        assert_eq!(code(ErrorReason::VolumeAttached), 4);
+        assert_eq!(code(ErrorReason::EtagMismatch), 4);
+        assert_eq!(code(ErrorReason::NoQuorum), 5);
+        assert_eq!(Failure::Timeout(String::new()).code(), 5);
+        let failure = Failure::Status(error::status(ErrorReason::NoQuorum, "x", &[]));
+        assert_eq!(failure.reason(), "NO_QUORUM");
+    }
+}

@@ -1,0 +1,293 @@
+//! The words of the command line.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+const AFTER: &str = "\
+First steps, with three nodes waiting on this machine:
+  basalt cluster bootstrap --node 127.0.0.1:7101 --node 127.0.0.1:7102 --node 127.0.0.1:7103
+  export BASALT_CLUSTER=127.0.0.1:7101,127.0.0.1:7102,127.0.0.1:7103
+  basalt volume create demo --size 1GiB
+  basalt-attach --volume demo --listen 127.0.0.1:10809 &
+  nbdinfo nbd://127.0.0.1:10809/demo
+  basalt cluster status
+
+Any node answers any command; --cluster names some of them, which are asked in turn.
+
+Exit status:
+  0  done
+  1  something is broken
+  2  the command line or a value is wrong
+  3  there is no such volume
+  4  the state does not allow it (attached elsewhere, exists already, changed in between)
+  5  nobody answered in time, or the cluster has no quorum";
+
+const AFTER_ATTACH: &str = "\
+A volume is attached to one host at a time. If the host is the name of a node that serves NBD
+(basaltd --nbd-listen), that node serves it. On any other machine, run basalt-attach instead: it
+attaches by itself.
+
+Examples:
+  basalt volume attach demo --host node-a
+  basalt volume attach demo --host node-b --move";
+
+const AFTER_CREATE: &str = "\
+A new volume reads as zeros and takes no space.
+
+Examples:
+  basalt volume create demo --size 1GiB
+  basalt volume create db --size 512GiB --label app=orders --label env=prod";
+
+const AFTER_BOOTSTRAP: &str = "\
+The nodes must run and belong to no cluster. Their order gives the node ids, from 1. One to five
+nodes: each volume group has its replicas on three of them. If it breaks off, run it again with the
+same list: it goes on where it stopped.
+
+Example:
+  basalt cluster bootstrap --node n1:7100 --node n2:7100 --node n3:7100";
+
+/// Basalt: replicated block volumes.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "basalt", version, after_help = AFTER)]
+pub(crate) struct Options {
+    /// gRPC addresses of some nodes, asked in turn until one answers.
+    #[arg(
+        long,
+        global = true,
+        env = "BASALT_CLUSTER",
+        value_name = "ADDR,...",
+        value_delimiter = ',',
+        default_value = "127.0.0.1:7100"
+    )]
+    pub cluster: Vec<String>,
+
+    /// How the answer is written.
+    #[arg(short, long, global = true, value_name = "FORMAT", default_value = "table")]
+    pub output: Format,
+
+    /// How long one question may take at one node.
+    #[arg(long, global = true, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    pub timeout: Duration,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// How answers are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    Table,
+    /// For programs: one JSON document.
+    Json,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make a cluster, look at it.
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
+    /// Create, list, attach and delete volumes.
+    #[command(subcommand)]
+    Volume(VolumeCommand),
+    /// The version of this program.
+    Version,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum ClusterCommand {
+    /// Make one cluster of nodes that belong to none.
+    #[command(after_help = AFTER_BOOTSTRAP)]
+    Bootstrap {
+        /// gRPC address of a node; give it once for each node of the cluster.
+        #[arg(long = "node", value_name = "ADDR", value_delimiter = ',', required = true)]
+        nodes: Vec<String>,
+        /// Volume groups, a power of two; fixed for good.
+        #[arg(long, value_name = "COUNT", default_value = "16")]
+        groups: u32,
+    },
+    /// Nodes, groups, leaders, and one sentence on their health.
+    Status {
+        /// Show every group, not only those with a problem.
+        #[arg(long)]
+        groups: bool,
+        /// Exit with status 4 unless everything works.
+        #[arg(long)]
+        check: bool,
+        /// Wait so long for everything to work.
+        #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+        wait: Option<Duration>,
+    },
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum VolumeCommand {
+    /// Create a volume.
+    #[command(after_help = AFTER_CREATE)]
+    Create {
+        /// Its name: 1 to 63 of a-z, 0-9 and '-', a letter first.
+        #[arg(value_parser = volume_id)]
+        name: String,
+        /// Its size, such as 1GiB.
+        #[arg(long, value_name = "SIZE", value_parser = basalt_api::size::parse)]
+        size: u64,
+        /// A label; may be given several times.
+        #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+        labels: Vec<(String, String)>,
+        #[command(flatten)]
+        change: Change,
+    },
+    /// List all volumes.
+    List,
+    /// Show one volume.
+    Show {
+        /// Its name.
+        #[arg(value_parser = volume_id)]
+        name: String,
+    },
+    /// Delete a volume and everything in it. It must not be attached.
+    Delete {
+        /// Its name.
+        #[arg(value_parser = volume_id)]
+        name: String,
+        /// Return at once, not when its blocks are deleted.
+        #[arg(long)]
+        no_wait: bool,
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Give a volume to a host.
+    #[command(after_help = AFTER_ATTACH)]
+    Attach {
+        /// Its name.
+        #[arg(value_parser = volume_id)]
+        name: String,
+        /// Who gets it: the name of a node, or of any other host.
+        #[arg(long, value_name = "HOST")]
+        host: String,
+        /// Take it from another host that has it, and shut that out for good.
+        #[arg(long = "move")]
+        take: bool,
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Take a volume from its host.
+    Detach {
+        /// Its name.
+        #[arg(value_parser = volume_id)]
+        name: String,
+        /// Only if this host has it.
+        #[arg(long, value_name = "HOST")]
+        host: Option<String>,
+        #[command(flatten)]
+        change: Change,
+    },
+}
+
+/// Options of every change.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct Change {
+    /// Names the change: repeating it under the same id takes effect once.
+    #[arg(long, value_name = "ID")]
+    pub request_id: Option<String>,
+    /// Only if the volume did not change since it was shown with this etag.
+    #[arg(long, value_name = "ETAG")]
+    pub etag: Option<String>,
+}
+
+impl Change {
+    /// The id, or nothing.
+    pub fn id(&self) -> String {
+        self.request_id.clone().unwrap_or_default()
+    }
+
+    /// The etag, or nothing.
+    pub fn etag(&self) -> String {
+        self.etag.clone().unwrap_or_default()
+    }
+}
+
+/// Labels as the API takes them.
+pub(crate) fn label_map(labels: &[(String, String)]) -> BTreeMap<String, String> {
+    labels.iter().cloned().collect()
+}
+
+fn volume_id(text: &str) -> Result<String, String> {
+    // Both ways of naming a volume are understood.
+    let id = text.strip_prefix("volumes/").unwrap_or(text);
+    match id.is_empty() || id.contains('/') {
+        true => Err("write the volume's name, such as demo".to_owned()),
+        false => Ok(id.to_owned()),
+    }
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(format!("'{text}' is not a label; write key=value")),
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    match text.trim_end_matches('s').parse() {
+        Ok(seconds @ 1..=86_400) => Ok(Duration::from_secs(seconds)),
+        _ => Err(format!("'{text}' is not a time; write whole seconds, such as 10")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(words: &str) -> Result<Options, clap::Error> {
+        Options::try_parse_from(words.split_whitespace())
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Options::command().debug_assert();
+    }
+
+    #[test]
+    fn commands_are_understood() {
+        let options = parse("basalt volume create demo --size 1GiB --label a=b -o json").unwrap();
+        assert_eq!(options.output, Format::Json);
+        let Command::Volume(VolumeCommand::Create { name, size, labels, .. }) = options.command
+        else {
+            panic!("another command")
+        };
+        assert_eq!((name.as_str(), size), ("demo", 1 << 30));
+        assert_eq!(label_map(&labels)["a"], "b");
+
+        let options = parse("basalt --cluster a:1,b:2 volume show volumes/demo").unwrap();
+        assert_eq!(options.cluster, ["a:1", "b:2"]);
+        let Command::Volume(VolumeCommand::Show { name }) = options.command else {
+            panic!("another command")
+        };
+        assert_eq!(name, "demo");
+
+        let options = parse("basalt cluster bootstrap --node a:1 --node b:2").unwrap();
+        let Command::Cluster(ClusterCommand::Bootstrap { nodes, groups }) = options.command else {
+            panic!("another command")
+        };
+        assert_eq!((nodes.len(), groups), (2, 16));
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (words, named) in [
+            ("basalt volume create demo --size 1GB", "decimal"),
+            ("basalt volume create demo", "--size"),
+            ("basalt volume attach demo", "--host"),
+            ("basalt volume create demo --size 1GiB --label x", "key=value"),
+            ("basalt --timeout 0 volume list", "whole seconds"),
+            ("basalt volume list -o yaml", "yaml"),
+        ] {
+            let error = parse(words).expect_err(words).to_string();
+            assert!(error.contains(named), "{words}: {error}");
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! `basalt volume`.
+
+use crate::Failure;
+use crate::options::{Change, Options, VolumeCommand, label_map};
+use crate::output;
+use basalt_api::dial::Cluster;
+use basalt_api::size::show;
+use basalt_api::v1::{
+    AttachVolumeRequest, CreateVolumeRequest, DeleteVolumeRequest, DetachVolumeRequest,
+    GetClusterRequest, GetVolumeRequest, ListVolumesRequest, Volume, volume,
+};
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+use tonic::Code;
+
+const POLL: Duration = Duration::from_millis(100);
+const PAGE: i32 = 500;
+
+/// Makes a call whose request may have to be sent to several nodes.
+macro_rules! call {
+    ($cluster:expr, $method:ident, $request:expr) => {{
+        let request = $request;
+        let request = &request;
+        $cluster.call(|mut client| {
+            let request = request.clone();
+            async move { client.$method(request).await }
+        })
+    }};
+}
+
+pub(crate) async fn run(
+    options: &Options,
+    cluster: &Cluster,
+    command: &VolumeCommand,
+) -> Result<(), Failure> {
+    match command {
+        VolumeCommand::Create { name, size, labels, change } => {
+            let request = CreateVolumeRequest {
+                volume_id: name.clone(),
+                size_bytes: *size,
+                labels: label_map(labels),
+                request_id: change.id(),
+            };
+            let volume = call!(cluster, create_volume, request).await?;
+            output::write(options.output, &document(&volume), || {
+                format!("volume {name} created: {}", show(volume.size_bytes))
+            })
+        }
+        VolumeCommand::List => list(options, cluster).await,
+        VolumeCommand::Show { name } => {
+            let volume = get(cluster, name).await?;
+            output::write(options.output, &document(&volume), || text(&volume))
+        }
+        VolumeCommand::Delete { name, no_wait, change } => {
+            delete(options, cluster, name, *no_wait, change).await
+        }
+        VolumeCommand::Attach { name, host, take, change } => {
+            let request = AttachVolumeRequest {
+                name: path(name),
+                host: host.clone(),
+                r#move: *take,
+                renew: false,
+                etag: change.etag(),
+                request_id: change.id(),
+            };
+            let attached = call!(cluster, attach_volume, request).await?;
+            let volume = attached.volume.unwrap_or_default();
+            let place = place(cluster, name, host).await;
+            output::write(options.output, &document(&volume), || {
+                format!("volume {name} attached to {host}, epoch {}\n{place}", attached.epoch)
+            })
+        }
+        VolumeCommand::Detach { name, host, change } => {
+            let request = DetachVolumeRequest {
+                name: path(name),
+                host: host.clone().unwrap_or_default(),
+                epoch: 0,
+                etag: change.etag(),
+                request_id: change.id(),
+            };
+            let volume = call!(cluster, detach_volume, request).await?;
+            output::write(options.output, &document(&volume), || format!("volume {name} detached"))
+        }
+    }
+}
+
+async fn get(cluster: &Cluster, name: &str) -> Result<Volume, Failure> {
+    Ok(call!(cluster, get_volume, GetVolumeRequest { name: path(name) }).await?)
+}
+
+async fn list(options: &Options, cluster: &Cluster) -> Result<(), Failure> {
+    let mut volumes = Vec::new();
+    let mut page_token = String::new();
+    loop {
+        let request = ListVolumesRequest { page_size: PAGE, page_token };
+        let page = call!(cluster, list_volumes, request).await?;
+        volumes.extend(page.volumes);
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    let documents: Vec<Value> = volumes.iter().map(document).collect();
+    output::write(options.output, &json!({ "volumes": documents }), || {
+        if volumes.is_empty() {
+            return "no volumes yet; 'basalt volume create demo --size 1GiB' makes one".to_owned();
+        }
+        let row = |volume: &Volume| {
+            vec![
+                short(volume).to_owned(),
+                show(volume.size_bytes),
+                state(volume).to_owned(),
+                volume.attachment.as_ref().map_or("-".to_owned(), |a| a.host.clone()),
+                volume.epoch.to_string(),
+                output::time(volume.create_time_ms),
+            ]
+        };
+        output::table(
+            &["NAME", "SIZE", "STATE", "ATTACHED TO", "EPOCH", "CREATED"],
+            &volumes.iter().map(row).collect::<Vec<_>>(),
+        )
+    })
+}
+
+async fn delete(
+    options: &Options,
+    cluster: &Cluster,
+    name: &str,
+    no_wait: bool,
+    change: &Change,
+) -> Result<(), Failure> {
+    let request = DeleteVolumeRequest {
+        name: path(name),
+        etag: change.etag(),
+        request_id: change.id(),
+    };
+    let volume = call!(cluster, delete_volume, request).await?;
+    let deadline = Instant::now() + options.timeout;
+    while !no_wait {
+        match get(cluster, name).await {
+            // A volume of the same name, made since, is another one.
+            Ok(found) if found.id == volume.id => {}
+            Ok(_) => break,
+            Err(Failure::Status(status)) if status.code() == Code::NotFound => break,
+            Err(failure) => return Err(failure),
+        }
+        if Instant::now() >= deadline {
+            let seconds = options.timeout.as_secs();
+            return Err(Failure::Timeout(format!(
+                "the volume '{name}' is being deleted, but not gone after {seconds} s; it goes on \
+                 by itself: 'basalt volume show {name}', 'basalt cluster status'"
+            )));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    let gone = if no_wait { "is being deleted" } else { "deleted" };
+    output::write(options.output, &document(&volume), || format!("volume {name} {gone}"))
+}
+
+/// Where an attached volume is reached, for people.
+async fn place(cluster: &Cluster, name: &str, host: &str) -> String {
+    let asked = call!(cluster, get_cluster, GetClusterRequest {}).await;
+    let Ok(found) = asked else { return String::new() };
+    match found.nodes.iter().find(|node| node.name == host) {
+        Some(node) if node.nbd_address.starts_with("unix:") => {
+            let socket = node.nbd_address.trim_start_matches("unix:");
+            format!("served at nbd+unix:///{name}?socket={socket}")
+        }
+        Some(node) if !node.nbd_address.is_empty() => {
+            format!("served at nbd://{}/{name}", node.nbd_address)
+        }
+        Some(_) => format!("the node {host} does not serve NBD (basaltd --nbd-listen)"),
+        None => format!(
+            "{host} is no node of the cluster: run basalt-attach --volume {name} --host {host} there"
+        ),
+    }
+}
+
+fn path(name: &str) -> String {
+    format!("volumes/{name}")
+}
+
+fn short(volume: &Volume) -> &str {
+    volume.name.strip_prefix("volumes/").unwrap_or(&volume.name)
+}
+
+fn state(volume: &Volume) -> &'static str {
+    match volume.state() {
+        volume::State::Ready if volume.attachment.is_some() => "attached",
+        volume::State::Ready => "ready",
+        volume::State::Deleting => "deleting",
+        volume::State::Unspecified => "unknown",
+    }
+}
+
+fn document(volume: &Volume) -> Value {
+    let attachment = volume.attachment.as_ref().map(
+        |a| json!({ "host": a.host, "epoch": a.epoch, "since": output::time(a.since_ms) }),
+    );
+    json!({
+        "name": volume.name,
+        "id": volume.id,
+        "size_bytes": volume.size_bytes,
+        "lineage": volume.lineage,
+        "epoch": volume.epoch,
+        "generation": volume.generation,
+        "state": state(volume),
+        "labels": volume.labels,
+        "attachment": attachment,
+        "create_time": output::time(volume.create_time_ms),
+        "etag": volume.etag,
+    })
+}
+
+fn text(volume: &Volume) -> String {
+    let labels: Vec<String> =
+        volume.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let attached = volume.attachment.as_ref().map_or("to nobody".to_owned(), |a| {
+        format!("to {} since {}, epoch {}", a.host, output::time(a.since_ms), a.epoch)
+    });
+    let rows = [
+        ("name", short(volume).to_owned()),
+        ("size", format!("{} ({} bytes)", show(volume.size_bytes), volume.size_bytes)),
+        ("state", state(volume).to_owned()),
+        ("attached", attached),
+        ("labels", if labels.is_empty() { "none".to_owned() } else { labels.join(", ") }),
+        ("id", volume.id.to_string()),
+        ("created", output::time(volume.create_time_ms)),
+        ("etag", volume.etag.clone()),
+    ];
+    rows.iter().map(|(key, value)| format!("{key:<9} {value}\n")).collect()
+}

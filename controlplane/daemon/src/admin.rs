@@ -1,0 +1,263 @@
+//! The administrative API.
+
+use crate::daemon::Daemon;
+use crate::metadata::Metadata;
+use basalt_api::error;
+use basalt_api::v1::admin_server::Admin;
+use basalt_api::v1::{
+    AttachVolumeRequest, AttachVolumeResponse, Attachment, BootstrapRequest, Cluster,
+    CreateVolumeRequest, DeleteVolumeRequest, DetachVolumeRequest, GetClusterRequest,
+    GetPoolMapRequest, GetVolumeRequest, ListVolumesRequest, ListVolumesResponse, PoolMap, Volume,
+    volume,
+};
+use basalt_meta::{
+    AttachVolume, CreateVolume, DeleteVolume, DetachVolume, Op, Outcome, Refused, VolumeRecord,
+    etag_of,
+};
+use std::sync::Arc;
+use tonic::{Request, Response, Status};
+
+const PREFIX: &str = "volumes/";
+const PAGE_DEFAULT: usize = 50;
+const PAGE_MAX: usize = 1000;
+const REQUEST_ID_MAX: usize = 128;
+/// First part of every page token; another one is of another version.
+const TOKEN: &str = "v1.";
+
+/// The service.
+pub struct AdminService {
+    daemon: Arc<Daemon>,
+}
+
+impl AdminService {
+    /// Of this node.
+    pub fn new(daemon: Arc<Daemon>) -> AdminService {
+        AdminService { daemon }
+    }
+
+    async fn change(&self, request_id: &str, op: Op) -> Result<VolumeRecord, Status> {
+        if request_id.len() > REQUEST_ID_MAX {
+            let message = format!("a request id has at most {REQUEST_ID_MAX} bytes; use a UUID");
+            return Err(error::invalid("request_id", message));
+        }
+        match self.daemon.engine()?.metadata.change(request_id, op).await? {
+            Outcome::Volume(volume) => Ok(volume),
+            Outcome::Refused(refused) => Err(status_of(refused)),
+            Outcome::Nothing => Err(Status::internal("the change has no volume as its outcome")),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Admin for AdminService {
+    async fn bootstrap(
+        &self,
+        request: Request<BootstrapRequest>,
+    ) -> Result<Response<Cluster>, Status> {
+        crate::bootstrap::bootstrap(&self.daemon, request.into_inner()).await?;
+        Ok(Response::new(crate::status::cluster(&self.daemon).await?))
+    }
+
+    async fn get_cluster(
+        &self,
+        _request: Request<GetClusterRequest>,
+    ) -> Result<Response<Cluster>, Status> {
+        Ok(Response::new(crate::status::cluster(&self.daemon).await?))
+    }
+
+    async fn create_volume(
+        &self,
+        request: Request<CreateVolumeRequest>,
+    ) -> Result<Response<Volume>, Status> {
+        let request = request.into_inner();
+        let op = Op::CreateVolume(CreateVolume {
+            id: request.volume_id,
+            size_bytes: request.size_bytes,
+            labels: request.labels,
+        });
+        let volume = self.change(&request.request_id, op).await?;
+        Ok(Response::new(volume_of(&volume)))
+    }
+
+    async fn get_volume(
+        &self,
+        request: Request<GetVolumeRequest>,
+    ) -> Result<Response<Volume>, Status> {
+        let id = id_of(&request.get_ref().name)?;
+        let metadata = self.daemon.engine()?.metadata.clone();
+        metadata.barrier().await?;
+        find(&metadata, id).map(Response::new)
+    }
+
+    async fn list_volumes(
+        &self,
+        request: Request<ListVolumesRequest>,
+    ) -> Result<Response<ListVolumesResponse>, Status> {
+        let request = request.into_inner();
+        let size = page_size(request.page_size)?;
+        let after = parse_token(&request.page_token)?;
+        let metadata = self.daemon.engine()?.metadata.clone();
+        metadata.barrier().await?;
+        let mut volumes: Vec<Volume> = metadata
+            .look(|state| state.volumes_after(&after).take(size + 1).map(volume_of).collect());
+        let more = volumes.len() > size;
+        volumes.truncate(size);
+        let last = volumes.last().filter(|_| more);
+        let next_page_token = last.map_or_else(String::new, |v| token_after(id_part(&v.name)));
+        Ok(Response::new(ListVolumesResponse { volumes, next_page_token }))
+    }
+
+    async fn delete_volume(
+        &self,
+        request: Request<DeleteVolumeRequest>,
+    ) -> Result<Response<Volume>, Status> {
+        let request = request.into_inner();
+        let id = id_of(&request.name)?.to_owned();
+        let op = Op::DeleteVolume(DeleteVolume { id, etag: request.etag });
+        let volume = self.change(&request.request_id, op).await?;
+        Ok(Response::new(volume_of(&volume)))
+    }
+
+    async fn attach_volume(
+        &self,
+        request: Request<AttachVolumeRequest>,
+    ) -> Result<Response<AttachVolumeResponse>, Status> {
+        let request = request.into_inner();
+        let op = Op::AttachVolume(AttachVolume {
+            id: id_of(&request.name)?.to_owned(),
+            host: request.host,
+            r#move: request.r#move,
+            renew: request.renew,
+            etag: request.etag,
+            expected_epoch: 0,
+        });
+        let volume = volume_of(&self.change(&request.request_id, op).await?);
+        let epoch = volume.attachment.as_ref().map_or(0, |attachment| attachment.epoch);
+        let map = Some(self.daemon.engine()?.map());
+        Ok(Response::new(AttachVolumeResponse { volume: Some(volume), epoch, map }))
+    }
+
+    async fn detach_volume(
+        &self,
+        request: Request<DetachVolumeRequest>,
+    ) -> Result<Response<Volume>, Status> {
+        let request = request.into_inner();
+        let op = Op::DetachVolume(DetachVolume {
+            id: id_of(&request.name)?.to_owned(),
+            host: request.host,
+            epoch: request.epoch,
+            etag: request.etag,
+        });
+        let volume = self.change(&request.request_id, op).await?;
+        Ok(Response::new(volume_of(&volume)))
+    }
+
+    async fn get_pool_map(
+        &self,
+        _request: Request<GetPoolMapRequest>,
+    ) -> Result<Response<PoolMap>, Status> {
+        Ok(Response::new(self.daemon.engine()?.map()))
+    }
+}
+
+/// A volume as the API shows it.
+pub fn volume_of(record: &VolumeRecord) -> Volume {
+    let state = if record.deleting { volume::State::Deleting } else { volume::State::Ready };
+    let attachment = record.attachment.as_ref().map(|a| Attachment {
+        host: a.host.clone(),
+        epoch: a.epoch,
+        since_ms: a.since_ms,
+    });
+    Volume {
+        name: format!("{PREFIX}{}", record.id),
+        id: record.number,
+        size_bytes: record.size_bytes,
+        lineage: record.lineage,
+        epoch: record.epoch,
+        generation: record.generation,
+        state: state.into(),
+        labels: record.labels.clone(),
+        attachment,
+        create_time_ms: record.create_time_ms,
+        etag: etag_of(record),
+    }
+}
+
+fn find(metadata: &Metadata, id: &str) -> Result<Volume, Status> {
+    metadata
+        .look(|state| state.volume(id).map(volume_of))
+        .ok_or_else(|| status_of(Refused::volume_not_found(id)))
+}
+
+fn status_of(refused: Refused) -> Status {
+    error::status(refused.reason, refused.message, &refused.facts)
+}
+
+fn id_part(name: &str) -> &str {
+    name.strip_prefix(PREFIX).unwrap_or(name)
+}
+
+fn id_of(name: &str) -> Result<&str, Status> {
+    match name.strip_prefix(PREFIX) {
+        Some(id) if !id.is_empty() && !id.contains('/') => Ok(id),
+        _ => Err(error::invalid(
+            "name",
+            format!("'{}' does not name a volume; write volumes/demo", name.escape_debug()),
+        )),
+    }
+}
+
+fn page_size(asked: i32) -> Result<usize, Status> {
+    match usize::try_from(asked) {
+        Ok(0) => Ok(PAGE_DEFAULT),
+        Ok(size) => Ok(size.min(PAGE_MAX)),
+        Err(_) => Err(error::invalid("page_size", format!("{asked} is negative"))),
+    }
+}
+
+fn token_after(id: &str) -> String {
+    let hex: String = id.bytes().map(|byte| format!("{byte:02x}")).collect();
+    format!("{TOKEN}{hex}")
+}
+
+fn parse_token(token: &str) -> Result<String, Status> {
+    if token.is_empty() {
+        return Ok(String::new());
+    }
+    let bad = || {
+        let message = "the page token is none of this API's; start over without one";
+        error::invalid("page_token", message)
+    };
+    let hex = token.strip_prefix(TOKEN).filter(|hex| hex.is_ascii() && hex.len().is_multiple_of(2));
+    let hex = hex.ok_or_else(bad)?;
+    let bytes: Result<Vec<u8>, _> =
+        (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16)).collect();
+    let id = String::from_utf8(bytes.map_err(|_| bad())?).map_err(|_| bad())?;
+    basalt_meta::check_volume_id(&id).map_err(|_| bad())?;
+    Ok(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn page_tokens_come_back() {
+        assert_eq!(parse_token(&token_after("demo-1")).expect("ours"), "demo-1");
+        assert_eq!(parse_token("").expect("none"), "");
+        for bad in ["x", "v1.zz", "v1.6", "v1.c3a4", "v2.64"] {
+            assert!(parse_token(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn names_and_page_sizes_are_checked() {
+        assert_eq!(id_of("volumes/demo").expect("a name"), "demo");
+        for bad in ["", "demo", "volumes/", "volumes/a/b"] {
+            assert!(id_of(bad).is_err(), "{bad}");
+        }
+        assert_eq!(page_size(0).expect("default"), PAGE_DEFAULT);
+        assert_eq!(page_size(i32::MAX).expect("coerced"), PAGE_MAX);
+        assert!(page_size(-1).is_err());
+    }
+}

@@ -1,0 +1,162 @@
+//! Making a cluster of nodes that belong to none.
+//!
+//! The asked node describes all others, plans the layout and lets each of them join. Every node
+//! that joined holds the whole plan, so that an attempt that broke off is continued with the same
+//! plan by asking again with the same list.
+
+use crate::daemon::Daemon;
+use crate::metadata::random;
+use crate::options::Options;
+use basalt_api::v1::{
+    BootstrapRequest, ClusterSpec, DescribeRequest, DescribeResponse, ErrorReason, JoinRequest,
+    Member,
+};
+use basalt_api::{dial, error};
+use basalt_meta::layout;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+use tonic::Status;
+
+const ASK: Duration = Duration::from_secs(5);
+/// Joining formats a device.
+const JOIN: Duration = Duration::from_secs(60);
+/// How long the new cluster may take until its first record is committed.
+const FIRST_RECORD: Duration = Duration::from_secs(20);
+
+/// This node as a member.
+///
+/// # Errors
+/// If its options do not give it addresses that others can use.
+pub fn own_member(options: &Options, node: u32) -> Result<Member, String> {
+    let nbd_address = options.nbd_listen.as_ref().map(ToString::to_string).unwrap_or_default();
+    Ok(Member {
+        node,
+        name: options.node_name()?,
+        grpc_address: options.advertised(options.listen)?,
+        data_address: options.advertised(options.data_listen)?,
+        nbd_address,
+    })
+}
+
+/// Makes the cluster, and returns when its first record is committed.
+///
+/// # Errors
+/// Says which node is the obstacle and what to do.
+pub async fn bootstrap(daemon: &Arc<Daemon>, request: BootstrapRequest) -> Result<(), Status> {
+    if request.nodes.is_empty() || request.nodes.len() > layout::NODES_MAX {
+        let message = format!(
+            "give the gRPC addresses of 1 to {} nodes, not {}",
+            layout::NODES_MAX,
+            request.nodes.len()
+        );
+        return Err(error::invalid("nodes", message));
+    }
+    let mut described = Vec::new();
+    for address in &request.nodes {
+        described.push(describe(address).await?);
+    }
+    let spec = match described.iter().find_map(|d| d.cluster.clone()) {
+        Some(begun) => go_on(begun, &request.nodes, &described)?,
+        None => fresh(&request, &described)?,
+    };
+    if !spec.members.iter().any(|m| m.name == daemon.name()) {
+        let message = format!(
+            "this node, '{}', is not in the list of nodes; ask one that is, or add this one",
+            daemon.name()
+        );
+        return Err(error::invalid("nodes", message));
+    }
+    for (address, member) in request.nodes.iter().zip(&spec.members) {
+        join(address, &spec, member.node).await?;
+    }
+    first_record(daemon).await
+}
+
+async fn describe(address: &str) -> Result<DescribeResponse, Status> {
+    let answer = dial::peer(address, ASK)?.describe(DescribeRequest {}).await;
+    answer.map(tonic::Response::into_inner).map_err(|status| unreachable(address, &status))
+}
+
+fn fresh(request: &BootstrapRequest, described: &[DescribeResponse]) -> Result<ClusterSpec, Status> {
+    let members = described.iter().zip(1..).map(|(node, number)| Member {
+        node: number,
+        name: node.name.clone(),
+        grpc_address: node.grpc_address.clone(),
+        data_address: node.data_address.clone(),
+        nbd_address: node.nbd_address.clone(),
+    });
+    let group_count = match request.group_count {
+        0 => layout::GROUPS_DEFAULT,
+        count => count,
+    };
+    layout::plan(random().max(1), members.collect(), group_count)
+        .map_err(|problem| error::invalid("nodes", problem))
+}
+
+fn go_on(
+    begun: ClusterSpec,
+    addresses: &[String],
+    described: &[DescribeResponse],
+) -> Result<ClusterSpec, Status> {
+    let belongs = |node: &DescribeResponse| {
+        node.cluster.as_ref().is_none_or(|cluster| cluster.id == begun.id)
+    };
+    let same = begun.members.len() == described.len()
+        && begun.members.iter().zip(described).all(|(m, d)| m.name == d.name && belongs(d));
+    if same {
+        return Ok(begun);
+    }
+    let who: Vec<String> = addresses
+        .iter()
+        .zip(described)
+        .filter_map(|(address, d)| {
+            let cluster = d.cluster.as_ref()?;
+            Some(format!("'{}' at {address} (cluster {:016x})", d.name, cluster.id))
+        })
+        .collect();
+    let message = format!(
+        "{} already belong(s) to a cluster with other members, or in another order. To go on with a \
+         bootstrap that broke off, give exactly its list; to take a node elsewhere, stop it and give \
+         it a new data directory and a blank device",
+        who.join(", ")
+    );
+    Err(error::status(ErrorReason::AlreadyBootstrapped, message, &[]))
+}
+
+async fn join(address: &str, spec: &ClusterSpec, node: u32) -> Result<(), Status> {
+    let request = JoinRequest { cluster: Some(spec.clone()), node };
+    match dial::peer(address, JOIN)?.join(request).await {
+        Ok(_) => Ok(()),
+        Err(status) if error::reason_of(&status).is_some() => Err(status),
+        Err(status) => Err(unreachable(address, &status)),
+    }
+}
+
+async fn first_record(daemon: &Arc<Daemon>) -> Result<(), Status> {
+    let deadline = Instant::now() + FIRST_RECORD;
+    let engine = daemon.engine()?;
+    let mut last = None;
+    while Instant::now() < deadline {
+        match engine.metadata.barrier().await {
+            Ok(_) if engine.metadata.look(|state| state.cluster().is_some()) => return Ok(()),
+            Ok(_) => {}
+            Err(status) => last = Some(status),
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+    Err(last.unwrap_or_else(|| {
+        let message = "the nodes joined, but the cluster's record is not committed yet; look at \
+                       'basalt cluster status'";
+        error::status(ErrorReason::NoQuorum, message, &[])
+    }))
+}
+
+fn unreachable(address: &str, status: &Status) -> Status {
+    let message = format!(
+        "the node at {address} can not be asked ({}); is basaltd running there, with --listen \
+         {address}?",
+        dial::plain(status)
+    );
+    error::status(ErrorReason::NodeUnreachable, message, &[("address", address.to_owned())])
+}

@@ -1,0 +1,265 @@
+//! The life of the process: its data directory locked, its API up, waiting to be made part of a
+//! cluster or running as part of one, stopped in order.
+
+use crate::admin::AdminService;
+use crate::engine::{Engine, identity_of};
+use crate::options::Options;
+use crate::peer::PeerService;
+use anyhow::{Context, Result, anyhow, bail};
+use basalt_api::error;
+use basalt_api::v1::admin_server::AdminServer;
+use basalt_api::v1::peer_server::PeerServer;
+use basalt_api::v1::{ClusterSpec, ErrorReason};
+use basalt_meta::layout;
+use basalt_store::{Store, StoreError};
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read, Seek, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
+use tokio::sync::{Mutex, watch};
+use tonic::Status;
+use tonic::transport::server::TcpIncoming;
+
+/// Calls under way on one connection.
+const CALLS_MAX: usize = 256;
+/// How long calls may go on after the node was asked to stop.
+const LAST_CALLS: Duration = Duration::from_secs(2);
+/// How long a call may take at all; the longest is a bootstrap.
+const CALL: Duration = Duration::from_secs(120);
+
+/// One process.
+pub struct Daemon {
+    /// Its command line.
+    pub options: Arc<Options>,
+    /// How often the node was started, with this time.
+    pub boots: u64,
+    /// When this process began.
+    pub began: Instant,
+    store: Arc<Store>,
+    name: String,
+    engine: watch::Sender<Option<Arc<Engine>>>,
+    joining: Mutex<()>,
+}
+
+impl Daemon {
+    /// The node's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The running member of a cluster.
+    ///
+    /// # Errors
+    /// While the node waits for bootstrap.
+    pub fn engine(&self) -> Result<Arc<Engine>, Status> {
+        self.engine.borrow().clone().ok_or_else(|| {
+            let message = format!(
+                "the node '{}' belongs to no cluster yet; run 'basalt cluster bootstrap --node ...' \
+                 with the addresses of all nodes",
+                self.name
+            );
+            error::status(ErrorReason::NotBootstrapped, message, &[("node", self.name.clone())])
+        })
+    }
+
+    /// What the members of the node's cluster agreed on, if it belongs to one: also when it could
+    /// not start as a member yet.
+    pub fn spec(&self) -> Option<ClusterSpec> {
+        if let Some(engine) = self.engine.borrow().as_ref() {
+            return Some(engine.spec());
+        }
+        let stored = self.store.identity().ok().flatten();
+        stored.map(|identity| crate::engine::spec_of(&identity))
+    }
+
+    /// Makes this node a member. The same again is done already.
+    ///
+    /// # Errors
+    /// If it belongs to another cluster, or can not run as this member.
+    pub async fn join(self: &Arc<Daemon>, spec: ClusterSpec, node: u32) -> Result<(), Status> {
+        let _one_at_a_time = self.joining.lock().await;
+        layout::validate(&spec).map_err(|problem| error::invalid("cluster", problem))?;
+        let own = crate::bootstrap::own_member(&self.options, node).map_err(Status::internal)?;
+        if self.engine().is_ok_and(|engine| engine.cluster() == spec.id) {
+            return Ok(());
+        }
+        if !spec.members.contains(&own) {
+            let message = format!(
+                "the node at {} is '{}' with data path {}, which is not member {node} of the layout",
+                own.grpc_address, own.name, own.data_address
+            );
+            return Err(error::invalid("cluster", message));
+        }
+        let daemon = self.clone();
+        let runtime = tokio::runtime::Handle::current();
+        let started = tokio::task::spawn_blocking(move || -> Result<Arc<Engine>> {
+            let _inside = runtime.enter();
+            let identity = identity_of(&spec, node);
+            daemon.store.adopt(identity.clone())?;
+            Engine::start(daemon.options.clone(), daemon.store.clone(), &identity)
+        });
+        let engine = started
+            .await
+            .map_err(|e| Status::internal(e.to_string()))?
+            .map_err(|problem| join_failed(&self.name, &problem))?;
+        tracing::info!(node, cluster = format!("{:016x}", engine.cluster()), "joined the cluster");
+        self.engine.send_replace(Some(engine));
+        Ok(())
+    }
+}
+
+fn join_failed(name: &str, problem: &anyhow::Error) -> Status {
+    if let Some(StoreError::Belongs { cluster, .. }) = problem.downcast_ref::<StoreError>() {
+        let message = format!("the node '{name}' already belongs to cluster {cluster:016x}");
+        return error::status(ErrorReason::AlreadyBootstrapped, message, &[]);
+    }
+    let message = format!("the node '{name}' can not join: {problem:#}");
+    error::status(ErrorReason::NodeUnreachable, message, &[("node", name.to_owned())])
+}
+
+/// Runs a node until it is asked to stop.
+///
+/// # Errors
+/// If it can not start, or has to end.
+pub async fn run(options: Options) -> Result<()> {
+    let name = options.node_name().map_err(|e| anyhow!(e))?;
+    crate::bootstrap::own_member(&options, 0).map_err(|e| anyhow!(e))?;
+    for what in options.exposed() {
+        tracing::warn!("{what} can be reached from other machines, and nothing is authenticated yet");
+    }
+    let _lock = lock_directory(&options.data_dir)?;
+    let store = Arc::new(Store::open(&options.data_dir.join("store"))?);
+    let boots = store.boot()?;
+    let listener = TcpListener::bind(options.listen)
+        .await
+        .with_context(|| format!("the gRPC API can not listen on {} (--listen)", options.listen))?;
+    let daemon = Arc::new(Daemon {
+        options: Arc::new(options),
+        boots,
+        began: Instant::now(),
+        store: store.clone(),
+        name,
+        engine: watch::channel(None).0,
+        joining: Mutex::new(()),
+    });
+    if let Some(identity) = store.identity()? {
+        tracing::info!(node = identity.node, boots, "opening the device");
+        let (options, store) = (daemon.options.clone(), store.clone());
+        let runtime = tokio::runtime::Handle::current();
+        let start = move || {
+            let _inside = runtime.enter();
+            Engine::start(options, store, &identity)
+        };
+        daemon.engine.send_replace(Some(tokio::task::spawn_blocking(start).await??));
+    } else {
+        tracing::info!(name = %daemon.name, listen = %daemon.options.listen, "waiting for bootstrap");
+    }
+    serve(&daemon, listener).await
+}
+
+async fn serve(daemon: &Arc<Daemon>, listener: TcpListener) -> Result<()> {
+    let (stop, mut stopping) = watch::channel(false);
+    let server = tonic::transport::Server::builder()
+        .concurrency_limit_per_connection(CALLS_MAX)
+        .timeout(CALL)
+        .http2_keepalive_interval(Some(Duration::from_secs(10)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(5)))
+        .add_service(AdminServer::new(AdminService::new(daemon.clone())))
+        .add_service(PeerServer::new(PeerService::new(daemon.clone())))
+        .serve_with_incoming_shutdown(
+            TcpIncoming::from(listener).with_nodelay(Some(true)),
+            async move {
+                // Both mean that it is time to stop.
+                let _ = stopping.wait_for(|stop| *stop).await;
+            },
+        );
+    let mut server = tokio::spawn(server);
+    tracing::info!(listen = %daemon.options.listen, version = env!("CARGO_PKG_VERSION"), "ready");
+    let end: Result<()> = tokio::select! {
+        signal = basalt_attach::process::stop_signal() => {
+            tracing::info!("{}: stopping", signal?);
+            Ok(())
+        }
+        reason = failure(daemon) => Err(anyhow!("the node had to end: {reason}")),
+        ended = &mut server => match ended? {
+            Ok(()) => bail!("the gRPC API ended"),
+            Err(problem) => return Err(problem).context("the gRPC API failed"),
+        },
+    };
+    if end.is_ok() {
+        stop_engine(daemon).await?;
+    }
+    stop.send_replace(true);
+    // A client that does not let go must not hold up the end.
+    let _ = tokio::time::timeout(LAST_CALLS, server).await;
+    tracing::info!("stopped");
+    end
+}
+
+async fn failure(daemon: &Arc<Daemon>) -> String {
+    let mut engines = daemon.engine.subscribe();
+    let running = engines.wait_for(Option::is_some).await.ok().and_then(|engine| engine.clone());
+    match running {
+        Some(engine) => engine.failure().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn stop_engine(daemon: &Arc<Daemon>) -> Result<()> {
+    let Ok(engine) = daemon.engine() else { return Ok(()) };
+    tokio::task::spawn_blocking(move || engine.reactor.stop()).await??;
+    Ok(())
+}
+
+/// Makes sure that no other process uses the directory, and keeps it so as long as the file lives.
+fn lock_directory(directory: &Path) -> Result<File> {
+    std::fs::create_dir_all(directory)
+        .with_context(|| format!("the data directory {} can not be made", directory.display()))?;
+    let path = directory.join("lock");
+    let mut file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("{} can not be opened", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            // Who it is only makes the message better.
+            let _ = file.read_to_string(&mut holder);
+            let holder = holder.trim();
+            bail!(
+                "the data directory {} is in use by another basaltd (process {holder}); stop that \
+                 one, or give this one a directory of its own with --data-dir",
+                directory.display()
+            );
+        }
+        Err(TryLockError::Error(problem)) => {
+            return Err(problem).with_context(|| format!("{} can not be locked", path.display()));
+        }
+    }
+    file.set_len(0)?;
+    file.rewind()?;
+    writeln!(file, "{}", std::process::id())?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_has_one_user() {
+        let path = std::env::temp_dir().join(format!("basaltd-lock-{}", std::process::id()));
+        let first = lock_directory(&path).expect("free");
+        let second = lock_directory(&path).expect_err("in use").to_string();
+        assert!(second.contains(&format!("process {}", std::process::id())), "{second}");
+        drop(first);
+        lock_directory(&path).expect("free again");
+        std::fs::remove_dir_all(&path).expect("removed");
+    }
+}

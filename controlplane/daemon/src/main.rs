@@ -1,0 +1,28 @@
+//! One node of a Basalt cluster.
+
+use basalt_attach::process;
+use basaltd::options::Options;
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    process::start_logging(options.log_format);
+    process::end_on_panic();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("control")
+        .enable_all()
+        .build();
+    let result = match runtime {
+        Ok(runtime) => runtime.block_on(basaltd::daemon::run(options)),
+        Err(problem) => Err(problem.into()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            tracing::error!("{problem:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

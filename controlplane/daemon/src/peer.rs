@@ -1,0 +1,102 @@
+//! The calls that nodes make to each other.
+
+use crate::bootstrap::own_member;
+use crate::daemon::Daemon;
+use basalt_api::error;
+use basalt_api::v1::peer_server::Peer;
+use basalt_api::v1::propose_response::Result as ProposeResult;
+use basalt_api::v1::{
+    DescribeRequest, DescribeResponse, ErrorReason, GetReportRequest, JoinRequest, JoinResponse,
+    NodeReport, ProposeRequest, ProposeResponse,
+};
+use basalt_core::event::ProposeError;
+use bytes::Bytes;
+use std::sync::Arc;
+use tonic::{Request, Response, Status};
+
+/// The longest metadata entry taken.
+const ENTRY_MAX: usize = 256 << 10;
+
+/// The service.
+pub struct PeerService {
+    daemon: Arc<Daemon>,
+}
+
+impl PeerService {
+    /// Of this node.
+    pub fn new(daemon: Arc<Daemon>) -> PeerService {
+        PeerService { daemon }
+    }
+}
+
+#[tonic::async_trait]
+impl Peer for PeerService {
+    async fn describe(
+        &self,
+        _request: Request<DescribeRequest>,
+    ) -> Result<Response<DescribeResponse>, Status> {
+        let engine = self.daemon.engine().ok();
+        let node = engine.as_ref().map_or(0, |engine| engine.node.0);
+        let own = own_member(&self.daemon.options, node).map_err(Status::internal)?;
+        let device = self.daemon.options.device_path();
+        Ok(Response::new(DescribeResponse {
+            name: own.name,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            grpc_address: own.grpc_address,
+            data_address: own.data_address,
+            nbd_address: own.nbd_address,
+            device_bytes: device.metadata().map_or(0, |meta| meta.len()),
+            cluster: self.daemon.spec(),
+            node,
+        }))
+    }
+
+    async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
+        let request = request.into_inner();
+        let spec = request.cluster.unwrap_or_default();
+        self.daemon.join(spec, request.node).await?;
+        Ok(Response::new(JoinResponse {}))
+    }
+
+    async fn propose(
+        &self,
+        request: Request<ProposeRequest>,
+    ) -> Result<Response<ProposeResponse>, Status> {
+        let request = request.into_inner();
+        let engine = self.daemon.engine()?;
+        if request.cluster != engine.cluster() {
+            let message = format!(
+                "this node belongs to cluster {:016x}, not to {:016x}",
+                engine.cluster(),
+                request.cluster
+            );
+            return Err(error::status(ErrorReason::AlreadyBootstrapped, message, &[]));
+        }
+        if request.entry.len() > ENTRY_MAX {
+            return Err(error::invalid("entry", format!("longer than {ENTRY_MAX} bytes")));
+        }
+        basalt_meta::decode(&request.entry).map_err(|problem| error::invalid("entry", problem))?;
+        let mut answer = ProposeResponse::default();
+        let result = match engine.metadata.propose_here(Bytes::from(request.entry)).await {
+            Ok(index) => {
+                answer.index = index.0;
+                ProposeResult::Committed
+            }
+            Err(ProposeError::NotLeader(leader)) => {
+                answer.leader = leader.map_or(0, |node| node.0);
+                ProposeResult::NotLeader
+            }
+            Err(ProposeError::Unknown) => ProposeResult::Unknown,
+            Err(ProposeError::Unavailable) => ProposeResult::Unavailable,
+        };
+        answer.set_result(result);
+        Ok(Response::new(answer))
+    }
+
+    async fn get_report(
+        &self,
+        _request: Request<GetReportRequest>,
+    ) -> Result<Response<NodeReport>, Status> {
+        Ok(Response::new(crate::status::report(&self.daemon).await?))
+    }
+}

@@ -1,0 +1,278 @@
+//! What a node says about itself, and what all nodes together say about the cluster.
+
+use crate::daemon::Daemon;
+use crate::engine::Engine;
+use basalt_api::dial;
+use basalt_api::v1::{
+    Cluster, GetReportRequest, Group, Health, Member, Node, NodeReport, Replica,
+};
+use basalt_core::shard::{GroupRole, Phase, ShardStatus};
+use basalt_node::{HostState, ReactorStatus};
+use basalt_wire::ids::GroupId;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinSet;
+use tonic::Status;
+
+/// How long a node may take to report before it counts as not reachable.
+const REPORT: Duration = Duration::from_millis(1500);
+const METADATA: &str = "metadata";
+
+/// What this node says about itself.
+///
+/// # Errors
+/// If it waits for bootstrap, or its reactor does not answer.
+pub async fn report(daemon: &Daemon) -> Result<NodeReport, Status> {
+    let engine = daemon.engine()?;
+    let status = engine.status().await.map_err(|e| Status::unavailable(format!("{e:#}")))?;
+    let own = engine.spec().members.into_iter().find(|member| member.node == engine.node.0);
+    let mut node = node_of(&own.unwrap_or_default());
+    let replicas: Vec<Replica> = status.shard().map(replicas_of).unwrap_or_default();
+    node.reachable = true;
+    node.state = state_of(&status);
+    node.version = env!("CARGO_PKG_VERSION").to_owned();
+    node.uptime_seconds = daemon.began.elapsed().as_secs();
+    node.boots = daemon.boots;
+    node.links = links_of(&engine, &status);
+    node.leaderships = replicas.iter().filter(|replica| replica.role == "leader").count() as u32;
+    node.serving = engine.door.serving();
+    if let Some(shard) = status.shard() {
+        let segment = daemon.options.segment_size;
+        node.device_bytes = u64::from(shard.segments_total) * segment;
+        node.free_bytes = u64::from(shard.segments_free) * segment;
+    }
+    let metadata_applied = engine.metadata.look(|state| state.applied());
+    Ok(NodeReport { node: Some(node), replicas, metadata_applied })
+}
+
+/// The cluster as this node and those that it reaches see it.
+///
+/// # Errors
+/// Never for a cluster in a bad state: that is what is reported.
+pub async fn cluster(daemon: &Arc<Daemon>) -> Result<Cluster, Status> {
+    let Ok(engine) = daemon.engine() else { return Ok(unbootstrapped(daemon)) };
+    let spec = engine.spec();
+    let mut asked = JoinSet::new();
+    for (at, member) in spec.members.iter().cloned().enumerate() {
+        let daemon = daemon.clone();
+        let here = member.node == engine.node.0;
+        asked.spawn(async move {
+            let report = if here { report(&daemon).await } else { ask(&member).await };
+            (at, report)
+        });
+    }
+    let mut reports: Vec<Option<NodeReport>> = vec![None; spec.members.len()];
+    let mut nodes: Vec<Node> = spec.members.iter().map(node_of).collect();
+    while let Some(answer) = asked.join_next().await {
+        let (at, report) = answer.map_err(|e| Status::internal(e.to_string()))?;
+        match report {
+            Ok(report) => {
+                if let Some(node) = &report.node {
+                    nodes[at] = node.clone();
+                }
+                reports[at] = Some(report);
+            }
+            Err(status) => nodes[at].problem = dial::plain(&status),
+        }
+    }
+    let reports: Vec<NodeReport> = reports.into_iter().flatten().collect();
+    let groups = spec.groups.iter().enumerate().map(|(group, v)| (group.to_string(), v));
+    let metadata = spec.metadata.iter().map(|v| (METADATA.to_owned(), v));
+    let groups: Vec<Group> =
+        groups.chain(metadata).map(|(id, v)| group_of(id, &v.nodes, &nodes, &reports)).collect();
+    let (health, health_sentence) = judge(&nodes, &groups);
+    Ok(Cluster {
+        id: format!("{:016x}", spec.id),
+        nodes,
+        groups,
+        health: health.into(),
+        health_sentence,
+        volume_count: engine.metadata.look(|state| state.volumes().count() as u64),
+    })
+}
+
+async fn ask(member: &Member) -> Result<NodeReport, Status> {
+    let mut client = dial::peer(&member.grpc_address, REPORT)?;
+    Ok(client.get_report(GetReportRequest {}).await?.into_inner())
+}
+
+fn unbootstrapped(daemon: &Daemon) -> Cluster {
+    let own = crate::bootstrap::own_member(&daemon.options, 0).unwrap_or_default();
+    let state = "waiting for bootstrap".to_owned();
+    let node = Node { reachable: true, state, ..node_of(&own) };
+    Cluster {
+        nodes: vec![node],
+        health: Health::Unbootstrapped.into(),
+        health_sentence: format!(
+            "the node '{}' belongs to no cluster yet; run 'basalt cluster bootstrap --node ...' with \
+             the addresses of all nodes",
+            daemon.name()
+        ),
+        ..Cluster::default()
+    }
+}
+
+fn node_of(member: &Member) -> Node {
+    Node {
+        id: member.node,
+        name: member.name.clone(),
+        grpc_address: member.grpc_address.clone(),
+        data_address: member.data_address.clone(),
+        nbd_address: member.nbd_address.clone(),
+        ..Node::default()
+    }
+}
+
+fn state_of(status: &ReactorStatus) -> String {
+    let Some(host) = &status.shard else { return "without a device".to_owned() };
+    match (&host.state, &host.shard) {
+        (HostState::Failed(reason), _) => format!("failed: {reason}"),
+        (HostState::Reopening { reason, .. }, _) => format!("suspect: {reason}"),
+        (HostState::Open, None) => "opening".to_owned(),
+        (HostState::Open, Some(shard)) => match &shard.phase {
+            Phase::Opening => "opening".to_owned(),
+            Phase::Running => "running".to_owned(),
+            Phase::Draining => "draining".to_owned(),
+            Phase::Suspect(reason) => format!("suspect: {reason}"),
+            Phase::Failed(reason) => format!("failed: {reason}"),
+        },
+    }
+}
+
+fn links_of(engine: &Engine, status: &ReactorStatus) -> Vec<String> {
+    let up: BTreeSet<u32> = status
+        .links
+        .iter()
+        .filter(|link| link.up && link.to.node != engine.node)
+        .map(|link| link.to.node.0)
+        .collect();
+    let members = engine.spec().members;
+    members.into_iter().filter(|member| up.contains(&member.node)).map(|m| m.name).collect()
+}
+
+fn replicas_of(shard: &ShardStatus) -> Vec<Replica> {
+    let role = |role: &GroupRole| match role {
+        GroupRole::Follower => "follower",
+        GroupRole::Candidate => "candidate",
+        GroupRole::Leader => "leader",
+        GroupRole::Impaired => "impaired",
+        GroupRole::Quarantined => "quarantined",
+    };
+    let groups = shard.groups.iter().map(|group| Replica {
+        group: match group.group {
+            GroupId::METADATA => METADATA.to_owned(),
+            GroupId(number) => number.to_string(),
+        },
+        leader: group.leader.map_or(0, |node| node.0),
+        term: group.term.0,
+        commit: group.commit.0,
+        applied: group.applied.0,
+        last: group.last.0,
+        role: role(&group.role).to_owned(),
+    });
+    groups.collect()
+}
+
+fn group_of(id: String, voters: &[u32], nodes: &[Node], reports: &[NodeReport]) -> Group {
+    let reachable = |node: u32| nodes.iter().any(|n| n.id == node && works(n));
+    let views = reports.iter().flat_map(|report| report.replicas.iter().filter(|r| r.group == id));
+    let newest = views.max_by_key(|replica| (replica.term, replica.leader != 0));
+    let leader = newest.map_or(0, |replica| replica.leader);
+    Group {
+        id,
+        voters: voters.to_vec(),
+        // A leader that nobody reaches leads nothing.
+        leader: if reachable(leader) { leader } else { 0 },
+        term: newest.map_or(0, |replica| replica.term),
+        commit: newest.map_or(0, |replica| replica.commit),
+        voters_reachable: voters.iter().filter(|node| reachable(**node)).count() as u32,
+    }
+}
+
+fn works(node: &Node) -> bool {
+    node.reachable && (node.state == "running" || node.state == "draining")
+}
+
+fn judge(nodes: &[Node], groups: &[Group]) -> (Health, String) {
+    let missing: Vec<String> = nodes
+        .iter()
+        .filter(|node| !works(node))
+        .map(|node| match node.reachable {
+            false => format!("'{}' does not answer", node.name),
+            true => format!("'{}' is {}", node.name, node.state),
+        })
+        .collect();
+    let missing = missing.join(", ");
+    let majority = |group: &&Group| (group.voters_reachable as usize) <= group.voters.len() / 2;
+    let lost = groups.iter().filter(majority).count();
+    if lost > 0 {
+        let text = format!(
+            "{lost} of {} groups have no majority: I/O that needs them waits until nodes are back \
+             ({missing})",
+            groups.len()
+        );
+        return (Health::Unavailable, text);
+    }
+    let leaderless = groups.iter().filter(|group| group.leader == 0).count();
+    if leaderless > 0 {
+        let why = if missing.is_empty() { String::new() } else { format!(" ({missing})") };
+        let text = format!("{leaderless} of {} groups are electing a leader{why}", groups.len());
+        return (Health::Unavailable, text);
+    }
+    if !missing.is_empty() {
+        let text = format!("volumes work, but with less redundancy than they should have: {missing}");
+        return (Health::Degraded, text);
+    }
+    let unlinked: Vec<&str> = nodes
+        .iter()
+        .filter(|node| node.links.len() + 1 < nodes.len())
+        .map(|node| node.name.as_str())
+        .collect();
+    if !unlinked.is_empty() {
+        let text = format!("the data path of {} does not reach every node", unlinked.join(", "));
+        return (Health::Degraded, text);
+    }
+    (Health::Ok, format!("all {} nodes and {} groups work", nodes.len(), groups.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(id: u32, reachable: bool) -> Node {
+        let links = (1..=3).filter(|n| *n != id).map(|n| format!("n{n}")).collect();
+        let (name, state) = (format!("n{id}"), "running".to_owned());
+        Node { id, name, reachable, state, links, ..Node::default() }
+    }
+
+    fn view(from: u32, leader: u32, term: u64) -> NodeReport {
+        let replica = Replica { group: "0".to_owned(), leader, term, ..Replica::default() };
+        NodeReport { node: Some(node(from, true)), replicas: vec![replica], metadata_applied: 0 }
+    }
+
+    #[test]
+    fn health_says_what_is_wrong() {
+        let all = |up: [bool; 3]| -> Vec<Node> { (1..).zip(up).map(|(n, u)| node(n, u)).collect() };
+        let check = |up: [bool; 3], leader: u32| {
+            let reports: Vec<_> = (1..).zip(up).filter(|(_, u)| *u).map(|(n, _)| view(n, leader, 2));
+            let reports: Vec<_> = reports.collect();
+            let nodes = all(up);
+            let groups = vec![group_of("0".to_owned(), &[1, 2, 3], &nodes, &reports)];
+            judge(&nodes, &groups)
+        };
+        assert_eq!(check([true; 3], 1).0, Health::Ok);
+        let (health, text) = check([true, true, false], 1);
+        assert_eq!(health, Health::Degraded);
+        assert!(text.contains("'n3' does not answer"), "{text}");
+        assert_eq!(check([true, true, false], 3).0, Health::Unavailable, "the leader is the dead one");
+        assert_eq!(check([true, false, false], 1).0, Health::Unavailable);
+    }
+
+    #[test]
+    fn the_newest_term_tells_the_leader() {
+        let nodes: Vec<Node> = (1..=3).map(|n| node(n, true)).collect();
+        let reports = vec![view(1, 1, 2), view(2, 3, 4), view(3, 3, 4)];
+        assert_eq!(group_of("0".to_owned(), &[1, 2, 3], &nodes, &reports).leader, 3);
+    }
+}

@@ -1,0 +1,159 @@
+//! What the log tells: replay at start, places, durability, reads.
+
+use super::{Phase, Shard};
+use crate::consensus::{Cx, LogRead};
+use crate::event::Effect;
+use crate::log::{Damage, LogEvent, OpenReport, Record, RecordSeq};
+use crate::mark;
+use crate::planted::Bug;
+use basalt_wire::frame::{Refusal, ReplyResult};
+use basalt_wire::ids::GroupId;
+use basalt_wire::time::Time;
+use bytes::Bytes;
+
+impl Shard {
+    pub(super) fn log_events(
+        &mut self,
+        now: Time,
+        events: &mut Vec<LogEvent>,
+        out: &mut Vec<Effect>,
+    ) {
+        for event in events.drain(..) {
+            match event {
+                LogEvent::Replayed { record, location, blocks, data_at } => {
+                    let (Record::Entry { group, .. } | Record::HardState { group, .. }) = &record;
+                    // A group that is not configured here any more leaves its records behind.
+                    if let Some(slot) = self.by_id.get(group) {
+                        self.opening[*slot].replay(record, location, blocks, data_at);
+                    }
+                }
+                LogEvent::Damaged(damage) => self.damaged(damage, out),
+                LogEvent::Opened(report) => self.opened(now, report, out),
+                LogEvent::OpenFailed(reason) => {
+                    let text = format!("the device can not be opened: {reason}");
+                    out.push(Effect::Notice { alarm: true, text });
+                    self.phase = Phase::Failed(reason);
+                }
+                LogEvent::Placed { seq, location, data_at } => {
+                    let at = (seq.0 - self.shared.durable.0) as usize - 1;
+                    let written = self.shared.written[at];
+                    if let Some(entry) = written.entry {
+                        self.groups[written.group].placed(entry, location, data_at);
+                    }
+                }
+                LogEvent::Durable(seq) => self.durable(now, seq, out),
+                LogEvent::Read { token, result } => self.read_done(now, token, result.ok(), out),
+                LogEvent::ReadData { token, result } => {
+                    let read = self.shared.log_reads.take(token as usize);
+                    self.entry_read(now, read, result, None, out);
+                }
+                LogEvent::Suspect(reason) => self.suspect(reason, out),
+            }
+        }
+    }
+
+    fn damaged(&mut self, damage: Damage, out: &mut Vec<Effect>) {
+        mark!("log damaged");
+        for (slot, group) in self.groups.iter().enumerate() {
+            if damage.group.is_none_or(|id| id == group.id) {
+                self.opening[slot].damaged(&damage);
+            }
+        }
+        let vote = if damage.vote_lost {
+            "; a vote may be lost, so that the replica takes no part until an operator decides"
+        } else {
+            ""
+        };
+        let text = format!("the log is damaged: {}{vote}", damage.text);
+        out.push(Effect::Notice { alarm: true, text });
+    }
+
+    fn opened(&mut self, now: Time, report: OpenReport, out: &mut Vec<Effect>) {
+        self.open_report = Some(report);
+        self.phase = Phase::Running;
+        self.next_tick = now + self.shared.timing.tick;
+        let states = std::mem::take(&mut self.opening);
+        let mut cx = Cx { shared: &mut self.shared, now, out };
+        for (group, state) in self.groups.iter_mut().zip(states) {
+            group.open(&mut cx, state);
+        }
+        if self.drain.take().is_some() {
+            self.start_drain(now, out);
+        }
+    }
+
+    fn durable(&mut self, now: Time, seq: RecordSeq, out: &mut Vec<Effect>) {
+        let count = (seq.0.saturating_sub(self.shared.durable.0)) as usize;
+        self.shared.durable = self.shared.durable.max(seq);
+        let done: Vec<usize> = self.shared.written.drain(..count).map(|w| w.group).collect();
+        let mut cx = Cx { shared: &mut self.shared, now, out };
+        // Groups are visited in the order of their first record, each once.
+        let mut before = usize::MAX;
+        for slot in done {
+            if slot != before {
+                self.groups[slot].durable(&mut cx);
+                before = slot;
+            }
+        }
+    }
+
+    /// Nothing more becomes durable, so nothing more may be answered.
+    fn suspect(&mut self, reason: String, out: &mut Vec<Effect>) {
+        if !matches!(self.phase, Phase::Suspect(_)) {
+            mark!("device suspect");
+            self.phase = Phase::Suspect(reason.clone());
+            out.push(Effect::DeviceSuspect { reason });
+        }
+    }
+
+    fn read_done(&mut self, now: Time, token: u64, result: Option<Bytes>, out: &mut Vec<Effect>) {
+        match self.shared.log_reads.take(token as usize) {
+            Some(LogRead::Client(read, run)) => self.client_read(read, run, result, out),
+            read => self.entry_read(now, read, None, result, out),
+        }
+    }
+
+    fn entry_read(
+        &mut self,
+        now: Time,
+        read: Option<LogRead>,
+        data: Option<Bytes>,
+        payload: Option<Bytes>,
+        out: &mut Vec<Effect>,
+    ) {
+        let Some(LogRead::Entry { group, peer, message, entry }) = read else { return };
+        let mut cx = Cx { shared: &mut self.shared, now, out };
+        self.groups[group].fetched(&mut cx, peer, (message, entry), data, payload);
+    }
+
+    fn client_read(&mut self, at: usize, run: usize, data: Option<Bytes>, out: &mut Vec<Effect>) {
+        let Some(read) = self.shared.client_reads.get_mut(at) else { return };
+        read.outstanding -= 1;
+        match data {
+            Some(data) => read.plan.fill(run, data),
+            None => read.failed = true,
+        }
+        if read.outstanding > 0 {
+            return;
+        }
+        let read = self.shared.client_reads.take(at).expect("seen above");
+        let trust = self.shared.planted.is(Bug::ReadUnverified);
+        let finished = if read.failed { None } else { read.plan.finish(trust).ok() };
+        let result = match finished {
+            Some((index, checksums, payload)) => ReplyResult::Data { index, checksums, payload },
+            None => {
+                mark!("damaged block read");
+                self.note_damage(read.group, out);
+                ReplyResult::Refused(Refusal::Damaged)
+            }
+        };
+        let reply = basalt_wire::frame::Reply { id: read.id, group: read.group, result };
+        out.push(Effect::Reply { link: read.link, reply });
+    }
+
+    fn note_damage(&mut self, group: GroupId, out: &mut Vec<Effect>) {
+        let text =
+            format!("group {group}: a block does not match its checksum; another replica is asked");
+        out.push(Effect::Notice { alarm: true, text });
+    }
+}

@@ -1,0 +1,169 @@
+//! Clients' requests: what is refused at once, what is read, what is proposed.
+
+use super::Shard;
+use crate::consensus::{ClientRead, Cx, LogRead, Proposal};
+use crate::event::{Effect, LinkId};
+use crate::mark;
+use crate::planted::Bug;
+use crate::replica::blocks_match;
+use basalt_wire::block::{BLOCK_BYTES, CHUNK_BLOCKS, COMMAND_BLOCKS_MAX};
+use basalt_wire::buffer::Payload;
+use basalt_wire::codec::BLOCK_END_MAX;
+use basalt_wire::command::{BlockRange, Command};
+use basalt_wire::frame::{Refusal, ReplyResult, Request, RequestOp};
+use basalt_wire::ids::{LogIndex, Term};
+use basalt_wire::time::Time;
+
+/// Whether a range has 1 to `most` blocks, all of one chunk.
+fn is_range(range: BlockRange, most: u32) -> bool {
+    range.count >= 1
+        && range.count <= most
+        && range.block < BLOCK_END_MAX
+        && range.block % CHUNK_BLOCKS + u64::from(range.count) <= CHUNK_BLOCKS
+}
+
+/// What a request becomes.
+enum Want {
+    Leader,
+    Read(BlockRange, LogIndex),
+    Extents(BlockRange, LogIndex),
+    Change(Term, Command, Payload),
+}
+
+/// Checks a request's shape.
+fn parse(request: Request) -> Result<Want, Refusal> {
+    let (volume, epoch) = (request.volume, request.epoch);
+    match request.op {
+        RequestOp::Leader => Ok(Want::Leader),
+        RequestOp::Read { range, floor } if is_range(range, COMMAND_BLOCKS_MAX) => {
+            Ok(Want::Read(range, floor))
+        }
+        RequestOp::Extents { range, floor } if is_range(range, CHUNK_BLOCKS as u32) => {
+            Ok(Want::Extents(range, floor))
+        }
+        RequestOp::Write { term, generation, range, checksums, payload } => {
+            let count = range.count as usize;
+            let fits = checksums.len() == count && payload.len() == count * BLOCK_BYTES;
+            if !is_range(range, COMMAND_BLOCKS_MAX) || !fits {
+                return Err(Refusal::Invalid);
+            }
+            Ok(Want::Change(
+                term,
+                Command::Write { volume, epoch, generation, range, checksums },
+                payload,
+            ))
+        }
+        RequestOp::Unmap { term, generation, range } if is_range(range, CHUNK_BLOCKS as u32) => {
+            let command = Command::Unmap { volume, epoch, generation, range };
+            Ok(Want::Change(term, command, Payload::empty()))
+        }
+        RequestOp::Fence { term } => {
+            Ok(Want::Change(term, Command::Fence { volume, epoch }, Payload::empty()))
+        }
+        RequestOp::Delete { term } => {
+            Ok(Want::Change(term, Command::Delete { volume }, Payload::empty()))
+        }
+        _ => Err(Refusal::Invalid),
+    }
+}
+
+impl Shard {
+    pub(super) fn request(
+        &mut self,
+        now: Time,
+        link: LinkId,
+        remote: bool,
+        request: Request,
+        out: &mut Vec<Effect>,
+    ) {
+        let (id, group) = (request.id, request.group);
+        let result = self.try_request(now, link, remote, request, out);
+        if let Some(result) = result.unwrap_or_else(|refusal| Some(ReplyResult::Refused(refusal))) {
+            let reply = basalt_wire::frame::Reply { id, group, result };
+            out.push(Effect::Reply { link, reply });
+        }
+    }
+
+    /// Serves a request: gives the answer if there is one at once.
+    fn try_request(
+        &mut self,
+        now: Time,
+        link: LinkId,
+        remote: bool,
+        request: Request,
+        out: &mut Vec<Effect>,
+    ) -> Result<Option<ReplyResult>, Refusal> {
+        let slot = *self.by_id.get(&request.group).ok_or(Refusal::NotHere)?;
+        if request.group == basalt_wire::ids::GroupId::METADATA {
+            let RequestOp::Leader = request.op else { return Err(Refusal::Invalid) };
+        }
+        let (id, volume, epoch) = (request.id, request.volume, request.epoch);
+        let incarnation = request.incarnation;
+        match parse(request)? {
+            Want::Leader => Ok(Some(self.leader(slot))),
+            Want::Extents(range, floor) => {
+                let replica = &self.groups[slot].replica;
+                replica.check_read(volume, epoch, floor)?;
+                let (index, runs) = replica.extents(volume, range);
+                Ok(Some(ReplyResult::Extents { index, runs }))
+            }
+            Want::Read(range, floor) => {
+                let replica = &self.groups[slot].replica;
+                replica.check_read(volume, epoch, floor)?;
+                if self.is_busy(0) {
+                    return Err(Refusal::Busy);
+                }
+                let plan = replica.plan(volume, range);
+                let group = self.groups[slot].id;
+                let read = ClientRead { link, id, group, plan, outstanding: 0, failed: false };
+                Ok(self.start_read(now, read, out))
+            }
+            Want::Change(term, command, payload) => {
+                let group = &self.groups[slot];
+                let right_term = term == group.term() || self.shared.planted.is(Bug::TermUnchecked);
+                if !group.leads() || !right_term {
+                    mark!("request for another leader");
+                    return Ok(Some(self.leader(slot)));
+                }
+                if self.is_busy(payload.len()) {
+                    return Err(Refusal::Busy);
+                }
+                if let (true, Command::Write { checksums, .. }) = (remote, &command)
+                    && !blocks_match(&payload, checksums)
+                {
+                    return Err(Refusal::BadChecksum);
+                }
+                let proposal =
+                    Proposal::volume((link, id), (epoch, incarnation, term), command, payload);
+                let mut cx = Cx { shared: &mut self.shared, now, out };
+                self.groups[slot].accept(&mut cx, proposal);
+                Ok(None)
+            }
+        }
+    }
+
+    fn leader(&self, slot: usize) -> ReplyResult {
+        let group = &self.groups[slot];
+        ReplyResult::Leader { leader: group.leader(), term: group.term() }
+    }
+
+    fn start_read(
+        &mut self,
+        now: Time,
+        mut read: ClientRead,
+        out: &mut Vec<Effect>,
+    ) -> Option<ReplyResult> {
+        if read.plan.is_complete() {
+            let (index, checksums, payload) = read.plan.finish(true).ok()?;
+            return Some(ReplyResult::Data { index, checksums, payload });
+        }
+        let runs: Vec<_> = read.plan.reads().collect();
+        read.outstanding = runs.len() as u32;
+        let at = self.shared.client_reads.insert(read);
+        let mut cx = Cx { shared: &mut self.shared, now, out };
+        for (run, location, blocks) in runs {
+            cx.read(LogRead::Client(at, run), location, blocks);
+        }
+        None
+    }
+}

@@ -1,0 +1,281 @@
+//! Who leads: votes, failover, hand-over, sleep.
+
+use super::*;
+
+const VOTE_RESPONSE: u8 = MessageType::MsgRequestVoteResponse as u8;
+
+fn votes_sent(world: &World, from: u32) -> usize {
+    let sent = format!("{from}->");
+    let kind = format!("kind: {VOTE_RESPONSE},");
+    world.log.iter().filter(|l| l.starts_with(&sent) && l.contains(&kind)).count()
+}
+
+#[test]
+fn a_vote_is_durable_before_it_is_given() {
+    let mut world = World::new(Options::default());
+    world.fence(1);
+    let leader = world.elect();
+    let (a, b) = others(leader);
+    for n in [a, b] {
+        world.nodes.get_mut(&n).unwrap().writes_held = true;
+    }
+    let before = votes_sent(&world, a) + votes_sent(&world, b);
+    world.crash(leader);
+    world.pass(ms(3000));
+    assert_eq!(votes_sent(&world, a) + votes_sent(&world, b), before, "no vote left");
+    assert!((1..=3).filter(|n| *n != leader).all(|n| world.status(n).role != GroupRole::Leader));
+    // The vote is lost with the power; what comes back may vote anew.
+    world.crash(a);
+    world.start(a);
+    world.nodes.get_mut(&b).unwrap().writes_held = false;
+    world.pass(ms(3000));
+    world.elect();
+    index(&world.write(1, 1, 1));
+}
+
+#[test]
+fn a_leaders_death_is_noticed_by_its_links() {
+    for seed in 0..20 {
+        let mut world = World::new(Options { seed, ..Options::default() });
+        world.fence(1);
+        let leader = world.elect();
+        let died = world.now;
+        world.crash(leader);
+        while world.leader().is_none() {
+            world.pass(ms(10));
+            assert!(world.now.since(died) < ms(700), "seed {seed}: no leader");
+        }
+        index(&world.write(1, 2, 2));
+    }
+}
+
+#[test]
+fn a_leader_that_falls_silent_is_replaced() {
+    let mut world = World::new(Options::default());
+    world.fence(1);
+    let leader = world.elect();
+    let at = index(&world.write(1, 1, 1));
+    world.isolate(leader, true);
+    let op = world.write_op(leader, 1, 2, 1);
+    let lost = world.request(leader, 1, 1, op);
+    world.pass(ms(3000));
+    let next = world.elect();
+    assert_ne!(next, leader);
+    assert_eq!(world.replies.get(&lost), Some(&ReplyResult::Unknown));
+    let now = index(&world.write(1, 1, 3));
+    assert!(now > at);
+    world.isolate(leader, false);
+    world.pass(ms(1500));
+    for n in 1..=3 {
+        assert_eq!(world.read(n, 1, 1, now), Ok(3), "the overwritten entry is gone from {n}");
+    }
+    world.check_converged();
+}
+
+#[test]
+fn an_entry_of_an_older_term_is_committed_only_with_one_of_the_new_term() {
+    let mut world = World::new(Options::default());
+    world.fence(1);
+    let leader = world.elect();
+    let (a, b) = others(leader);
+    let term = world.term(leader);
+    // The entry reaches one follower, and no answer comes back.
+    world.cut.extend([(leader, b), (a, leader), (b, leader)]);
+    let op = world.write_op(leader, 1, 0x77, 1);
+    world.request(leader, 1, 1, op);
+    world.run();
+    let entry = world.status(a).last;
+    assert!(entry > world.status(a).commit);
+    world.crash(leader);
+    world.cut.clear();
+    world.pass(ms(3000));
+    assert_eq!(world.elect(), a, "only the one with the entry can lead");
+    assert!(world.term(a) > term);
+    let status = world.status(a);
+    assert!(status.commit > entry, "it was committed by the entry that started the term");
+    assert_eq!(world.read(b, 1, 1, entry.0), Ok(0x77));
+}
+
+#[test]
+fn a_replica_cut_off_one_way_does_not_disturb() {
+    let mut world = World::new(Options::default());
+    world.fence(1);
+    let leader = world.elect();
+    let (a, _) = others(leader);
+    let term = world.term(leader);
+    world.cut.insert((leader, a));
+    world.pass(ms(10_000));
+    assert_eq!((world.leader(), world.term(leader)), (Some(leader), term));
+    world.cut.clear();
+    world.pass(ms(2000));
+    index(&world.write(1, 1, 1));
+    assert_eq!(world.term(leader), term);
+}
+
+#[test]
+fn leadership_moves_to_where_it_is_preferred() {
+    let mut world = World::new(Options::default());
+    world.fence(1);
+    let leader = world.elect();
+    let (a, b) = others(leader);
+    world.event(leader, Event::Prefer { group: G, node: node(a) });
+    world.run();
+    assert_eq!(world.elect(), a);
+    // The one that should lead asks for it, awake or asleep.
+    world.pass(ms(20_000));
+    assert!(world.status(a).asleep);
+    world.event(b, Event::Prefer { group: G, node: node(b) });
+    world.pass(ms(100));
+    assert_eq!(world.elect(), b);
+    index(&world.write(1, 1, 1));
+}
+
+#[test]
+fn a_draining_node_hands_everything_over_and_no_write_is_lost() {
+    let mut world = World::new(Options { groups: 4, ..Options::default() });
+    world.fence(1);
+    world.pass(ms(2000));
+    let leader = world.elect();
+    let op = world.write_op(leader, 1, 1, 1);
+    let first = world.request(leader, 1, 1, op);
+    world.event(leader, Event::Drain);
+    let op = world.write_op(leader, 2, 2, 1);
+    let second = world.request(leader, 1, 1, op);
+    world.pass(ms(100));
+    assert!(world.drained.contains(&leader));
+    let status = world.shard(leader).status();
+    assert!(status.groups.iter().all(|g| g.role != GroupRole::Leader), "{status:?}");
+    let next = world.elect();
+    assert_ne!(next, leader);
+    for id in [first, second] {
+        match &world.replies[&id] {
+            ReplyResult::Done { .. } => {}
+            ReplyResult::Leader { leader, .. } => assert_eq!(*leader, Some(node(next))),
+            other => panic!("{other:?}"),
+        }
+    }
+    index(&world.write(1, 1, 1));
+}
+
+#[test]
+fn the_last_node_drains_at_once() {
+    let mut world = World::new(Options { nodes: 1, ..Options::default() });
+    world.elect();
+    world.event(1, Event::Drain);
+    world.run();
+    assert!(world.drained.contains(&1));
+}
+
+#[test]
+fn idle_groups_sleep_and_wake() {
+    let mut world = World::new(Options { groups: 3, ..Options::default() });
+    world.fence(1);
+    world.pass(ms(20_000));
+    for n in 1..=3 {
+        let status = world.shard(n).status();
+        assert!(status.groups.iter().all(|g| g.asleep), "{status:?}");
+        assert_eq!(world.shard(n).next_deadline(), None);
+    }
+    let sent = world.log.len();
+    world.pass(ms(60_000));
+    assert_eq!(world.log.len(), sent, "sleeping groups say nothing");
+    let at = index(&world.write(1, 1, 1));
+    for n in 1..=3 {
+        assert_eq!(world.read(n, 1, 1, at), Ok(1));
+    }
+}
+
+#[test]
+fn a_sleeping_group_elects_when_its_leaders_node_dies() {
+    let mut world = World::new(Options::default());
+    world.fence(1);
+    let leader = world.elect();
+    world.pass(ms(20_000));
+    assert!(world.status(leader).asleep);
+    let died = world.now;
+    world.crash(leader);
+    while world.leader().is_none() {
+        world.pass(ms(10));
+        assert!(world.now.since(died) < ms(2000), "no leader");
+    }
+    index(&world.write(1, 1, 1));
+    world.start(leader);
+    world.pass(ms(500));
+    world.check_converged();
+}
+
+#[test]
+fn a_follower_far_behind_is_served_from_the_log() {
+    let limits = Limits { entry_cache_bytes: 40_000, segments_reserved: 1, ..Limits::default() };
+    let mut world = World::new(Options { limits, ..Options::default() });
+    world.fence(1);
+    let leader = world.elect();
+    let (a, _) = others(leader);
+    world.crash(a);
+    let mut last = 0;
+    for i in 0..300 {
+        last = index(&world.write(1, i, i as u8));
+    }
+    world.start(a);
+    world.pass(ms(1500));
+    assert_eq!(world.read(a, 1, 250, last), Ok(250));
+    world.check_converged();
+    // And once more with the leader itself restarted, so that nothing is in memory.
+    world.crash(a);
+    for i in 0..50 {
+        last = index(&world.write(1, i, 0xee));
+    }
+    let leader = world.elect();
+    world.crash(leader);
+    world.start(leader);
+    world.elect();
+    world.start(a);
+    world.pass(ms(1500));
+    assert_eq!(world.read(a, 1, 49, last), Ok(0xee));
+    world.check_converged();
+}
+
+#[test]
+fn what_is_no_sound_message_of_a_voter_is_refused() {
+    let mut world = World::new(Options::default());
+    world.fence(1);
+    let leader = world.elect();
+    let (a, b) = others(leader);
+    world.nodes.get_mut(&leader).unwrap().writes_held = true;
+    let op = world.write_op(leader, 1, 1, 1);
+    world.request(leader, 1, 1, op);
+    let now = world.now;
+    let sender = world.nodes.get_mut(&leader).unwrap();
+    sender.shard.as_mut().unwrap().end_turn(now, &mut sender.effects);
+    let append = sender.effects.iter().find_map(|e| match e {
+        crate::event::Effect::Send { to, frame: Frame::Raft(m) } if to.node == node(a) => {
+            Some(m.clone())
+        }
+        _ => None,
+    });
+    let append = append.expect("an append");
+    let last = world.status(a).last;
+    let try_one =
+        |world: &mut World, from: u32, spoil: fn(&mut basalt_wire::frame::RaftMessage)| {
+            let mut message = append.clone();
+            spoil(&mut message);
+            let refused = world.notices.len();
+            world.event(a, Event::Peer { from: address(from), frame: Frame::Raft(message) });
+            let node = world.nodes.get_mut(&a).unwrap();
+            node.shard.as_mut().unwrap().end_turn(now, &mut node.effects);
+            assert_eq!(world.status(a).last, last);
+            let _ = refused;
+        };
+    try_one(&mut world, b, |_| {});
+    try_one(&mut world, 9, |m| m.from = NodeId(9));
+    try_one(&mut world, leader, |m| m.entries[0].data = Bytes::from_static(b"garbage"));
+    try_one(&mut world, leader, |m| m.entries[0].payload = m.entries[0].payload.slice(0, 0));
+    try_one(&mut world, leader, |m| {
+        let len = m.entries[0].payload.len();
+        m.entries[0].payload = Bytes::from(vec![9; len]).into();
+    });
+    world.nodes.get_mut(&leader).unwrap().writes_held = false;
+    world.run();
+    assert!(world.status(a).last > last, "the sound message is taken");
+    assert!(world.notices.iter().filter(|n| n.contains("group 0: from node")).count() >= 5);
+}

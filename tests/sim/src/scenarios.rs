@@ -1,0 +1,571 @@
+//! Named scenarios: situations that every replicated block store must own, written by hand.
+//!
+//! Each is played with a few seeds, for the seed still decides latencies and the order of events of
+//! one instant. What must hold is mostly what the checkers watch in every run.
+
+use crate::disk::{CutPolicy, Damage};
+use crate::options::{Families, Family};
+use crate::report::Outcome;
+use crate::rng::Rng;
+use crate::runner::guarded;
+use crate::script::Script;
+use crate::workload::Kind;
+use crate::world::World;
+
+/// One situation.
+pub struct Scenario {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// Builds and plays it.
+    pub play: fn(seed: u64, trace: bool) -> World,
+    /// With how many seeds it is played.
+    pub seeds: u64,
+}
+
+/// All of them.
+pub fn all() -> Vec<Scenario> {
+    let s = |name, seeds, play| Scenario { name, play, seeds };
+    vec![
+        s("leader-waits-for-its-own-disk-or-two-others", 4, slow_leader_disk),
+        s("vote-is-durable-before-it-is-given", 6, vote_then_crash),
+        s("deposed-leader-under-pause-serves-no-stale-read", 6, deposed_leader_paused),
+        s("isolated-node-does-not-raise-the-term", 3, isolated_node),
+        s("one-way-partition-does-not-raise-the-term", 3, one_way_partition),
+        s("retry-after-leader-change", 8, retry_after_leader_change),
+        s("late-duplicate-of-a-retried-write", 8, late_duplicate),
+        s("attach-moves-while-writes-are-in-flight", 8, attach_moves),
+        s("epoch-survives-the-restart-of-all", 4, epoch_survives_restart),
+        s("diverged-tail-of-an-old-leader-is-replaced", 6, diverged_tail),
+        s("only-entries-of-the-current-term-commit", 6, figure_eight),
+        s("power-cut-of-all-nodes-under-load", 14, power_cut_of_all),
+        s("power-cut-of-all-nodes-at-rest", 7, power_cut_at_rest),
+        s("crash-during-recovery-thrice", 6, crash_during_recovery),
+        s("two-candidates-in-lockstep", 4, lockstep),
+        s("full-device-refuses-writes-and-goes-on-reading", 3, full_device),
+        s("damaged-copy-of-one-node-is-never-returned", 8, damaged_copy),
+        s("damaged-log-of-one-node-is-not-cut", 8, damaged_log),
+        s("group-sleeps-and-wakes", 3, sleeps_and_wakes),
+        s("one-node-lost-for-good", 3, lost_for_good),
+        s("failed-write-makes-the-device-suspect", 6, failed_write),
+        s("slow-but-alive-leader", 2, slow_leader),
+        s("long-absent-follower-catches-up", 3, long_absent),
+        s("read-right-after-an-election", 6, read_after_election),
+        s("unmapped-blocks-read-as-zeros", 4, unmapped_blocks),
+    ]
+}
+
+/// Plays one with all its seeds; the first failure ends it.
+pub fn run(scenario: &Scenario, trace: bool) -> Outcome {
+    let mut last = None;
+    for seed in 1..=scenario.seeds {
+        let outcome = guarded(|| (scenario.play)(seed, trace).finish());
+        if outcome.failure.is_some() {
+            return outcome;
+        }
+        last = Some(outcome);
+    }
+    last.expect("a scenario has at least one seed")
+}
+
+fn calm(seed: u64, trace: bool) -> Script {
+    Script::new(seed, trace, |o| o.volatile = seed.is_multiple_of(2))
+}
+
+fn dice(seed: u64) -> Rng {
+    Rng::stream(seed, "scenario", 0)
+}
+
+fn slow_leader_disk(seed: u64, trace: bool) -> World {
+    let mut s = calm(seed, trace);
+    let leader = s.wait_leader(None, 5_000);
+    s.world.nodes[leader].disk.faults_mut().slowness = 200.0;
+    // Each acknowledgement is compared with the media of all three disks as it leaves.
+    s.work(60, 20_000);
+    s.world.nodes[leader].disk.faults_mut().slowness = 1.0;
+    let follower = s.other(leader);
+    s.world.nodes[follower].disk.faults_mut().slowness = 200.0;
+    s.work(60, 20_000);
+    s.end()
+}
+
+fn vote_then_crash(seed: u64, trace: bool) -> World {
+    let mut s = calm(seed, trace);
+    let mut dice = dice(seed);
+    for _ in 0..12 {
+        let leader = s.wait_leader(None, 20_000);
+        s.kill(leader);
+        // Somewhere in the election that follows, a voter loses power and comes back at once: the
+        // monitors would see it vote twice in one term.
+        let voter = s.other(leader);
+        s.pass_micros(dice.within(450_000, 1_300_000));
+        s.power_cut(voter, *dice.pick(&CutPolicy::ALL));
+        s.pass_micros(dice.within(10, 5_000));
+        s.start(voter);
+        s.pass(dice.within(1, 400));
+        s.start(leader);
+        s.write(3);
+        s.wait_answers(30_000);
+    }
+    s.end()
+}
+
+fn deposed_leader_paused(seed: u64, trace: bool) -> World {
+    let mut s = calm(seed, trace);
+    for round in 0..6 {
+        let old = s.wait_leader(None, 10_000);
+        s.write(1);
+        s.wait_answers(10_000);
+        s.write(2);
+        s.read(1);
+        s.pass_micros(30 + 40 * round);
+        // It has decided and not yet done; or it stands still before it decides.
+        s.world.nodes[old].paused_until = s.world.queue.now() + 4_000_000_000;
+        s.wait_leader(Some(old), 10_000);
+        s.write(1);
+        s.read(1);
+        s.wait_answers(20_000);
+        s.world.unpause_node(old);
+        s.read(1);
+        s.read(2);
+        s.wait_answers(20_000);
+    }
+    s.end()
+}
+
+fn isolated_node(seed: u64, trace: bool) -> World {
+    let mut s = calm(seed, trace);
+    let leader = s.wait_leader(None, 5_000);
+    let (term, away) = (s.term(leader), s.other(leader));
+    s.isolate(away);
+    for _ in 0..10 {
+        s.work(4, 10_000);
+        s.pass(2_000);
+    }
+    s.heal();
+    s.pass(5_000);
+    s.work(4, 10_000);
+    let (now_leads, now_term) = (s.leader(), s.term(leader));
+    s.must(now_leads == Some(leader) && now_term == term, || {
+        format!("the return of node {away} moved the leader from {leader}@{term} to {now_leads:?}@{now_term}")
+    });
+    s.end()
+}
+
+fn one_way_partition(seed: u64, trace: bool) -> World {
+    let mut s = calm(seed, trace);
+    let leader = s.wait_leader(None, 5_000);
+    let (term, deaf) = (s.term(leader), s.other(leader));
+    for n in (0..3).filter(|n| *n != deaf) {
+        s.cut(n, deaf);
+    }
+    for _ in 0..10 {
+        s.work(4, 10_000);
+        s.pass(1_000);
+    }
+    let now_term = s.term(leader);
+    s.must(now_term == term, || format!("a deaf node raised the term from {term} to {now_term}"));
+    s.heal();
+    s.work(4, 10_000);
+    s.end()
+}
+
+fn retry_after_leader_change(seed: u64, trace: bool) -> World {
+    let mut s = calm(seed, trace);
+    let mut dice = dice(seed);
+    for round in 0..10 {
+        let leader = s.wait_leader(None, 10_000);
+        s.write(5);
+        s.write(6);
+        s.pass_micros(dice.within(20, 600));
+        match round % 3 {
+            0 => s.kill(leader),
+            1 => s.power_cut(leader, CutPolicy::Keep),
+            _ => s.isolate(leader),
+        }
+        s.wait_answers(20_000);
+        s.write(5);
+        s.read(6);
+        s.wait_answers(20_000);
+        s.heal();
+        s.start(leader);
+        s.read(5);
+        s.wait_answers(20_000);
+    }
+    s.end()
+}
+
+fn late_duplicate(seed: u64, trace: bool) -> World {
+    let mut s = calm(seed, trace);
+    for _ in 0..4 {
+        let leader = s.wait_leader(None, 10_000);
+        let client = s.client;
+        // The write is stuck on its way; the client gives the link up and asks again over another.
+        s.cut(client, leader);
+        s.write(4);
+        s.pass(6_000);
+        s.heal();
+        s.wait_answers(20_000);
+        s.write(4);
+        s.wait_answers(20_000);
+        s.pass(500);
+        s.read(4);
+        s.wait_answers(20_000);
+    }
+    s.end()
+}
+
+fn attach_moves(seed: u64, trace: bool) -> World {
+    let mut s = calm(seed, trace);
+    let mut dice = dice(seed);
+    for _ in 0..5 {
+        let leader = s.wait_leader(None, 10_000);
+        s.write(1);
+        s.wait_answers(10_000);
+        let old = s.client;
+        s.cut(old, leader);
+        s.write(1);
+        s.write(2);
+        s.pass_micros(dice.within(50, 3_000));
+        s.world.client(old).paused_until = s.world.queue.now() + 3_000_000_000;
+        s.attach_elsewhere();
+        s.wait("the new session begins", 10_000, |w, c| w.client(c).ready.is_some());
+        s.write(1);
+        s.write(2);
+        s.wait_answers(10_000);
+        s.heal();
+        s.pass(5_000);
+        s.read(1);
+        s.read(2);
+        s.wait_answers(10_000);
+        s.must(s.world.clients[old - 3].lost.is_some(), || {
+            format!("client {old} still believes in its session")
+        });
+    }
+    s.end()
+}
+
+fn epoch_survives_restart(seed: u64, trace: bool) -> World {
+    let mut s = calm(seed, trace);
+    let leader = s.wait_leader(None, 10_000);
+    let old = s.client;
+    for n in 0..3 {
+        s.cut(old, n);
+    }
+    s.write(1);
+    s.write(2);
+    s.pass(1);
+    s.world.client(old).paused_until = s.world.queue.now() + 20_000_000_000;
+    s.attach_elsewhere();
+    s.wait("the new session begins", 10_000, |w, c| w.client(c).ready.is_some());
+    s.write(1);
+    s.wait_answers(10_000);
+    for n in 0..3 {
+        s.power_cut(n, CutPolicy::Drop);
+    }
+    for n in 0..3 {
+        s.start(n);
+    }
+    s.heal();
+    s.world.client(old).paused_until = 0;
+    s.pass(8_000);
+    s.read(1);
+    s.read(2);
+    s.wait_answers(10_000);
+    s.must(leader < 3, || "there was a leader".to_owned());
+    s.end()
+}
+
+fn diverged_tail(seed: u64, trace: bool) -> World {
+    let mut s = calm(seed, trace);
+    for _ in 0..3 {
+        let old = s.wait_leader(None, 10_000);
+        s.work(6, 10_000);
+        // Its peers do not hear it, the client does: writes stay on its log alone.
+        for n in (0..3).filter(|n| *n != old) {
+            s.cut(old, n);
+        }
+        for block in 0..8 {
+            s.write(block);
+        }
+        s.pass(200);
+        s.wait_leader(Some(old), 10_000);
+        s.isolate(old);
+        s.wait_answers(20_000);
+        s.work(30, 20_000);
+        s.heal();
+        s.pass(2_000);
+        s.work(6, 10_000);
+    }
+    s.end()
+}
+
+fn figure_eight(seed: u64, trace: bool) -> World {
+    let mut s = calm(seed, trace);
+    let mut dice = dice(seed);
+    // Leaders change while entries of earlier terms stand on a minority; nothing acknowledged may be
+    // replaced.
+    for _ in 0..15 {
+        let leader = s.wait_leader(None, 20_000);
+        let follower = if dice.chance(0.5) { s.other(leader) } else { (leader + 2) % 3 };
+        s.cut(leader, follower);
+        s.write(7);
+        s.write(8);
+        s.pass_micros(dice.within(100, 2_000));
+        s.kill(leader);
+        s.heal();
+        s.pass(dice.within(1, 1_500));
+        s.start(leader);
+        s.pass(dice.within(1, 300));
+    }
+    s.wait_answers(30_000);
+    s.read(7);
+    s.read(8);
+    s.wait_answers(30_000);
+    s.end()
+}
+
+fn power_cut_of_all(seed: u64, trace: bool) -> World {
+    let mut s = calm(seed, trace);
+    let mut dice = dice(seed);
+    let policy = CutPolicy::ALL[seed as usize % CutPolicy::ALL.len()];
+    for _ in 0..8 {
+        for i in 0..16 {
+            s.ask(Kind::Write, i % 12, 1 + (i % 3) as u32);
+        }
+        s.pass_micros(dice.within(0, 3_000));
+        for n in 0..3 {
+            s.power_cut(n, policy);
+        }
+        s.pass(dice.within(1, 100));
+        for n in 0..3 {
+            s.start(n);
+        }
+        s.wait_answers(30_000);
+        (0..14).for_each(|block| s.read(block));
+        s.wait_answers(30_000);
+    }
+    s.end()
+}
+
+fn power_cut_at_rest(seed: u64, trace: bool) -> World {
+    let mut s = calm(seed, trace);
+    let policy = CutPolicy::ALL[seed as usize % CutPolicy::ALL.len()];
+    for _ in 0..4 {
+        s.work(20, 20_000);
+        s.pass(6_000);
+        for n in 0..3 {
+            s.power_cut(n, policy);
+        }
+        for n in 0..3 {
+            s.start(n);
+        }
+        (0..14).for_each(|block| s.read(block));
+        s.wait_answers(30_000);
+    }
+    s.end()
+}
+
+fn crash_during_recovery(seed: u64, trace: bool) -> World {
+    let mut s = calm(seed, trace);
+    let mut dice = dice(seed);
+    for _ in 0..6 {
+        s.work(20, 30_000);
+        let n = dice.below(3) as usize;
+        s.power_cut(n, *dice.pick(&CutPolicy::ALL));
+        for _ in 0..3 {
+            s.start(n);
+            s.pass_micros(dice.within(1, 3_000));
+            s.power_cut(n, *dice.pick(&CutPolicy::ALL));
+        }
+        s.start(n);
+    }
+    s.work(20, 30_000);
+    s.end()
+}
+
+fn lockstep(seed: u64, trace: bool) -> World {
+    let mut s = calm(seed, trace);
+    for _ in 0..5 {
+        (0..3).for_each(|n| s.kill(n));
+        (0..3).for_each(|n| {
+            // The same draws for all: candidates would split the vote for ever if only their seeds
+            // told them apart.
+            s.world.nodes[n].config.seed = 7;
+            s.start(n);
+        });
+        s.write(1);
+        s.wait_answers(20_000);
+    }
+    s.end()
+}
+
+fn full_device(seed: u64, trace: bool) -> World {
+    let mut s = Script::new(seed, trace, |o| {
+        o.device = (128 << 10) + 10 * o.segment;
+        o.families = Families::NONE.with(Family::Full);
+    });
+    s.work(400, 30_000);
+    let errors = s.world.counts.errors;
+    s.must(errors > 0, || "the device never was full".to_owned());
+    (0..14).for_each(|block| s.read(block));
+    s.wait_answers(20_000);
+    s.end()
+}
+
+fn harmed(seed: u64, trace: bool) -> Script {
+    Script::new(seed, trace, |o| {
+        o.volatile = seed.is_multiple_of(2);
+        o.families = Families::NONE.with(Family::Damage);
+        o.victim = (seed % 3) as u32;
+    })
+}
+
+fn do_damage(s: &mut Script, kind: Damage, times: u32) {
+    let victim = s.world.options.victim as usize;
+    for _ in 0..times {
+        s.world.damaged |= s.world.nodes[victim].disk.damage(kind).is_some();
+    }
+}
+
+fn damaged_copy(seed: u64, trace: bool) -> World {
+    let mut s = harmed(seed, trace);
+    s.work(60, 20_000);
+    let kind = [Damage::Rot, Damage::BadSector, Damage::LostWrite, Damage::Misdirected][seed as usize % 4];
+    for _ in 0..5 {
+        do_damage(&mut s, kind, 10);
+        (0..14).for_each(|block| s.read(block));
+        s.wait_answers(20_000);
+        s.work(10, 20_000);
+    }
+    s.end()
+}
+
+fn damaged_log(seed: u64, trace: bool) -> World {
+    let mut s = harmed(seed, trace);
+    let victim = s.world.options.victim as usize;
+    let kind = Damage::ALL[seed as usize % 5];
+    for _ in 0..4 {
+        s.work(30, 30_000);
+        do_damage(&mut s, kind, 2);
+        s.kill(victim);
+        s.work(6, 30_000);
+        s.start(victim);
+        s.pass(3_000);
+        // The others may now elect nobody but one who holds everything.
+        let other = s.other(victim);
+        s.kill(other);
+        s.pass(2_000);
+        s.start(other);
+        (0..14).for_each(|block| s.read(block));
+        s.wait_answers(30_000);
+    }
+    s.end()
+}
+
+fn sleeps_and_wakes(seed: u64, trace: bool) -> World {
+    let mut s = calm(seed, trace);
+    for round in 0..4 {
+        s.work(6, 10_000);
+        let before = s.world.counts.events;
+        s.pass(60_000);
+        let events = s.world.counts.events - before;
+        s.must(events < 12_000, || format!("an idle minute took {events} events"));
+        if round == 2 {
+            let leader = s.leader().unwrap_or(0);
+            s.kill(leader);
+            s.pass(20_000);
+            s.write(1);
+            s.wait_answers(10_000);
+            s.start(leader);
+        }
+    }
+    s.end()
+}
+
+fn lost_for_good(seed: u64, trace: bool) -> World {
+    let mut s = calm(seed, trace);
+    let leader = s.wait_leader(None, 5_000);
+    s.work(10, 10_000);
+    s.kill(leader);
+    s.work(60, 20_000);
+    s.end()
+}
+
+fn failed_write(seed: u64, trace: bool) -> World {
+    let mut s = Script::new(seed, trace, |o| {
+        o.volatile = seed.is_multiple_of(2);
+        o.families = Families::NONE.with(Family::WriteFault);
+    });
+    for round in 0..6 {
+        let n = round % 3;
+        s.world.nodes[n].disk.faults_mut().write_error = 1.0;
+        for block in 0..4 {
+            s.write(block);
+        }
+        s.pass(2);
+        s.world.nodes[n].disk.faults_mut().write_error = 0.0;
+        s.wait_answers(30_000);
+        (0..6).for_each(|block| s.read(block));
+        s.wait_answers(30_000);
+    }
+    s.end()
+}
+
+fn slow_leader(seed: u64, trace: bool) -> World {
+    let mut s = calm(seed, trace);
+    let leader = s.wait_leader(None, 5_000);
+    s.world.nodes[leader].disk.faults_mut().slowness = 2_000.0;
+    s.work(24, 30_000);
+    s.world.nodes[leader].disk.faults_mut().slowness = 1.0;
+    s.end()
+}
+
+fn long_absent(seed: u64, trace: bool) -> World {
+    let mut s = calm(seed, trace);
+    let leader = s.wait_leader(None, 5_000);
+    let away = s.other(leader);
+    s.work(10, 10_000);
+    s.kill(away);
+    s.work(400, 30_000);
+    s.start(away);
+    s.pass(3_000);
+    let third = (0..3).find(|n| *n != leader && *n != away).unwrap_or(0);
+    s.kill(third);
+    s.work(10, 20_000);
+    s.end()
+}
+
+fn read_after_election(seed: u64, trace: bool) -> World {
+    let mut s = calm(seed, trace);
+    for round in 0..8 {
+        s.write(round % 4);
+        s.wait_answers(20_000);
+        let leader = s.wait_leader(None, 10_000);
+        s.kill(leader);
+        s.read(round % 4);
+        s.wait_leader(Some(leader), 10_000);
+        s.read(round % 4);
+        s.wait_answers(20_000);
+        s.start(leader);
+        s.read(round % 4);
+        s.wait_answers(20_000);
+    }
+    s.end()
+}
+
+fn unmapped_blocks(seed: u64, trace: bool) -> World {
+    let mut s = calm(seed, trace);
+    let mut dice = dice(seed);
+    for _ in 0..20 {
+        let (block, count) = (dice.below(10), 1 + dice.below(4) as u32);
+        s.ask(Kind::Write, block, count);
+        if dice.chance(0.5) {
+            s.wait_answers(10_000);
+        }
+        s.ask(Kind::Unmap, block, count);
+        s.wait_answers(10_000);
+        s.ask(Kind::Read, block, count);
+    }
+    s.wait_answers(10_000);
+    s.end()
+}

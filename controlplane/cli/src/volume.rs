@@ -25,6 +25,7 @@ macro_rules! call {
             let request = request.clone();
             async move { client.$method(request).await }
         })
+        .await
     }};
 }
 
@@ -41,7 +42,7 @@ pub(crate) async fn run(
                 labels: label_map(labels),
                 request_id: change.id(),
             };
-            let volume = call!(cluster, create_volume, request).await?;
+            let volume = call!(cluster, create_volume, request)?;
             output::write(options.output, &document(&volume), || {
                 format!("volume {name} created: {}", show(volume.size_bytes))
             })
@@ -63,7 +64,7 @@ pub(crate) async fn run(
                 etag: change.etag(),
                 request_id: change.id(),
             };
-            let attached = call!(cluster, attach_volume, request).await?;
+            let attached = call!(cluster, attach_volume, request)?;
             let volume = attached.volume.unwrap_or_default();
             let place = place(cluster, name, host).await;
             output::write(options.output, &document(&volume), || {
@@ -78,14 +79,14 @@ pub(crate) async fn run(
                 etag: change.etag(),
                 request_id: change.id(),
             };
-            let volume = call!(cluster, detach_volume, request).await?;
+            let volume = call!(cluster, detach_volume, request)?;
             output::write(options.output, &document(&volume), || format!("volume {name} detached"))
         }
     }
 }
 
 async fn get(cluster: &Cluster, name: &str) -> Result<Volume, Failure> {
-    Ok(call!(cluster, get_volume, GetVolumeRequest { name: path(name) }).await?)
+    Ok(call!(cluster, get_volume, GetVolumeRequest { name: path(name) })?)
 }
 
 async fn list(options: &Options, cluster: &Cluster) -> Result<(), Failure> {
@@ -93,7 +94,7 @@ async fn list(options: &Options, cluster: &Cluster) -> Result<(), Failure> {
     let mut page_token = String::new();
     loop {
         let request = ListVolumesRequest { page_size: PAGE, page_token };
-        let page = call!(cluster, list_volumes, request).await?;
+        let page = call!(cluster, list_volumes, request)?;
         volumes.extend(page.volumes);
         page_token = page.next_page_token;
         if page_token.is_empty() {
@@ -134,7 +135,7 @@ async fn delete(
         etag: change.etag(),
         request_id: change.id(),
     };
-    let volume = call!(cluster, delete_volume, request).await?;
+    let volume = call!(cluster, delete_volume, request)?;
     let deadline = Instant::now() + options.timeout;
     while !no_wait {
         match get(cluster, name).await {
@@ -159,7 +160,7 @@ async fn delete(
 
 /// Where an attached volume is reached, for people.
 async fn place(cluster: &Cluster, name: &str, host: &str) -> String {
-    let asked = call!(cluster, get_cluster, GetClusterRequest {}).await;
+    let asked = call!(cluster, get_cluster, GetClusterRequest {});
     let Ok(found) = asked else { return String::new() };
     match found.nodes.iter().find(|node| node.name == host) {
         Some(node) if node.nbd_address.starts_with("unix:") => {

@@ -14,6 +14,7 @@ impl<T> Default for Slab<T> {
 }
 
 impl<T> Slab<T> {
+    #[inline]
     pub fn insert(&mut self, value: T) -> u32 {
         match self.free.pop() {
             Some(at) => {
@@ -27,12 +28,14 @@ impl<T> Slab<T> {
         }
     }
 
+    #[inline]
     pub fn remove(&mut self, at: u32) -> T {
         let value = self.slots[at as usize].take().expect("a value of this number is kept");
         self.free.push(at);
         value
     }
 
+    #[inline]
     pub fn get(&self, at: u32) -> Option<&T> {
         self.slots.get(at as usize).and_then(Option::as_ref)
     }

@@ -216,7 +216,6 @@ impl Net {
 
     fn turn_away(&mut self, fd: &OwnedFd, reason: &str) {
         let line = format!("connection from {}: closed: {reason}", sys::peer_name(fd));
-        tracing::warn!(reactor = %self.identity.name, "{line}");
         self.remember(line);
     }
 
@@ -303,7 +302,6 @@ impl Net {
 
     fn refuse(&mut self, handle: Handle, reason: String, now: Time) {
         let line = format!("{}: refused: {reason}", self.describe(handle));
-        tracing::warn!(reactor = %self.identity.name, "{line}");
         self.remember(line);
         let welcome = self.welcome(reason);
         self.queue(handle, &Frame::Welcome(welcome));

@@ -127,6 +127,8 @@ pub(crate) struct Rx {
     want: usize,
     /// Bytes received since the last housekeeping.
     pub recent: usize,
+    /// Whether the other end will send nothing more.
+    pub ended: bool,
 }
 
 /// What the kernel is doing for the receiving half.
@@ -142,7 +144,8 @@ pub(crate) enum Armed {
 impl Rx {
     pub(crate) fn new(limits: DecodeLimits) -> Rx {
         let (chunk, armed) = (None, Armed::No);
-        Rx { decoder: Decoder::new(limits), chunk, armed, want: CHUNK_MIN, recent: 0 }
+        let (want, recent, ended) = (CHUNK_MIN, 0, false);
+        Rx { decoder: Decoder::new(limits), chunk, armed, want, recent, ended }
     }
 
     /// Whether the next thing to do is waiting without memory rather than receiving.

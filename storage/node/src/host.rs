@@ -2,9 +2,9 @@
 
 use crate::config::{FormatPolicy, NodeError, ShardSetup};
 use crate::status::{HostState, HostStatus};
-use basalt_core::Shard;
 use basalt_core::config::ShardConfig;
 use basalt_core::event::{Effect, Event, ProposeError};
+use basalt_core::shard::{Phase, Shard};
 use basalt_device::{Completion, Device, DeviceSpec, Ring};
 use basalt_wire::block::BLOCK_BYTES;
 use basalt_wire::buffer::IoBuf;
@@ -36,6 +36,8 @@ pub(crate) struct Host {
     retry_at: Option<Time>,
     /// Whether the shard got an event since its last `end_turn`.
     stirred: bool,
+    /// Whether it is not known yet if the shard's recovery succeeds.
+    recovering: bool,
     /// Whether the device is closed for good.
     closing: bool,
 }
@@ -83,6 +85,7 @@ impl Host {
             opened_at: now,
             retry_at: None,
             stirred: false,
+            recovering: true,
             closing: false,
         };
         host.start_shard(now);
@@ -93,7 +96,7 @@ impl Host {
         self.shard = Some(Shard::open(self.config.clone(), now, &mut self.effects));
         self.state = HostState::Open;
         self.opened_at = now;
-        self.stirred = true;
+        (self.stirred, self.recovering) = (true, true);
     }
 
     pub(crate) fn config(&self) -> &ShardConfig {
@@ -189,14 +192,45 @@ impl Host {
         if now.since(self.opened_at) >= HEALTHY {
             self.attempts = 0;
         }
-        self.shard = None;
-        if let Some(device) = &mut self.device {
-            device.quiesce();
-        }
+        self.drop_shard();
         if self.attempts >= self.attempts_max {
             self.give_up(format!("opened {} times again, and: {reason}", self.attempts));
         } else {
             self.state = HostState::Reopening { attempts: self.attempts, reason };
+        }
+    }
+
+    /// Why the shard's recovery failed, once, if it did.
+    pub(crate) fn recovery_failed(&mut self) -> Option<String> {
+        let shard = self.shard.as_ref().filter(|_| self.recovering)?;
+        match shard.status().phase {
+            Phase::Opening => None,
+            Phase::Failed(reason) => {
+                self.recovering = false;
+                Some(reason)
+            }
+            Phase::Running | Phase::Draining | Phase::Suspect(_) => {
+                self.recovering = false;
+                None
+            }
+        }
+    }
+
+    /// The shard could not open its log. A device that never opened in this run is given up: it is
+    /// damaged or somebody else's, and trying again would not change that.
+    pub(crate) fn unopened(&mut self, reason: String) {
+        self.drop_shard();
+        if self.attempts == 0 || self.attempts >= self.attempts_max {
+            self.give_up(reason);
+        } else {
+            self.state = HostState::Reopening { attempts: self.attempts, reason };
+        }
+    }
+
+    fn drop_shard(&mut self) {
+        self.shard = None;
+        if let Some(device) = &mut self.device {
+            device.quiesce();
         }
     }
 
@@ -257,10 +291,7 @@ impl Host {
     pub(crate) fn close(&mut self) {
         self.closing = true;
         self.retry_at = None;
-        self.shard = None;
-        if let Some(device) = &mut self.device {
-            device.quiesce();
-        }
+        self.drop_shard();
     }
 
     pub(crate) fn closed(&self) -> bool {

@@ -322,12 +322,14 @@ impl Net {
     }
 
     fn link_ended(&mut self, number: usize, now: Time) {
-        self.forget_link(number, now);
+        let was_up = self.forget_link(number, now);
         let link = &self.links[number];
         match link.owner {
             Owner::Shard => {
-                let event = Event::PeerLink { peer: link.to.node, up: false };
-                self.inbox.push(NetEvent::Shard(event));
+                if was_up {
+                    let event = Event::PeerLink { peer: link.to.node, up: false };
+                    self.inbox.push(NetEvent::Shard(event));
+                }
                 if !self.stopping {
                     let at = link.not_before;
                     self.links[number].state = State::Waiting;
@@ -341,8 +343,8 @@ impl Net {
         }
     }
 
-    /// Empties a link and sets the pause before the next attempt.
-    fn forget_link(&mut self, number: usize, now: Time) {
+    /// Empties a link and sets the pause before the next attempt. Whether it was open.
+    fn forget_link(&mut self, number: usize, now: Time) -> bool {
         let link = &mut self.links[number];
         let was_up = matches!(link.state, State::Up(_) | State::Local(_));
         if was_up && now.since(link.up_at) >= STABLE {
@@ -354,6 +356,7 @@ impl Net {
         link.state = State::Idle;
         link.credit.clear();
         link.waiting.clear();
+        was_up
     }
 
     // ---- for the shard ----
@@ -483,8 +486,10 @@ impl Net {
                 return;
             }
             let Some(request) = link.waiting.pop_front() else { return };
-            let unused = link.credit.open(request.id.0, size);
-            assert!(unused, "the tenant has used the id of request {} twice", request.id);
+            if !link.credit.open(request.id.0, size) {
+                let text = format!("request {} has the id of an unanswered one", request.id);
+                return self.fail(handle, &text, self.now);
+            }
             self.queue(handle, &Frame::Request(request));
         }
     }
@@ -558,6 +563,9 @@ impl Net {
                 Armed::Recv if shrink => idle.push(handle),
                 Armed::No if shrink => conn.rx.chunk = None,
                 _ => {}
+            }
+            if shrink && conn.tx.queued() == 0 {
+                conn.tx.clear();
             }
             again |= conn.is_link() || conn.rx.armed == Armed::Recv;
         }

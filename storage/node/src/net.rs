@@ -37,6 +37,9 @@ use std::time::Duration;
 const OWNER: u64 = 1;
 /// Reasons of closed connections that are kept for the status.
 const REASONS_KEPT: usize = 32;
+/// Most warnings about closed connections in one period.
+const WARNINGS_MAX: u64 = 20;
+const WARNINGS_PERIOD: Duration = Duration::from_secs(1);
 /// Time to send what is queued on a connection that is being closed, and then for the other end to
 /// close it.
 const FLUSH_TIME: Duration = Duration::from_secs(5);
@@ -120,6 +123,8 @@ pub(crate) struct Net {
     pub local_links: u64,
     pub notices: Vec<(bool, String)>,
     pub closed: VecDeque<String>,
+    /// When this period of warnings began, and the warnings in it.
+    warned: (Time, u64),
     pub counters: Counters,
     mail: Arc<OwnedFd>,
     mail_count: Box<u64>,
@@ -159,6 +164,7 @@ impl Net {
             local_links: 0,
             notices: Vec::new(),
             closed: VecDeque::new(),
+            warned: (Time::ZERO, 0),
             counters: Counters::default(),
             mail,
             mail_count: Box::new(0),
@@ -224,6 +230,11 @@ impl Net {
     fn on_recv(&mut self, handle: Handle, result: i32, now: Time) {
         let Some(conn) = self.conns.get_mut(handle) else { return };
         match result {
+            0 if conn.phase == Phase::Flushing => {
+                // The other end sends nothing more, but may still read what is queued.
+                conn.rx.ended = true;
+                return;
+            }
             0 if conn.phase != Phase::Open => return self.kill(handle, now),
             0 => return self.lost(handle, "the other end closed it", now),
             r if r < 0 => {
@@ -278,7 +289,11 @@ impl Net {
         if let Frame::Ping { nonce } = frame
             && !matches!(conn.role, Role::Stranger)
         {
-            return self.queue(handle, &Frame::Pong { nonce });
+            // Whoever does not read gets no more answers than it left room for.
+            if conn.tx.queued() <= self.limits.client_pause {
+                self.queue(handle, &Frame::Pong { nonce });
+            }
+            return;
         }
         match &conn.role {
             Role::Stranger => self.on_hello(handle, frame, now),
@@ -322,7 +337,7 @@ impl Net {
             Role::Client(_) => conn.tx.queued() > client_pause && conn.phase == Phase::Open,
             Role::Dialled { .. } | Role::Peer { .. } | Role::Stranger => false,
         };
-        if conn.phase == Phase::Dead || conn.rx.armed != Armed::No || held {
+        if conn.phase == Phase::Dead || conn.rx.armed != Armed::No || conn.rx.ended || held {
             return;
         }
         if !conn.is_link() && conn.rx.parked() {
@@ -422,6 +437,8 @@ impl Net {
         if conn.tx.load() {
             self.counters.sends += 1;
             self.send_rest(handle);
+        } else if conn.phase == Phase::Flushing && conn.rx.ended {
+            self.kill(handle, now);
         } else if conn.phase == Phase::Flushing {
             conn.phase = Phase::Lingering;
             sys::shutdown(&conn.fd, Shutdown::Write);
@@ -468,7 +485,6 @@ impl Net {
     /// Closes a connection that did something wrong, with one line for the operator.
     pub(crate) fn fail(&mut self, handle: Handle, reason: &str, now: Time) {
         let line = format!("{}: closed: {reason}", self.describe(handle));
-        tracing::warn!(reactor = %self.identity.name, "{line}");
         self.remember(line);
         self.note_error(handle, reason);
         self.kill(handle, now);
@@ -481,8 +497,21 @@ impl Net {
         self.kill(handle, now);
     }
 
+    /// Tells the operator why a connection was closed, but not so often that whoever provokes it
+    /// fills the log.
     pub(crate) fn remember(&mut self, line: String) {
         self.counters.closed_for_cause += 1;
+        if self.now.since(self.warned.0) >= WARNINGS_PERIOD {
+            if self.warned.1 > WARNINGS_MAX {
+                let more = self.warned.1 - WARNINGS_MAX;
+                tracing::warn!(reactor = %self.identity.name, "{more} more connections closed");
+            }
+            self.warned = (self.now, 0);
+        }
+        self.warned.1 += 1;
+        if self.warned.1 <= WARNINGS_MAX {
+            tracing::warn!(reactor = %self.identity.name, "{line}");
+        }
         self.closed.push_back(line);
         if self.closed.len() > REASONS_KEPT {
             self.closed.pop_front();

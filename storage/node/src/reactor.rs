@@ -243,7 +243,12 @@ impl Reactor {
     fn step_shard(&mut self, now: Time) -> usize {
         let Some(host) = &mut self.host else { return 0 };
         host.end_turn(now);
+        let unopened = host.recovery_failed();
         self.carry_out(now);
+        if let (Some(reason), Some(host)) = (unopened, &mut self.host) {
+            host.unopened(reason);
+            self.shard_closed(now);
+        }
         match &mut self.host {
             Some(host) if host.ready() => host.drain(&mut self.net.ring, now),
             _ => 0,
@@ -279,9 +284,14 @@ impl Reactor {
         if let Some(reason) = suspect {
             tracing::error!(reactor = %self.net.identity.name, "device suspect: {reason}");
             host.suspect(reason, now);
-            self.net.serving = false;
-            self.net.drop_clients(now);
+            self.shard_closed(now);
         }
+    }
+
+    /// The shard is gone for now, with everything that it had not answered.
+    fn shard_closed(&mut self, now: Time) {
+        self.net.serving = false;
+        self.net.drop_clients(now);
     }
 
     /// Goes on with opening a suspect device again.

@@ -53,7 +53,6 @@ impl Net {
             // connection ends with this turn.
             conn.tx.clear();
             let line = format!("{}: closed: it does not read", self.describe(handle));
-            tracing::warn!(reactor = %self.identity.name, "{line}");
             self.remember(line);
             self.close_now(handle);
             return;

@@ -6,8 +6,8 @@ mod common;
 use basalt_node::{Limits, ReactorHandle, start};
 use basalt_wire::block::crc32c;
 use basalt_wire::codec::{HEADER_BYTES, MAGIC};
-use basalt_wire::frame::{Frame, Hello, PROTOCOL_VERSION, Request, RequestOp, Role};
-use basalt_wire::ids::{ClusterId, Epoch, GroupId, Incarnation, RequestId, VolumeId};
+use basalt_wire::frame::{Frame, Hello, PROTOCOL_VERSION, ReplyResult, Request, RequestOp, Role};
+use basalt_wire::ids::{ClusterId, Epoch, GroupId, Incarnation, NodeId, RequestId, VolumeId};
 use common::*;
 use std::time::Duration;
 
@@ -128,7 +128,7 @@ fn a_flipped_bit_is_noticed() {
         link.wait_for_end();
     }
     still_serves(&node);
-    assert_eq!(status(&node).accepted, 0);
+    wait_for("nobody is left", || status(&node).accepted == 0);
 }
 
 #[test]
@@ -195,6 +195,45 @@ fn an_id_that_is_in_use_closes_the_link() {
     link.send_bytes(&[encode(&request(5)), encode(&request(5))].concat());
     link.wait_for_end();
     wait_for_reason(&node, "request 5 has the id of one that is not answered yet");
+    still_serves(&node);
+}
+
+#[test]
+fn nonsense_in_good_form_gets_an_answer() {
+    let node = node();
+    let mut link = RawLink::client(data(&node), address(1));
+    let mut nonsense = request(1);
+    if let Frame::Request(request) = &mut nonsense {
+        request.group = GroupId(4711);
+    }
+    link.send(&nonsense);
+    match link.receive() {
+        Some(Frame::Reply(reply)) => assert!(matches!(reply.result, ReplyResult::Refused(_))),
+        other => panic!("no reply but {other:?}"),
+    }
+}
+
+#[test]
+fn a_peer_speaks_only_for_itself() {
+    let node = node();
+    let peer = Hello {
+        version: PROTOCOL_VERSION,
+        cluster: CLUSTER,
+        target: address(1),
+        role: Role::Peer { from: address(2), boot: 1 },
+    };
+    let mut link = RawLink::connect(data(&node));
+    link.send(&Frame::Hello(peer.clone()));
+    assert!(matches!(link.receive(), Some(Frame::Welcome(w)) if w.refusal.is_empty()));
+    link.send(&Frame::AskLeadership { group: GroupId(0), candidate: NodeId(3) });
+    link.wait_for_end();
+    wait_for_reason(&node, "node 2 spoke in the name of node 3");
+    let mut link = RawLink::connect(data(&node));
+    link.send(&Frame::Hello(peer));
+    assert!(matches!(link.receive(), Some(Frame::Welcome(w)) if w.refusal.is_empty()));
+    link.send(&request(1));
+    link.wait_for_end();
+    wait_for_reason(&node, "a peer may not send a request");
     still_serves(&node);
 }
 

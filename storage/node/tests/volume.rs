@@ -273,3 +273,53 @@ fn a_device_that_fails_a_write_is_opened_again() {
     node.stop().unwrap();
     std::fs::remove_dir_all(&dir).unwrap();
 }
+
+#[test]
+fn a_device_that_goes_on_failing_is_given_up() {
+    let faults = FaultHandle::new();
+    let notices = Notices::default();
+    let mut config = node_config(1, &[1], &routes(&[1]));
+    config.notices = notices.sink();
+    config.limits.reopen_attempts = 2;
+    host(&mut config, &[1], 1, Some(1));
+    let dir = std::env::temp_dir().join(format!("basalt-given-up-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let mut device = DeviceSpec::path(dir.join("device")).create(160 << 20);
+    device.allow_buffered = true;
+    config.shard.as_mut().unwrap().device = device.with_faults(faults.clone());
+    let node = start(config).unwrap();
+    done(write(&node, 1, 1));
+    faults.arm("error:write").unwrap();
+    let _unanswered = write(&node, 1, 2);
+    wait_for("the device is given up", || {
+        matches!(status(&node).shard.unwrap().state, HostState::Failed(_))
+    });
+    assert!(
+        notices.any(
+            |n| matches!(n, Effect::Notice { alarm: true, text } if text.contains("given up"))
+        )
+    );
+    node.stop().unwrap();
+    std::fs::remove_dir_all(&dir).unwrap();
+}
+
+#[test]
+fn a_device_with_foreign_content_is_refused_and_left_alone() {
+    let dir = std::env::temp_dir().join(format!("basalt-foreign-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let path = dir.join("device");
+    let mut content = vec![0; 160 << 20];
+    content[65536 + 1080] = 0x53;
+    std::fs::write(&path, &content).unwrap();
+    let mut config = node_config(1, &[1], &routes(&[1]));
+    let mut device = DeviceSpec::path(&path);
+    (device.allow_buffered, device.prewrite_bytes) = (true, 0);
+    config.shard.as_mut().unwrap().device = device;
+    let node = start(config).unwrap();
+    wait_for("the device is refused", || {
+        matches!(status(&node).shard.unwrap().state, HostState::Failed(_))
+    });
+    node.stop().unwrap();
+    assert!(std::fs::read(&path).unwrap() == content, "the foreign content was changed");
+    std::fs::remove_dir_all(&dir).unwrap();
+}

@@ -1,1 +1,4 @@
-//! Real processes under faults
+//! Real processes, and records of real devices, under faults.
+
+pub mod power;
+pub mod random;

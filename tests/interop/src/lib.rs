@@ -1,1 +1,9 @@
-//! Foreign clients against a real cluster
+//! Foreign clients against a real cluster.
+//!
+//! * [`cluster`]: a cluster of real processes on loopback.
+//! * [`process`]: this project's programs as child processes.
+//! * [`fio`]: fio with its NBD engine.
+
+pub mod cluster;
+pub mod fio;
+pub mod process;

@@ -82,7 +82,7 @@ impl World {
         for n in 0..self.nodes.len() {
             let Some(status) = self.nodes[n].shard.as_ref().map(|s| s.status()) else { continue };
             if let Phase::Failed(reason) = &status.phase {
-                if !self.declares_damage(n) {
+                if !self.declares_damage(n) && !self.declares_write_faults() {
                     self.fail(Class::Alarm, format!("node {n} could not open its device: {reason}"));
                 }
                 self.restart_failed(n);
@@ -283,6 +283,10 @@ impl World {
                 return false;
             }
             for g in &status.groups {
+                // A replica that may have lost its vote takes no part until an operator decides.
+                if node.mute && g.role == GroupRole::Impaired {
+                    continue;
+                }
                 if g.applied != g.last || g.role == GroupRole::Impaired || g.leader.is_none() {
                     return false;
                 }
@@ -300,6 +304,7 @@ impl World {
         for group in 0..self.options.groups {
             let group = GroupId(group);
             let digests: Vec<(Who, (LogIndex, u64))> = (0..self.nodes.len())
+                .filter(|n| !self.nodes[*n].mute)
                 .filter_map(|n| Some((n, self.nodes[n].shard.as_ref()?.digest(group)?)))
                 .collect();
             for pair in digests.windows(2) {
@@ -340,6 +345,10 @@ impl World {
     }
 
     fn send_probe(&mut self, at: usize) {
+        if self.nodes[self.probes[at].node].mute {
+            self.probes[at].answer = Some(Bytes::new());
+            return;
+        }
         let Probe { node, volume, range, .. } = self.probes[at];
         let v = &self.volumes[volume];
         let group = group_of_chunk(v.id, range.block / CHUNK_BLOCKS, self.options.groups);

@@ -62,6 +62,8 @@ struct Link {
     kind: LinkKind,
     state: State,
     open: [bool; 2],
+    /// Whether it runs within one machine, where no bits flip.
+    local: bool,
     streams: [Stream; 2],
 }
 
@@ -166,11 +168,19 @@ impl Net {
             kind,
             state: State::Dialing,
             open: [true, false],
+            local: false,
             streams: [stream(), stream()],
         })));
         let delay = 2 * self.delay();
         queue.push_in(delay, Ev::Connect { link: index });
         index
+    }
+
+    /// Says that a link runs within one machine: nothing on it is damaged.
+    pub fn set_local(&mut self, link: LinkIndex) {
+        if let Some(l) = self.links[link as usize].as_mut() {
+            l.local = true;
+        }
     }
 
     fn delay(&mut self) -> u64 {
@@ -208,7 +218,8 @@ impl Net {
         }
         let now = queue.now();
         let delay = self.delay();
-        let pieces = self.cut_up(pieces);
+        let local = self.get(link).is_some_and(|l| l.local);
+        let pieces = self.cut_up(pieces, local);
         let per_byte = self.options.per_byte;
         let l = self.links[link as usize].as_mut().expect("it is open");
         let stream = &mut l.streams[usize::from(end)];
@@ -222,8 +233,8 @@ impl Net {
     }
 
     /// Receivers see pieces as the sender made them, or one run of bytes cut at random places.
-    fn cut_up(&mut self, pieces: Vec<Bytes>) -> Vec<Bytes> {
-        let corrupt = self.rng.chance(self.options.corrupt);
+    fn cut_up(&mut self, pieces: Vec<Bytes>, local: bool) -> Vec<Bytes> {
+        let corrupt = self.rng.chance(self.options.corrupt) && !local;
         if !corrupt && !self.rng.chance(self.options.split) {
             return pieces;
         }
@@ -295,7 +306,11 @@ impl Net {
     pub fn close(&mut self, link: LinkIndex, end: End, keep: u64, silent: bool, queue: &mut Queue<Ev>) {
         let Some(l) = self.links.get_mut(link as usize).and_then(Option::as_mut) else { return };
         if l.state == State::Dialing {
-            self.links[link as usize] = None;
+            // The accepting side knows nothing of it yet; if its process is gone, the attempt will be
+            // refused.
+            if end == 0 {
+                self.links[link as usize] = None;
+            }
             return;
         }
         if !std::mem::replace(&mut l.open[usize::from(end)], false) {

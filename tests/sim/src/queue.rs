@@ -62,6 +62,12 @@ impl<E> Queue<E> {
         self.now
     }
 
+    /// Lets time pass up to an instant before which nothing happens.
+    pub fn advance(&mut self, to: Instant) {
+        assert!(self.next_at().is_none_or(|at| at >= to), "an event was skipped");
+        self.now = self.now.max(to);
+    }
+
     /// Adds an event; one in the past happens now.
     pub fn push(&mut self, at: Instant, event: E) {
         self.pushed += 1;

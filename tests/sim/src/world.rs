@@ -221,6 +221,7 @@ impl World {
                 return false;
             }
         }
+        self.queue.advance(instant);
         self.failure.is_none()
     }
 

@@ -25,4 +25,3 @@ pub use door::{
 pub use export::{Catalog, ExportInfo};
 pub use session::{Session, SessionConfig, Submission, TlsPolicy};
 pub use tls::{TlsError, TlsFiles, TlsServer};
-

@@ -90,7 +90,7 @@ impl Replies {
             output.put(&proto::ALLOCATION_ID.to_be_bytes());
             for (bytes, mapped) in joined {
                 // A question is never about more than fits 32 bits when headers are compact.
-                let bytes = u32::try_from(bytes).unwrap_or(u32::MAX & !0xfff);
+                let bytes = u32::try_from(bytes).unwrap_or(!0xfff);
                 output.put(&bytes.to_be_bytes());
                 output.put(&state(mapped).to_be_bytes());
             }

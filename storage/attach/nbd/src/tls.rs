@@ -119,14 +119,10 @@ impl TlsFiles {
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let wrong = |reason: String| TlsError::File {
-        what: "no certificate",
-        path: path.to_owned(),
-        reason,
-    };
-    let found: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path)
-        .map_err(|error| wrong(error.to_string()))?
-        .collect();
+    let wrong =
+        |reason: String| TlsError::File { what: "no certificate", path: path.to_owned(), reason };
+    let found: Result<Vec<_>, _> =
+        CertificateDer::pem_file_iter(path).map_err(|error| wrong(error.to_string()))?.collect();
     match found {
         Ok(found) if found.is_empty() => Err(wrong("the file holds none".to_owned())),
         Ok(found) => Ok(found),

@@ -1,86 +1,21 @@
 //! Foreign clients against sessions over real sockets: a missing client is a failure that names the
 //! Debian package to install.
 
+mod clients;
 mod server;
 
 use basalt_nbd::{SessionConfig, TlsFiles, TlsPolicy, TlsServer};
+use clients::{Scratch, attempt, conformance, noise, run};
 use server::Server;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
 use std::sync::Arc;
 
 const MIB: u64 = 1 << 20;
-
-/// Runs a client under a hard limit of time; its output if it ended well, a panic if not.
-fn run(package: &str, program: &str, args: &[&str]) -> String {
-    let output = attempt(package, program, args);
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(
-        output.status.success(),
-        "{program} {args:?}: {}\n{text}\n{}",
-        output.status,
-        String::from_utf8_lossy(&output.stderr)
-    );
-    text
-}
-
-fn attempt(package: &str, program: &str, args: &[&str]) -> Output {
-    let found = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
-        .any(|dir| dir.join(program).is_file())
-        || Path::new(program).is_file();
-    assert!(found, "{program} is missing: install the Debian package {package}");
-    Command::new("timeout")
-        .args(["-k", "5", "120", program])
-        .args(args)
-        .output()
-        .expect("coreutils' timeout is there")
-}
-
-/// A directory that is removed at the end.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Scratch {
-        let path = std::env::temp_dir().join(format!("basalt-nbd-{}-{name}", std::process::id()));
-        std::fs::create_dir_all(&path).expect("a writable temporary directory");
-        Scratch(path)
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.0.join(name).to_str().expect("a path in UTF-8").to_owned()
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
 
 fn plain(exports: &[(&str, u64, bool)]) -> (Arc<Server>, String) {
     let server = Arc::new(Server::new(SessionConfig::default(), None, exports));
     let addr = server.serve_tcp();
     (server, format!("nbd://{addr}"))
-}
-
-/// Bytes that compress badly and repeat nowhere (xorshift).
-fn noise(len: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut bytes = Vec::with_capacity(len);
-    while bytes.len() < len {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend(state.to_le_bytes());
-    }
-    bytes.truncate(len);
-    bytes
-}
-
-fn conformance(args: &[&str]) {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/conformance.py");
-    let all: Vec<&str> = std::iter::once(script).chain(args.iter().copied()).collect();
-    run("python3-libnbd", "/usr/bin/python3", &all);
 }
 
 #[test]

@@ -274,11 +274,12 @@ impl VolumeClient {
                 part.damaged.insert(voter);
                 self.stats.damaged += 1;
             }
-            Some(Refusal::NotAttached) => {
-                let group = part.group;
-                self.fence_again(group);
-            }
             _ => {}
+        }
+        let (tried, group) = (part.tried.len(), part.group);
+        // One replica may not know of the session yet; if none does, it has to be told again.
+        if refusal == Some(Refusal::NotAttached) && tried == self.group(group).voters.len() {
+            self.fence_again(group);
         }
         self.todo.push(id);
     }

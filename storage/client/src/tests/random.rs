@@ -57,7 +57,7 @@ fn steps(unmaps: u32) -> impl Strategy<Value = Vec<Step>> {
 }
 
 fn begin(seed: u64, faults: u32) -> World {
-    let mut world = World::new(seed, 2, SIZE, (seed % 2 == 0).then_some(NodeId(1)));
+    let mut world = World::new(seed, 2, SIZE, seed.is_multiple_of(2).then_some(NodeId(1)));
     world.faults = faults;
     world
 }

@@ -213,7 +213,7 @@ impl Group {
             }
             MessageType::MsgAppendResponse | MessageType::MsgHeartbeatResponse => {
                 self.note_room(from.node, message.priority != 0);
-                if library.reject && !self.fit_rejection(&mut library) {
+                if library.reject && !self.fit_rejection(cx, &mut library) {
                     return Ok(());
                 }
             }
@@ -256,6 +256,12 @@ impl Group {
                 check_entry(&entry.data, &entry.payload, verify)?;
             }
             let content = Content { data: entry.data, payload: Some(entry.payload) };
+            if !cx.shared.fits_surely(weight(&content)) {
+                let record = content.record(self.id, entry.term.0, entry.index.0);
+                if !cx.shared.log.fits(&record) {
+                    return Err("an entry that does not fit a segment of this device");
+                }
+            }
             self.staged_bytes += weight(&content);
             self.staged.insert((entry.index.0, entry.term.0), content);
         }
@@ -263,23 +269,30 @@ impl Group {
     }
 
     /// Makes a rejection fit what is known of the follower. The library (0.7.0) can set the next
-    /// index to send at or below what the follower has acknowledged.
-    fn fit_rejection(&self, message: &mut raft::eraftpb::Message) -> bool {
-        let raft = self.raft.as_ref().expect("checked by the caller");
-        let Some(progress) = raft.raft.prs().get(message.from) else { return false };
-        if raft.raft.state != StateRole::Leader || progress.state != ProgressState::Probe {
+    /// index to send at or below what the follower has acknowledged, and it takes no notice of a
+    /// follower that has lost what it acknowledged.
+    fn fit_rejection(&mut self, cx: &mut Cx<'_>, message: &mut raft::eraftpb::Message) -> bool {
+        let raft = self.raft.as_mut().expect("checked by the caller");
+        if raft.raft.state != StateRole::Leader || message.term != raft.raft.term {
             return true;
-        }
-        if message.index <= progress.matched {
-            mark!("rejection at or below what was acknowledged");
-            return false;
         }
         let mut hint = message.reject_hint;
         if message.log_term > 0 {
             hint = raft.raft.raft_log.find_conflict_by_term(hint, message.log_term).0;
         }
-        message.reject_hint = hint.max(progress.matched);
-        message.log_term = 0;
+        let Some(progress) = raft.raft.prs().get(message.from) else { return false };
+        if message.index <= progress.matched {
+            mark!("follower rejects what it acknowledged");
+            let intact = LogIndex(hint.min(message.index.saturating_sub(1)));
+            if let Some(from) = self.address_of(message.from) {
+                self.follower_damaged(cx, from, intact);
+            }
+            return false;
+        }
+        if progress.state == ProgressState::Probe {
+            message.reject_hint = hint.max(progress.matched);
+            message.log_term = 0;
+        }
         true
     }
 
@@ -314,6 +327,11 @@ impl Group {
     /// Whether this replica leads.
     pub fn leads(&self) -> bool {
         self.role() == Role::Leader
+    }
+
+    /// Whether it led a moment ago and does not know yet who leads now.
+    pub fn awaits_leader(&self) -> bool {
+        self.raft.is_some() && self.patience.is_some() && self.leader().is_none()
     }
 
     /// The leader that the replica knows.

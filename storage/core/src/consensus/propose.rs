@@ -14,8 +14,6 @@ use basalt_wire::ids::{Epoch, GroupId, Incarnation, LogIndex, NodeId, RequestId,
 use bytes::Bytes;
 use raft::eraftpb::{self, MessageType};
 
-/// Descriptors after which a packed entry is closed.
-const DATA_MAX: usize = 256 << 10;
 /// Commands after which a packed entry is closed.
 const COMMANDS_MAX: usize = 4096;
 /// Entries that a group proposes in one turn.
@@ -215,10 +213,10 @@ impl Group {
     fn pack(&mut self, cx: &mut Cx<'_>) -> Vec<Entry> {
         let mut entries: Vec<Entry> = Vec::new();
         let mut blocks = 0;
-        let entry_bytes = cx.shared.limits.entry_bytes;
+        let limits = cx.shared.entry_limits();
         while let Some(proposal) = self.inbox.front() {
             let bytes = proposal.bytes();
-            let fresh = entries.last().is_none_or(|e| e.is_closed(bytes, entry_bytes));
+            let fresh = entries.last().is_none_or(|e| e.is_closed(bytes, limits));
             if fresh && entries.len() == ENTRIES_MAX {
                 break;
             }
@@ -334,11 +332,11 @@ impl Group {
 }
 
 impl Entry {
-    fn is_closed(&self, bytes: usize, entry_bytes: usize) -> bool {
+    fn is_closed(&self, bytes: usize, (payload_max, data_max): (usize, usize)) -> bool {
         let packed = self.packer.as_ref();
         self.metadata.is_some()
-            || self.payload.len() + bytes > entry_bytes
-            || packed.is_some_and(|p| p.len() > DATA_MAX || p.count() >= COMMANDS_MAX)
+            || self.payload.len() + bytes > payload_max
+            || packed.is_some_and(|p| p.len() > data_max || p.count() >= COMMANDS_MAX)
     }
 
     fn push(&mut self, proposal: Proposal) {

@@ -9,6 +9,7 @@ use crate::log::{HardState, Record, RecordSeq};
 use crate::mark;
 use crate::planted::Bug;
 use basalt_wire::block::BLOCK_BYTES;
+use basalt_wire::buffer::Payload;
 use basalt_wire::frame::Frame;
 use basalt_wire::ids::{GroupId, LogIndex, Term};
 use raft::eraftpb::{Entry, Message, MessageType};
@@ -92,16 +93,9 @@ impl Group {
             let content = self.staged.remove(&(entry.index, entry.term));
             assert!(content.is_some() || leads, "the content of entry {} is gone", entry.index);
             let content = content.unwrap_or_default();
-            let payload = content.payload.clone().unwrap_or_default();
-            let blocks = (payload.len() / BLOCK_BYTES) as u32;
-            let record = Record::Entry {
-                group: self.id,
-                term: Term(entry.term),
-                index: LogIndex(entry.index),
-                kind: 0,
-                data: content.data.clone(),
-                payload,
-            };
+            let bytes = content.payload.as_ref().map_or(0, Payload::len);
+            let blocks = (bytes / BLOCK_BYTES) as u32;
+            let record = content.record(self.id, entry.term, entry.index);
             let slot = Slot { blocks, ..Slot::default() };
             raft.mut_store().append(entry.index, entry.term, slot, content);
             let written = Written { group: self.slot, entry: Some((entry.index, entry.term)) };

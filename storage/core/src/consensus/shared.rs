@@ -11,6 +11,9 @@ use basalt_wire::io::DiskOp;
 use basalt_wire::time::Time;
 use std::collections::{BTreeSet, VecDeque};
 
+/// Descriptors after which a packed entry is closed in any case.
+const ENTRY_DATA_MAX: usize = 256 << 10;
+
 /// A record that was handed to the log and is not durable yet.
 #[derive(Clone, Copy, Debug)]
 pub struct Written {
@@ -113,6 +116,8 @@ pub struct Shared {
     pub limits: Limits,
     /// Raft's clock.
     pub timing: Timing,
+    /// Bytes of a segment, which no entry may exceed.
+    pub segment_bytes: usize,
     /// Seed of everything random.
     pub seed: u64,
     /// The log.
@@ -151,6 +156,7 @@ impl Shared {
             planted: config.planted,
             limits: config.limits,
             timing: config.timing,
+            segment_bytes: config.segment_bytes as usize,
             seed: config.seed,
             log,
             ops: Vec::new(),
@@ -174,6 +180,17 @@ impl Shared {
         self.written.push_back(written);
         assert_eq!(seq.0, self.durable.0 + self.written.len() as u64, "records are counted by one");
         seq
+    }
+
+    /// Bytes of payload and of data after which a packed entry is closed.
+    pub fn entry_limits(&self) -> (usize, usize) {
+        let payload = self.limits.entry_bytes.min(self.segment_bytes / 2);
+        (payload, ENTRY_DATA_MAX.min(self.segment_bytes / 16))
+    }
+
+    /// Whether an entry of this size fits the log in any case.
+    pub fn fits_surely(&self, bytes: usize) -> bool {
+        bytes <= self.segment_bytes / 4 * 3
     }
 
     /// Whether the device takes more of the clients' data.

@@ -3,10 +3,10 @@
 //! The library is given only the term and index of each entry. Data and payload stand beside: where
 //! they are in the log, and, for the newest entries, in memory.
 
-use crate::log::{DataLocation, HardState, Location};
+use crate::log::{DataLocation, HardState, Location, Record};
 use basalt_wire::block::BLOCK_BYTES;
 use basalt_wire::buffer::Payload;
-use basalt_wire::ids::{LogIndex, NodeId, Term};
+use basalt_wire::ids::{GroupId, LogIndex, NodeId, Term};
 use bytes::Bytes;
 use raft::eraftpb::{self, ConfState, Snapshot};
 use raft::{Error, GetEntriesContext, RaftState, Storage, StorageError};
@@ -37,6 +37,20 @@ pub struct Content {
     pub data: Bytes,
     /// The commands' blocks. Nothing for entries that were replayed at start.
     pub payload: Option<Payload>,
+}
+
+impl Content {
+    /// What the log is to write for an entry with this content.
+    pub fn record(&self, group: GroupId, term: u64, index: u64) -> Record {
+        Record::Entry {
+            group,
+            term: Term(term),
+            index: LogIndex(index),
+            kind: 0,
+            data: self.data.clone(),
+            payload: self.payload.clone().unwrap_or_default(),
+        }
+    }
 }
 
 /// All entries of a group, from index 1 on.

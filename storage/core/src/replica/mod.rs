@@ -116,9 +116,11 @@ impl Replica {
             return Ok(());
         }
         let volume = self.volumes.entry(id).or_default();
-        if volume.deleted || epoch < volume.epoch {
+        if epoch < volume.epoch {
             return Err(Refusal::Fenced);
         }
+        // A deleted volume may be fenced: a deletion that broke off is taken up again by a session
+        // of a higher epoch, which fences all groups before it deletes. Nothing else becomes possible.
         volume.epoch = epoch;
         Ok(())
     }
@@ -156,7 +158,7 @@ impl Replica {
     pub fn check_not_fenced(&self, id: VolumeId, epoch: Epoch, delete: bool) -> Outcome {
         match self.volumes.get(&id) {
             Some(volume) if volume.deleted && delete => Ok(()),
-            Some(volume) if volume.deleted || epoch < volume.epoch => Err(Refusal::Fenced),
+            Some(volume) if epoch < volume.epoch => Err(Refusal::Fenced),
             _ => Ok(()),
         }
     }

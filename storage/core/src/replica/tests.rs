@@ -72,13 +72,16 @@ fn epochs_only_rise_and_writes_need_the_newest() {
 }
 
 #[test]
-fn a_deleted_volume_refuses_every_epoch() {
+fn a_deleted_volume_refuses_the_data_of_every_epoch() {
     let mut replica = Replica::new(Planted::NONE);
     apply(&mut replica, &[fence(1), write(1, 0, &[1])], at(0, 0));
     apply(&mut replica, &[Command::Delete { volume: V }], at(0, 0));
     assert_eq!(replica.mapped_blocks(), 0);
-    assert_eq!(apply(&mut replica, &[fence(9)], at(0, 0)), [Err(Refusal::Fenced)]);
+    // A deletion that is taken up again fences first.
+    assert_eq!(apply(&mut replica, &[fence(9)], at(0, 0)), [Ok(())]);
     assert_eq!(replica.check_epoch(V, Epoch(9)), Err(Refusal::Fenced));
+    assert_eq!(apply(&mut replica, &[write(9, 0, &[1])], at(0, 0)), [Err(Refusal::Fenced)]);
+    assert_eq!(apply(&mut replica, &[fence(8)], at(0, 0)), [Err(Refusal::Fenced)]);
 }
 
 #[test]

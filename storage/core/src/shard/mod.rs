@@ -275,7 +275,7 @@ impl Shard {
         let refusal = match slot.map(|slot| &self.groups[slot]) {
             None => Some(ProposeError::Unavailable),
             Some(_) if !self.serves() => Some(ProposeError::Unavailable),
-            Some(_) if command.is_empty() || command.len() > METADATA_BYTES_MAX => {
+            Some(_) if command.is_empty() || command.len() > self.metadata_bytes_max() => {
                 Some(ProposeError::Unavailable)
             }
             Some(_) if self.is_busy(command.len()) => Some(ProposeError::Unavailable),
@@ -288,6 +288,10 @@ impl Shard {
         }
         let proposal = Proposal::metadata(token, command);
         self.with(now, out, GroupId::METADATA, |group, cx| group.accept(cx, proposal));
+    }
+
+    fn metadata_bytes_max(&self) -> usize {
+        METADATA_BYTES_MAX.min(self.shared.segment_bytes / 4)
     }
 
     /// Whether a bound is reached.

@@ -121,9 +121,14 @@ impl Shard {
             Want::Change(term, command, payload) => {
                 let group = &self.groups[slot];
                 let right_term = term == group.term() || self.shared.planted.is(Bug::TermUnchecked);
-                if !group.leads() || !right_term {
+                // Just handed over: the answer names the new leader as soon as it is known.
+                let wait = !group.leads() && group.awaits_leader();
+                if !wait && (!group.leads() || !right_term) {
                     mark!("request for another leader");
                     return Ok(Some(self.leader(slot)));
+                }
+                if !self.shared.fits_surely(payload.len()) {
+                    return Err(Refusal::Invalid);
                 }
                 if self.is_busy(payload.len()) {
                     return Err(Refusal::Busy);

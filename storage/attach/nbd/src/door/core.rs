@@ -5,12 +5,10 @@
 //! sent is collected until the end of the turn.
 
 use super::conns::{Conn, Conns};
-use super::exports::{Export, Exports, Purpose};
+use super::exports::{Export, Exports, NewExport, Purpose};
 use super::links::Links;
 use super::memory::Memory;
-use super::{
-    DoorCommand, DoorConfig, DoorError, DoorStatus, ExportEnd, ExportStatus, Host, Reply,
-};
+use super::{DoorCommand, DoorConfig, DoorError, DoorStatus, ExportEnd, ExportStatus, Host, Reply};
 use crate::connection::Connection;
 use crate::session::{SessionConfig, Submission};
 use basalt_client::{BlockError, BlockOp, BlockResult, ClientEffect, ClientEvent, VolumeConfig};
@@ -426,11 +424,14 @@ impl Core {
                     end_session(old);
                 }
                 let purpose = Purpose::Serve { attached: Some(reply) };
-                self.begin(now, &name, &description, read_only, config, purpose, host);
+                let new = NewExport { name, description, read_only, config, purpose };
+                self.begin(now, new, host);
             }
             DoorCommand::Delete { config, reply } => {
                 let purpose = Purpose::Delete { deleted: Some(reply) };
-                self.begin(now, "", "", false, config, purpose, host);
+                let (name, description) = (String::new(), String::new());
+                let new = NewExport { name, description, read_only: false, config, purpose };
+                self.begin(now, new, host);
             }
             DoorCommand::Detach { name, reply } => {
                 let id = self.exports.by_name(&name).map(|export| export.info.id);
@@ -474,20 +475,9 @@ impl Core {
         }
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn begin<H: Host>(
-        &mut self,
-        now: Time,
-        name: &str,
-        description: &str,
-        read_only: bool,
-        config: VolumeConfig,
-        purpose: Purpose,
-        host: &mut H,
-    ) {
+    fn begin<H: Host>(&mut self, now: Time, new: NewExport, host: &mut H) {
         let mut effects = Vec::new();
-        let id =
-            self.exports.add(name, description, read_only, config, purpose, now, &mut effects);
+        let id = self.exports.add(new, now, &mut effects);
         self.carry_out(id, effects, host);
     }
 

@@ -15,6 +15,15 @@ pub(super) enum Purpose {
     Delete { deleted: Option<Reply<()>> },
 }
 
+/// What a new session is told.
+pub(super) struct NewExport {
+    pub name: String,
+    pub description: String,
+    pub read_only: bool,
+    pub config: VolumeConfig,
+    pub purpose: Purpose,
+}
+
 /// One session with a volume.
 pub(super) struct Export {
     pub info: ExportInfo,
@@ -46,16 +55,9 @@ pub(super) struct Exports {
 }
 
 impl Exports {
-    pub fn add(
-        &mut self,
-        name: &str,
-        description: &str,
-        read_only: bool,
-        config: VolumeConfig,
-        purpose: Purpose,
-        now: Time,
-        effects: &mut Vec<ClientEffect>,
-    ) -> u64 {
+    /// Begins a session with a volume.
+    pub fn add(&mut self, new: NewExport, now: Time, effects: &mut Vec<ClientEffect>) -> u64 {
+        let NewExport { name, description, read_only, config, purpose } = new;
         self.last += 1;
         // A tag is not used again soon, so that a late reply finds no other export.
         loop {
@@ -66,8 +68,8 @@ impl Exports {
         }
         let info = ExportInfo {
             id: self.last,
-            name: name.into(),
-            description: description.into(),
+            name: name.as_str().into(),
+            description: description.as_str().into(),
             size: config.size_bytes,
             read_only,
             tls_only: false,

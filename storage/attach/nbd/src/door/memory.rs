@@ -16,6 +16,8 @@ pub(super) struct Memory {
     max: usize,
     granted: usize,
     starved: Vec<u32>,
+    /// Whether any was given back since those who wait were last asked.
+    freed: bool,
     request_time: Duration,
     /// When to look for clients that do not finish their requests; nothing while none owes anything.
     sweep_at: Option<Time>,
@@ -23,7 +25,7 @@ pub(super) struct Memory {
 
 impl Memory {
     pub fn new(max: usize, request_time: Duration) -> Memory {
-        Memory { max, granted: 0, starved: Vec::new(), request_time, sweep_at: None }
+        Memory { max, granted: 0, starved: Vec::new(), freed: false, request_time, sweep_at: None }
     }
 
     /// Settles what a connection holds and needs. Whether it may go on receiving.
@@ -34,6 +36,7 @@ impl Memory {
         let others = self.granted - conn.granted;
         let fits = need <= conn.granted || others == 0 || others + need <= self.max;
         if fits {
+            self.freed |= need < conn.granted;
             self.granted = others + need;
             conn.granted = need;
         } else if !std::mem::replace(&mut conn.starved, true) {
@@ -50,12 +53,13 @@ impl Memory {
 
     /// A connection is gone.
     pub fn release(&mut self, conn: &Conn) {
+        self.freed |= conn.granted > 0;
         self.granted -= conn.granted;
     }
 
-    /// Those that wait, if there is memory again: each is to be settled anew.
+    /// Those that wait, if memory was given back: each is to be settled anew.
     pub fn fed(&mut self, conns: &mut Conns) -> Vec<u32> {
-        if self.starved.is_empty() || self.granted >= self.max {
+        if !std::mem::take(&mut self.freed) || self.starved.is_empty() {
             return Vec::new();
         }
         let fed = std::mem::take(&mut self.starved);

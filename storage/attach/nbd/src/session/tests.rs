@@ -195,11 +195,18 @@ struct Asked {
 }
 
 fn asked() -> impl Strategy<Value = Asked> {
-    let kind = prop_oneof![4 => 0u16..8, 1 => any::<u16>()].prop_map(|k| if k == 2 { 0 } else { k });
+    let kind =
+        prop_oneof![4 => 0u16..8, 1 => any::<u16>()].prop_map(|k| if k == 2 { 0 } else { k });
     let flags = prop_oneof![4 => Just(0u16), 1 => 0u16..64];
-    let offset = prop_oneof![4 => (0u64..256).prop_map(|n| n * 4096), 1 => 0..SIZE + 9, 1 => any::<u64>()];
+    let offset =
+        prop_oneof![4 => (0u64..256).prop_map(|n| n * 4096), 1 => 0..SIZE + 9, 1 => any::<u64>()];
     let len = prop_oneof![4 => (0u32..16).prop_map(|n| n * 512), 1 => 0u32..65536];
-    (kind, flags, offset, len).prop_map(|(kind, flags, offset, len)| Asked { kind, flags, offset, len })
+    (kind, flags, offset, len).prop_map(|(kind, flags, offset, len)| Asked {
+        kind,
+        flags,
+        offset,
+        len,
+    })
 }
 
 proptest! {

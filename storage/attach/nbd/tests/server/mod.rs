@@ -1,7 +1,7 @@
 //! A small server around [`Connection`], with a volume in memory: threads and blocking sockets, made
 //! to let foreign clients speak to the very sessions that the reactor drives.
 
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use basalt_client::{BlockError, BlockOp, BlockResult};
 use basalt_nbd::{Catalog, Connection, ExportInfo, SessionConfig, Submission, TlsServer};

@@ -49,6 +49,8 @@ pub struct World {
     pub proposed: BTreeMap<u64, Result<LogIndex, crate::event::ProposeError>>,
     pub drained: BTreeSet<u32>,
     pub leaders: BTreeMap<(u32, u64), u32>,
+    pub log_frames: bool,
+    pub disk_nanos: u64,
     next_id: u64,
 }
 
@@ -71,12 +73,13 @@ pub struct Options {
     pub seed: u64,
     pub planted: Planted,
     pub limits: Limits,
+    pub segments: u64,
 }
 
 impl Default for Options {
     fn default() -> Options {
         let limits = Limits { segments_reserved: 1, ..Limits::default() };
-        Options { nodes: 3, groups: 1, seed: 1, planted: Planted::NONE, limits }
+        Options { nodes: 3, groups: 1, seed: 1, planted: Planted::NONE, limits, segments: 32 }
     }
 }
 
@@ -94,6 +97,8 @@ impl World {
             proposed: BTreeMap::new(),
             drained: BTreeSet::new(),
             leaders: BTreeMap::new(),
+            log_frames: true,
+            disk_nanos: 0,
             next_id: 0,
         };
         let voters: Vec<Address> = (1..=options.nodes).map(address).collect();
@@ -103,7 +108,7 @@ impl World {
             let config = ShardConfig {
                 cluster: ClusterId(5),
                 address: address(n),
-                device_bytes: (128 << 10) + 32 * SEGMENT,
+                device_bytes: (128 << 10) + options.segments * SEGMENT,
                 segment_bytes: SEGMENT,
                 volatile_cache: false,
                 groups: groups.clone(),
@@ -219,7 +224,9 @@ impl World {
                 continue;
             }
             moved = true;
+            let start = std::time::Instant::now();
             let done = carry_out(&mut node.disk, op);
+            self.disk_nanos += start.elapsed().as_nanos() as u64;
             shard.handle(now, Event::Disk(done), &mut node.effects);
         }
         shard.end_turn(now, &mut node.effects);
@@ -235,7 +242,9 @@ impl World {
         match effect {
             Effect::Disk(op) => self.nodes.get_mut(&n).unwrap().ops.push_back(op),
             Effect::Send { to, frame } => {
-                self.log.push(format!("{n}->{}: {frame:?}", to.node));
+                if self.log_frames {
+                    self.log.push(format!("{n}->{}: {frame:?}", to.node));
+                }
                 self.net.push_back((n, to.node.0, frame));
             }
             Effect::Reply { reply, .. } => {
@@ -386,6 +395,19 @@ impl World {
             ReplyResult::Data { payload, .. } => Ok(payload.contiguous()[0]),
             other => Err(other),
         }
+    }
+
+    /// Nanoseconds that the devices took since the last call, divided by `count`.
+    pub fn disk_time(&mut self, count: u64) -> u64 {
+        std::mem::take(&mut self.disk_nanos) / count
+    }
+
+    /// What is to be known after a failure.
+    pub fn tell(&self) -> Vec<String> {
+        let nodes = self.nodes.iter().filter(|(_, node)| node.shard.is_some());
+        let states = nodes.map(|(n, _)| format!("{n}: {:?}", self.status(*n)));
+        let recent = self.log.iter().rev().take(60).rev().cloned();
+        states.chain(self.notices.iter().cloned()).chain(recent).collect()
     }
 
     /// All replicas that run hold the same.

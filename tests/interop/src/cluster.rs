@@ -1,0 +1,300 @@
+//! A cluster of real processes on loopback, for tests.
+//!
+//! Everything is killed when the [`Cluster`] is dropped, on a panic too. [`Cluster::finish`] stops
+//! the nodes in order and removes all files; a cluster dropped without it (a test that failed) keeps
+//! its logs and says where they are.
+
+use crate::process::{Program, bin_dir, free_port, run, wait_until};
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How long anything may take that should take a second: the machine may be busy.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a cluster is made of.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    /// Nodes, 1 to 5.
+    pub nodes: usize,
+    /// Size of each node's device.
+    pub device: &'static str,
+    /// Size of a log segment.
+    pub segment: &'static str,
+    /// Volume groups.
+    pub groups: usize,
+}
+
+impl Default for Shape {
+    fn default() -> Shape {
+        Shape { nodes: 3, device: "4GiB", segment: "16MiB", groups: 16 }
+    }
+}
+
+/// Where a node listens.
+#[derive(Clone, Copy, Debug)]
+pub struct Ports {
+    /// The gRPC API.
+    pub grpc: u16,
+    /// The data path.
+    pub data: u16,
+    /// NBD.
+    pub nbd: u16,
+}
+
+/// A node of the cluster. Its name is `node-1`, `node-2`, ...
+pub struct Node {
+    /// Its name.
+    pub name: String,
+    /// Where it listens.
+    pub ports: Ports,
+    /// Its data directory.
+    pub folder: PathBuf,
+    /// Its process: to be killed, stopped, continued, restarted.
+    pub process: Program,
+}
+
+impl Node {
+    /// The address of its gRPC API.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.ports.grpc)
+    }
+
+    /// Where it serves a volume that is attached to it.
+    pub fn uri(&self, volume: &str) -> String {
+        format!("nbd://127.0.0.1:{}/{volume}", self.ports.nbd)
+    }
+
+    /// Stops it in its tracks, as a machine that hangs.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn freeze(&self) -> Result<()> {
+        self.process.signal(libc::SIGSTOP)
+    }
+
+    /// Lets it go on after [`Node::freeze`].
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn thaw(&self) -> Result<()> {
+        self.process.signal(libc::SIGCONT)
+    }
+}
+
+/// A running `basalt-attach`.
+pub struct Attached {
+    /// Its process.
+    pub process: Program,
+    /// Where it listens.
+    pub port: u16,
+}
+
+impl Attached {
+    /// Where it serves a volume.
+    pub fn uri(&self, volume: &str) -> String {
+        format!("nbd://127.0.0.1:{}/{volume}", self.port)
+    }
+}
+
+/// A cluster of real processes.
+pub struct Cluster {
+    /// The nodes.
+    pub nodes: Vec<Node>,
+    folder: PathBuf,
+    finished: bool,
+}
+
+impl Cluster {
+    /// Starts and bootstraps a cluster of three nodes, and waits until it is healthy. `name` tells it
+    /// from the clusters of other tests.
+    ///
+    /// # Errors
+    /// If a program is missing, or does not come up.
+    pub fn start(name: &str) -> Result<Cluster> {
+        Cluster::start_with(name, &Shape::default())
+    }
+
+    /// As [`Cluster::start`], in another shape.
+    ///
+    /// # Errors
+    /// If a program is missing, or does not come up.
+    pub fn start_with(name: &str, shape: &Shape) -> Result<Cluster> {
+        let cluster = Cluster::unbootstrapped(name, shape)?;
+        let addresses: Vec<String> = cluster.nodes.iter().map(Node::address).collect();
+        let groups = shape.groups.to_string();
+        let mut words = vec!["cluster", "bootstrap", "--groups", &groups];
+        for address in &addresses {
+            words.extend(["--node", address]);
+        }
+        cluster.basalt(&words)?;
+        cluster.wait_healthy()?;
+        Ok(cluster)
+    }
+
+    /// Starts nodes that wait for bootstrap.
+    ///
+    /// # Errors
+    /// If a program is missing, or does not come up.
+    pub fn unbootstrapped(name: &str, shape: &Shape) -> Result<Cluster> {
+        let folder = bin_dir().join(format!("interop-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&folder)
+            .with_context(|| format!("{} can not be made", folder.display()))?;
+        let mut cluster = Cluster { nodes: Vec::new(), folder, finished: false };
+        for number in 1..=shape.nodes {
+            let node = start_node(&cluster.folder, number, shape)?;
+            cluster.nodes.push(node);
+        }
+        for node in &mut cluster.nodes {
+            let address = node.address();
+            wait_until("the node answers", PATIENCE, || {
+                ensure!(node.process.alive(), "{} ended{}", node.name, node.process.log_tail());
+                Ok(std::net::TcpStream::connect(&address).is_ok())
+            })?;
+        }
+        Ok(cluster)
+    }
+
+    /// The folder of logs and devices.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The addresses of all nodes, as `--cluster` takes them.
+    pub fn addresses(&self) -> String {
+        self.nodes.iter().map(Node::address).collect::<Vec<_>>().join(",")
+    }
+
+    /// Runs the command line and gives its answer.
+    ///
+    /// # Errors
+    /// If it fails; the error has its message.
+    pub fn basalt(&self, words: &[&str]) -> Result<Value> {
+        let addresses = self.addresses();
+        let text = run("basalt", &[&["--cluster", &addresses, "-o", "json"], words].concat())?;
+        serde_json::from_str(&text).with_context(|| format!("basalt printed: {text}"))
+    }
+
+    /// Waits until every node and every group works.
+    ///
+    /// # Errors
+    /// If that does not happen; says what the cluster says.
+    pub fn wait_healthy(&self) -> Result<()> {
+        let seconds = PATIENCE.as_secs().to_string();
+        self.basalt(&["cluster", "status", "--wait", &seconds]).map(drop)
+    }
+
+    /// Waits until an NBD export can be opened.
+    ///
+    /// # Errors
+    /// If that does not happen.
+    pub fn wait_served(&self, uri: &str) -> Result<()> {
+        let mut last = None;
+        wait_until(&format!("{uri} is served"), PATIENCE, || {
+            let asked = run("nbdinfo", &["--size", uri]);
+            let served = asked.is_ok();
+            last = asked.err();
+            Ok(served)
+        })
+        .with_context(|| last.map_or_else(String::new, |e| format!("{e:#}")))
+    }
+
+    /// Starts a `basalt-attach` for a volume, and waits until the volume is served. It takes the
+    /// volume from another host that has it if `take` is set.
+    ///
+    /// # Errors
+    /// If it does not come up.
+    pub fn attach(&self, volume: &str, host: &str, take: bool) -> Result<Attached> {
+        let port = free_port()?;
+        let listen = format!("127.0.0.1:{port}");
+        let log = self.folder.join(format!("attach-{host}.log"));
+        let addresses = self.addresses();
+        let mut program = Program::new("basalt-attach")
+            .args(["--cluster", &addresses, "--volume", volume])
+            .args(["--listen", &listen, "--host", host])
+            .log(log);
+        if take {
+            program = program.args(["--move"]);
+        }
+        let mut attached = Attached { process: program.start()?, port };
+        let uri = attached.uri(volume);
+        wait_until(&format!("{uri} is served"), PATIENCE, || {
+            let process = &mut attached.process;
+            ensure!(process.alive(), "basalt-attach ended{}", process.log_tail());
+            Ok(run("nbdinfo", &["--size", &uri]).is_ok())
+        })?;
+        Ok(attached)
+    }
+
+    /// Stops every node in order; each must end with status 0.
+    ///
+    /// # Errors
+    /// If one does not.
+    pub fn stop(&mut self) -> Result<()> {
+        self.nodes.iter_mut().try_for_each(|node| node.process.stop(PATIENCE))
+    }
+
+    /// Kills every node at once.
+    ///
+    /// # Errors
+    /// If one can not be killed.
+    pub fn kill(&mut self) -> Result<()> {
+        for node in &self.nodes {
+            node.process.signal(libc::SIGKILL)?;
+        }
+        self.nodes.iter_mut().try_for_each(|node| node.process.kill())
+    }
+
+    /// Starts every node again, and waits until the cluster is healthy.
+    ///
+    /// # Errors
+    /// If that does not happen.
+    pub fn restart(&mut self) -> Result<()> {
+        self.nodes.iter_mut().try_for_each(|node| node.process.restart())?;
+        self.wait_healthy()
+    }
+
+    /// The good end: stops the nodes in order and removes all files.
+    ///
+    /// # Errors
+    /// If a node does not stop as it should.
+    pub fn finish(mut self) -> Result<()> {
+        self.stop()?;
+        self.finished = true;
+        Ok(())
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // What fails here fails on the way out: there is nobody to tell.
+        for node in &mut self.nodes {
+            let _ = node.process.kill();
+        }
+        if self.finished {
+            let _ = std::fs::remove_dir_all(&self.folder);
+            return;
+        }
+        for node in &self.nodes {
+            let _ = std::fs::remove_dir_all(&node.folder);
+        }
+        eprintln!("the logs of the failed cluster are in {}", self.folder.display());
+    }
+}
+
+fn start_node(folder: &Path, number: usize, shape: &Shape) -> Result<Node> {
+    let name = format!("node-{number}");
+    let ports = Ports { grpc: free_port()?, data: free_port()?, nbd: free_port()? };
+    let log = folder.join(format!("{name}.log"));
+    let data = folder.join(&name);
+    let process = Program::new("basaltd")
+        .args(["--name", &name, "--data-dir", &data.to_string_lossy()])
+        .args(["--device-size", shape.device, "--segment-size", shape.segment])
+        .args(["--listen", &format!("127.0.0.1:{}", ports.grpc)])
+        .args(["--data-listen", &format!("127.0.0.1:{}", ports.data)])
+        .args(["--nbd-listen", &format!("127.0.0.1:{}", ports.nbd)])
+        .log(log)
+        .start()?;
+    Ok(Node { name, ports, folder: data, process })
+}

@@ -49,7 +49,8 @@ impl TlsOptions {
             _ => bail!("--tls-cert and --tls-key are needed together"),
         };
         let client_authority = self.tls_client_ca.clone();
-        config.tls = Some(Arc::new(TlsServer::load(TlsFiles { certificate, key, client_authority })?));
+        config.tls =
+            Some(Arc::new(TlsServer::load(TlsFiles { certificate, key, client_authority })?));
         config.session.tls = match self.tls {
             TlsWhen::Required => TlsPolicy::Required,
             TlsWhen::Offered => TlsPolicy::Offered,

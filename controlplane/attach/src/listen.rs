@@ -20,9 +20,7 @@ impl NbdListen {
     pub fn source(&self) -> ListenSource {
         match self {
             NbdListen::Tcp(address) => ListenSource::Tcp(*address),
-            NbdListen::Unix(path) => {
-                ListenSource::Unix { path: path.clone(), unlink_stale: true }
-            }
+            NbdListen::Unix(path) => ListenSource::Unix { path: path.clone(), unlink_stale: true },
         }
     }
 
@@ -49,7 +47,9 @@ impl FromStr for NbdListen {
     fn from_str(text: &str) -> Result<NbdListen, String> {
         if let Some(path) = text.strip_prefix("unix:") {
             if !path.starts_with('/') {
-                return Err(format!("'{path}' is not an absolute path; write unix:/path/to/socket"));
+                return Err(format!(
+                    "'{path}' is not an absolute path; write unix:/path/to/socket"
+                ));
             }
             return Ok(NbdListen::Unix(PathBuf::from(path)));
         }

@@ -19,10 +19,8 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .thread_name("control")
-        .enable_all()
-        .build();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().thread_name("control").enable_all().build();
     let result = match runtime {
         Ok(runtime) => runtime.block_on(basalt_attach::run::run(options, inherited)),
         Err(problem) => Err(problem.into()),

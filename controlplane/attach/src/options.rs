@@ -29,7 +29,13 @@ was lost to another host, 101 after a bug.";
 #[command(name = "basalt-attach", version, after_help = AFTER)]
 pub struct Options {
     /// gRPC addresses of some nodes, asked in turn until one answers.
-    #[arg(long, env = "BASALT_CLUSTER", value_name = "ADDR,...", value_delimiter = ',', required = true)]
+    #[arg(
+        long,
+        env = "BASALT_CLUSTER",
+        value_name = "ADDR,...",
+        value_delimiter = ',',
+        required = true
+    )]
     pub cluster: Vec<String>,
 
     /// Volumes to attach.

@@ -8,9 +8,9 @@ use basalt_api::dial::{Cluster, plain};
 use basalt_api::v1::{
     self, AttachVolumeRequest, AttachVolumeResponse, DetachVolumeRequest, GetPoolMapRequest,
 };
+use basalt_core::event::Effect;
 use basalt_nbd::{DoorCommand, DoorError, ExportEnd, NbdDoor};
 use basalt_node::{ListenSource, Mailbox, ReactorConfig, ReactorHandle, StreamListener};
-use basalt_core::event::Effect;
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -37,7 +37,9 @@ pub async fn run(options: Options, inherited: Vec<ListenSource>) -> Result<ExitC
         None => format!("{}-attach", machine_name().context("give a name with --host")?),
     };
     if options.listen.is_empty() && inherited.is_empty() {
-        bail!("nothing to listen on: give --listen 127.0.0.1:10809 or --listen unix:/path/to/socket");
+        bail!(
+            "nothing to listen on: give --listen 127.0.0.1:10809 or --listen unix:/path/to/socket"
+        );
     }
     for listen in options.listen.iter().filter(|l| !l.is_local() && !options.tls.authenticates()) {
         tracing::warn!("NBD on {listen} can be reached from other machines without authentication");

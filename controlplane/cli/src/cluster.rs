@@ -6,7 +6,9 @@ use crate::output;
 use basalt_api::dial;
 use basalt_api::error::status;
 use basalt_api::size::show;
-use basalt_api::v1::{BootstrapRequest, Cluster, ErrorReason, GetClusterRequest, Group, Health, Node};
+use basalt_api::v1::{
+    BootstrapRequest, Cluster, ErrorReason, GetClusterRequest, Group, Health, Node,
+};
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::time::{Duration, Instant};
@@ -39,7 +41,8 @@ pub(crate) async fn run(
 async fn bootstrap(options: &Options, nodes: &[String], groups: u32) -> Result<(), Failure> {
     let request = BootstrapRequest { nodes: nodes.to_vec(), group_count: groups };
     // The first of the nodes does it; bootstrap may take longer than other calls.
-    let first = dial::Cluster::new(nodes[..1].to_vec(), options.timeout.max(Duration::from_secs(90)));
+    let first =
+        dial::Cluster::new(nodes[..1].to_vec(), options.timeout.max(Duration::from_secs(90)));
     let request = &request;
     let made = first
         .call(|mut client| {
@@ -146,7 +149,10 @@ fn text(cluster: &Cluster, all_groups: bool) -> String {
         .collect();
     if !shown.is_empty() {
         text.push('\n');
-        text.push_str(&output::table(&["GROUP", "LEADER", "TERM", "COMMIT", "VOTERS", "QUORUM"], &shown));
+        text.push_str(&output::table(
+            &["GROUP", "LEADER", "TERM", "COMMIT", "VOTERS", "QUORUM"],
+            &shown,
+        ));
     }
     text
 }

@@ -56,9 +56,7 @@ impl Failure {
             Failure::Timeout(_) => "TIMEOUT".to_owned(),
             Failure::Output(_) => "OUTPUT".to_owned(),
             Failure::Status(status) => match error::reason_of(status) {
-                Some(reason) => {
-                    reason.as_str_name().trim_start_matches("ERROR_REASON_").to_owned()
-                }
+                Some(reason) => reason.as_str_name().trim_start_matches("ERROR_REASON_").to_owned(),
                 None => format!("{:?}", status.code()),
             },
         }

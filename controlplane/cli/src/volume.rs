@@ -21,11 +21,12 @@ macro_rules! call {
     ($cluster:expr, $method:ident, $request:expr) => {{
         let request = $request;
         let request = &request;
-        $cluster.call(|mut client| {
-            let request = request.clone();
-            async move { client.$method(request).await }
-        })
-        .await
+        $cluster
+            .call(|mut client| {
+                let request = request.clone();
+                async move { client.$method(request).await }
+            })
+            .await
     }};
 }
 
@@ -130,11 +131,8 @@ async fn delete(
     no_wait: bool,
     change: &Change,
 ) -> Result<(), Failure> {
-    let request = DeleteVolumeRequest {
-        name: path(name),
-        etag: change.etag(),
-        request_id: change.id(),
-    };
+    let request =
+        DeleteVolumeRequest { name: path(name), etag: change.etag(), request_id: change.id() };
     let volume = call!(cluster, delete_volume, request)?;
     let deadline = Instant::now() + options.timeout;
     while !no_wait {
@@ -195,9 +193,10 @@ fn state(volume: &Volume) -> &'static str {
 }
 
 fn document(volume: &Volume) -> Value {
-    let attachment = volume.attachment.as_ref().map(
-        |a| json!({ "host": a.host, "epoch": a.epoch, "since": output::time(a.since_ms) }),
-    );
+    let attachment = volume
+        .attachment
+        .as_ref()
+        .map(|a| json!({ "host": a.host, "epoch": a.epoch, "since": output::time(a.since_ms) }));
     json!({
         "name": volume.name,
         "id": volume.id,

@@ -55,7 +55,7 @@ impl Admin for AdminService {
         request: Request<BootstrapRequest>,
     ) -> Result<Response<Cluster>, Status> {
         crate::bootstrap::bootstrap(&self.daemon, request.into_inner()).await?;
-        Ok(Response::new(crate::status::cluster(&self.daemon).await?))
+        Ok(Response::new(crate::bootstrap::settled(&self.daemon).await?))
     }
 
     async fn get_cluster(

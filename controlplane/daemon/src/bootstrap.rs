@@ -8,8 +8,8 @@ use crate::daemon::Daemon;
 use crate::metadata::random;
 use crate::options::Options;
 use basalt_api::v1::{
-    BootstrapRequest, ClusterSpec, DescribeRequest, DescribeResponse, ErrorReason, JoinRequest,
-    Member,
+    BootstrapRequest, Cluster, ClusterSpec, DescribeRequest, DescribeResponse, ErrorReason, Health,
+    JoinRequest, Member,
 };
 use basalt_api::{dial, error};
 use basalt_meta::layout;
@@ -23,6 +23,8 @@ const ASK: Duration = Duration::from_secs(5);
 const JOIN: Duration = Duration::from_secs(60);
 /// How long the new cluster may take until its first record is committed.
 const FIRST_RECORD: Duration = Duration::from_secs(20);
+/// How long bootstrap waits for the first leaders.
+const SETTLED: Duration = Duration::from_secs(10);
 
 /// This node as a member.
 ///
@@ -78,7 +80,10 @@ async fn describe(address: &str) -> Result<DescribeResponse, Status> {
     answer.map(tonic::Response::into_inner).map_err(|status| unreachable(address, &status))
 }
 
-fn fresh(request: &BootstrapRequest, described: &[DescribeResponse]) -> Result<ClusterSpec, Status> {
+fn fresh(
+    request: &BootstrapRequest,
+    described: &[DescribeResponse],
+) -> Result<ClusterSpec, Status> {
     let members = described.iter().zip(1..).map(|(node, number)| Member {
         node: number,
         name: node.name.clone(),
@@ -150,6 +155,21 @@ async fn first_record(daemon: &Arc<Daemon>) -> Result<(), Status> {
                        'basalt cluster status'";
         error::status(ErrorReason::NoQuorum, message, &[])
     }))
+}
+
+/// The new cluster as soon as all of it works, or as it is when that takes too long.
+///
+/// # Errors
+/// As [`crate::status::cluster`].
+pub async fn settled(daemon: &Arc<Daemon>) -> Result<Cluster, Status> {
+    let deadline = Instant::now() + SETTLED;
+    loop {
+        let cluster = crate::status::cluster(daemon).await?;
+        if cluster.health() == Health::Ok || Instant::now() >= deadline {
+            return Ok(cluster);
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
 }
 
 fn unreachable(address: &str, status: &Status) -> Status {

@@ -127,7 +127,9 @@ pub async fn run(options: Options) -> Result<()> {
     let name = options.node_name().map_err(|e| anyhow!(e))?;
     crate::bootstrap::own_member(&options, 0).map_err(|e| anyhow!(e))?;
     for what in options.exposed() {
-        tracing::warn!("{what} can be reached from other machines, and nothing is authenticated yet");
+        tracing::warn!(
+            "{what} can be reached from other machines, and nothing is authenticated yet"
+        );
     }
     let _lock = lock_directory(&options.data_dir)?;
     let store = Arc::new(Store::open(&options.data_dir.join("store"))?);

@@ -49,7 +49,11 @@ impl Engine {
     ///
     /// # Errors
     /// If the device can not be opened or an address can not be used.
-    pub fn start(options: Arc<Options>, store: Arc<Store>, identity: &Identity) -> Result<Arc<Engine>> {
+    pub fn start(
+        options: Arc<Options>,
+        store: Arc<Store>,
+        identity: &Identity,
+    ) -> Result<Arc<Engine>> {
         let spec = spec_of(identity);
         basalt_meta::layout::validate(&spec).map_err(|e| anyhow!("the node's identity: {e}"))?;
         let node = NodeId(identity.node);
@@ -103,9 +107,9 @@ impl Engine {
 
     /// The map of the pool as this node knows it.
     pub fn map(&self) -> v1::PoolMap {
-        let known = self.metadata.look(|state| {
-            state.cluster().map(|spec| map_of(spec, state.map_version()))
-        });
+        let known = self
+            .metadata
+            .look(|state| state.cluster().map(|spec| map_of(spec, state.map_version())));
         known.unwrap_or_else(|| map_of(&self.spec(), 0))
     }
 
@@ -242,9 +246,9 @@ fn shard_setup(
     let mut device = DeviceSpec::path(options.device_path());
     device.allow_buffered = options.allow_buffered;
     let opened = store.opened()?;
-    if options.device.is_none() && !opened {
-        device = device.create(options.device_size);
-    } else if !opened && !options.device_path().exists() {
+    // A name under /dev is a device or a mistake, never a file to be made; and a device that was in
+    // use before is not made anew.
+    if !opened && !options.device_path().starts_with("/dev") {
         device = device.create(options.device_size);
     }
     let config = ShardConfig {
@@ -285,9 +289,10 @@ pub fn address_of(node: u32) -> Address {
 /// The map of a cluster for clients.
 pub fn map_of(spec: &ClusterSpec, version: u64) -> v1::PoolMap {
     let replica = |node: &u32| ReplicaAddress { node: *node, shard: 0 };
-    let groups = spec.groups.iter().map(|voters| v1::GroupVoters {
-        voters: voters.nodes.iter().map(replica).collect(),
-    });
+    let groups = spec
+        .groups
+        .iter()
+        .map(|voters| v1::GroupVoters { voters: voters.nodes.iter().map(replica).collect() });
     let nodes = spec.members.iter().map(|member| NodeAddress {
         node: member.node,
         name: member.name.clone(),

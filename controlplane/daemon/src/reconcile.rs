@@ -47,8 +47,7 @@ pub async fn run(weak: Weak<Engine>) {
     };
     loop {
         let Some(engine) = weak.upgrade() else { return };
-        let (mut changes, mut elections) =
-            (engine.metadata.changes(), engine.metadata.elections());
+        let (mut changes, mut elections) = (engine.metadata.changes(), engine.metadata.elections());
         changes.mark_unchanged();
         elections.mark_unchanged();
         let door = engine.door.clone();
@@ -114,13 +113,14 @@ impl Reconciler {
         let ours = |volume: &&VolumeRecord| {
             volume.attachment.as_ref().is_some_and(|a| a.host == engine.name)
         };
-        let wanted: BTreeMap<u64, VolumeRecord> = engine.metadata.look(|state| {
-            state.volumes().filter(ours).map(|v| (v.number, v.clone())).collect()
-        });
+        let wanted: BTreeMap<u64, VolumeRecord> = engine
+            .metadata
+            .look(|state| state.volumes().filter(ours).map(|v| (v.number, v.clone())).collect());
         for end in engine.door.take_lost() {
             tracing::warn!(volume = %end.name, epoch = end.epoch.0, "session lost: {}", end.error);
             self.lost.insert(end.volume.0, end.epoch.0);
-            self.served.retain(|number, (_, epoch)| (*number, *epoch) != (end.volume.0, end.epoch.0));
+            self.served
+                .retain(|number, (_, epoch)| (*number, *epoch) != (end.volume.0, end.epoch.0));
         }
         self.withdraw(engine, &wanted);
         let mut clean = true;
@@ -202,7 +202,9 @@ impl Reconciler {
             if !voters.nodes.contains(&engine.node.0) {
                 continue;
             }
-            let Some(node) = layout::preferred_leader(group.0, &voters.nodes, &hosts) else { continue };
+            let Some(node) = layout::preferred_leader(group.0, &voters.nodes, &hosts) else {
+                continue;
+            };
             let node = NodeId(node);
             if self.preferred.insert(group, node) != Some(node) {
                 engine.reactor.event(Event::Prefer { group, node });
@@ -252,7 +254,8 @@ impl Reconciler {
         let spec = engine.spec();
         let Ok(map) = convert::pool_map(&map_of(&spec, 0)) else { return false };
         let record = crate::admin::volume_of(&volume);
-        let config = convert::volume_config(&record, volume.epoch, Arc::new(map), Some(engine.node));
+        let config =
+            convert::volume_config(&record, volume.epoch, Arc::new(map), Some(engine.node));
         let (done, outcome) = oneshot::channel();
         let reply = Box::new(move |result| {
             // The task below may have been dropped with the runtime.

@@ -3,9 +3,7 @@
 use crate::daemon::Daemon;
 use crate::engine::Engine;
 use basalt_api::dial;
-use basalt_api::v1::{
-    Cluster, GetReportRequest, Group, Health, Member, Node, NodeReport, Replica,
-};
+use basalt_api::v1::{Cluster, GetReportRequest, Group, Health, Member, Node, NodeReport, Replica};
 use basalt_core::shard::{GroupRole, Phase, ShardStatus};
 use basalt_node::{HostState, ReactorStatus};
 use basalt_wire::ids::GroupId;
@@ -221,7 +219,8 @@ fn judge(nodes: &[Node], groups: &[Group]) -> (Health, String) {
         return (Health::Unavailable, text);
     }
     if !missing.is_empty() {
-        let text = format!("volumes work, but with less redundancy than they should have: {missing}");
+        let text =
+            format!("volumes work, but with less redundancy than they should have: {missing}");
         return (Health::Degraded, text);
     }
     let unlinked: Vec<&str> = nodes
@@ -255,7 +254,8 @@ mod tests {
     fn health_says_what_is_wrong() {
         let all = |up: [bool; 3]| -> Vec<Node> { (1..).zip(up).map(|(n, u)| node(n, u)).collect() };
         let check = |up: [bool; 3], leader: u32| {
-            let reports: Vec<_> = (1..).zip(up).filter(|(_, u)| *u).map(|(n, _)| view(n, leader, 2));
+            let reports: Vec<_> =
+                (1..).zip(up).filter(|(_, u)| *u).map(|(n, _)| view(n, leader, 2));
             let reports: Vec<_> = reports.collect();
             let nodes = all(up);
             let groups = vec![group_of("0".to_owned(), &[1, 2, 3], &nodes, &reports)];
@@ -265,7 +265,11 @@ mod tests {
         let (health, text) = check([true, true, false], 1);
         assert_eq!(health, Health::Degraded);
         assert!(text.contains("'n3' does not answer"), "{text}");
-        assert_eq!(check([true, true, false], 3).0, Health::Unavailable, "the leader is the dead one");
+        assert_eq!(
+            check([true, true, false], 3).0,
+            Health::Unavailable,
+            "the leader is the dead one"
+        );
         assert_eq!(check([true, false, false], 1).0, Health::Unavailable);
     }
 

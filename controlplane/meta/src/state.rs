@@ -165,7 +165,8 @@ impl MetaState {
             }
             None => {}
         }
-        crate::layout::validate(&spec).map_err(|e| refusal(ErrorReason::InvalidField, e, vec![]))?;
+        crate::layout::validate(&spec)
+            .map_err(|e| refusal(ErrorReason::InvalidField, e, vec![]))?;
         self.cluster = Some(spec);
         self.map_version = 1;
         Ok(Outcome::Nothing)
@@ -390,26 +391,18 @@ fn request_id_reused(id: &str) -> Outcome {
     )
 }
 
-fn refusal(
-    reason: ErrorReason,
-    message: String,
-    facts: Vec<(&'static str, String)>,
-) -> Refused {
+fn refusal(reason: ErrorReason, message: String, facts: Vec<(&'static str, String)>) -> Refused {
     Refused { reason, message, facts }
 }
 
-fn refused(
-    reason: ErrorReason,
-    message: String,
-    facts: Vec<(&'static str, String)>,
-) -> Outcome {
+fn refused(reason: ErrorReason, message: String, facts: Vec<(&'static str, String)>) -> Outcome {
     Outcome::Refused(refusal(reason, message, facts))
 }
 
 /// FNV-1a over the operation alone: what the proposer chose (time, id) does not count.
 fn fingerprint(entry: &Entry) -> u64 {
     let op = Entry { op: entry.op.clone(), ..Entry::default() };
-    op.encode_to_vec()
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+    op.encode_to_vec().iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }

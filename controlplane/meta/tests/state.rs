@@ -52,7 +52,11 @@ impl Machine {
 }
 
 fn create(id: &str) -> Op {
-    Op::CreateVolume(CreateVolume { id: id.to_owned(), size_bytes: 1 << 30, labels: BTreeMap::new() })
+    Op::CreateVolume(CreateVolume {
+        id: id.to_owned(),
+        size_bytes: 1 << 30,
+        labels: BTreeMap::new(),
+    })
 }
 
 fn attach(host: &str) -> AttachVolume {
@@ -115,7 +119,10 @@ fn deletion_goes_through_its_states() {
     assert_eq!(m.reason(delete()), ErrorReason::VolumeAttached);
     m.volume(detach("", 0));
     let number = m.state.volume("demo").unwrap().number;
-    assert_eq!(m.reason(Op::RaiseEpoch(RaiseEpoch { volume: number })), ErrorReason::VolumeNotFound);
+    assert_eq!(
+        m.reason(Op::RaiseEpoch(RaiseEpoch { volume: number })),
+        ErrorReason::VolumeNotFound
+    );
     // A purge that comes too early does nothing.
     m.run(Op::PurgeVolume(PurgeVolume { volume: number }));
     assert!(m.volume(delete()).deleting);
@@ -144,7 +151,9 @@ fn one_request_takes_effect_once() {
     // After a day an id is forgotten.
     let day = 24 * 60 * 60 * 1000;
     m.propose("r3", day + 10, Op::AttachVolume(attach("a")));
-    let Outcome::Refused(again) = m.propose("r1", day + 11, create("demo")) else { panic!("refused") };
+    let Outcome::Refused(again) = m.propose("r1", day + 11, create("demo")) else {
+        panic!("refused")
+    };
     assert_eq!(again.reason, ErrorReason::VolumeExists);
 }
 

@@ -154,10 +154,7 @@ impl Drop for RunningFio {
 
 /// fio prints one JSON document after another, with lines of other text between them.
 fn last_report(text: &str) -> Option<Value> {
-    let starts: Vec<usize> = text
-        .match_indices("{\n  \"fio version\"")
-        .map(|(at, _)| at)
-        .collect();
+    let starts: Vec<usize> = text.match_indices("{\n  \"fio version\"").map(|(at, _)| at).collect();
     starts.iter().rev().find_map(|at| {
         serde_json::Deserializer::from_str(&text[*at..]).into_iter::<Value>().next()?.ok()
     })

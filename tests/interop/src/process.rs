@@ -121,8 +121,7 @@ impl Program {
                 Ok(())
             });
         }
-        self.child =
-            Some(command.spawn().with_context(|| format!("can not start {}", self.name))?);
+        self.child = Some(command.spawn().with_context(|| format!("can not start {}", self.name))?);
         Ok(())
     }
 

@@ -1,8 +1,8 @@
 //! The whole way once: bootstrap, create, attach, data in and out, restarts, moves, deletion.
 
 use anyhow::{Context, Result, ensure};
-use basalt_interop::cluster::Cluster;
-use basalt_interop::process::run;
+use basalt_interop::cluster::{Cluster, PATIENCE};
+use basalt_interop::process::{run, wait_until};
 use serde_json::Value;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -61,7 +61,9 @@ fn a_volume_lives_through_restarts_moves_and_deletion() -> Result<()> {
     let refused = cluster.basalt(&["volume", "attach", "demo", "--host", "node-1"]);
     ensure!(refused.is_err_and(|e| e.to_string().contains("attached to 'node-2'")));
     let mut attached = cluster.attach("demo", "elsewhere", true)?;
-    ensure!(run("nbdinfo", &["--size", &uri]).is_err(), "node-2 still serves the volume");
+    wait_until("node-2 serves it no more", PATIENCE, || {
+        Ok(run("nbdinfo", &["--size", &uri]).is_err())
+    })?;
     run("nbdcopy", &[&attached.uri("demo"), text(&back)])?;
     ensure!(same(&data, &back)?, "the move changed the data");
 
@@ -78,7 +80,7 @@ fn a_volume_lives_through_restarts_moves_and_deletion() -> Result<()> {
     // Deletion is refused while it is attached; a clean stop detaches it.
     let early = cluster.basalt(&["volume", "delete", "demo"]);
     ensure!(early.is_err_and(|e| e.to_string().contains("detach it first")));
-    attached.process.stop(basalt_interop::cluster::PATIENCE)?;
+    attached.process.stop(PATIENCE)?;
     cluster.basalt(&["volume", "delete", "demo"])?;
     let list = cluster.basalt(&["volume", "list"])?;
     ensure!(field(&list, "/volumes")?.as_array().is_some_and(Vec::is_empty), "{list}");

@@ -414,6 +414,9 @@ impl World {
         let term = match &request.op {
             RequestOp::Write { term, payload, .. } => {
                 if let Err(text) = self.oracle.acknowledged(payload, self.options.majority()) {
+                    for n in 0..self.nodes.len() {
+                        self.trace(|| format!("node {n} not safe: {}", self.nodes[n].disk.waiting()));
+                    }
                     self.fail(Class::Acknowledgement, text);
                 }
                 *term

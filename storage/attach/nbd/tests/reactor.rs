@@ -46,7 +46,7 @@ fn cluster(nodes: u32, device_bytes: u64) -> Vec<ReactorHandle> {
                 cluster: CLUSTER,
                 address: address(number),
                 device_bytes: 0,
-                segment_bytes: 4 << 20,
+                segment_bytes: 64 << 20,
                 volatile_cache: false,
                 groups: (0..GROUPS)
                     .map(|id| GroupConfig { id: GroupId(id), voters: voters.clone() })

@@ -29,7 +29,9 @@ pub enum StoreError {
         reason: String,
     },
     /// A record can not be understood.
-    #[error("the node's store at {path}: the record '{record}' is damaged or of another version: {reason}")]
+    #[error(
+        "the node's store at {path}: the record '{record}' is damaged or of another version: {reason}"
+    )]
     Record {
         /// Where.
         path: PathBuf,

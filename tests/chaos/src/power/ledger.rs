@@ -107,10 +107,14 @@ impl Ledger {
         by_block.into_iter().map(|(block, entries)| (block, values(&entries))).collect()
     }
 
-    /// Requests submitted, and those acknowledged.
-    pub fn counts(&self) -> (usize, usize) {
-        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        (entries.len(), entries.iter().filter(|e| e.acknowledged.is_some()).count())
+    /// Requests submitted.
+    pub fn len(&self) -> usize {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Whether nothing was submitted.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 }
 

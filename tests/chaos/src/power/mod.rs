@@ -32,7 +32,7 @@ pub const GROUPS: u32 = 2;
 const CLUSTER: ClusterId = ClusterId(77);
 /// Small, so that a run of a moment fills many of them.
 const SEGMENT_BYTES: u64 = 64 << 10;
-const SEGMENTS: u64 = 56;
+const SEGMENTS: u64 = 72;
 /// Bytes of each node's device. Small, as three images are built for each cut.
 pub const DEVICE_BYTES: u64 = SUPERBLOCK_AREA_BYTES + SEGMENTS * SEGMENT_BYTES;
 

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Requests after which a run ends: what its devices have room for.
-const REQUESTS: usize = 260;
+const REQUESTS: usize = 220;
 /// A run takes a second or two; one that does not end is broken.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -50,6 +50,10 @@ impl Run {
     /// # Errors
     /// If the cluster does not do its work even with the power on.
     pub fn record(folder: &Path, seed: u64) -> Result<Run> {
+        // A run that failed may have left devices, and the record must begin with blank ones.
+        if folder.exists() {
+            std::fs::remove_dir_all(folder).context("old devices can not be removed")?;
+        }
         std::fs::create_dir_all(folder).context("a folder for the devices")?;
         let logs: Vec<RecordLog> = (0..NODES).map(|_| RecordLog::memory()).collect();
         let books = Arc::new(Books::default());
@@ -165,7 +169,7 @@ fn observe(logs: &[RecordLog], books: &Books) -> Result<Vec<Instance>> {
     let began = Instant::now();
     let mut instances: Vec<Instance> = Vec::new();
     loop {
-        ensure!(began.elapsed() < PATIENCE, "the load did not end: {:?}", books.ledger.counts());
+        ensure!(began.elapsed() < PATIENCE, "the load did not end: {books:?}");
         if !books.ready.load(Ordering::Relaxed) {
             ensure!(!books.failed.load(Ordering::Relaxed), "the load did not begin");
             std::thread::yield_now();
@@ -186,12 +190,13 @@ fn observe(logs: &[RecordLog], books: &Books) -> Result<Vec<Instance>> {
             }
             None => instances.push(Instance { lengths, acknowledged, submitted }),
         }
-        let (asked, answered) = books.ledger.counts();
-        if asked >= REQUESTS || books.failed.load(Ordering::Relaxed) {
+        let answered = books.answered.load(Ordering::Relaxed);
+        if books.ledger.len() >= REQUESTS {
             books.enough.store(true, Ordering::Relaxed);
-            if asked == answered || books.failed.load(Ordering::Relaxed) {
-                return Ok(instances);
-            }
+        }
+        let all = books.enough.load(Ordering::Relaxed) && answered == books.ledger.len();
+        if all || books.failed.load(Ordering::Relaxed) {
+            return Ok(instances);
         }
     }
 }

@@ -3,14 +3,14 @@
 use super::ledger::{Ledger, content};
 use super::{CHUNKS, HOT_BLOCKS, VOLUME};
 use crate::random::Random;
-use basalt_client::{BlockOp, ClientEffect, ClientEvent, VolumeClient, VolumeConfig};
+use basalt_client::{BlockError, BlockOp, ClientEffect, ClientEvent, VolumeClient, VolumeConfig};
 use basalt_node::{Tenant, TenantCx, TenantEvent};
 use basalt_wire::block::{BLOCK_BYTES, CHUNK_BLOCKS};
 use basalt_wire::buffer::Payload;
 use basalt_wire::time::Time;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// Requests under way at a time.
 const DEPTH: usize = 16;
@@ -26,7 +26,9 @@ pub struct Books {
     pub ready: AtomicBool,
     /// Set by the observer: nothing more is submitted.
     pub enough: AtomicBool,
-    /// Set when a request failed, which none may.
+    /// Requests that ended.
+    pub answered: AtomicUsize,
+    /// Set when a request failed in a way that none may.
     pub failed: AtomicBool,
 }
 
@@ -95,8 +97,13 @@ impl Writer {
                     ClientEffect::Send { to, request } => cx.request(to, request),
                     ClientEffect::Complete { tag, result } => {
                         let number = self.open.remove(&tag).expect("a tag is completed once");
+                        self.books.answered.fetch_add(1, Ordering::Relaxed);
                         match result {
                             Ok(_) => self.books.ledger.acknowledged(number),
+                            // A full device is no failure, and its cuts are worth having.
+                            Err(BlockError::NoSpace) => {
+                                self.books.enough.store(true, Ordering::Relaxed);
+                            }
                             Err(error) => self.fail(cx, format!("a write failed: {error}")),
                         }
                     }

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use basalt_interop::fio::{FioJob, FioResult, RunningFio};
 use basalt_interop::process::{Program, free_port, run, wait_until};
 use std::fs::{File, TryLockError};
+use std::io::{IsTerminal, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -166,7 +167,7 @@ impl Demo {
         job.rate_bytes = Some(RATE_BYTES);
         let mut fio = job.start()?;
         self.progress(&mut fio, WRITTEN_BYTES / 2)?;
-        println!("\n    kill -9 {}    (node-3)", self.nodes[2].id());
+        println!("\n    half of it is written: kill -9 {}    (node-3)", self.nodes[2].id());
         self.nodes[2].kill()?;
         let killed = Instant::now();
         while killed.elapsed() < AWAY && !fio.ended()? && !INTERRUPTED.load(Ordering::SeqCst) {
@@ -181,10 +182,13 @@ impl Demo {
 
     /// Shows how far fio has come, until it has written `until` bytes.
     fn progress(&self, fio: &mut RunningFio, until: u64) -> Result<()> {
+        let terminal = std::io::stdout().is_terminal();
         loop {
             let written = fio.written_bytes();
-            print!("\r    {:>4} of {} MiB written", written >> 20, WRITTEN_BYTES >> 20);
-            std::io::Write::flush(&mut std::io::stdout())?;
+            if terminal {
+                print!("\r    {:>4} of {} MiB written", written >> 20, WRITTEN_BYTES >> 20);
+                std::io::stdout().flush()?;
+            }
             if written >= until || fio.ended()? {
                 return Ok(());
             }
@@ -203,7 +207,10 @@ impl Demo {
         }
         println!("    longest stall {:.0} ms, with a node killed by SIGKILL", result.max_ms());
         println!("    verification errors: 0");
-        println!("    (writes held at {} MiB/s so that the kill falls into the middle)", RATE_BYTES >> 20);
+        println!(
+            "    (writes held at {} MiB/s so that the kill falls into the middle)",
+            RATE_BYTES >> 20
+        );
         wait_until("the killed node has caught up", Duration::from_secs(60), || {
             let check = ["--cluster", &self.cluster, "cluster", "status", "--check"];
             Ok(run("basalt", &check).is_ok())
@@ -215,7 +222,10 @@ impl Demo {
 
 fn demo(exit: bool) -> Result<()> {
     let mut demo = Demo::start()?;
-    step(&format!("fio writes 1 GiB through {} and verifies it; node-3 is killed half way", demo.uri));
+    step(&format!(
+        "fio writes 1 GiB through {} and verifies it; node-3 is killed half way",
+        demo.uri
+    ));
     let result = demo.load()?;
     demo.report(&result)?;
     if !exit {

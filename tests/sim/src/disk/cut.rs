@@ -1,6 +1,6 @@
 //! The ends of a disk's user: a killed process and a power cut.
 
-use super::{BLOCK_BYTES, Disk, Pages, Work, page_slice};
+use super::{BLOCK_BYTES, Disk, Work, page_slice, whole};
 use crate::rng::Rng;
 use basalt_wire::buffer::IoBuf;
 use bytes::Bytes;
@@ -63,7 +63,7 @@ impl Disk {
                     self.land_whole(op.id, page, &data);
                 } else {
                     self.land_partly(page, &data, false);
-                    self.drop_pending_from(op.id);
+                    self.settle_landed(op.id, page, &data);
                 }
             }
         }
@@ -152,12 +152,6 @@ impl Disk {
             self.safe.push(p.data);
         }
     }
-}
-
-fn whole(media: &Pages, page: u32, data: &Bytes) -> bool {
-    data.chunks_exact(BLOCK_BYTES)
-        .enumerate()
-        .all(|(i, want)| media.get(page + i as u32).is_some_and(|have| have[..] == *want))
 }
 
 fn fate(policy: CutPolicy, number: u64, point: u64, inflight: bool, rng: &mut Rng) -> Fate {

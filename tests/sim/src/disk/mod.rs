@@ -184,6 +184,16 @@ impl Disk {
         std::mem::take(&mut self.safe)
     }
 
+    /// Log writes that are not safe yet, in words.
+    pub fn waiting(&self) -> String {
+        let all: Vec<String> = self
+            .pending
+            .iter()
+            .map(|p| format!("{} at page {} completed {:?}", p.id, p.page, p.completion))
+            .collect();
+        all.join(", ")
+    }
+
     /// Whether [`Disk::take_safe`] has something to give.
     pub fn has_safe(&self) -> bool {
         !self.safe.is_empty()
@@ -326,7 +336,7 @@ impl Disk {
         let order = self.completions;
         if self.rng.chance(self.faults.write_error) {
             self.land_partly(page, &data, durable);
-            self.drop_pending_from(id);
+            self.settle_landed(id, page, &data);
             return Err(DiskError::Io);
         }
         let to_media = durable || !self.options.volatile;
@@ -418,10 +428,28 @@ impl Disk {
         }
     }
 
+    /// A write that failed or was cut counts as completed if all of it landed, and is a gap otherwise.
+    fn settle_landed(&mut self, id: u32, page: u32, data: &Bytes) {
+        let (view, media) = (whole(&self.view, page, data), whole(&self.media, page, data));
+        if !view {
+            self.drop_pending_from(id);
+        } else if let Some(p) = self.pending.iter_mut().find(|p| p.id == id) {
+            p.completion = Some(self.completions);
+            p.durable = media;
+        }
+    }
+
     /// A gap: neither this write nor those behind it will count as safe.
     fn drop_pending_from(&mut self, id: u32) {
         if let Some(at) = self.pending.iter().position(|p| p.id == id) {
             self.pending.truncate(at);
         }
     }
+}
+
+/// Whether a write stands whole on a layer.
+fn whole(layer: &Pages, page: u32, data: &Bytes) -> bool {
+    data.chunks_exact(BLOCK_BYTES)
+        .enumerate()
+        .all(|(i, want)| layer.get(page + i as u32).is_some_and(|have| have[..] == *want))
 }

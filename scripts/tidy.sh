@@ -24,15 +24,17 @@ while IFS= read -r line; do offend "stub or silenced test: $line"; done < <(
 # The state machines do no I/O: no clock, randomness, threads, files or sockets in core, client, wire.
 while IFS= read -r line; do offend "I/O, clock, thread or randomness in a state machine: $line"; done < <(
     grep -nE 'std::(fs|net|thread|process|env)|Instant::now|SystemTime|rand::|RandomState|HashMap::new\(' \
-        $(git ls-files 'storage/core/src/*.rs' 'storage/client/src/*.rs') || true)
+        $(git ls-files 'storage/core/src/*.rs' 'storage/client/src/*.rs' | grep -v '/tests/') || true)
 
 # Unsafe only at the edges.
 while IFS= read -r file; do
     case "$file" in
-    storage/device/* | storage/wire/src/buffer*.rs | storage/node/src/*) ;;
+    storage/device/* | storage/wire/src/buffer* | storage/node/src/*) ;;
+    # Taking over the sockets of socket activation.
+    controlplane/attach/src/main.rs | storage/attach/nbd/src/activation.rs) ;;
     *) offend "unsafe outside the device, ring and buffer edges: $file" ;;
     esac
-done < <(grep -lE '\bunsafe\b' "${rust[@]}" | grep -v '^tests/' || true)
+done < <(grep -lE '\bunsafe (\{|fn|impl|extern)' "${rust[@]}" | grep -v '^tests/' || true)
 
 # Every direct dependency has its reason.
 for name in $(sed -n '/^\[workspace.dependencies\]/,/^\[/p' Cargo.toml | sed -n 's/^\([a-z0-9_-]*\) = .*/\1/p' | grep -v '^basalt-'); do

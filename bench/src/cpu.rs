@@ -48,7 +48,8 @@ fn machine_time() -> Option<Duration> {
     let text = std::fs::read_to_string("/proc/stat").ok()?;
     let fields: Vec<u64> =
         text.lines().next()?.split_whitespace().skip(1).filter_map(|f| f.parse().ok()).collect();
-    let busy = fields.first()? + fields.get(1)? + fields.get(2)? + fields.get(5)? + fields.get(6)?;
+    let busy =
+        fields.first()? + fields.get(1)? + fields.get(2)? + fields.get(5)? + fields.get(6)?;
     // USER_HZ is 100 on every Linux architecture that Basalt runs on.
     Some(Duration::from_millis(busy * 10))
 }

@@ -127,8 +127,7 @@ impl Load {
     fn submit(&mut self, now: Time) {
         loop {
             let Some(run) = &mut self.running else { return };
-            let over =
-                run.issued >= run.job.requests || now.since(run.began) >= run.job.duration;
+            let over = run.issued >= run.job.requests || now.since(run.began) >= run.job.duration;
             if over || run.open >= run.job.depth || !self.ready {
                 return;
             }

@@ -9,9 +9,7 @@ use basalt_core::event::Effect;
 use basalt_core::planted::Planted;
 use basalt_device::DeviceSpec;
 use basalt_node::{FormatPolicy, ReactorConfig, ReactorHandle, Routes, ShardSetup};
-use basalt_wire::ids::{
-    Address, ClusterId, Epoch, Generation, GroupId, NodeId, ShardId, VolumeId,
-};
+use basalt_wire::ids::{Address, ClusterId, Epoch, Generation, GroupId, NodeId, ShardId, VolumeId};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc;

@@ -171,7 +171,15 @@ fn measure(options: &Options, shape: &Shape) -> Result<()> {
     if options.output == Output::Table {
         println!(
             "{:<32} {:>9} {:>10} {:>10} {:>9} {:>9} {:>9} {:>9} {:>6}",
-            "case", "IOPS", "cpu µs", "machine µs", "p50 µs", "p99 µs", "p99.9 µs", "max µs", "errors"
+            "case",
+            "IOPS",
+            "cpu µs",
+            "machine µs",
+            "p50 µs",
+            "p99 µs",
+            "p99.9 µs",
+            "max µs",
+            "errors"
         );
     }
     for (case, pattern, bytes, depth) in cases() {

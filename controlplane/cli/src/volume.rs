@@ -134,26 +134,35 @@ async fn delete(
     let request =
         DeleteVolumeRequest { name: path(name), etag: change.etag(), request_id: change.id() };
     let volume = call!(cluster, delete_volume, request)?;
-    let deadline = Instant::now() + options.timeout;
-    while !no_wait {
-        match get(cluster, name).await {
-            // A volume of the same name, made since, is another one.
-            Ok(found) if found.id == volume.id => {}
-            Ok(_) => break,
-            Err(Failure::Status(status)) if status.code() == Code::NotFound => break,
-            Err(failure) => return Err(failure),
-        }
-        if Instant::now() >= deadline {
-            let seconds = options.timeout.as_secs();
-            return Err(Failure::Timeout(format!(
-                "the volume '{name}' is being deleted, but not gone after {seconds} s; it goes on \
-                 by itself: 'basalt volume show {name}', 'basalt cluster status'"
-            )));
-        }
-        tokio::time::sleep(POLL).await;
+    if !no_wait {
+        wait_gone(options.timeout, cluster, name, volume.id).await?;
     }
     let gone = if no_wait { "is being deleted" } else { "deleted" };
     output::write(options.output, &document(&volume), || format!("volume {name} {gone}"))
+}
+
+async fn wait_gone(
+    patience: Duration,
+    cluster: &Cluster,
+    name: &str,
+    number: u64,
+) -> Result<(), Failure> {
+    let deadline = Instant::now() + patience;
+    while Instant::now() < deadline {
+        match get(cluster, name).await {
+            // A volume of the same name, made since, is another one.
+            Ok(found) if found.id == number => {}
+            Ok(_) => return Ok(()),
+            Err(Failure::Status(status)) if status.code() == Code::NotFound => return Ok(()),
+            Err(failure) => return Err(failure),
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    Err(Failure::Timeout(format!(
+        "the volume '{name}' is being deleted, but not gone after {} s; it goes on by itself: \
+         'basalt volume show {name}', 'basalt cluster status'",
+        patience.as_secs()
+    )))
 }
 
 /// Where an attached volume is reached, for people.

@@ -254,8 +254,7 @@ mod tests {
     fn health_says_what_is_wrong() {
         let all = |up: [bool; 3]| -> Vec<Node> { (1..).zip(up).map(|(n, u)| node(n, u)).collect() };
         let check = |up: [bool; 3], leader: u32| {
-            let reports: Vec<_> =
-                (1..).zip(up).filter(|(_, u)| *u).map(|(n, _)| view(n, leader, 2));
+            let reports = (1..).zip(up).filter(|(_, u)| *u).map(|(n, _)| view(n, leader, 2));
             let reports: Vec<_> = reports.collect();
             let nodes = all(up);
             let groups = vec![group_of("0".to_owned(), &[1, 2, 3], &nodes, &reports)];

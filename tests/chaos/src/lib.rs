@@ -1,4 +1,11 @@
 //! Real processes, and records of real devices, under faults.
+//!
+//! * [`power`]: all nodes lose power at one instant.
+//! * [`rounds`]: nodes are killed and stopped while fio writes and verifies.
+//! * [`measure`]: what processes use. [`nbd`]: a client that can be stopped at any byte.
 
+pub mod measure;
+pub mod nbd;
 pub mod power;
 pub mod random;
+pub mod rounds;

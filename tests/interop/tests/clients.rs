@@ -92,7 +92,13 @@ fn qemu_img_and_qemu_io() -> Result<()> {
         "read -P 0x5a 3072 1045504",
         "read -P 0 1M 4M",
     ])?;
-    io(&["discard 0 1M", "read -P 0 0 1M", "aio_write -P 7 8M 1M", "aio_write -P 8 9M 1M", "aio_flush"])?;
+    io(&[
+        "discard 0 1M",
+        "read -P 0 0 1M",
+        "aio_write -P 7 8M 1M",
+        "aio_write -P 8 9M 1M",
+        "aio_flush",
+    ])?;
     io(&["read -P 7 8M 1M", "read -P 8 9M 1M"])?;
     let map = run("qemu-img", &["map", "--output=json", "-f", "raw", uri])?;
     ensure!(map.contains("\"data\": false"), "the discarded range is still data: {map}");
@@ -102,10 +108,8 @@ fn qemu_img_and_qemu_io() -> Result<()> {
 #[test]
 fn the_protocol_feature_by_feature() -> Result<()> {
     let served = serve("conformance", "64MiB")?;
-    let script = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../../storage/attach/nbd/tests/conformance.py"
-    );
+    let script =
+        concat!(env!("CARGO_MANIFEST_DIR"), "/../../storage/attach/nbd/tests/conformance.py");
     let said = run("/usr/bin/python3", &["-B", script, &served.uri])?;
     println!("{said}");
     served.finish()
@@ -116,7 +120,10 @@ fn fio_verifies() -> Result<()> {
     let served = serve("fio", "512MiB")?;
     let job = FioJob::verified_writes(&served.uri, 256 << 20);
     let result = job.run()?;
-    println!("4 KiB random writes: {:.0} IOPS, p99 {:.0} µs", result.write.iops, result.write.p99_us);
+    println!(
+        "4 KiB random writes: {:.0} IOPS, p99 {:.0} µs",
+        result.write.iops, result.write.p99_us
+    );
     let small = FioJob { block_bytes: 512, size_bytes: 4 << 20, seed: 2, ..job.clone() };
     small.run().context("512-byte requests")?;
     let large = FioJob { block_bytes: 1 << 20, depth: 8, seed: 3, ..job };

@@ -208,8 +208,12 @@ impl Group {
     fn could_lead(&self, cx: &Cx<'_>, node: NodeId) -> Option<u64> {
         let raft = &self.raft.as_ref()?.raft;
         let progress = raft.prs().get(u64::from(node.0))?;
-        let near = progress.matched + LAG_MAX >= raft.raft_log.last_index();
-        let well = progress.state == ProgressState::Replicate && !cx.shared.down.contains(&node);
+        let last = raft.raft_log.last_index();
+        let near = progress.matched + LAG_MAX >= last;
+        // One that holds everything stays in the state of a probe after its link came back: nothing
+        // is left to send it.
+        let flows = progress.state == ProgressState::Replicate || progress.matched >= last;
+        let well = flows && !cx.shared.down.contains(&node);
         (near && well && node != self.me).then_some(progress.matched)
     }
 

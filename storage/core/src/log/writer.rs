@@ -367,10 +367,11 @@ impl Writer {
         if wanted <= here {
             return true;
         }
-        // A record that does not fit the rest of a segment leaves that rest unused.
+        // A record that does not fit the rest of a segment leaves that rest unused. What is asked for
+        // may be many records; none of them takes more than three quarters of a segment.
         let segment = u64::from(self.geometry.segment_blocks);
         let waste = u64::from(payload_blocks) + u64::from(self.record_blocks(0));
-        let each = segment.saturating_sub(waste).max(1);
+        let each = segment - waste.min(segment / 4 * 3);
         wanted <= u64::from(free - self.reserved) * each
     }
 

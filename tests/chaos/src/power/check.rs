@@ -72,13 +72,14 @@ fn judge_unguarded(run: &Run, cut: Cut) -> Result<Images, String> {
     let images = images(&bases, &recordings, at.lengths, cut, &mut random);
     let allowed = allowed(run, at);
     let again = cut.twice.then(|| images.clone());
-    let world = revive(images, run.seed, &allowed)?;
+    let world = revive(images, run.seed, EPOCH, &allowed)?;
     let Some(bases) = again else { return Ok(NODES as u64) };
     // Again, at some instant of that recovery.
     let pick = random.below(world.instants.len() as u64) as usize;
     let lengths = world.instants[pick];
     let images = self::images(&bases, &world.recordings(), lengths, cut, &mut random);
-    revive(images, run.seed, &allowed).map_err(|e| format!("after a second cut: {e}"))?;
+    // The first revival may have committed the two epochs that it used.
+    revive(images, run.seed, EPOCH + 2, &allowed).map_err(|e| format!("after a second cut: {e}"))?;
     Ok(2 * NODES as u64)
 }
 
@@ -122,12 +123,13 @@ fn policy(kind: usize, undecided: usize, random: &mut Random) -> CutPolicy {
 fn revive(
     images: Vec<Vec<u8>>,
     seed: u64,
+    epoch: u64,
     allowed: &BTreeMap<u64, Vec<Value>>,
 ) -> Result<World, String> {
     let mut world = World::open(images, seed);
-    let first = recover(&mut world, EPOCH, allowed)?;
+    let first = recover(&mut world, epoch, allowed)?;
     world.reopen();
-    let second = recover(&mut world, EPOCH + 1, allowed)
+    let second = recover(&mut world, epoch + 1, allowed)
         .map_err(|e| format!("opened a second time: {e}"))?;
     if first != second {
         return Err("recovering twice gave two different volumes".to_owned());

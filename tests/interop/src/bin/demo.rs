@@ -201,7 +201,8 @@ impl Demo {
         step("result");
         for (name, side) in [("write", &result.write), ("verify", &result.read)] {
             println!(
-                "    {name:<7}{:>9} requests of 4 KiB {:>8.0} IOPS   p50 {:>6.0} µs   p99 {:>7.0} µs   p99.9 {:>7.0} µs",
+                "    {name:<7}{:>9} requests of 4 KiB {:>8.0} IOPS   \
+                 p50 {:>6.0} µs   p99 {:>7.0} µs   p99.9 {:>7.0} µs",
                 side.requests, side.iops, side.p50_us, side.p99_us, side.p999_us
             );
         }

@@ -140,6 +140,12 @@ fn malformed_requests_are_refused() {
     let op = RequestOp::Read { range, floor: LogIndex(0) };
     assert_eq!(world.ask(leader, 1, op), invalid);
     index(&world.ask(leader, 1, write(1020, 4, &checksums)));
+    let too_long = world.write_op(leader, 0, 1, 60);
+    assert_eq!(world.ask(leader, 1, too_long), invalid, "it would not fit a segment");
+    let long = world.write_op(leader, 0, 1, 40);
+    index(&world.ask(leader, 1, long));
+    let status = world.shard(leader).status();
+    assert!(status.groups.iter().all(|group| group.role != GroupRole::Quarantined));
 }
 
 #[test]

@@ -81,7 +81,7 @@ impl Storm {
 
     fn fault(&mut self) {
         let n = self.random.below(3) as u32 + 1;
-        match (self.random.below(6), self.down) {
+        match (self.random.below(7), self.down) {
             (0, None) => {
                 self.lose_open(n);
                 if self.random.below(2) == 0 {
@@ -95,6 +95,11 @@ impl Storm {
                 self.damage(n);
                 self.world.start(n);
                 self.down = None;
+            }
+            (6, None) => {
+                self.lose_open(n);
+                (1..=3).for_each(|n| self.world.crash_silently(n));
+                (1..=3).for_each(|n| self.world.start(n));
             }
             (2, _) => {
                 let to = self.random.below(3) as u32 + 1;

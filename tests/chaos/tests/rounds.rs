@@ -1,0 +1,10 @@
+//! Nodes are killed and stopped while fio writes: it sees no error and reads what it wrote.
+
+use basalt_chaos::rounds;
+
+#[test]
+fn fio_survives_the_kill_and_the_stop_of_any_node() {
+    let report = rounds::run("rounds", 6, 2).expect("every round holds");
+    print!("{report}");
+    assert_eq!(report.rounds.len(), 6);
+}

@@ -34,6 +34,22 @@ pub fn resident_bytes(process: u32) -> Result<u64> {
     Ok(kib << 10)
 }
 
+/// Whether all threads of a process are stopped: a signal says so only to be on its way.
+///
+/// # Errors
+/// If there is no such process.
+pub fn is_stopped(process: u32) -> Result<bool> {
+    let path = format!("/proc/{process}/task");
+    for thread in std::fs::read_dir(&path).with_context(|| path.clone())? {
+        let text = std::fs::read_to_string(thread?.path().join("stat"))?;
+        let rest = text.rsplit_once(')').context("a name in parentheses")?.1;
+        if rest.split_whitespace().next() != Some("T") {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// The median, the 99th percentile and the longest of some times; zeros if there are none.
 pub fn distribution(times: &[Duration]) -> [Duration; 3] {
     let mut sorted = times.to_vec();

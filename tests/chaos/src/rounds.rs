@@ -95,7 +95,9 @@ impl std::fmt::Display for Report {
 /// If an error or a mismatch reached fio, the volume stood still for [`STALL_MAX`], or the cluster
 /// did not become healthy again.
 pub fn run(name: &str, rounds: u32, seed: u64) -> Result<Report> {
-    let shape = Shape { device: "16GiB", ..Shape::default() };
+    // A round writes some 40 MiB, and the log is not cleaned.
+    let device = if rounds <= 50 { "4GiB" } else { "8GiB" };
+    let shape = Shape { device, ..Shape::default() };
     let mut cluster = Cluster::start_with(name, &shape)?;
     cluster.basalt(&["volume", "create", VOLUME, "--size", "1GiB"])?;
     let mut attached = cluster.attach(VOLUME, "rounds-host", false)?;
@@ -111,8 +113,12 @@ pub fn run(name: &str, rounds: u32, seed: u64) -> Result<Report> {
         let round = one(&mut cluster, &uri, node, fault, random.bits() >> 33)
             .with_context(|| format!("round {number}, {fault} of node-{}", node + 1))?;
         let stall = round.stall.as_millis();
-        println!("round {number}: node-{} {fault}: longest stall {stall} ms, \
-                  {} requests, verified", node + 1, round.requests);
+        println!(
+            "round {number}: node-{} {fault}: longest stall {stall} ms, \
+                  {} requests, verified",
+            node + 1,
+            round.requests
+        );
         ensure!(round.stall < STALL_MAX, "the volume stood still for {stall} ms");
         ensure!(attached.process.alive(), "basalt-attach ended{}", attached.process.log_tail());
         report.rounds.push(round);
@@ -122,13 +128,7 @@ pub fn run(name: &str, rounds: u32, seed: u64) -> Result<Report> {
     Ok(report)
 }
 
-fn one(
-    cluster: &mut Cluster,
-    uri: &str,
-    node: usize,
-    fault: Fault,
-    seed: u64,
-) -> Result<Round> {
+fn one(cluster: &mut Cluster, uri: &str, node: usize, fault: Fault, seed: u64) -> Result<Round> {
     let fault_time = match fault {
         Fault::Kill => AWAY,
         Fault::Stop(time) => time,

@@ -1,7 +1,9 @@
 //! Two clients on one volume: the one that lost it can change nothing any more, awake or asleep.
 
+use basalt_chaos::measure::is_stopped;
 use basalt_chaos::nbd::NbdClient;
 use basalt_interop::cluster::Cluster;
+use basalt_interop::process::wait_until;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -25,6 +27,7 @@ fn nothing_of_a_fenced_client_lands_after_it_was_resumed() {
         client.send_write(n * BLOCK as u64, &[OLD; BLOCK]).expect("sent");
     }
     old.process.signal(libc::SIGSTOP).expect("stopped");
+    wait_until("it is stopped", PATIENCE, || is_stopped(old.process.id())).expect("stopped");
     // These stand in the socket until the process is resumed: they reach the cluster last of all.
     let late: BTreeSet<u64> = (0..UNDER_WAY)
         .map(|n| {
@@ -56,7 +59,8 @@ fn nothing_of_a_fenced_client_lands_after_it_was_resumed() {
         let data = owner.read(block * BLOCK as u64, BLOCK as u32).expect("a read");
         assert!(data.iter().all(|byte| *byte == NEW), "block {block} holds something old");
     }
-    assert!(!old.process.alive() || old.process.stop(PATIENCE).is_ok());
+    wait_until("the process without a session ends", PATIENCE, || Ok(!old.process.alive()))
+        .expect("it has nothing left to serve");
     new.process.stop(PATIENCE).expect("the new owner stops");
     cluster.finish().expect("the nodes stop");
 }

@@ -264,6 +264,11 @@ impl Cluster {
         self.finished = true;
         Ok(())
     }
+
+    /// The end of a test that broke a node on purpose: kills what runs and removes all files.
+    pub fn discard(mut self) {
+        self.finished = true;
+    }
 }
 
 impl Drop for Cluster {

@@ -75,6 +75,8 @@ impl FioJob {
         }
         if self.verify {
             command.args(["--verify=crc32c", "--verify_fatal=1", "--serialize_overlap=1"]);
+            // Otherwise it leaves a file wherever it was started.
+            command.arg("--verify_state_save=0");
         }
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command

@@ -341,7 +341,7 @@ impl World {
                 }
                 Effect::DeviceSuspect { reason } => {
                     self.trace(|| format!("node {n} device suspect: {reason}"));
-                    if !self.declares_write_faults() {
+                    if !self.declares_write_faults() && !self.declares_full() {
                         self.fail(Class::Alarm, format!("node {n}'s device is suspect: {reason}"));
                     }
                     let delay = self.rng.below(20 * MILLI);

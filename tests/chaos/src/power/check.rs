@@ -79,7 +79,8 @@ fn judge_unguarded(run: &Run, cut: Cut) -> Result<Images, String> {
     let lengths = world.instants[pick];
     let images = self::images(&bases, &world.recordings(), lengths, cut, &mut random);
     // The first revival may have committed the two epochs that it used.
-    revive(images, run.seed, EPOCH + 2, &allowed).map_err(|e| format!("after a second cut: {e}"))?;
+    revive(images, run.seed, EPOCH + 2, &allowed)
+        .map_err(|e| format!("after a second cut: {e}"))?;
     Ok(2 * NODES as u64)
 }
 
@@ -174,7 +175,9 @@ fn check(n: usize, content: &Content, allowed: &BTreeMap<u64, Vec<Value>>) -> Re
     for (block, value) in content {
         let allowed = allowed.get(block).map_or(UNTOUCHED, Vec::as_slice);
         if !allowed.contains(value) {
-            return Err(format!("block {block} of node {n} holds {value:?}, not one of {allowed:?}"));
+            return Err(format!(
+                "block {block} of node {n} holds {value:?}, not one of {allowed:?}"
+            ));
         }
     }
     Ok(())

@@ -97,7 +97,8 @@ impl Ledger {
     pub fn allowed(&self, acknowledged: u64, submitted: u64) -> BTreeMap<u64, Vec<Value>> {
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         let mut by_block: BTreeMap<u64, Vec<(u64, Entry)>> = BTreeMap::new();
-        for (number, entry) in entries.iter().enumerate().filter(|(_, e)| e.submitted <= submitted) {
+        for (number, entry) in entries.iter().enumerate().filter(|(_, e)| e.submitted <= submitted)
+        {
             let acked = entry.acknowledged.filter(|moment| *moment <= acknowledged);
             for block in entry.first..entry.first + entry.count {
                 let entry = Entry { acknowledged: acked, ..*entry };
@@ -121,7 +122,8 @@ impl Ledger {
 /// The values of a block that a register may hold after these requests.
 fn values(entries: &[(u64, Entry)]) -> Vec<Value> {
     // Whatever ended before the latest acknowledged request began is overwritten for certain.
-    let newest = entries.iter().filter(|(_, e)| e.acknowledged.is_some()).map(|(_, e)| e.submitted).max();
+    let newest =
+        entries.iter().filter(|(_, e)| e.acknowledged.is_some()).map(|(_, e)| e.submitted).max();
     let mut allowed: Vec<Value> = entries
         .iter()
         .filter(|(_, e)| match (e.acknowledged, newest) {

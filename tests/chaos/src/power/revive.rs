@@ -127,9 +127,7 @@ impl World {
 
     fn group_settled(&self, id: GroupId) -> Result<bool, String> {
         let replicas: Vec<GroupStatus> = self.nodes.iter().map(|n| status(n, id)).collect();
-        let bad = |r: &&GroupStatus| {
-            matches!(r.role, GroupRole::Impaired | GroupRole::Quarantined)
-        };
+        let bad = |r: &&GroupStatus| matches!(r.role, GroupRole::Impaired | GroupRole::Quarantined);
         if let Some(replica) = replicas.iter().find(bad) {
             return Err(format!("a replica is not whole: {replica:?}; {:?}", self.notices));
         }

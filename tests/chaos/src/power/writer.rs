@@ -108,7 +108,9 @@ impl Writer {
                         }
                     }
                     ClientEffect::Ready => self.books.ready.store(true, Ordering::Relaxed),
-                    ClientEffect::Lost(error) => self.fail(cx, format!("the session ended: {error}")),
+                    ClientEffect::Lost(error) => {
+                        self.fail(cx, format!("the session ended: {error}"))
+                    }
                 }
             }
             self.submit(now);

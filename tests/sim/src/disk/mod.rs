@@ -351,7 +351,7 @@ impl Disk {
             p.completion = Some(order);
             p.durable = to_media;
         }
-        if to_media {
+        if to_media && u64::from(page) * BLOCK_BYTES as u64 >= SUPERBLOCK_AREA_BYTES {
             self.settling.completed(page, count, order, known);
         }
         Ok(())

@@ -10,6 +10,11 @@ use tonic::{Code, Status};
 /// How long a connection may take to stand.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How often a node that has not answered yet is asked whether it lives, and how long it may take to
+/// say so. A call may take long; a node that hangs is passed over soon.
+const ALIVE_EVERY: Duration = Duration::from_secs(1);
+const ALIVE_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Addresses of some nodes of one cluster, asked in turn until one answers.
 #[derive(Clone, Debug)]
 pub struct Cluster {
@@ -86,7 +91,8 @@ pub fn plain(status: &Status) -> String {
 }
 
 fn is_passed_over(code: Code) -> bool {
-    matches!(code, Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled)
+    // A broken connection comes as one of several codes; an error of the API never as these.
+    matches!(code, Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown)
 }
 
 fn channel(address: &str, timeout: Duration) -> Result<Channel, Status> {
@@ -100,6 +106,8 @@ fn channel(address: &str, timeout: Duration) -> Result<Channel, Status> {
         .connect_timeout(CONNECT_TIMEOUT.min(timeout))
         .timeout(timeout)
         .tcp_nodelay(true)
+        .http2_keep_alive_interval(ALIVE_EVERY)
+        .keep_alive_timeout(ALIVE_TIMEOUT)
         .connect_lazy())
 }
 

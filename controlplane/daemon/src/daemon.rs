@@ -11,7 +11,7 @@ use basalt_api::v1::admin_server::AdminServer;
 use basalt_api::v1::peer_server::PeerServer;
 use basalt_api::v1::{ClusterSpec, ErrorReason};
 use basalt_meta::layout;
-use basalt_store::{Store, StoreError};
+use basalt_store::{Identity, Store, StoreError};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::Path;
@@ -123,8 +123,7 @@ fn join_failed(name: &str, problem: &anyhow::Error) -> Status {
 ///
 /// # Errors
 /// If it can not start, or has to end.
-pub async fn run(options: Options) -> Result<()> {
-    let name = options.node_name().map_err(|e| anyhow!(e))?;
+pub async fn run(mut options: Options) -> Result<()> {
     crate::bootstrap::own_member(&options, 0).map_err(|e| anyhow!(e))?;
     for what in options.exposed() {
         tracing::warn!(
@@ -133,6 +132,8 @@ pub async fn run(options: Options) -> Result<()> {
     }
     let _lock = lock_directory(&options.data_dir)?;
     let store = Arc::new(Store::open(&options.data_dir.join("store"))?);
+    let identity = store.identity()?;
+    let name = settled_name(&mut options, identity.as_ref())?;
     let boots = store.boot()?;
     let listener = TcpListener::bind(options.listen)
         .await
@@ -146,7 +147,7 @@ pub async fn run(options: Options) -> Result<()> {
         engine: watch::channel(None).0,
         joining: Mutex::new(()),
     });
-    if let Some(identity) = store.identity()? {
+    if let Some(identity) = identity {
         tracing::info!(node = identity.node, boots, "opening the device");
         let (options, store) = (daemon.options.clone(), store.clone());
         let runtime = tokio::runtime::Handle::current();
@@ -159,6 +160,23 @@ pub async fn run(options: Options) -> Result<()> {
         tracing::info!(name = %daemon.name, listen = %daemon.options.listen, "waiting for bootstrap");
     }
     serve(&daemon, listener).await
+}
+
+/// The node's name: that under which its cluster knows it, as volumes are attached to it by that
+/// name, else that of the options. Two nodes that answered to one name would serve the same volumes.
+fn settled_name(options: &mut Options, identity: Option<&Identity>) -> Result<String> {
+    let known =
+        identity.and_then(|known| known.members.iter().find(|member| member.node == known.node));
+    let Some(known) = known else { return options.node_name().map_err(|e| anyhow!(e)) };
+    if options.node_name().is_ok_and(|name| name != known.name) {
+        tracing::warn!(
+            name = %known.name,
+            "a node keeps the name with which it joined its cluster; the other one (--name, or the \
+             machine's) is not used"
+        );
+    }
+    options.name = Some(known.name.clone());
+    Ok(known.name.clone())
 }
 
 async fn serve(daemon: &Arc<Daemon>, listener: TcpListener) -> Result<()> {
@@ -253,6 +271,24 @@ fn lock_directory(directory: &Path) -> Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_member_keeps_its_name() {
+        use clap::Parser;
+        let mut options = Options::try_parse_from(["basaltd", "--data-dir", "/d", "--name", "new"])
+            .expect("good options");
+        assert_eq!(settled_name(&mut options, None).expect("the option's"), "new");
+        let member = |node: u32| basalt_store::MemberRecord {
+            node,
+            name: format!("old-{node}"),
+            grpc: String::new(),
+            data: String::new(),
+            nbd: String::new(),
+        };
+        let identity = Identity::new(1, 2, vec![member(1), member(2)], Vec::new(), vec![1, 2]);
+        assert_eq!(settled_name(&mut options, Some(&identity)).expect("the cluster's"), "old-2");
+        assert_eq!(options.node_name().expect("settled"), "old-2");
+    }
 
     #[test]
     fn a_directory_has_one_user() {

@@ -3,26 +3,37 @@
 use crate::metadata::Metadata;
 use crate::options::Options;
 use crate::reconcile;
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use basalt_api::v1::{self, ClusterSpec, Member, NodeAddress, ReplicaAddress};
 use basalt_attach::convert;
 use basalt_core::config::{GroupConfig, Limits, ShardConfig, Timing};
 use basalt_core::event::Effect;
 use basalt_core::planted::Planted;
+use basalt_core::shard::Phase;
 use basalt_device::DeviceSpec;
 use basalt_nbd::{ExportEnd, NbdDoor};
 use basalt_node::{
-    FormatPolicy, ReactorConfig, ReactorHandle, ReactorStatus, ShardSetup, StreamListener,
+    FormatPolicy, HostState, ReactorConfig, ReactorHandle, ReactorStatus, ShardSetup,
+    StreamListener,
 };
 use basalt_store::{Identity, MemberRecord, Store};
 use basalt_wire::ids::{Address, ClusterId, GroupId, NodeId, ShardId};
 use std::collections::BTreeMap;
+use std::fs::{File, TryLockError};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc, watch};
 
 /// Index of the NBD door among the reactor's tenants. A node that does not listen for NBD has one
 /// too: it deletes the blocks of deleted volumes.
 pub const DOOR: usize = 0;
+
+/// How long the first opening of a device may take: it was just made, or holds little.
+const FIRST_OPENING: Duration = Duration::from_secs(30);
+
+/// How long a device may be held by what a killed process left in the kernel.
+const DEVICE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A running member of a cluster.
 pub struct Engine {
@@ -62,8 +73,12 @@ impl Engine {
         let (notices, incoming) = mpsc::unbounded_channel();
         let door = Arc::new(Door::default());
         let config = reactor_config(&options, &store, &spec, node, notices, door.clone())?;
+        wait_for_device(&options.device_path());
         let reactor = basalt_node::start(config).context("the node can not start")?;
-        store.mark_opened()?;
+        if !store.opened()? {
+            first_opening(&reactor)?;
+            store.mark_opened()?;
+        }
         metadata.connect(reactor.mailbox());
         let (failed, _) = watch::channel(None);
         let engine = Arc::new(Engine {
@@ -188,6 +203,23 @@ impl Door {
     }
 }
 
+/// Waits until the shard has read its new device, so that a node with a wrong one does not count as
+/// a member that works, and may be given another one.
+fn first_opening(reactor: &ReactorHandle) -> Result<()> {
+    let deadline = Instant::now() + FIRST_OPENING;
+    while Instant::now() < deadline {
+        let status = reactor.status()?;
+        if let Some(HostState::Failed(reason)) = status.shard.as_ref().map(|host| &host.state) {
+            bail!("{reason}; give the node its own device or a blank one with --device");
+        }
+        if status.shard().is_some_and(|shard| shard.phase != Phase::Opening) {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    bail!("the device was not opened within {} s", FIRST_OPENING.as_secs())
+}
+
 async fn hear(
     engine: std::sync::Weak<Engine>,
     metadata: Arc<Metadata>,
@@ -207,6 +239,25 @@ async fn hear(
         {
             engine.failed.send_replace(Some(reason));
         }
+    }
+}
+
+/// After a process was killed the kernel goes on for a moment with what its io_uring had under way,
+/// and holds the device's lock until that is done. The data directory is locked by this process, so
+/// that nobody else should have the device.
+fn wait_for_device(path: &Path) {
+    let deadline = Instant::now() + DEVICE_PATIENCE;
+    let Ok(file) = File::open(path) else { return };
+    let mut told = false;
+    while let Err(TryLockError::WouldBlock) = file.try_lock_shared() {
+        if Instant::now() >= deadline {
+            return;
+        }
+        if !told {
+            tracing::info!("the device {} is still held; waiting for it", path.display());
+            told = true;
+        }
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{oneshot, watch};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::Status;
 
@@ -27,6 +28,8 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 /// How long one proposal at one node may take.
 const ATTEMPT: Duration = Duration::from_secs(3);
 const PAUSE: Duration = Duration::from_millis(50);
+/// How long it is left to an election to bring a leader, before other nodes are asked for theirs.
+const ELECTION: Duration = Duration::from_secs(2);
 /// Outcomes kept for those who wait for them.
 const OUTCOMES_KEPT: usize = 4096;
 /// Proposals that this node's shard may hold unanswered.
@@ -178,7 +181,8 @@ impl Metadata {
         let mut unknown = false;
         let mut last = "no leader is known".to_owned();
         while Instant::now() < deadline {
-            match self.attempt(&bytes).await {
+            let patient = deadline.saturating_duration_since(Instant::now()) > PATIENCE - ELECTION;
+            match self.attempt(&bytes, patient).await {
                 Attempt::Committed(index) => {
                     if let Some(outcome) = self.outcome(index, deadline).await {
                         return Ok((index, outcome));
@@ -195,13 +199,14 @@ impl Metadata {
         Err(no_quorum(&last, unknown, &entry.request_id))
     }
 
-    async fn attempt(&self, bytes: &Bytes) -> Attempt {
+    async fn attempt(&self, bytes: &Bytes, patient: bool) -> Attempt {
         match self.propose_here(bytes.clone()).await {
             Ok(index) => Attempt::Committed(index.0),
             Err(ProposeError::NotLeader(Some(leader))) if leader != self.node => {
                 self.propose_at(leader, bytes).await
             }
-            Err(ProposeError::NotLeader(_)) => Attempt::Nothing("no leader is known".to_owned()),
+            Err(ProposeError::NotLeader(_)) if patient => no_leader(),
+            Err(ProposeError::NotLeader(_)) => self.propose_anywhere(bytes).await,
             Err(error @ ProposeError::Unknown) => Attempt::Unknown(error.to_string()),
             Err(error @ ProposeError::Unavailable) => Attempt::Nothing(error.to_string()),
         }
@@ -232,22 +237,32 @@ impl Metadata {
         }
     }
 
-    async fn propose_at(&self, leader: NodeId, bytes: &Bytes) -> Attempt {
-        let Some(address) = lock(&self.peers).get(&leader).cloned() else {
-            return Attempt::Nothing(format!("the leader, node {leader}, has no address"));
+    async fn propose_at(&self, node: NodeId, bytes: &Bytes) -> Attempt {
+        let Some(address) = lock(&self.peers).get(&node).cloned() else {
+            return Attempt::Nothing(format!("the leader, node {node}, has no address"));
         };
-        let request = ProposeRequest { cluster: self.cluster, entry: bytes.to_vec() };
-        let answer = match basalt_api::dial::peer(&address, ATTEMPT + PAUSE) {
-            Ok(mut client) => client.propose(request).await,
-            Err(status) => return Attempt::Nothing(status.message().to_owned()),
-        };
-        match answer.map(tonic::Response::into_inner) {
-            Ok(answer) => read_answer(&answer, leader),
-            Err(status) => Attempt::Unknown(format!(
-                "the leader, node {leader} at {address}, does not answer: {}",
-                basalt_api::dial::plain(&status)
-            )),
+        propose_to(node, address, self.cluster, bytes).await
+    }
+
+    /// Proposes at all other nodes: one of them may lead and not reach this one, such as after this
+    /// one's data path got another address. More than one commit does no harm, as for a repetition.
+    async fn propose_anywhere(&self, bytes: &Bytes) -> Attempt {
+        let mut asked = JoinSet::new();
+        for (node, address) in lock(&self.peers).clone() {
+            if node != self.node {
+                let (cluster, bytes) = (self.cluster, bytes.clone());
+                asked.spawn(async move { propose_to(node, address, cluster, &bytes).await });
+            }
         }
+        let mut result = no_leader();
+        while let Some(answer) = asked.join_next().await {
+            match answer {
+                Ok(Attempt::Committed(index)) => return Attempt::Committed(index),
+                Ok(unknown @ Attempt::Unknown(_)) => result = unknown,
+                Ok(Attempt::Nothing(_)) | Err(_) => {}
+            }
+        }
+        result
     }
 
     async fn outcome(&self, index: u64, deadline: Instant) -> Option<Outcome> {
@@ -263,6 +278,25 @@ enum Attempt {
     Committed(u64),
     Unknown(String),
     Nothing(String),
+}
+
+fn no_leader() -> Attempt {
+    Attempt::Nothing("no leader is known".to_owned())
+}
+
+async fn propose_to(node: NodeId, address: String, cluster: u64, bytes: &Bytes) -> Attempt {
+    let request = ProposeRequest { cluster, entry: bytes.to_vec() };
+    let answer = match basalt_api::dial::peer(&address, ATTEMPT + PAUSE) {
+        Ok(mut client) => client.propose(request).await,
+        Err(status) => return Attempt::Nothing(status.message().to_owned()),
+    };
+    match answer.map(tonic::Response::into_inner) {
+        Ok(answer) => read_answer(&answer, node),
+        Err(status) => Attempt::Unknown(format!(
+            "node {node} at {address} does not answer: {}",
+            basalt_api::dial::plain(&status)
+        )),
+    }
 }
 
 fn read_answer(answer: &ProposeResponse, leader: NodeId) -> Attempt {

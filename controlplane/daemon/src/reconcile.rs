@@ -3,6 +3,7 @@
 //! woke it, and each step may be repeated.
 
 use crate::engine::{DOOR, Engine, map_of};
+use basalt_api::v1::ClusterSpec;
 use basalt_attach::convert;
 use basalt_core::event::Event;
 use basalt_meta::{
@@ -74,7 +75,11 @@ async fn ended(deletion: &mut Option<&mut oneshot::Receiver<bool>>) {
 
 async fn catch_up(weak: &Weak<Engine>) -> Option<u64> {
     loop {
-        let metadata = weak.upgrade()?.metadata.clone();
+        let engine = weak.upgrade()?;
+        // The others can not send what is missing here to an address that they do not know.
+        tell_addresses(&engine, &engine.spec()).await;
+        let metadata = engine.metadata.clone();
+        drop(engine);
         match metadata.barrier().await {
             Ok(index) => return Some(index),
             Err(status) => tracing::warn!("waiting for the metadata group: {}", status.message()),
@@ -292,6 +297,11 @@ async fn addresses(engine: &Arc<Engine>) -> bool {
             return false;
         }
     }
+    tell_addresses(engine, &record).await
+}
+
+/// This node's addresses into the record, if they are others there.
+async fn tell_addresses(engine: &Arc<Engine>, record: &ClusterSpec) -> bool {
     let own = match crate::bootstrap::own_member(&engine.options, engine.node.0) {
         Ok(own) => own,
         Err(problem) => {

@@ -55,15 +55,21 @@ fn twins(members: &[Member]) -> Option<(&Member, &Member)> {
     })
 }
 
-/// Whether a spec that came from a peer or from disk can be used.
+/// Whether a spec that came from a peer or from disk can be used. Addresses may be the same: members
+/// change theirs one by one, and one that has another's must not keep the others from starting.
 ///
 /// # Errors
 /// Says what is wrong with it.
 pub fn validate(spec: &ClusterSpec) -> Result<(), String> {
-    let fresh = plan(spec.id, spec.members.clone(), spec.group_count)?;
+    let apart = spec.members.iter().map(|member| Member {
+        grpc_address: format!("grpc {}", member.node),
+        data_address: format!("data {}", member.node),
+        ..member.clone()
+    });
+    plan(spec.id, apart.collect(), spec.group_count)?;
     let known = |voters: &Voters| {
         !voters.nodes.is_empty()
-            && voters.nodes.iter().all(|node| fresh.members.iter().any(|m| m.node == *node))
+            && voters.nodes.iter().all(|node| spec.members.iter().any(|m| m.node == *node))
     };
     let metadata = spec.metadata.as_ref().is_some_and(known);
     if spec.id == 0 || !metadata || spec.groups.len() != spec.group_count as usize {
@@ -141,6 +147,16 @@ mod tests {
         assert!(plan(7, members(3), 12).unwrap_err().contains("power of two"));
         let mut spec = plan(7, members(3), 16).expect("a good list");
         spec.groups[3].nodes[0] = 9;
+        assert!(validate(&spec).is_err());
+    }
+
+    #[test]
+    fn a_member_with_the_address_of_another_keeps_nobody_from_starting() {
+        let mut spec = plan(7, members(3), 16).expect("a good list");
+        spec.members[2].data_address = spec.members[1].data_address.clone();
+        spec.members[2].grpc_address = spec.members[1].grpc_address.clone();
+        validate(&spec).expect("the members are still three");
+        spec.members[2].name = spec.members[1].name.clone();
         assert!(validate(&spec).is_err());
     }
 }

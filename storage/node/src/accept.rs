@@ -1,7 +1,7 @@
 //! Listeners, and the handshake of links that others dialled.
 
 use crate::config::{ListenSource, NodeError};
-use crate::conn::{Client, Conn, Credit, Role};
+use crate::conn::{Client, Conn, Credit, Phase, Role};
 use crate::net::{Net, NetEvent, Op, Timer, frame_name};
 use crate::slab::Handle;
 use crate::sys;
@@ -187,7 +187,10 @@ impl Net {
     }
 
     fn accepted_link(&mut self, fd: OwnedFd, now: Time) {
-        if self.accepted >= self.limits.connections || self.strangers >= self.limits.handshakes {
+        if self.strangers > 0 && self.strangers >= self.limits.handshakes {
+            self.evict_stranger(now);
+        }
+        if self.accepted >= self.limits.connections {
             return self.turn_away(&fd, "too many connections");
         }
         let peer = sys::peer_name(&fd);
@@ -197,6 +200,19 @@ impl Net {
         self.strangers += 1;
         self.set_deadline(handle, now + self.limits.handshake);
         self.arm(handle);
+    }
+
+    /// Makes room for one more stranger: whoever means it says at once who it is, so the one that has
+    /// been silent for longest goes. Otherwise a few idle connections would keep every peer out.
+    fn evict_stranger(&mut self, now: Time) {
+        let strangers = self
+            .conns
+            .iter()
+            .filter(|(_, conn)| conn.phase != Phase::Dead && matches!(conn.role, Role::Stranger));
+        let oldest = strangers.min_by_key(|(_, conn)| conn.deadline).map(|(handle, _)| handle);
+        if let Some(oldest) = oldest {
+            self.fail(oldest, "it did not say in time who it is: others need its place", now);
+        }
     }
 
     fn accepted_stream(&mut self, fd: OwnedFd, tenant: usize, listener: usize, now: Time) {

@@ -20,9 +20,14 @@ const AWAY: Duration = Duration::from_secs(1);
 /// A volume that stands still for so long is not served.
 pub const STALL_MAX: Duration = Duration::from_secs(60);
 
+/// How often a cluster is waited for, a minute each time.
+const HEALTH_ATTEMPTS: u32 = 4;
+
 /// What happens to a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
+    /// Nothing: what the machine itself does to the longest request.
+    None,
     /// SIGKILL; started again a moment later.
     Kill,
     /// SIGSTOP, then SIGCONT after this time.
@@ -32,6 +37,7 @@ pub enum Fault {
 impl std::fmt::Display for Fault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
+            Fault::None => write!(f, "no fault"),
             Fault::Kill => write!(f, "SIGKILL"),
             Fault::Stop(time) => write!(f, "SIGSTOP for {:.1} s", time.as_secs_f64()),
         }
@@ -61,7 +67,11 @@ pub struct Report {
 impl Report {
     /// The stalls of the rounds with a SIGKILL, or of those with a SIGSTOP.
     pub fn stalls(&self, killed: bool) -> Vec<Duration> {
-        let of = |round: &&Round| (round.fault == Fault::Kill) == killed;
+        let of = |round: &&Round| match round.fault {
+            Fault::None => false,
+            Fault::Kill => killed,
+            Fault::Stop(_) => !killed,
+        };
         self.rounds.iter().filter(of).map(|round| round.stall).collect()
     }
 }
@@ -89,7 +99,7 @@ impl std::fmt::Display for Report {
     }
 }
 
-/// Runs rounds on a cluster of its own. Each is printed.
+/// Runs rounds on a cluster of its own, after one without a fault. Each is printed.
 ///
 /// # Errors
 /// If an error or a mismatch reached fio, the volume stood still for [`STALL_MAX`], or the cluster
@@ -104,10 +114,11 @@ pub fn run(name: &str, rounds: u32, seed: u64) -> Result<Report> {
     let uri = attached.uri(VOLUME);
     let mut random = Random::new(seed);
     let mut report = Report::default();
-    for number in 1..=rounds {
+    for number in 0..=rounds {
         let node = random.below(cluster.nodes.len() as u64) as usize;
-        let fault = match number % 2 {
-            1 => Fault::Kill,
+        let fault = match number {
+            0 => Fault::None,
+            _ if number % 2 == 1 => Fault::Kill,
             _ => Fault::Stop(Duration::from_millis(500 + random.below(9_500))),
         };
         let round = one(&mut cluster, &uri, node, fault, random.bits() >> 33)
@@ -130,6 +141,7 @@ pub fn run(name: &str, rounds: u32, seed: u64) -> Result<Report> {
 
 fn one(cluster: &mut Cluster, uri: &str, node: usize, fault: Fault, seed: u64) -> Result<Round> {
     let fault_time = match fault {
+        Fault::None => Duration::ZERO,
         Fault::Kill => AWAY,
         Fault::Stop(time) => time,
     };
@@ -144,6 +156,7 @@ fn one(cluster: &mut Cluster, uri: &str, node: usize, fault: Fault, seed: u64) -
     let mut fio = job.start()?;
     wait_until("fio writes", STALL_MAX, || Ok(fio.written_bytes() > 0 || fio.ended()?))?;
     match fault {
+        Fault::None => {}
         Fault::Kill => {
             cluster.nodes[node].process.kill()?;
             std::thread::sleep(fault_time);
@@ -156,7 +169,9 @@ fn one(cluster: &mut Cluster, uri: &str, node: usize, fault: Fault, seed: u64) -
         }
     }
     let result = fio.finish()?;
-    cluster.wait_healthy()?;
+    // A node reads its whole log when it starts, which a busy disk draws out.
+    let healthy = (0..HEALTH_ATTEMPTS).find_map(|_| cluster.wait_healthy().ok());
+    healthy.map_or_else(|| cluster.wait_healthy(), Ok)?;
     let requests = result.read.requests + result.write.requests;
     ensure!(requests > 0, "fio did nothing");
     Ok(Round { node, fault, stall: Duration::from_secs_f64(result.max_ms() / 1e3), requests })

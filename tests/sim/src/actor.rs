@@ -11,7 +11,9 @@ use crate::rng::Rng;
 use crate::stamp::{Content, OpId, judge};
 use crate::workload::{self, Kind, Plan};
 use crate::world::World;
-use basalt_client::{BlockError, BlockResult, ClientEffect, ClientEvent, VolumeClient, VolumeConfig};
+use basalt_client::{
+    BlockError, BlockResult, ClientEffect, ClientEvent, VolumeClient, VolumeConfig,
+};
 use basalt_wire::codec::Encoder;
 use basalt_wire::frame::{Frame, Request};
 use basalt_wire::ids::{Address, Epoch, Generation, NodeId, VolumeId};
@@ -263,7 +265,9 @@ impl World {
                     }
                     self.client_dials(who, to);
                 }
-                ClientEffect::Send { to, request } => self.client_sends(who, to, request, &mut sends),
+                ClientEffect::Send { to, request } => {
+                    self.client_sends(who, to, request, &mut sends)
+                }
                 ClientEffect::Complete { tag, result } => self.complete(who, tag, result),
                 ClientEffect::Ready => {
                     let moment = self.moment();
@@ -279,7 +283,10 @@ impl World {
                     self.client(who).lost = Some(error);
                     let (volume, epoch) = (self.client(who).volume, self.client(who).epoch);
                     if error != BlockError::Fenced || epoch == self.volumes[volume].epoch {
-                        self.fail(Class::ClientError, format!("client {who} lost its session: {error}"));
+                        self.fail(
+                            Class::ClientError,
+                            format!("client {who} lost its session: {error}"),
+                        );
                     }
                 }
             }
@@ -374,7 +381,14 @@ impl World {
         self.think_later(who);
     }
 
-    fn complete_well(&mut self, who: Who, op: OpId, p: &Pending, end: Moment, result: &BlockResult) {
+    fn complete_well(
+        &mut self,
+        who: Who,
+        op: OpId,
+        p: &Pending,
+        end: Moment,
+        result: &BlockResult,
+    ) {
         self.counts.done += 1;
         match (p.plan.kind, result) {
             (Kind::Read, BlockResult::Data(data)) => {
@@ -409,7 +423,10 @@ impl World {
             BlockError::Io(_) | BlockError::OutOfRange | BlockError::Invalid => false,
         };
         if !expected {
-            self.fail(Class::ClientError, format!("operation {op} of client {who} failed: {error}"));
+            self.fail(
+                Class::ClientError,
+                format!("operation {op} of client {who} failed: {error}"),
+            );
         }
         self.note_uncertain(who, op, p);
     }
@@ -440,7 +457,9 @@ impl World {
         certain: bool,
     ) {
         let (volume, epoch) = match who.checked_sub(self.nodes.len()) {
-            Some(at) if at < self.clients.len() => (self.clients[at].volume, self.clients[at].epoch),
+            Some(at) if at < self.clients.len() => {
+                (self.clients[at].volume, self.clients[at].epoch)
+            }
             _ => return,
         };
         let unit = (volume as u64) << 32 | unit;

@@ -83,7 +83,10 @@ impl World {
             let Some(status) = self.nodes[n].shard.as_ref().map(|s| s.status()) else { continue };
             if let Phase::Failed(reason) = &status.phase {
                 if !self.declares_damage(n) && !self.declares_write_faults() {
-                    self.fail(Class::Alarm, format!("node {n} could not open its device: {reason}"));
+                    self.fail(
+                        Class::Alarm,
+                        format!("node {n} could not open its device: {reason}"),
+                    );
                 }
                 self.restart_failed(n);
                 continue;
@@ -91,6 +94,7 @@ impl World {
             if status.phase == Phase::Opening {
                 continue;
             }
+            self.ran_full |= self.declares_full() && status.segments_free == 0;
             for g in &status.groups {
                 self.watch_group(n, g);
             }
@@ -99,7 +103,10 @@ impl World {
 
     fn watch_group(&mut self, n: Who, g: &GroupStatus) {
         if g.role == GroupRole::Quarantined {
-            self.fail(Class::Raft, format!("node {n} quarantined its replica of group {}", g.group));
+            self.fail(
+                Class::Raft,
+                format!("node {n} quarantined its replica of group {}", g.group),
+            );
         }
         if g.applied > g.commit || (g.commit > g.last && g.role != GroupRole::Impaired) {
             self.fail(Class::Raft, format!("node {n} has an impossible position: {g:?}"));
@@ -193,12 +200,20 @@ impl World {
                 self.trace(|| "everything is answered".to_owned());
                 self.heal_network();
                 (0..self.nodes.len()).for_each(|n| self.make_well(n));
-                Ending { stage: Stage::Converge, deadline: now + self.patience(CONVERGE_BOUND), ..ending }
+                Ending {
+                    stage: Stage::Converge,
+                    deadline: now + self.patience(CONVERGE_BOUND),
+                    ..ending
+                }
             }
             Stage::Converge if self.is_converged() => {
                 self.compare_digests();
                 self.ask_replicas();
-                Ending { stage: Stage::Probe, deadline: now + self.patience(ANSWER_BOUND), ..ending }
+                Ending {
+                    stage: Stage::Probe,
+                    deadline: now + self.patience(ANSWER_BOUND),
+                    ..ending
+                }
             }
             Stage::Probe if self.probes.iter().all(|p| p.answer.is_some()) => {
                 self.compare_probes();
@@ -213,7 +228,10 @@ impl World {
             }
             // A log without a free segment can neither elect nor catch up: until there is a cleaner,
             // that is a lawful end.
-            _ if now > ending.deadline && self.is_full() => Ending { stage: Stage::Done, ..ending },
+            _ if now > ending.deadline && self.ran_full => {
+                self.ended_full = true;
+                Ending { stage: Stage::Done, ..ending }
+            }
             _ if now > ending.deadline => {
                 let text = self.explain(&ending);
                 self.fail(Class::Liveness, text);
@@ -224,11 +242,6 @@ impl World {
         self.ending = Some(next);
     }
 
-    fn is_full(&self) -> bool {
-        self.declares_full()
-            && self.nodes.iter().filter_map(|n| n.shard.as_ref()).any(|s| s.status().segments_free == 0)
-    }
-
     fn explain(&self, ending: &Ending) -> String {
         let clients: Vec<String> = self
             .clients
@@ -236,7 +249,11 @@ impl World {
             .filter(|c| !c.is_settled())
             .map(|c| {
                 let (pending, epoch) = (c.pending(), c.epoch);
-                format!("client {} (epoch {epoch}, ready {}) waits for {pending}", c.who, c.ready.is_some())
+                format!(
+                    "client {} (epoch {epoch}, ready {}) waits for {pending}",
+                    c.who,
+                    c.ready.is_some()
+                )
             })
             .collect();
         let nodes: Vec<String> = (0..self.nodes.len())
@@ -271,7 +288,12 @@ impl World {
             Stage::Probe => "a replica does not answer a read",
             Stage::Done => "it is over",
         };
-        format!("{stage} (frozen {:?}): {} | {}", ending.frozen, clients.join(", "), nodes.join(" | "))
+        format!(
+            "{stage} (frozen {:?}): {} | {}",
+            ending.frozen,
+            clients.join(", "),
+            nodes.join(" | ")
+        )
     }
 
     /// Whether all nodes run and all replicas of each group have applied all that there is.

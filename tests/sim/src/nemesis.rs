@@ -2,7 +2,7 @@
 
 use crate::disk::{CutPolicy, Damage};
 use crate::event::{Ev, Who};
-use crate::net::LinkIndex;
+use crate::net::{LinkIndex, LinkKind};
 use crate::node::address;
 use crate::options::Family;
 use crate::queue::{MICRO, MILLI, SECOND};
@@ -106,9 +106,25 @@ impl World {
         if live.is_empty() {
             return;
         }
-        let Some([a, b]) = self.net.ends(*self.fault_rng.pick(&live)) else { return };
-        let (from, to) = if self.fault_rng.chance(0.5) { (a, b) } else { (b, a) };
-        let length = self.fault_rng.log_uniform(5e6, 5e9) as u64;
+        let mut link = *self.fault_rng.pick(&live);
+        let mut end = self.fault_rng.below(2) as u8;
+        let requests = |l: &LinkIndex| self.net.kind(*l) == Some(LinkKind::Client);
+        if self.fault_rng.chance(0.4)
+            && let Some(newest) = live.iter().copied().filter(requests).next_back()
+        {
+            // Requests that are stuck while the client goes on over another link.
+            (link, end) = (newest, 0);
+        }
+        let Some([a, b]) = self.net.ends(link) else { return };
+        let (from, to) = if end == 0 { (a, b) } else { (b, a) };
+        let length = self.fault_rng.log_uniform(5e6, 8e9) as u64;
+        if self.fault_rng.chance(0.5) {
+            self.trace(|| {
+                format!("link {link} is stalled from end {end} for {} ms", length / MILLI)
+            });
+            self.net.stall(link, end, self.queue.now() + length);
+            return;
+        }
         self.cut_network(vec![(from, to)], length);
     }
 

@@ -54,6 +54,8 @@ struct Stream {
     armed: bool,
     /// Whether the head of the queue waits for a partition to heal.
     stuck: bool,
+    /// Nothing arrives before this: packets of this one connection are lost, and sent again later.
+    stalled_until: Instant,
     decoder: Decoder,
 }
 
@@ -161,6 +163,7 @@ impl Net {
             last_due: 0,
             armed: false,
             stuck: false,
+            stalled_until: 0,
             decoder: Decoder::new(limits),
         };
         self.links.push(Some(Box::new(Link {
@@ -188,7 +191,12 @@ impl Net {
     }
 
     /// Attempts a link; `listening` says whether the other side's process runs.
-    pub fn connect(&mut self, link: LinkIndex, listening: bool, queue: &mut Queue<Ev>) -> Connected {
+    pub fn connect(
+        &mut self,
+        link: LinkIndex,
+        listening: bool,
+        queue: &mut Queue<Ev>,
+    ) -> Connected {
         let Some(l) = self.get(link) else { return Connected::Gone };
         let [from, to] = l.ends;
         if self.is_blocked(from, to) || self.is_blocked(to, from) {
@@ -281,6 +289,11 @@ impl Net {
             return out;
         }
         stream.stuck = false;
+        if stream.stalled_until > queue.now() {
+            stream.armed = true;
+            queue.push(stream.stalled_until, Ev::Deliver { link, dir });
+            return out;
+        }
         while stream.queue.front().is_some_and(|c| c.due <= queue.now()) {
             match stream.queue.pop_front().expect("the front was just looked at").content {
                 Content::Data(bytes) if open => stream.decoder.push(bytes),
@@ -303,7 +316,14 @@ impl Net {
     /// One end closes. Bytes that it sent may still arrive; `keep` is how much of what is under way
     /// does, in 256ths, and a frame may be cut in its middle. A silent end (no power) sends no word of
     /// it.
-    pub fn close(&mut self, link: LinkIndex, end: End, keep: u64, silent: bool, queue: &mut Queue<Ev>) {
+    pub fn close(
+        &mut self,
+        link: LinkIndex,
+        end: End,
+        keep: u64,
+        silent: bool,
+        queue: &mut Queue<Ev>,
+    ) {
         let Some(l) = self.links.get_mut(link as usize).and_then(Option::as_mut) else { return };
         if l.state == State::Dialing {
             // The accepting side knows nothing of it yet; if its process is gone, the attempt will be
@@ -350,6 +370,14 @@ impl Net {
         self.get(link).is_some_and(|l| l.streams.iter().any(|s| s.stuck))
     }
 
+    /// Keeps bytes of one direction of one link from arriving for a while; other links between the
+    /// same two are not concerned.
+    pub fn stall(&mut self, link: LinkIndex, dir: End, until: Instant) {
+        if let Some(l) = self.links.get_mut(link as usize).and_then(Option::as_mut) {
+            l.streams[usize::from(dir)].stalled_until = until;
+        }
+    }
+
     /// Keeps bytes of one from reaching another, until [`Net::unblock`] is called as often.
     pub fn block(&mut self, from: Who, to: Who) {
         let size = from.max(to) + 1;
@@ -368,7 +396,6 @@ impl Net {
         if self.blocked[from][to] > 0 {
             return;
         }
-        let retransmit = self.rng.below(100 * MILLI);
         for (index, link) in self.links.iter_mut().enumerate() {
             let Some(l) = link else { continue };
             for dir in 0..2u8 {
@@ -377,6 +404,12 @@ impl Net {
                 if stream.stuck && way == (from, to) && !stream.armed {
                     stream.armed = true;
                     let link = index as LinkIndex;
+                    // The longer a connection was cut, the longer it waits before it tries again; each
+                    // has its own timer.
+                    let retransmit = match self.rng.chance(0.3) {
+                        true => self.rng.log_uniform(1e6, 8e9) as u64,
+                        false => self.rng.below(100 * MILLI),
+                    };
                     queue.push_in(retransmit, Ev::Deliver { link, dir });
                 }
             }

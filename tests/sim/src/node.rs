@@ -181,7 +181,8 @@ impl World {
 
     /// A node dials a peer again, if it still runs.
     pub fn redial(&mut self, n: Who, boot: u32, to: Who) {
-        if self.nodes[n].boot == boot && self.nodes[n].is_up() && self.nodes[n].peers[to].is_none() {
+        if self.nodes[n].boot == boot && self.nodes[n].is_up() && self.nodes[n].peers[to].is_none()
+        {
             self.dial_peer(n, to);
         }
     }
@@ -415,7 +416,9 @@ impl World {
             RequestOp::Write { term, payload, .. } => {
                 if let Err(text) = self.oracle.acknowledged(payload, self.options.majority()) {
                     for n in 0..self.nodes.len() {
-                        self.trace(|| format!("node {n} not safe: {}", self.nodes[n].disk.waiting()));
+                        self.trace(|| {
+                            format!("node {n} not safe: {}", self.nodes[n].disk.waiting())
+                        });
                     }
                     self.fail(Class::Acknowledgement, text);
                 }
@@ -428,6 +431,14 @@ impl World {
         };
         if let Err(text) = self.raft.acknowledged(request.group.0, index, term.0) {
             self.fail(Class::Raft, text);
+        }
+        let (group, volume, epoch) = (request.group.0, request.volume.0, request.epoch.0);
+        let judged = match &request.op {
+            RequestOp::Fence { .. } => self.raft.fenced(group, volume, epoch, index),
+            _ => self.raft.written(group, volume, epoch, index),
+        };
+        if let Err(text) = judged {
+            self.fail(Class::Fencing, text);
         }
     }
 
@@ -488,7 +499,10 @@ pub fn brief(frame: &Frame) -> String {
                 RequestOp::Write { term, range, .. } => format!("write {range:?} term {term}"),
                 other => format!("{other:?}"),
             };
-            format!("request {} g{} v{} e{} {} {op}", r.id, r.group, r.volume, r.epoch, r.incarnation)
+            format!(
+                "request {} g{} v{} e{} {} {op}",
+                r.id, r.group, r.volume, r.epoch, r.incarnation
+            )
         }
         Frame::Reply(r) => match &r.result {
             ReplyResult::Data { index, payload, .. } => {

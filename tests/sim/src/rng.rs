@@ -113,7 +113,11 @@ mod tests {
             assert!((0.1..=20.0).contains(&x));
             sum += r.exponential(100.0);
         }
-        assert!((9_000..11_000).contains(&(sum / 100)), "mean of the exponential: {}", sum / 10_000);
+        assert!(
+            (9_000..11_000).contains(&(sum / 100)),
+            "mean of the exponential: {}",
+            sum / 10_000
+        );
         assert!(!r.chance(0.0) && r.chance(1.0));
     }
 }

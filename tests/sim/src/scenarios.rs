@@ -8,16 +8,17 @@ use crate::options::{Families, Family};
 use crate::report::Outcome;
 use crate::rng::Rng;
 use crate::runner::guarded;
-use crate::script::Script;
+use crate::script::{Script, Setup};
 use crate::workload::Kind;
 use crate::world::World;
+use basalt_core::planted::Planted;
 
 /// One situation.
 pub struct Scenario {
     /// Its name on the command line.
     pub name: &'static str,
     /// Builds and plays it.
-    pub play: fn(seed: u64, trace: bool) -> World,
+    pub play: fn(set: Setup) -> World,
     /// With how many seeds it is played.
     pub seeds: u64,
 }
@@ -51,14 +52,15 @@ pub fn all() -> Vec<Scenario> {
         s("long-absent-follower-catches-up", 3, long_absent),
         s("read-right-after-an-election", 6, read_after_election),
         s("unmapped-blocks-read-as-zeros", 4, unmapped_blocks),
+        s("old-tail-behind-a-hole-stays-dropped", 10, old_tail_behind_a_hole),
     ]
 }
 
 /// Plays one with all its seeds; the first failure ends it.
-pub fn run(scenario: &Scenario, trace: bool) -> Outcome {
+pub fn run(scenario: &Scenario, trace: bool, planted: Planted) -> Outcome {
     let mut last = None;
     for seed in 1..=scenario.seeds {
-        let outcome = guarded(|| (scenario.play)(seed, trace).finish());
+        let outcome = guarded(|| (scenario.play)(Setup { seed, trace, planted }).finish());
         if outcome.failure.is_some() {
             return outcome;
         }
@@ -67,16 +69,16 @@ pub fn run(scenario: &Scenario, trace: bool) -> Outcome {
     last.expect("a scenario has at least one seed")
 }
 
-fn calm(seed: u64, trace: bool) -> Script {
-    Script::new(seed, trace, |o| o.volatile = seed.is_multiple_of(2))
+fn calm(set: Setup) -> Script {
+    Script::new(set, |o| o.volatile = set.seed.is_multiple_of(2))
 }
 
 fn dice(seed: u64) -> Rng {
     Rng::stream(seed, "scenario", 0)
 }
 
-fn slow_leader_disk(seed: u64, trace: bool) -> World {
-    let mut s = calm(seed, trace);
+fn slow_leader_disk(set: Setup) -> World {
+    let mut s = calm(set);
     let leader = s.wait_leader(None, 5_000);
     s.world.nodes[leader].disk.faults_mut().slowness = 200.0;
     // Each acknowledgement is compared with the media of all three disks as it leaves.
@@ -88,9 +90,9 @@ fn slow_leader_disk(seed: u64, trace: bool) -> World {
     s.end()
 }
 
-fn vote_then_crash(seed: u64, trace: bool) -> World {
-    let mut s = calm(seed, trace);
-    let mut dice = dice(seed);
+fn vote_then_crash(set: Setup) -> World {
+    let mut s = calm(set);
+    let mut dice = dice(set.seed);
     for _ in 0..12 {
         let leader = s.wait_leader(None, 20_000);
         s.kill(leader);
@@ -109,8 +111,8 @@ fn vote_then_crash(seed: u64, trace: bool) -> World {
     s.end()
 }
 
-fn deposed_leader_paused(seed: u64, trace: bool) -> World {
-    let mut s = calm(seed, trace);
+fn deposed_leader_paused(set: Setup) -> World {
+    let mut s = calm(set);
     for round in 0..6 {
         let old = s.wait_leader(None, 10_000);
         s.write(1);
@@ -132,8 +134,8 @@ fn deposed_leader_paused(seed: u64, trace: bool) -> World {
     s.end()
 }
 
-fn isolated_node(seed: u64, trace: bool) -> World {
-    let mut s = calm(seed, trace);
+fn isolated_node(set: Setup) -> World {
+    let mut s = calm(set);
     let leader = s.wait_leader(None, 5_000);
     let (term, away) = (s.term(leader), s.other(leader));
     s.isolate(away);
@@ -151,8 +153,8 @@ fn isolated_node(seed: u64, trace: bool) -> World {
     s.end()
 }
 
-fn one_way_partition(seed: u64, trace: bool) -> World {
-    let mut s = calm(seed, trace);
+fn one_way_partition(set: Setup) -> World {
+    let mut s = calm(set);
     let leader = s.wait_leader(None, 5_000);
     let (term, deaf) = (s.term(leader), s.other(leader));
     for n in (0..3).filter(|n| *n != deaf) {
@@ -169,9 +171,9 @@ fn one_way_partition(seed: u64, trace: bool) -> World {
     s.end()
 }
 
-fn retry_after_leader_change(seed: u64, trace: bool) -> World {
-    let mut s = calm(seed, trace);
-    let mut dice = dice(seed);
+fn retry_after_leader_change(set: Setup) -> World {
+    let mut s = calm(set);
+    let mut dice = dice(set.seed);
     for round in 0..10 {
         let leader = s.wait_leader(None, 10_000);
         s.write(5);
@@ -194,8 +196,8 @@ fn retry_after_leader_change(seed: u64, trace: bool) -> World {
     s.end()
 }
 
-fn late_duplicate(seed: u64, trace: bool) -> World {
-    let mut s = calm(seed, trace);
+fn late_duplicate(set: Setup) -> World {
+    let mut s = calm(set);
     for _ in 0..4 {
         let leader = s.wait_leader(None, 10_000);
         let client = s.client;
@@ -214,9 +216,9 @@ fn late_duplicate(seed: u64, trace: bool) -> World {
     s.end()
 }
 
-fn attach_moves(seed: u64, trace: bool) -> World {
-    let mut s = calm(seed, trace);
-    let mut dice = dice(seed);
+fn attach_moves(set: Setup) -> World {
+    let mut s = calm(set);
+    let mut dice = dice(set.seed);
     for _ in 0..5 {
         let leader = s.wait_leader(None, 10_000);
         s.write(1);
@@ -244,8 +246,8 @@ fn attach_moves(seed: u64, trace: bool) -> World {
     s.end()
 }
 
-fn epoch_survives_restart(seed: u64, trace: bool) -> World {
-    let mut s = calm(seed, trace);
+fn epoch_survives_restart(set: Setup) -> World {
+    let mut s = calm(set);
     let leader = s.wait_leader(None, 10_000);
     let old = s.client;
     for n in 0..3 {
@@ -275,8 +277,8 @@ fn epoch_survives_restart(seed: u64, trace: bool) -> World {
     s.end()
 }
 
-fn diverged_tail(seed: u64, trace: bool) -> World {
-    let mut s = calm(seed, trace);
+fn diverged_tail(set: Setup) -> World {
+    let mut s = calm(set);
     for _ in 0..3 {
         let old = s.wait_leader(None, 10_000);
         s.work(6, 10_000);
@@ -299,9 +301,9 @@ fn diverged_tail(seed: u64, trace: bool) -> World {
     s.end()
 }
 
-fn figure_eight(seed: u64, trace: bool) -> World {
-    let mut s = calm(seed, trace);
-    let mut dice = dice(seed);
+fn figure_eight(set: Setup) -> World {
+    let mut s = calm(set);
+    let mut dice = dice(set.seed);
     // Leaders change while entries of earlier terms stand on a minority; nothing acknowledged may be
     // replaced.
     for _ in 0..15 {
@@ -324,10 +326,10 @@ fn figure_eight(seed: u64, trace: bool) -> World {
     s.end()
 }
 
-fn power_cut_of_all(seed: u64, trace: bool) -> World {
-    let mut s = calm(seed, trace);
-    let mut dice = dice(seed);
-    let policy = CutPolicy::ALL[seed as usize % CutPolicy::ALL.len()];
+fn power_cut_of_all(set: Setup) -> World {
+    let mut s = calm(set);
+    let mut dice = dice(set.seed);
+    let policy = CutPolicy::ALL[set.seed as usize % CutPolicy::ALL.len()];
     for _ in 0..8 {
         for i in 0..16 {
             s.ask(Kind::Write, i % 12, 1 + (i % 3) as u32);
@@ -347,9 +349,9 @@ fn power_cut_of_all(seed: u64, trace: bool) -> World {
     s.end()
 }
 
-fn power_cut_at_rest(seed: u64, trace: bool) -> World {
-    let mut s = calm(seed, trace);
-    let policy = CutPolicy::ALL[seed as usize % CutPolicy::ALL.len()];
+fn power_cut_at_rest(set: Setup) -> World {
+    let mut s = calm(set);
+    let policy = CutPolicy::ALL[set.seed as usize % CutPolicy::ALL.len()];
     for _ in 0..4 {
         s.work(20, 20_000);
         s.pass(6_000);
@@ -365,9 +367,9 @@ fn power_cut_at_rest(seed: u64, trace: bool) -> World {
     s.end()
 }
 
-fn crash_during_recovery(seed: u64, trace: bool) -> World {
-    let mut s = calm(seed, trace);
-    let mut dice = dice(seed);
+fn crash_during_recovery(set: Setup) -> World {
+    let mut s = calm(set);
+    let mut dice = dice(set.seed);
     for _ in 0..6 {
         s.work(20, 30_000);
         let n = dice.below(3) as usize;
@@ -383,8 +385,8 @@ fn crash_during_recovery(seed: u64, trace: bool) -> World {
     s.end()
 }
 
-fn lockstep(seed: u64, trace: bool) -> World {
-    let mut s = calm(seed, trace);
+fn lockstep(set: Setup) -> World {
+    let mut s = calm(set);
     for _ in 0..5 {
         (0..3).for_each(|n| s.kill(n));
         (0..3).for_each(|n| {
@@ -399,8 +401,8 @@ fn lockstep(seed: u64, trace: bool) -> World {
     s.end()
 }
 
-fn full_device(seed: u64, trace: bool) -> World {
-    let mut s = Script::new(seed, trace, |o| {
+fn full_device(set: Setup) -> World {
+    let mut s = Script::new(set, |o| {
         o.device = (128 << 10) + 10 * o.segment;
         o.families = Families::NONE.with(Family::Full);
     });
@@ -412,11 +414,11 @@ fn full_device(seed: u64, trace: bool) -> World {
     s.end()
 }
 
-fn harmed(seed: u64, trace: bool) -> Script {
-    Script::new(seed, trace, |o| {
-        o.volatile = seed.is_multiple_of(2);
+fn harmed(set: Setup) -> Script {
+    Script::new(set, |o| {
+        o.volatile = set.seed.is_multiple_of(2);
         o.families = Families::NONE.with(Family::Damage);
-        o.victim = (seed % 3) as u32;
+        o.victim = (set.seed % 3) as u32;
     })
 }
 
@@ -427,10 +429,11 @@ fn do_damage(s: &mut Script, kind: Damage, times: u32) {
     }
 }
 
-fn damaged_copy(seed: u64, trace: bool) -> World {
-    let mut s = harmed(seed, trace);
+fn damaged_copy(set: Setup) -> World {
+    let mut s = harmed(set);
     s.work(60, 20_000);
-    let kind = [Damage::Rot, Damage::BadSector, Damage::LostWrite, Damage::Misdirected][seed as usize % 4];
+    let kind = [Damage::Rot, Damage::BadSector, Damage::LostWrite, Damage::Misdirected]
+        [set.seed as usize % 4];
     for _ in 0..5 {
         do_damage(&mut s, kind, 10);
         (0..14).for_each(|block| s.read(block));
@@ -440,10 +443,10 @@ fn damaged_copy(seed: u64, trace: bool) -> World {
     s.end()
 }
 
-fn damaged_log(seed: u64, trace: bool) -> World {
-    let mut s = harmed(seed, trace);
+fn damaged_log(set: Setup) -> World {
+    let mut s = harmed(set);
     let victim = s.world.options.victim as usize;
-    let kind = Damage::ALL[seed as usize % 5];
+    let kind = Damage::ALL[set.seed as usize % 5];
     for _ in 0..4 {
         s.work(30, 30_000);
         do_damage(&mut s, kind, 2);
@@ -462,8 +465,8 @@ fn damaged_log(seed: u64, trace: bool) -> World {
     s.end()
 }
 
-fn sleeps_and_wakes(seed: u64, trace: bool) -> World {
-    let mut s = calm(seed, trace);
+fn sleeps_and_wakes(set: Setup) -> World {
+    let mut s = calm(set);
     for round in 0..4 {
         s.work(6, 10_000);
         let before = s.world.counts.events;
@@ -482,8 +485,8 @@ fn sleeps_and_wakes(seed: u64, trace: bool) -> World {
     s.end()
 }
 
-fn lost_for_good(seed: u64, trace: bool) -> World {
-    let mut s = calm(seed, trace);
+fn lost_for_good(set: Setup) -> World {
+    let mut s = calm(set);
     let leader = s.wait_leader(None, 5_000);
     s.work(10, 10_000);
     s.kill(leader);
@@ -491,9 +494,9 @@ fn lost_for_good(seed: u64, trace: bool) -> World {
     s.end()
 }
 
-fn failed_write(seed: u64, trace: bool) -> World {
-    let mut s = Script::new(seed, trace, |o| {
-        o.volatile = seed.is_multiple_of(2);
+fn failed_write(set: Setup) -> World {
+    let mut s = Script::new(set, |o| {
+        o.volatile = set.seed.is_multiple_of(2);
         o.families = Families::NONE.with(Family::WriteFault);
     });
     for round in 0..6 {
@@ -511,8 +514,8 @@ fn failed_write(seed: u64, trace: bool) -> World {
     s.end()
 }
 
-fn slow_leader(seed: u64, trace: bool) -> World {
-    let mut s = calm(seed, trace);
+fn slow_leader(set: Setup) -> World {
+    let mut s = calm(set);
     let leader = s.wait_leader(None, 5_000);
     s.world.nodes[leader].disk.faults_mut().slowness = 2_000.0;
     s.work(24, 30_000);
@@ -520,8 +523,8 @@ fn slow_leader(seed: u64, trace: bool) -> World {
     s.end()
 }
 
-fn long_absent(seed: u64, trace: bool) -> World {
-    let mut s = calm(seed, trace);
+fn long_absent(set: Setup) -> World {
+    let mut s = calm(set);
     let leader = s.wait_leader(None, 5_000);
     let away = s.other(leader);
     s.work(10, 10_000);
@@ -535,8 +538,8 @@ fn long_absent(seed: u64, trace: bool) -> World {
     s.end()
 }
 
-fn read_after_election(seed: u64, trace: bool) -> World {
-    let mut s = calm(seed, trace);
+fn read_after_election(set: Setup) -> World {
+    let mut s = calm(set);
     for round in 0..8 {
         s.write(round % 4);
         s.wait_answers(20_000);
@@ -553,9 +556,9 @@ fn read_after_election(seed: u64, trace: bool) -> World {
     s.end()
 }
 
-fn unmapped_blocks(seed: u64, trace: bool) -> World {
-    let mut s = calm(seed, trace);
-    let mut dice = dice(seed);
+fn unmapped_blocks(set: Setup) -> World {
+    let mut s = calm(set);
+    let mut dice = dice(set.seed);
     for _ in 0..20 {
         let (block, count) = (dice.below(10), 1 + dice.below(4) as u32);
         s.ask(Kind::Write, block, count);
@@ -567,5 +570,44 @@ fn unmapped_blocks(seed: u64, trace: bool) -> World {
         s.ask(Kind::Read, block, count);
     }
     s.wait_answers(10_000);
+    s.end()
+}
+
+fn old_tail_behind_a_hole(set: Setup) -> World {
+    let mut s = Script::new(set, |o| {
+        o.volatile = set.seed.is_multiple_of(2);
+        o.atom = 4096;
+    });
+    for node in &mut s.world.nodes {
+        node.config.limits.batches_in_flight = 4;
+        node.config.limits.appends_in_flight = 64;
+        node.config.limits.pending_requests = 64;
+    }
+    (0..3).for_each(|n| s.kill(n));
+    (0..3).for_each(|n| s.start(n));
+    let mut dice = dice(set.seed);
+    for _ in 0..25 {
+        let leader = s.wait_leader(None, 20_000);
+        let follower = s.other(leader);
+        s.wait_answers(30_000);
+        // Many small batches are in flight on a slow disk when the power goes: a later one may be
+        // there without an earlier one.
+        s.world.nodes[follower].disk.faults_mut().slowness = 20.0;
+        for i in 0..12 {
+            s.ask(Kind::Unmap, i % 12, 1);
+            s.pass_micros(dice.within(50, 300));
+        }
+        s.power_cut(follower, *dice.pick(&[CutPolicy::Hole, CutPolicy::Reverse, CutPolicy::Coin]));
+        s.world.nodes[follower].disk.faults_mut().slowness = 1.0;
+        // It comes back in a new term, writes a little in the place of what was dropped, and crashes.
+        s.kill(leader);
+        s.start(follower);
+        s.pass_micros(dice.within(500_000, 1_400_000));
+        s.power_cut(follower, CutPolicy::Keep);
+        s.start(follower);
+        s.pass(dice.within(1, 50));
+        s.start(leader);
+    }
+    s.wait_answers(30_000);
     s.end()
 }

@@ -11,6 +11,17 @@ use basalt_core::planted::Planted;
 use basalt_core::shard::GroupRole;
 use basalt_wire::ids::{GroupId, Term};
 
+/// With what a script is played.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup {
+    /// The seed.
+    pub seed: u64,
+    /// Whether every event is printed.
+    pub trace: bool,
+    /// A bug planted in the engine.
+    pub planted: Planted,
+}
+
 /// A calm world of three nodes, one group, one volume and one client, to be disturbed by hand.
 pub struct Script {
     /// The world.
@@ -22,8 +33,8 @@ pub struct Script {
 impl Script {
     /// Builds the world, starts it and waits until the volume is attached. `change` may change what
     /// would be drawn.
-    pub fn new(seed: u64, trace: bool, change: impl FnOnce(&mut Options)) -> Script {
-        let mut o = Options::draw(seed, Profile::Tiny, &Limits::default(), Planted::NONE);
+    pub fn new(set: Setup, change: impl FnOnce(&mut Options)) -> Script {
+        let mut o = Options::draw(set.seed, Profile::Tiny, &Limits::default(), set.planted);
         o.families = Families::NONE;
         o.groups = 1;
         o.volumes = 1;
@@ -39,7 +50,7 @@ impl Script {
         o.disk_latency = 60_000;
         (o.delay, o.delay_min) = (20_000, 20_000);
         change(&mut o);
-        let mut world = World::new(o, trace);
+        let mut world = World::new(o, set.trace);
         world.scripted = true;
         for n in 0..world.nodes.len() {
             world.start_node(n);
@@ -113,7 +124,9 @@ impl Script {
     pub fn leader(&mut self) -> Option<Who> {
         let mut best: Option<(Term, Who)> = None;
         for n in 0..self.world.nodes.len() {
-            let Some(status) = self.world.nodes[n].shard.as_ref().map(|s| s.status()) else { continue };
+            let Some(status) = self.world.nodes[n].shard.as_ref().map(|s| s.status()) else {
+                continue;
+            };
             for g in status.groups.iter().filter(|g| g.group == GroupId(0)) {
                 if g.role == GroupRole::Leader && best.is_none_or(|b| b.0 < g.term) {
                     best = Some((g.term, n));

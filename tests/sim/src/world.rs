@@ -76,6 +76,10 @@ pub struct World {
     pub ending: Option<Ending>,
     /// Whether a script decides when the run ends.
     pub scripted: bool,
+    /// Whether some node's log ran out of segments.
+    pub ran_full: bool,
+    /// Whether the run ended with work left over, because logs are full.
+    pub ended_full: bool,
     /// Whether data at rest was damaged.
     pub damaged: bool,
     /// What took place.
@@ -124,6 +128,8 @@ impl World {
             probes: Vec::new(),
             ending: None,
             scripted: false,
+            ran_full: false,
+            ended_full: false,
             damaged: false,
             counts: Counts::default(),
             last_op: 0,
@@ -250,7 +256,7 @@ impl World {
         if self.failure.is_none() {
             for at in 0..self.clients.len() {
                 let left = self.clients[at].engine_in_flight();
-                if left > 0 && self.clients[at].lost.is_none() {
+                if left > 0 && self.clients[at].lost.is_none() && !self.ended_full {
                     let who = self.clients[at].who;
                     self.fail(Class::Resources, format!("client {who} keeps {left} operations"));
                 }

@@ -24,6 +24,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Entries that one append message carries at most.
 const ENTRIES_PER_MESSAGE: u64 = 64;
+/// Data of an entry that fits a batch's header in any case; no entry of ours has more.
+const ENTRY_DATA_USUAL: usize = 1 << 20;
 /// Entries that are applied in one go.
 const ENTRIES_PER_APPLY: u64 = 4096;
 
@@ -225,7 +227,9 @@ impl Group {
             let _ = raft.step(library);
         });
         self.acknowledged(cx, from.node);
-        if self.staged_bytes > cx.shared.limits.batch_bytes {
+        // The first entry of a new leader is recorded while it leads: the next message may end that.
+        let elected = self.leads() && self.told.1 != Role::Leader;
+        if elected || self.staged_bytes > cx.shared.limits.batch_bytes {
             self.guard(cx, |group, cx| group.ready(cx));
         }
         Ok(())
@@ -256,7 +260,8 @@ impl Group {
                 check_entry(&entry.data, &entry.payload, verify)?;
             }
             let content = Content { data: entry.data, payload: Some(entry.payload) };
-            if !cx.shared.fits_surely(weight(&content)) {
+            let long = content.data.len() > ENTRY_DATA_USUAL;
+            if long || !cx.shared.fits_surely(weight(&content)) {
                 let record = content.record(self.id, entry.term.0, entry.index.0);
                 if !cx.shared.log.fits(&record) {
                     return Err("an entry that does not fit a segment of this device");

@@ -27,7 +27,6 @@ pub struct Outbox {
     waiting: VecDeque<Waiting>,
     /// Last index of each message that was sent with content from the log, until acknowledged.
     unacknowledged: VecDeque<u64>,
-    numbered: u64,
     /// The tick at which there was room for another message last, or one was acknowledged.
     progress_at: u64,
     /// Whether something that the follower needs can not be read here.
@@ -144,8 +143,10 @@ impl Courier<'_> {
             return;
         }
         let last = entries.last().map_or(message.index.0, |entry| entry.index);
-        self.outbox.numbered += 1;
-        let number = self.outbox.numbered;
+        // An outbox may be replaced while reads for it are under way: their answers must not be taken
+        // for those of another message.
+        cx.shared.messages += 1;
+        let number = cx.shared.messages;
         let (started, failed) = (complete, false);
         let waiting = Waiting { number, message, last, started, reads: 0, failed };
         self.outbox.waiting.push_back(waiting);

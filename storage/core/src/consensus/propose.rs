@@ -248,6 +248,8 @@ impl Group {
         let (volume, epoch, incarnation) = (volume_of(command), *epoch, *incarnation);
         let session = match command {
             Command::Fence { .. } => self.replica.check_not_fenced(volume, epoch, false),
+            // Applying a delete checks no epoch, so it may not be proposed behind a higher one's fence.
+            Command::Delete { .. } if self.is_being_fenced(volume, epoch) => Err(Refusal::Fenced),
             Command::Delete { .. } => self.replica.check_not_fenced(volume, epoch, true),
             _ => self.replica.check_epoch(volume, epoch),
         };
@@ -300,6 +302,12 @@ impl Group {
         }
         *newest = incarnation.max(*newest);
         Ok(())
+    }
+
+    /// Whether a session of a higher epoch has begun here, and its fence is not applied yet.
+    fn is_being_fenced(&self, volume: VolumeId, epoch: Epoch) -> bool {
+        let beyond = epoch.max(self.replica.epoch(volume));
+        self.sessions.get(&volume).is_some_and(|all| all.iter().any(|(e, _)| *e > beyond))
     }
 
     fn step_proposal(&mut self, cx: &mut Cx<'_>, entries: Vec<Entry>) {

@@ -67,7 +67,12 @@ impl Group {
 
     /// Hands hard state and entries to the log, in this order.
     fn record(&mut self, cx: &mut Cx<'_>, hard: Option<HardState>, entries: Vec<Entry>) {
-        if let Some(state) = hard {
+        if let Some(mut state) = hard {
+            if let Some(first) = entries.first() {
+                // The two may land in different batches. The state alone must not call committed
+                // what stands at these indexes so far, which the entries may be about to replace.
+                state.commit = state.commit.min(LogIndex(first.index - 1));
+            }
             let old = self.recorded;
             // The commit index alone is recorded when something else is: it is known again from the
             // leader, and an idle group must not write.
@@ -144,7 +149,9 @@ impl Group {
             let (index, term) = (entry.index, entry.term);
             self.drop_overtaken(cx, index, term);
             let table = self.raft.as_ref().expect("only a panic stops it").store();
-            let location = table.slot(index).expect("a committed entry is there").location;
+            let slot = table.slot(index).expect("a committed entry is there");
+            assert!(slot.placed, "entry {index} is applied before it has its place");
+            let location = slot.location;
             let data = &table.content(index).expect("kept until it is applied").data;
             if self.id == GroupId::METADATA {
                 let (index, command) = (LogIndex(index), data.clone());

@@ -140,6 +140,8 @@ pub struct Shared {
     pub draining: bool,
     /// Reads of the log under way.
     pub log_reads: Slab<LogRead>,
+    /// Messages to followers that had to wait for content, since the shard was opened.
+    pub messages: u64,
     /// Clients' reads under way.
     pub client_reads: Slab<ClientRead>,
     /// Entries whose content is in memory, oldest first: the group's position and the index.
@@ -168,6 +170,7 @@ impl Shared {
             down: BTreeSet::new(),
             draining: false,
             log_reads: Slab::default(),
+            messages: 0,
             client_reads: Slab::default(),
             cache_order: VecDeque::new(),
             cached_bytes: 0,

@@ -22,10 +22,10 @@ use crate::mark;
 use crate::planted::Bug;
 use basalt_wire::block::{BLOCK_BYTES, crc32c};
 use basalt_wire::disk::batch::{
-    BatchHeader, Descriptor, FLAG_PREDECESSOR_LOST, GroupSummary, HardStateFields,
+    BatchHeader, Descriptor, EntryRange, FLAG_PREDECESSOR_LOST, GroupSummary, HardStateFields,
 };
 use basalt_wire::disk::{DiskFormatError, payload_checksums};
-use basalt_wire::ids::{GroupId, LogIndex, SegmentId};
+use basalt_wire::ids::{GroupId, LogIndex, SegmentId, Term};
 use basalt_wire::io::DiskOp;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -52,7 +52,7 @@ pub struct Recovery {
     last_with_records: u64,
     /// What the last batch held, if it is known.
     last_summaries: Option<Vec<GroupSummary>>,
-    damages: BTreeMap<GroupId, Damage>,
+    damages: BTreeMap<GroupId, Lost>,
     /// Damage of unknown extent.
     unknown: Option<Damage>,
     report: OpenReport,
@@ -77,6 +77,13 @@ struct Gap {
     seq: u64,
     /// What its records were, if the next batch says so.
     summaries: Option<Vec<GroupSummary>>,
+}
+
+/// Entries of a group that were lost.
+struct Lost {
+    damage: Damage,
+    /// The highest term that the group's log is known to have had behind the first of them.
+    term: Term,
 }
 
 /// Where the verification of the waiting batches stands.
@@ -383,7 +390,7 @@ impl Recovery {
                     payload_blocks,
                     data,
                 } => {
-                    self.replaced(group, index);
+                    self.replaced(group, index, term);
                     let payload = basalt_wire::buffer::Payload::empty();
                     let record = Record::Entry { group, term, index, kind, data, payload };
                     (record, payload_at + payload_block, payload_blocks)
@@ -404,14 +411,20 @@ impl Recovery {
         self.last_summaries = Some(summaries_of(header));
     }
 
-    /// An entry that stands after lost ones and replaces all of them makes the loss void.
-    fn replaced(&mut self, group: GroupId, index: LogIndex) {
-        let Some(damage) = self.damages.get_mut(&group) else { return };
-        if damage.first_lost.is_some_and(|first| index <= first) {
+    /// An entry at or before the first lost one replaces everything from there on. If its term is
+    /// higher, a leader has overruled what was lost, and the loss is void. If not, the replica was
+    /// getting back what it lost, of which the rest is still lost.
+    fn replaced(&mut self, group: GroupId, index: LogIndex, term: Term) {
+        let Some(Lost { damage, term: lost }) = self.damages.get_mut(&group) else { return };
+        if damage.first_lost.is_none_or(|first| index > first) {
+            damage.last_known = damage.last_known.max(index);
+            *lost = term.max(*lost);
+            return;
+        }
+        damage.first_lost = Some(LogIndex(index.0 + 1));
+        if term > *lost || index >= damage.last_known {
             mark!("log.damage_replaced");
             self.damages.remove(&group);
-        } else {
-            damage.last_known = damage.last_known.max(index);
         }
     }
 
@@ -442,30 +455,35 @@ impl Recovery {
                 });
             }
             if let Some(entries) = summary.entries {
-                self.lose_entries(group, gap.seq, entries.first, entries.last);
+                self.lose_entries(group, gap.seq, entries);
             }
         }
         self.last_summaries = Some(summaries);
     }
 
-    fn lose_entries(&mut self, group: GroupId, seq: u64, first: LogIndex, last: LogIndex) {
+    fn lose_entries(&mut self, group: GroupId, seq: u64, lost: EntryRange) {
+        let EntryRange { first, last, term } = lost;
         let text = format!(
             "batch {seq} of the log can not be read: entries {first} to {last} of group {group}"
         );
-        let damage = self.damages.entry(group).or_insert(Damage {
-            group: Some(group),
-            first_lost: Some(first),
-            last_known: last,
-            vote_lost: false,
-            text,
+        let Lost { damage, term: known } = self.damages.entry(group).or_insert(Lost {
+            damage: Damage {
+                group: Some(group),
+                first_lost: Some(first),
+                last_known: last,
+                vote_lost: false,
+                text,
+            },
+            term,
         });
         damage.first_lost = damage.first_lost.map(|known| known.min(first));
         damage.last_known = damage.last_known.max(last);
+        *known = term.max(*known);
     }
 
     fn finish(&mut self, events: &mut Vec<LogEvent>) -> Recovered {
-        let damages =
-            self.unknown.take().into_iter().chain(std::mem::take(&mut self.damages).into_values());
+        let known = std::mem::take(&mut self.damages).into_values().map(|lost| lost.damage);
+        let damages = self.unknown.take().into_iter().chain(known);
         events.extend(damages.map(LogEvent::Damaged));
         let summaries = self.last_summaries.take();
         let predecessor_lost = self.tail.predecessor_lost || summaries.is_none();

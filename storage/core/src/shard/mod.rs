@@ -22,6 +22,8 @@ use rustc_hash::FxHashMap;
 
 /// The longest command of the metadata group, in bytes.
 const METADATA_BYTES_MAX: usize = 1 << 20;
+/// Entries that one turn finds not to be forgotten yet before it leaves the rest to the next.
+const KEPT_MAX: usize = 64;
 /// Times that one turn goes over its groups, for what becomes ready within it.
 const ROUNDS_MAX: usize = 8;
 
@@ -239,11 +241,13 @@ impl Shard {
     /// Forgets the oldest entries' content beyond the bound.
     fn trim_cache(&mut self, now: Time, out: &mut Vec<Effect>) {
         let mut cx = Cx { shared: &mut self.shared, now, out };
-        while cx.shared.cached_bytes > cx.shared.limits.entry_cache_bytes {
+        let mut kept = 0;
+        while cx.shared.cached_bytes > cx.shared.limits.entry_cache_bytes && kept < KEPT_MAX {
             let Some((slot, index)) = cx.shared.cache_order.pop_front() else { break };
             if !self.groups[slot].evict(&mut cx, index) {
-                cx.shared.cache_order.push_front((slot, index));
-                break;
+                // Not applied yet. A group that can not commit must not hold up the others.
+                cx.shared.cache_order.push_back((slot, index));
+                kept += 1;
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Many cuts of many runs.
 
-use super::check::{Cut, Images, KINDS, judge};
+use super::check::{Cut, Images, KINDS, first_images, judge};
 use super::record::Run;
 use crate::random::Random;
 use anyhow::{Result, bail};
@@ -69,12 +69,22 @@ impl Campaign {
                 run = run.on_lying_devices();
             }
             report.instances += run.instances.len() as u64;
-            self.judge_all(&run, &mut report);
+            let before = report.findings.len();
+            let first = self.judge_all(&run, &mut report);
+            if let Some(cut) = first.filter(|_| !self.lying) {
+                keep(&run, cut, &folder.join(format!("finding-{seed}")))?;
+            }
+            let found = report.findings.len() - before;
+            println!(
+                "run {seed}: {} instants, {found} of its cuts with a loss",
+                run.instances.len()
+            );
         }
         Ok(report)
     }
 
-    fn judge_all(&self, run: &Run, report: &mut Report) {
+    /// Gives the first cut that found something.
+    fn judge_all(&self, run: &Run, report: &mut Report) -> Option<Cut> {
         let cuts = self.cuts_of(run);
         let began = Instant::now();
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -87,7 +97,7 @@ impl Campaign {
                     Err(text) => {
                         let (kind, at) = (KINDS[cut.kind], run.instances[cut.instance]);
                         let line = format!("run {} {kind} {cut:?} {at:?}: {text}", run.seed);
-                        findings.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+                        findings.lock().unwrap_or_else(PoisonError::into_inner).push((*cut, line));
                     }
                 }
             }
@@ -96,7 +106,10 @@ impl Campaign {
         report.time += began.elapsed();
         report.cuts += cuts.len() as u64;
         report.images += images.into_inner();
-        report.findings.append(&mut findings.into_inner().unwrap_or_else(PoisonError::into_inner));
+        let findings = findings.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let first = findings.first().map(|(cut, _)| *cut);
+        report.findings.extend(findings.into_iter().map(|(_, line)| line));
+        first
     }
 
     fn cuts_of(&self, run: &Run) -> Vec<Cut> {
@@ -113,4 +126,15 @@ impl Campaign {
         }
         cuts
     }
+}
+
+/// Keeps the devices after a cut, for whoever looks for the reason.
+fn keep(run: &Run, cut: Cut, folder: &Path) -> Result<()> {
+    std::fs::create_dir_all(folder)?;
+    let images = first_images(run, cut, &mut Random::new(cut.seed));
+    for (n, image) in images.iter().enumerate() {
+        std::fs::write(folder.join(format!("device-{n}")), image)?;
+    }
+    println!("the devices of {cut:?} are kept in {}", folder.display());
+    Ok(())
 }

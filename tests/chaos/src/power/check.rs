@@ -63,13 +63,17 @@ pub fn judge(run: &Run, cut: Cut) -> Result<Images, String> {
     })
 }
 
+/// The devices after the (first) cut.
+pub fn first_images(run: &Run, cut: Cut, random: &mut Random) -> Vec<Vec<u8>> {
+    let bases = vec![vec![0; DEVICE_BYTES as usize]; NODES];
+    let recordings: Vec<&Recording> = run.recordings.iter().collect();
+    images(&bases, &recordings, run.instances[cut.instance].lengths, cut, random)
+}
+
 fn judge_unguarded(run: &Run, cut: Cut) -> Result<Images, String> {
     let at = run.instances[cut.instance];
     let mut random = Random::new(cut.seed);
-    let blank = vec![0; DEVICE_BYTES as usize];
-    let bases = vec![blank; NODES];
-    let recordings: Vec<&Recording> = run.recordings.iter().collect();
-    let images = images(&bases, &recordings, at.lengths, cut, &mut random);
+    let images = first_images(run, cut, &mut random);
     let allowed = allowed(run, at);
     let again = cut.twice.then(|| images.clone());
     let world = revive(images, run.seed, EPOCH, &allowed)?;

@@ -21,7 +21,11 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 #[derive(Parser)]
-#[command(name = "sim", about = "The deterministic simulator of Basalt", args_conflicts_with_subcommands = true)]
+#[command(
+    name = "sim",
+    about = "The deterministic simulator of Basalt",
+    args_conflicts_with_subcommands = true
+)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -99,6 +103,9 @@ enum Command {
         /// Print every event.
         #[arg(long)]
         trace: bool,
+        /// Plant a bug.
+        #[arg(long, value_name = "BUG")]
+        planted: Option<String>,
     },
     /// Run each seed twice and compare the traces.
     Determinism {
@@ -137,7 +144,9 @@ fn main() -> ExitCode {
         Some(Command::Planted { profile, seeds, jobs, bug }) => {
             planted(&profile, seeds, jobs, bug.as_deref())
         }
-        Some(Command::Scenarios { name, trace }) => Ok(run_scenarios(name.as_deref(), trace)),
+        Some(Command::Scenarios { name, trace, planted }) => {
+            plant(planted.as_deref()).map(|planted| run_scenarios(name.as_deref(), trace, planted))
+        }
         Some(Command::Determinism { world, many }) => determinism(&world, &many),
         Some(Command::Marks { world, many }) => marks(&world, &many),
     };
@@ -162,13 +171,7 @@ fn job(world: &WorldArgs, seed: u64, planted: Option<&str>) -> Result<Job, Strin
         })?;
         without = without.with(family);
     }
-    let planted = match planted {
-        None => Planted::NONE,
-        Some(name) => Planted::new(bugs::named(name).ok_or_else(|| {
-            let all: Vec<&str> = bugs::ALL.iter().map(|b| b.1).collect();
-            format!("there is no bug '{name}': {}", all.join(", "))
-        })?),
-    };
+    let planted = plant(planted)?;
     let limits = Limits {
         without,
         clients: world.clients,
@@ -176,6 +179,26 @@ fn job(world: &WorldArgs, seed: u64, planted: Option<&str>) -> Result<Job, Strin
         horizon: world.horizon.map(|ms| ms * MILLI),
     };
     Ok(Job { seed, profile, limits, planted })
+}
+
+fn plant(name: Option<&str>) -> Result<Planted, String> {
+    let Some(name) = name else { return Ok(Planted::NONE) };
+    let bug = bugs::named(name).ok_or_else(|| {
+        let all: Vec<&str> = bugs::ALL.iter().map(|b| b.1).collect();
+        format!("there is no bug '{name}': {}", all.join(", "))
+    })?;
+    Ok(Planted::new(bug))
+}
+
+/// The scenario that finds a planted bug first, and how.
+fn scenario_that_finds(planted: Planted) -> Option<String> {
+    scenarios::all().iter().find_map(|s| {
+        let failure = scenarios::run(s, false, planted).failure?;
+        scenarios::run(s, false, Planted::NONE)
+            .failure
+            .is_none()
+            .then(|| format!("{}: {failure}", s.name))
+    })
 }
 
 fn one(args: &One) -> Result<bool, String> {
@@ -207,8 +230,7 @@ fn one(args: &One) -> Result<bool, String> {
     let bug = args.planted.as_deref();
     println!("again: sim {} --trace", shrink::arguments(&job, bug));
     if args.shrink {
-        let (small, last) =
-            shrink::shrink(&job, failure.class, |line| println!("  {line}"));
+        let (small, last) = shrink::shrink(&job, failure.class, |line| println!("  {line}"));
         println!("{}", Options::draw(small.seed, small.profile, &small.limits, small.planted));
         if let Some(last) = last {
             println!("FAILED {last}");
@@ -223,7 +245,8 @@ fn cpu_seconds() -> f64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     // Fields 14 and 15, counted from 1; the name in field 2 may hold spaces but ends with a bracket.
     let after = stat.rsplit(')').next().unwrap_or_default();
-    let ticks: u64 = after.split_whitespace().skip(11).take(2).filter_map(|t| t.parse::<u64>().ok()).sum();
+    let ticks: u64 =
+        after.split_whitespace().skip(11).take(2).filter_map(|t| t.parse::<u64>().ok()).sum();
     ticks as f64 / 100.0
 }
 
@@ -280,13 +303,19 @@ fn run_many(world: &WorldArgs, many: &Many, planted: Option<&str>) -> Result<boo
         let job = Job { seed: *seed, ..template.clone() };
         println!("  again: sim {}", shrink::arguments(&job, planted));
     }
-    println!("{}", if series.failures.is_empty() { "all of them held" } else { "NOT all of them held" });
+    println!(
+        "{}",
+        if series.failures.is_empty() { "all of them held" } else { "NOT all of them held" }
+    );
     Ok(series.failures.is_empty())
 }
 
 thread_local! {
     static LAST_TOLD: std::cell::Cell<Option<u64>> = const { std::cell::Cell::new(None) };
 }
+
+/// Seeds that are tried before the scenarios are.
+const SEEDS_FIRST: u64 = 300;
 
 fn planted(profile: &str, seeds: u64, jobs: usize, only: Option<&str>) -> Result<bool, String> {
     let world = WorldArgs {
@@ -301,23 +330,18 @@ fn planted(profile: &str, seeds: u64, jobs: usize, only: Option<&str>) -> Result
     for (_, name) in bugs::ALL.iter().filter(|b| only.is_none_or(|o| o == b.1)) {
         let template = job(&world, 1, Some(name))?;
         let began = Instant::now();
-        // A seed that fails without the bug as well proves nothing.
-        let proves = |seed: u64| {
-            runner::run(&Job { seed, planted: Planted::NONE, ..template.clone() }, false).failure.is_none()
-        };
-        let series = runner::series(&template, 1, seeds, jobs, |s| {
-            !s.failures.last().is_some_and(|f| proves(f.0))
-        });
+        let first = SEEDS_FIRST.min(seeds);
+        let (mut runs, mut how) = seeds_that_find(&template, 1, first, jobs);
+        how = how.or_else(|| scenario_that_finds(template.planted));
+        if how.is_none() {
+            let (more, found) = seeds_that_find(&template, first + 1, seeds - first, jobs);
+            (runs, how) = (runs + more, found);
+        }
         let seconds = began.elapsed().as_secs_f64();
-        match series.failures.iter().find(|f| proves(f.0)) {
-            Some((seed, failure)) => {
-                let text: String = failure.to_string().chars().take(110).collect();
-                println!("{name:<24} {:>6} {seconds:>8.1}  seed {seed}: {text}", series.runs);
-            }
-            None => {
-                println!("{name:<24} {:>6} {seconds:>8.1}  NOT FOUND", series.runs);
-                missed.push(*name);
-            }
+        let text: String = how.as_deref().unwrap_or("NOT FOUND").chars().take(120).collect();
+        println!("{name:<24} {runs:>6} {seconds:>8.1}  {text}");
+        if how.is_none() {
+            missed.push(*name);
         }
     }
     match missed.as_slice() {
@@ -327,14 +351,27 @@ fn planted(profile: &str, seeds: u64, jobs: usize, only: Option<&str>) -> Result
     Ok(missed.is_empty())
 }
 
-fn run_scenarios(name: Option<&str>, trace: bool) -> bool {
+/// Runs seeds until one fails that holds without the bug: how many ran, and how it failed.
+fn seeds_that_find(template: &Job, from: u64, seeds: u64, jobs: usize) -> (u64, Option<String>) {
+    let proves = |seed: u64| {
+        let healthy = Job { seed, planted: Planted::NONE, ..template.clone() };
+        runner::run(&healthy, false).failure.is_none()
+    };
+    let series = runner::series(template, from, seeds, jobs, |s| {
+        !s.failures.last().is_some_and(|f| proves(f.0))
+    });
+    let found = series.failures.iter().find(|f| proves(f.0));
+    (series.runs, found.map(|(seed, failure)| format!("seed {seed}: {failure}")))
+}
+
+fn run_scenarios(name: Option<&str>, trace: bool, planted: Planted) -> bool {
     let mut good = true;
     for scenario in scenarios::all() {
         if name.is_some_and(|n| !scenario.name.contains(n)) {
             continue;
         }
         let began = Instant::now();
-        let outcome = scenarios::run(&scenario, trace);
+        let outcome = scenarios::run(&scenario, trace, planted);
         let seconds = began.elapsed().as_secs_f64();
         match outcome.failure {
             None => println!("{:<44} ok      {seconds:>6.2} s", scenario.name),
@@ -354,7 +391,10 @@ fn determinism(world: &WorldArgs, many: &Many) -> Result<bool, String> {
         let (first, second) = (runner::run(&job, false), runner::run(&job, false));
         if first.trace_hash != second.trace_hash || first.failure != second.failure {
             differing += 1;
-            println!("seed {seed}: traces {:016x} and {:016x}", first.trace_hash, second.trace_hash);
+            println!(
+                "seed {seed}: traces {:016x} and {:016x}",
+                first.trace_hash, second.trace_hash
+            );
         }
     }
     println!("{} seeds run twice, {differing} differ", many.seeds);

@@ -41,6 +41,9 @@ pub struct RaftMonitor {
     candidacies: FxHashMap<(u32, u64, u32), Position>,
     acknowledged: FxHashMap<(u32, u64), u64>,
     commits: FxHashMap<(u32, u64), u32>,
+    /// By group and volume: epochs with the index of their fence, or of their last write.
+    fences: FxHashMap<(u32, u64), Vec<(u64, u64)>>,
+    writes: FxHashMap<(u32, u64), Vec<(u64, u64)>>,
 }
 
 impl RaftMonitor {
@@ -80,7 +83,9 @@ impl RaftMonitor {
         let (group, term, from) = (m.group.0, m.term.0, m.from.0);
         let leader = *self.leaders.entry((group, term)).or_insert(from);
         if leader != from {
-            return Err(format!("nodes {leader} and {from} both lead group {group} in term {term}"));
+            return Err(format!(
+                "nodes {leader} and {from} both lead group {group} in term {term}"
+            ));
         }
         for e in &m.entries {
             let sum = crc32c(&e.data) ^ e.payload.len() as u32;
@@ -115,7 +120,13 @@ impl RaftMonitor {
         }
     }
 
-    fn votes_for(&mut self, group: u32, term: u64, voter: u32, candidate: u32) -> Result<(), String> {
+    fn votes_for(
+        &mut self,
+        group: u32,
+        term: u64,
+        voter: u32,
+        candidate: u32,
+    ) -> Result<(), String> {
         let first = *self.votes.entry((group, term, voter)).or_insert(candidate);
         if first == candidate {
             return Ok(());
@@ -126,7 +137,13 @@ impl RaftMonitor {
     }
 
     /// A voter may not elect a candidate that lacks what the voter acknowledged.
-    fn kept_promise(&self, group: u32, term: u64, voter: u32, candidate: u32) -> Result<(), String> {
+    fn kept_promise(
+        &self,
+        group: u32,
+        term: u64,
+        voter: u32,
+        candidate: u32,
+    ) -> Result<(), String> {
         let asked = self.candidacies.get(&(group, term, candidate));
         let (Some(asked), Some(promise)) = (asked, self.promises.get(&(voter, group))) else {
             return Ok(());
@@ -152,6 +169,38 @@ impl RaftMonitor {
         ))
     }
 
+    /// A fence of an epoch is acknowledged as entry `index`.
+    pub fn fenced(
+        &mut self,
+        group: u32,
+        volume: u64,
+        epoch: u64,
+        index: LogIndex,
+    ) -> Result<(), String> {
+        self.fences.entry((group, volume)).or_default().push((epoch, index.0));
+        let writes = self.writes.get(&(group, volume));
+        let late = writes.and_then(|w| w.iter().find(|w| w.0 < epoch && w.1 > index.0));
+        late.map_or(Ok(()), |w| Err(late_write(group, volume, *w, (epoch, index.0))))
+    }
+
+    /// A write or unmap of an epoch is acknowledged as entry `index`.
+    pub fn written(
+        &mut self,
+        group: u32,
+        volume: u64,
+        epoch: u64,
+        index: LogIndex,
+    ) -> Result<(), String> {
+        let writes = self.writes.entry((group, volume)).or_default();
+        match writes.iter_mut().find(|w| w.0 == epoch) {
+            Some(w) => w.1 = w.1.max(index.0),
+            None => writes.push((epoch, index.0)),
+        }
+        let fences = self.fences.get(&(group, volume));
+        let fence = fences.and_then(|f| f.iter().find(|f| f.0 > epoch && f.1 < index.0));
+        fence.map_or(Ok(()), |f| Err(late_write(group, volume, (epoch, index.0), *f)))
+    }
+
     /// A metadata command is applied: all nodes must see the same at one index.
     pub fn applied(&mut self, group: u32, index: LogIndex, command: &[u8]) -> Result<(), String> {
         let sum = crc32c(command);
@@ -161,6 +210,14 @@ impl RaftMonitor {
         }
         Err(format!("two different commands were applied at index {index} of group {group}"))
     }
+}
+
+fn late_write(group: u32, volume: u64, write: (u64, u64), fence: (u64, u64)) -> String {
+    format!(
+        "a write of epoch {} to volume {volume} is acknowledged as entry {} of group {group}, behind \
+         the fence of epoch {} at entry {}",
+        write.0, write.1, fence.0, fence.1
+    )
 }
 
 #[cfg(test)]
@@ -193,7 +250,9 @@ mod tests {
     fn broken_rules_are_seen() {
         let mut m = RaftMonitor::default();
         m.sent(&message(kind::HEARTBEAT, 1, 2, 5), false).unwrap();
-        assert!(m.sent(&message(kind::HEARTBEAT, 3, 2, 5), false).unwrap_err().contains("both lead"));
+        assert!(
+            m.sent(&message(kind::HEARTBEAT, 3, 2, 5), false).unwrap_err().contains("both lead")
+        );
         m.sent(&message(kind::REQUEST_VOTE_RESPONSE, 2, 1, 6), false).unwrap();
         let again = m.sent(&message(kind::REQUEST_VOTE_RESPONSE, 2, 3, 6), false);
         assert!(again.unwrap_err().contains("voted for node 1 and for node 3"));
@@ -211,9 +270,13 @@ mod tests {
             data: Bytes::new(),
             payload: Default::default(),
         };
-        m.sent(&RaftMessage { entries: vec![entry], ..message(kind::APPEND, 1, 2, 2) }, false).unwrap();
-        m.sent(&RaftMessage { index: LogIndex(9), ..message(kind::APPEND_RESPONSE, 2, 1, 2) }, false)
+        m.sent(&RaftMessage { entries: vec![entry], ..message(kind::APPEND, 1, 2, 2) }, false)
             .unwrap();
+        m.sent(
+            &RaftMessage { index: LogIndex(9), ..message(kind::APPEND_RESPONSE, 2, 1, 2) },
+            false,
+        )
+        .unwrap();
         m.sent(&message(kind::REQUEST_VOTE, 3, 2, 3), false).unwrap();
         let vote = m.sent(&message(kind::REQUEST_VOTE_RESPONSE, 2, 3, 3), false);
         assert!(vote.unwrap_err().contains("acknowledged entry 9"));

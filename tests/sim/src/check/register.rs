@@ -191,7 +191,10 @@ mod tests {
         use Action::{Read, Write};
         let old = [record(Write, 1, 1, 2), record(Write, 2, 3, 4), record(Read, 1, 5, 6)];
         let text = zones(&old).unwrap_err();
-        assert_eq!(text, "write 1 held the unit from 2 to 5, but write 2 took effect between 3 and 4");
+        assert_eq!(
+            text,
+            "write 1 held the unit from 2 to 5, but write 2 took effect between 3 and 4"
+        );
         let lost = [record(Write, 1, 1, 2), record(Read, 0, 3, 4)];
         assert!(zones(&lost).is_err());
         let unknown = [record(Write, 1, 1, NEVER), record(Read, 0, 3, 4), record(Read, 1, 5, 6)];

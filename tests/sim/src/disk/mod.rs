@@ -73,12 +73,25 @@ impl Pages {
 }
 
 enum Work {
-    Read { offset: u64, buf: IoBuf },
-    Write { page: u32, data: Bytes, durable: bool },
+    Read {
+        offset: u64,
+        buf: IoBuf,
+    },
+    Write {
+        page: u32,
+        data: Bytes,
+        durable: bool,
+    },
     Flush,
-    Discard { page: u32, count: u32 },
+    Discard {
+        page: u32,
+        count: u32,
+    },
     /// Beyond the end of the device, or bound to fail before it did anything.
-    Refused { error: DiskError, buf: Option<IoBuf> },
+    Refused {
+        error: DiskError,
+        buf: Option<IoBuf>,
+    },
 }
 
 struct Inflight {
@@ -375,7 +388,8 @@ impl Disk {
         for i in 0..(data.len() / BLOCK_BYTES) as u32 {
             let landed = self.rng.bits();
             let old = self.view.get(page + i).cloned();
-            let content = self.mixed_page(old, &page_slice(data, i), |atom| landed >> atom & 1 == 1);
+            let content =
+                self.mixed_page(old, &page_slice(data, i), |atom| landed >> atom & 1 == 1);
             self.put(page + i, content, durable, self.completions);
         }
     }

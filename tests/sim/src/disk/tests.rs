@@ -117,3 +117,20 @@ fn beyond_the_end_is_refused() {
     let done = run(&mut d, write(1 << 20, 1, 1, true));
     assert_eq!(done.result, Err(DiskError::OutOfRange));
 }
+
+#[test]
+fn the_model_passes_the_test_of_real_devices() {
+    const SIZE: u64 = basalt_device::conformance::SIZE_MIN;
+    for (volatile, atom) in [(false, 4096), (true, 512)] {
+        let latency = 50 * MICRO;
+        let options = DiskOptions { bytes: SIZE, volatile, atom, durable_flushes: false, latency };
+        let mut disk = Disk::new(options, Rng::stream(1, "disk", 0));
+        basalt_device::conformance::check_with(SIZE, &mut |ops| {
+            let mut ends: Vec<(Instant, u32)> =
+                ops.into_iter().map(|op| disk.submit(0, op, 0)).map(|(id, at)| (at, id)).collect();
+            ends.sort_unstable();
+            ends.iter().map(|(_, id)| disk.complete(*id).expect("in flight").done).collect()
+        });
+        assert_eq!(disk.in_flight(), 0);
+    }
+}

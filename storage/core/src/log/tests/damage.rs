@@ -11,7 +11,7 @@ use crate::planted::Planted;
 use basalt_wire::block::BLOCK_BYTES;
 use basalt_wire::disk::batch::{BatchHeader, Descriptor, bytes_needed};
 use basalt_wire::disk::inspect::{Inspection, inspect};
-use basalt_wire::ids::{ClusterId, SegmentId};
+use basalt_wire::ids::{ClusterId, LogIndex, SegmentId};
 
 const SEGMENTS_AT: usize = 128 << 10;
 const SEGMENT_BYTES: usize = 64 << 10;
@@ -166,6 +166,28 @@ fn entries_written_anew_make_their_loss_void() {
     again.settle();
     let last = again.reopen_image(again.disk.durable.clone());
     assert_eq!(last.opened.damages, []);
+}
+
+#[test]
+fn a_loss_is_void_only_when_all_of_it_is_here_again() {
+    let mut world = World::format(config(5, Planted::NONE));
+    (1..=3).for_each(|i| world.append(entry(0, i, 1, i)));
+    world.settle();
+    (4..=6).for_each(|i| world.append(entry(0, i, 1, i)));
+    world.settle();
+    world.seal();
+    let (at, _) = headers(&world.disk.content)[1];
+    let mut bad = world.disk.content.clone();
+    bad[at] ^= 1;
+    let mut again = world.reopen_image(bad);
+    for lost in 4..=6 {
+        let damage = &again.opened.damages[0];
+        assert_eq!((damage.first_lost, damage.last_known), (Some(LogIndex(lost)), LogIndex(6)));
+        again.append(entry(0, lost, 1, lost));
+        again.settle();
+        again = again.reopen_image(again.disk.durable.clone());
+    }
+    assert_eq!(again.opened.damages, []);
 }
 
 #[test]

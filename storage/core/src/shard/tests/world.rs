@@ -34,6 +34,8 @@ pub struct Node {
     pub ops: VecDeque<DiskOp>,
     /// Writes wait while this is set; reads go on.
     pub writes_held: bool,
+    /// Writes that are carried out before the others wait for ever.
+    pub writes_left: usize,
     pub effects: Vec<Effect>,
 }
 
@@ -125,6 +127,7 @@ impl World {
                 disk,
                 ops: VecDeque::new(),
                 writes_held: false,
+                writes_left: usize::MAX,
                 effects: Vec::new(),
             };
             for op in ops {
@@ -169,6 +172,7 @@ impl World {
         node.ops.clear();
         node.effects.clear();
         node.writes_held = false;
+        node.writes_left = usize::MAX;
         self.net.retain(|(from, to, _)| *from != n && *to != n);
     }
 
@@ -219,9 +223,12 @@ impl World {
         let mut moved = false;
         for _ in 0..node.ops.len() {
             let op = node.ops.pop_front().unwrap();
-            if node.writes_held && matches!(op.kind, DiskOpKind::Write { .. } | DiskOpKind::Flush) {
-                node.ops.push_back(op);
-                continue;
+            if matches!(op.kind, DiskOpKind::Write { .. } | DiskOpKind::Flush) {
+                if node.writes_held || node.writes_left == 0 {
+                    node.ops.push_back(op);
+                    continue;
+                }
+                node.writes_left -= 1;
             }
             moved = true;
             let start = std::time::Instant::now();

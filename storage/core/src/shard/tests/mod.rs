@@ -265,30 +265,3 @@ fn runs_with_the_same_seed_are_the_same() {
     assert!(run(3) == run(3));
     assert!(run(3) != run(4));
 }
-
-/// Prints what a write costs over three replicas, all but device and network.
-#[test]
-#[ignore = "a measurement"]
-fn cost_of_a_write() {
-    let limits = Limits { segments_reserved: 1, ..Limits::default() };
-    let mut world = World::new(Options { limits, segments: 4096, ..Options::default() });
-    world.fence(1);
-    let leader = world.elect();
-    for (batch, rounds) in [(1u64, 4000u64), (32, 2000), (128, 800)] {
-        let ops: Vec<_> = (0..batch).map(|i| world.write_op(leader, i * 7 % 1024, 1, 1)).collect();
-        world.log_frames = false;
-        let start = std::time::Instant::now();
-        for _ in 0..rounds {
-            for op in &ops {
-                world.request(leader, 1, 1, op.clone());
-            }
-            world.run();
-        }
-        let each = start.elapsed().as_nanos() as u64 / (batch * rounds);
-        println!(
-            "batches of {batch}: {each} ns a write, of it device {} ns",
-            world.disk_time(batch * rounds)
-        );
-        world.replies.clear();
-    }
-}

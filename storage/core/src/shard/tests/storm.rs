@@ -222,35 +222,26 @@ impl Storm {
     }
 }
 
+/// The seeds of a storm: 40, or as many as `BASALT_STORM_SEEDS` says.
+fn seeds() -> std::ops::RangeInclusive<u64> {
+    let count = std::env::var("BASALT_STORM_SEEDS").ok().and_then(|count| count.parse().ok());
+    1..=count.unwrap_or(40)
+}
+
 #[test]
 fn nothing_acknowledged_is_lost_in_a_storm() {
-    for seed in 1..=40 {
+    for seed in seeds() {
         Storm::new(seed, Planted::NONE).run(5);
     }
 }
 
 #[test]
 fn one_damaged_device_costs_nothing_acknowledged() {
-    for seed in 1..=40 {
+    for seed in seeds() {
         let mut storm = Storm::new(seed, Planted::NONE);
         storm.frail = Some(seed as u32 % 3 + 1);
         storm.run(5);
     }
-}
-
-#[test]
-#[ignore = "long"]
-fn long_storm() {
-    let first = std::env::var("SEED").map_or(1000, |seed| seed.parse().unwrap());
-    for seed in first..2000 {
-        println!("seed {seed}");
-        Storm::new(seed, Planted::NONE).run(6);
-        let mut storm = Storm::new(seed, Planted::NONE);
-        storm.frail = Some(seed as u32 % 3 + 1);
-        storm.run(6);
-    }
-    #[cfg(feature = "planted")]
-    println!("{:#?}", crate::planted::take());
 }
 
 #[test]

@@ -52,7 +52,6 @@ pub struct World {
     pub drained: BTreeSet<u32>,
     pub leaders: BTreeMap<(u32, u64), u32>,
     pub log_frames: bool,
-    pub disk_nanos: u64,
     next_id: u64,
 }
 
@@ -100,7 +99,6 @@ impl World {
             drained: BTreeSet::new(),
             leaders: BTreeMap::new(),
             log_frames: true,
-            disk_nanos: 0,
             next_id: 0,
         };
         let voters: Vec<Address> = (1..=options.nodes).map(address).collect();
@@ -231,9 +229,7 @@ impl World {
                 node.writes_left -= 1;
             }
             moved = true;
-            let start = std::time::Instant::now();
             let done = carry_out(&mut node.disk, op);
-            self.disk_nanos += start.elapsed().as_nanos() as u64;
             shard.handle(now, Event::Disk(done), &mut node.effects);
         }
         shard.end_turn(now, &mut node.effects);
@@ -402,11 +398,6 @@ impl World {
             ReplyResult::Data { payload, .. } => Ok(payload.contiguous()[0]),
             other => Err(other),
         }
-    }
-
-    /// Nanoseconds that the devices took since the last call, divided by `count`.
-    pub fn disk_time(&mut self, count: u64) -> u64 {
-        std::mem::take(&mut self.disk_nanos) / count
     }
 
     /// What is to be known after a failure.

@@ -51,15 +51,14 @@ pub enum Ev {
         /// 0 is from the dialling side.
         dir: u8,
     },
-    /// A link is given up by its dialling side if it is still stuck, or at once if its other side
-    /// lost power.
+    /// One side of a link gives it up: because its other side lost power, or if it is silent.
     GiveUp {
         /// Which.
         link: LinkIndex,
         /// Which side gives up.
         end: u8,
-        /// Whether it does so only if a direction is stuck.
-        if_stuck: bool,
+        /// Whether it does so only if nothing passes on it.
+        if_silent: bool,
     },
     /// A node dials a peer again.
     Redial {

@@ -122,7 +122,8 @@ impl World {
             self.trace(|| {
                 format!("link {link} is stalled from end {end} for {} ms", length / MILLI)
             });
-            self.net.stall(link, end, self.queue.now() + length);
+            let until = self.queue.now() + length;
+            self.net.stall(link, end, until, &mut self.queue);
             return;
         }
         self.cut_network(vec![(from, to)], length);
@@ -160,7 +161,7 @@ impl World {
     pub fn cut_network(&mut self, pairs: Vec<(Who, Who)>, length: u64) {
         self.trace(|| format!("cut {pairs:?} for {} ms", length / MILLI));
         for (from, to) in &pairs {
-            self.net.block(*from, *to);
+            self.net.block(*from, *to, &mut self.queue);
         }
         let fault = self.cuts.len() as u32;
         self.cuts.push(pairs);
@@ -234,6 +235,7 @@ impl World {
         } else {
             let node = &mut self.nodes[who];
             node.paused_until = node.paused_until.max(until);
+            self.watch_paused(who);
         }
         self.trace(|| format!("{who} is paused for {} ms", length / MILLI));
     }

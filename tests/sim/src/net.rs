@@ -276,16 +276,12 @@ impl Net {
         let receiver = 1 - dir;
         let (from, to) = (l.ends[usize::from(dir)], l.ends[usize::from(receiver)]);
         let blocked = self.is_blocked(from, to);
-        let give_up = self.rng.within(1_000, 4_000) * MILLI;
         let l = self.links[link as usize].as_mut().expect("looked up above");
         let open = l.open[usize::from(receiver)];
         let stream = &mut l.streams[usize::from(dir)];
         stream.armed = false;
         if blocked {
-            if !stream.stuck {
-                stream.stuck = true;
-                queue.push_in(give_up, Ev::GiveUp { link, end: 0, if_stuck: true });
-            }
+            stream.stuck = true;
             return out;
         }
         stream.stuck = false;
@@ -346,8 +342,8 @@ impl Net {
         }
         let due = stream.last_due.max(queue.now());
         if silent {
-            let give_up = self.rng.within(500, 4_000) * MILLI;
-            queue.push_in(give_up, Ev::GiveUp { link, end: 1 - end, if_stuck: false });
+            let give_up = if end == 1 { SILENCE } else { SILENCE_ACCEPTED };
+            queue.push_in(give_up, Ev::GiveUp { link, end: 1 - end, if_silent: false });
         } else {
             let due = due + self.options.delay_min;
             stream.queue.push_back(Chunk { due, content: Content::Fin });
@@ -365,21 +361,36 @@ impl Net {
         }
     }
 
-    /// Whether one of a link's directions waits for a partition to heal.
-    pub fn is_stuck(&self, link: LinkIndex) -> bool {
-        self.get(link).is_some_and(|l| l.streams.iter().any(|s| s.stuck))
+    /// Whether one of a link's directions carries nothing now: pings over it are not answered.
+    pub fn is_silent(&self, link: LinkIndex, now: Instant) -> bool {
+        self.get(link).is_some_and(|l| {
+            let [a, b] = l.ends;
+            let stalled = l.streams.iter().any(|s| s.stalled_until > now);
+            stalled || self.is_blocked(a, b) || self.is_blocked(b, a)
+        })
+    }
+
+    /// Both ends of the links between two will look whether they are silent, when the patience of
+    /// their drivers ends.
+    fn watch_silence(&self, a: Who, b: Who, queue: &mut Queue<Ev>) {
+        for link in self.live() {
+            if self.ends(link).is_some_and(|e| e == [a, b] || e == [b, a]) {
+                watch(link, queue);
+            }
+        }
     }
 
     /// Keeps bytes of one direction of one link from arriving for a while; other links between the
     /// same two are not concerned.
-    pub fn stall(&mut self, link: LinkIndex, dir: End, until: Instant) {
+    pub fn stall(&mut self, link: LinkIndex, dir: End, until: Instant, queue: &mut Queue<Ev>) {
         if let Some(l) = self.links.get_mut(link as usize).and_then(Option::as_mut) {
             l.streams[usize::from(dir)].stalled_until = until;
+            watch(link, queue);
         }
     }
 
     /// Keeps bytes of one from reaching another, until [`Net::unblock`] is called as often.
-    pub fn block(&mut self, from: Who, to: Who) {
+    pub fn block(&mut self, from: Who, to: Who, queue: &mut Queue<Ev>) {
         let size = from.max(to) + 1;
         if self.blocked.len() < size {
             self.blocked.resize(size, Vec::new());
@@ -388,6 +399,7 @@ impl Net {
             self.blocked[from].resize(size, 0);
         }
         self.blocked[from][to] += 1;
+        self.watch_silence(from, to, queue);
     }
 
     /// Takes back one [`Net::block`]. What was stuck arrives soon.
@@ -415,6 +427,16 @@ impl Net {
             }
         }
     }
+}
+
+/// Drivers ping their links. The dialling side takes one that is silent for this long for dead.
+pub const SILENCE: u64 = 1_250 * MILLI;
+/// The accepting side has more patience.
+const SILENCE_ACCEPTED: u64 = 5_000 * MILLI;
+
+fn watch(link: LinkIndex, queue: &mut Queue<Ev>) {
+    queue.push_in(SILENCE, Ev::GiveUp { link, end: 0, if_silent: true });
+    queue.push_in(SILENCE_ACCEPTED, Ev::GiveUp { link, end: 1, if_silent: true });
 }
 
 fn arm(stream: &mut Stream, link: LinkIndex, dir: End, queue: &mut Queue<Ev>) {
@@ -496,7 +518,7 @@ mod tests {
         let old = net.dial(0, 1, LinkKind::Client, &mut queue);
         let new = net.dial(0, 1, LinkKind::Client, &mut queue);
         arrived(&mut net, &mut queue);
-        net.block(0, 1);
+        net.block(0, 1, &mut queue);
         net.send(old, 0, ping(1), &mut queue);
         assert_eq!(arrived(&mut net, &mut queue), vec![]);
         net.close(old, 0, 256, false, &mut queue);

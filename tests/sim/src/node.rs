@@ -282,6 +282,7 @@ impl World {
             let boot = node.boot;
             self.trace(|| format!("node {n} holds its effects until {until}"));
             self.queue.push(until, Ev::Resume { who: n, boot });
+            self.watch_paused(n);
         } else {
             self.carry_out(n, effects);
         }

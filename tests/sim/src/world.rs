@@ -7,10 +7,10 @@ use crate::check::register::Moment;
 use crate::disk::{Disk, DiskOptions};
 use crate::ending::{CHECK_EVERY, Ending, Probe, Stage};
 use crate::event::{Ev, Who};
-use crate::net::{Arrival, Connected, LinkIndex, LinkKind, Net, NetOptions};
+use crate::net::{Arrival, Connected, LinkIndex, LinkKind, Net, NetOptions, SILENCE};
 use crate::node::{SimNode, address};
 use crate::options::{Family, Options};
-use crate::queue::{Instant, Queue};
+use crate::queue::{Instant, MILLI, Queue};
 use crate::report::{Class, Counts, Failure, Outcome};
 use crate::rng::{Rng, mix};
 use basalt_client::{ClientEvent, PoolMap};
@@ -295,8 +295,10 @@ impl World {
             }
             Ev::Connect { link } => self.connect(link),
             Ev::Deliver { link, dir } => self.deliver(link, dir),
-            Ev::GiveUp { link, end, if_stuck } => {
-                if !if_stuck || self.net.is_stuck(link) {
+            Ev::GiveUp { link, end, if_silent } => {
+                let other = self.net.ends(link).map_or(0, |e| e[usize::from(1 - end)]);
+                let silent = self.net.is_silent(link, self.queue.now()) || self.is_paused(other);
+                if !if_silent || silent {
                     self.break_link(link, end);
                 }
             }
@@ -311,9 +313,33 @@ impl World {
         }
     }
 
+    /// Whether a process stands still.
+    fn is_paused(&self, who: Who) -> bool {
+        let now = self.queue.now();
+        match who.checked_sub(self.nodes.len()) {
+            None => self.nodes[who].is_up() && self.nodes[who].paused_until > now,
+            Some(client) => self.clients[client].paused_until > now,
+        }
+    }
+
+    /// Both ends of a process's links look later whether it still stands still.
+    pub fn watch_paused(&mut self, who: Who) {
+        for link in self.net.live().collect::<Vec<_>>() {
+            if self.net.ends(link).is_some_and(|e| e[1] == who) {
+                self.queue.push_in(SILENCE, Ev::GiveUp { link, end: 0, if_silent: true });
+            }
+        }
+    }
+
     fn connect(&mut self, link: LinkIndex) {
         let Some([from, to]) = self.net.ends(link) else { return };
         let kind = self.net.kind(link).expect("it has ends");
+        if self.is_paused(to) {
+            // The kernel accepts, but nobody answers the handshake.
+            let again = self.rng.within(50, 250) * MILLI;
+            self.queue.push_in(again, Ev::Connect { link });
+            return;
+        }
         let listening = self.nodes[to].is_up();
         let outcome = self.net.connect(link, listening, &mut self.queue);
         match (outcome, kind) {

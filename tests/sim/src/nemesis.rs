@@ -110,7 +110,7 @@ impl World {
         let mut end = self.fault_rng.below(2) as u8;
         let requests = |l: &LinkIndex| self.net.kind(*l) == Some(LinkKind::Client);
         if self.fault_rng.chance(0.4)
-            && let Some(newest) = live.iter().copied().filter(requests).next_back()
+            && let Some(newest) = live.iter().copied().rfind(requests)
         {
             // Requests that are stuck while the client goes on over another link.
             (link, end) = (newest, 0);

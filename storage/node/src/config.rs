@@ -168,6 +168,9 @@ pub struct Limits {
     pub reopen_attempts: u32,
     /// Entries of the reactor's io_uring.
     pub ring_entries: u32,
+    /// Bytes of memory on huge pages that the reactor's buffers come from, resident from the start
+    /// where the kernel lets the ring register it. What does not fit comes from the heap.
+    pub arena_bytes: usize,
 }
 
 impl Default for Limits {
@@ -191,6 +194,7 @@ impl Default for Limits {
             stop: Duration::from_secs(2),
             reopen_attempts: 3,
             ring_entries: 1024,
+            arena_bytes: 32 << 20,
         }
     }
 }

@@ -14,6 +14,7 @@ use crate::status::ReactorStatus;
 use crate::tenant::{Tenant, TenantCx, TenantEvent};
 use basalt_core::event::{Effect, Event};
 use basalt_device::{Completion, Ring};
+use basalt_wire::buffer::Arena;
 use basalt_wire::time::Time;
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -90,6 +91,10 @@ impl Reactor {
         let (mut listeners, bound) = listeners(&config.data_listen, config.stream_listeners)?;
         let mut ring = Ring::new(config.limits.ring_entries)
             .map_err(|e| NodeError::Config(crate::config::with_causes(&e)))?;
+        // Without an arena, or without registering it, everything works at a higher price.
+        if let Ok(arena) = Arena::install(config.limits.arena_bytes) {
+            ring.use_arena(&arena);
+        }
         let host = match config.shard {
             Some(setup) => Some(Host::open(setup, config.limits.reopen_attempts, &mut ring, now)?),
             None => None,

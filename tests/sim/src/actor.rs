@@ -260,7 +260,7 @@ impl World {
                     self.flush_sends(&mut sends);
                     self.trace(|| format!("client {who} resets its link to {to:?}"));
                     if let Some(link) = self.take_client_link(who, to) {
-                        let keep = self.rng.below(257);
+                        let keep = self.draw_keep();
                         self.net.close(link, 0, keep, false, &mut self.queue);
                     }
                     self.client_dials(who, to);

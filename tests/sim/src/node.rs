@@ -156,7 +156,7 @@ impl World {
             let Some(ends) = self.net.ends(link) else { continue };
             for end in 0..2u8 {
                 if ends[usize::from(end)] == n {
-                    let keep = self.rng.below(257);
+                    let keep = self.draw_keep();
                     self.net.close(link, end, keep, power.is_some(), &mut self.queue);
                 }
             }

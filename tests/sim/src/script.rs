@@ -184,6 +184,18 @@ impl Script {
         self.world.cut_network(vec![(from, to)], 100_000 * SECOND);
     }
 
+    /// What the client sends to a node over its present link arrives only after so many milliseconds;
+    /// another link between the two is not concerned.
+    pub fn stall_requests(&mut self, to: Who, ms: u64) {
+        let ends = Some([self.client, to]);
+        let until = self.world.queue.now() + ms * MILLI;
+        let links: Vec<_> =
+            self.world.net.live().filter(|l| self.world.net.ends(*l) == ends).collect();
+        for link in links {
+            self.world.net.stall(link, 0, until, &mut self.world.queue);
+        }
+    }
+
     /// Cuts a node off from all others, clients included, both ways.
     pub fn isolate(&mut self, n: Who) {
         let all = self.world.nodes.len() + self.world.clients.len();

@@ -313,6 +313,11 @@ impl World {
         }
     }
 
+    /// How much of what a closing end has under way still arrives, in 256ths: often all of it.
+    pub fn draw_keep(&mut self) -> u64 {
+        if self.rng.chance(0.5) { 256 } else { self.rng.below(257) }
+    }
+
     /// Whether a process stands still.
     fn is_paused(&self, who: Who) -> bool {
         let now = self.queue.now();
@@ -397,7 +402,7 @@ impl World {
             return;
         }
         let kind = self.net.kind(link).expect("it has ends");
-        let keep = self.rng.below(257);
+        let keep = self.draw_keep();
         self.net.close(link, end, keep, false, &mut self.queue);
         match (kind, end) {
             (LinkKind::Peer, 0) => self.peer_link_down(ends[0], ends[1], link, true),

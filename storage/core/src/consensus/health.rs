@@ -86,7 +86,10 @@ impl OpenState {
 
     /// Takes a report of damage that concerns the group.
     pub fn damaged(&mut self, damage: &Damage) {
-        let first = damage.first_lost.map_or(self.table.last() + 1, |index| index.0);
+        // What was lost of a group that is not known may have replaced any entry replayed before it:
+        // then none of them may be believed.
+        let unknown = if damage.group.is_some() { self.table.last() + 1 } else { 1 };
+        let first = damage.first_lost.map_or(unknown, |index| index.0);
         let known = damage.last_known.0;
         let before = self.damage.unwrap_or((first, known, false));
         let mute = before.2 || damage.vote_lost;

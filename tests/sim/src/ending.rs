@@ -183,7 +183,11 @@ impl World {
             1 => self.cut_network(out, u64::MAX / 4),
             2 => self.cut_network(into, u64::MAX / 4),
             3 => self.cut_network(out.into_iter().chain(into).collect(), u64::MAX / 4),
-            _ => self.nodes[n].disk.faults_mut().slowness = 100.0,
+            _ => {
+                // As slow as an overloaded spinning disk, whatever its usual speed.
+                let latency = self.options.disk_latency as f64;
+                self.nodes[n].disk.faults_mut().slowness = (200e6 / latency).clamp(1.0, 100.0);
+            }
         }
     }
 

@@ -26,6 +26,8 @@ pub struct Election {
     pub(super) transfer: Option<NodeId>,
     /// No new hand-over before this tick.
     transfer_after: u64,
+    /// It does not ask for votes before this tick.
+    abstains_until: u64,
     /// When the group was last busy.
     pub(super) active_at: Time,
     /// Whether the clock has moved since it was last seen whether the group can sleep.
@@ -51,7 +53,9 @@ impl Group {
             return;
         }
         // A replica that may not lead must not disturb those who may.
-        let may_campaign = self.impaired.is_none() && !cx.shared.draining;
+        let may_campaign = self.impaired.is_none()
+            && !cx.shared.draining
+            && cx.shared.tick >= self.election.abstains_until;
         if self.leads() || may_campaign {
             self.guard(cx, |group, cx| group.tick_library(cx));
         }
@@ -255,10 +259,31 @@ impl Group {
         let stuck = |node| self.outboxes.get(&node).is_some_and(|outbox| outbox.is_stuck());
         let heir =
             self.peers().find(|peer| !stuck(peer.node) && self.could_lead(cx, peer.node).is_some());
-        if let Some(heir) = heir {
-            mark!("leader that can not serve a follower leaves");
-            self.transfer(cx, heir.node);
+        match heir {
+            Some(heir) => {
+                mark!("leader that can not serve a follower leaves");
+                self.transfer(cx, heir.node);
+            }
+            None => self.stand_down(cx),
         }
+    }
+
+    /// Gives up leadership without an heir. If a majority of others lacks what is damaged here, then
+    /// it was never committed, and one of them can lead without it.
+    fn stand_down(&mut self, cx: &mut Cx<'_>) {
+        let others = self.peers().filter(|peer| !cx.shared.down.contains(&peer.node)).count();
+        if others <= self.voters.len() / 2 {
+            return;
+        }
+        mark!("leader that can serve no follower stands down");
+        self.pause_transfers(cx);
+        let rest = 4 * u64::from(cx.shared.timing.election_ticks);
+        self.election.abstains_until = cx.shared.tick + rest;
+        self.guard(cx, |group, _| {
+            let raft = &mut group.raft.as_mut().expect("seen by the guard").raft;
+            let term = raft.term;
+            raft.become_follower(term, ::raft::INVALID_ID);
+        });
     }
 
     /// Whether somebody could take over leadership.

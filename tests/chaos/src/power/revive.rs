@@ -19,6 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const STEP: Duration = Duration::from_millis(50);
 /// Rounds after which a world that still moves at one instant is broken.
 const ROUNDS_MAX: usize = 5_000;
+/// Frames of one round after which it is broken too.
+const FRAMES_MAX: usize = 20_000;
 
 struct Node {
     config: ShardConfig,
@@ -242,13 +244,24 @@ impl World {
 
     /// Ends turns and carries out effects until nothing moves.
     fn run(&mut self) {
+        if self.restless {
+            // It is a finding already; more rounds would only cost time.
+            return;
+        }
         for round in 0..ROUNDS_MAX {
             let mut moved = false;
             for n in 0..NODES {
                 moved |= self.turn(n);
             }
+            let mut frames = 0;
             while let Some((from, to, frame)) = self.network.pop_front() {
                 moved = true;
+                frames += 1;
+                if frames > FRAMES_MAX {
+                    self.notices.push(format!("{from} to {to} in one round: {frame:?}"));
+                    self.restless = true;
+                    return;
+                }
                 if round + 2 >= ROUNDS_MAX {
                     self.notices.push(format!("{from} to {to} for ever: {frame:?}"));
                 }

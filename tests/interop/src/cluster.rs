@@ -4,7 +4,8 @@
 //! the nodes in order and removes all files; a cluster dropped without it (a test that failed) keeps
 //! its logs and says where they are.
 
-use crate::process::{Program, bin_dir, free_port, run, wait_until};
+use crate::ports::free_port;
+use crate::process::{Program, bin_dir, run, wait_until};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::path::{Path, PathBuf};

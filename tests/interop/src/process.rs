@@ -3,7 +3,6 @@
 use anyhow::{Context, Result, bail, ensure};
 use std::ffi::OsString;
 use std::fs::OpenOptions;
-use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -27,12 +26,6 @@ pub fn bin_dir() -> PathBuf {
 fn path_of(name: &str) -> PathBuf {
     let ours = bin_dir().join(name);
     if ours.exists() { ours } else { PathBuf::from(name) }
-}
-
-/// A TCP port of loopback that is free at this moment.
-pub fn free_port() -> Result<u16> {
-    let listener = TcpListener::bind("127.0.0.1:0").context("loopback has no free port")?;
-    Ok(listener.local_addr()?.port())
 }
 
 /// Runs a program to its end and gives what it printed; a status other than 0 is an error with its

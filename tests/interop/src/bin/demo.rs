@@ -6,7 +6,8 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use basalt_interop::fio::{FioJob, FioResult, RunningFio};
-use basalt_interop::process::{Program, free_port, run, wait_until};
+use basalt_interop::ports::free_port;
+use basalt_interop::process::{Program, run, wait_until};
 use std::fs::{File, TryLockError};
 use std::io::{IsTerminal, Write};
 use std::net::TcpListener;

@@ -1,0 +1,62 @@
+//! TCP ports of loopback for programs under test.
+//!
+//! A port that the kernel names as free (port 0) lies in the range from which it also takes the local
+//! ends of outgoing connections, so it may be gone before the program that it was meant for listens. The
+//! ports given here lie below that range, and are promised to one process at a time.
+
+use anyhow::{Context, Result};
+use std::net::TcpListener;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
+use std::sync::Mutex;
+
+/// Below the usual `net.ipv4.ip_local_port_range`, and away from the well-known ports.
+const FIRST: u16 = 18_000;
+const COUNT: u16 = 14_000;
+
+/// What this process was given, and how far it has come. A promise is a listener in the abstract
+/// namespace: the kernel drops it when the process ends, however it ends.
+struct Given {
+    next: u16,
+    promises: Vec<UnixListener>,
+}
+
+static GIVEN: Mutex<Given> = Mutex::new(Given { next: 0, promises: Vec::new() });
+
+/// A TCP port of loopback on which nothing listens, and which no other process is given by this
+/// function while this one lives.
+///
+/// # Errors
+/// If none is left.
+pub fn free_port() -> Result<u16> {
+    let mut given = GIVEN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    // Processes start far apart, so that they seldom ask for the same one.
+    let start = std::process::id().wrapping_mul(61);
+    while given.next < COUNT {
+        let step = start.wrapping_add(u32::from(given.next)) % u32::from(COUNT);
+        let port = FIRST + u16::try_from(step).context("a step is below the count of ports")?;
+        given.next += 1;
+        let name = SocketAddr::from_abstract_name(format!("basalt-test-port-{port}"))?;
+        let Ok(promise) = UnixListener::bind_addr(&name) else { continue };
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            given.promises.push(promise);
+            return Ok(port);
+        }
+    }
+    None.context("loopback has no free port for tests")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_port_is_given_twice_or_while_something_listens_on_it() {
+        let first = free_port().expect("a port");
+        let listener = TcpListener::bind(("127.0.0.1", first)).expect("it is free");
+        let second = free_port().expect("a port");
+        assert_ne!(first, second);
+        assert!((FIRST..FIRST + COUNT).contains(&second));
+        drop(listener);
+    }
+}

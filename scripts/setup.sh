@@ -11,7 +11,9 @@ say() { printf '\033[1m==> %s\033[0m\n' "$*"; }
 fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
 build_packages=(build-essential clang libclang-dev pkg-config ca-certificates curl git)
-test_packages=(fio qemu-utils libnbd-bin fuse3 python3-libnbd python3 nbd-client e2fsprogs openssl jq)
+test_packages=(fio qemu-utils libnbd-bin fuse3 python3-libnbd python3 nbd-client nbdkit e2fsprogs xfsprogs openssl jq)
+# A Linux kernel as a process, and what brings its NBD client up.
+test_packages+=(user-mode-linux kmod iproute2 util-linux)
 
 wanted=("${build_packages[@]}")
 case "${1:-build}" in

@@ -8,6 +8,7 @@ use crate::ports::free_port;
 use crate::process::{Program, bin_dir, run, wait_until};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -207,6 +208,20 @@ impl Cluster {
     /// # Errors
     /// If it does not come up.
     pub fn attach(&self, volume: &str, host: &str, take: bool) -> Result<Attached> {
+        self.attach_on(volume, host, take, None)
+    }
+
+    /// As [`Cluster::attach`], and also on a listening socket that the program inherits.
+    ///
+    /// # Errors
+    /// If it does not come up.
+    pub fn attach_on(
+        &self,
+        volume: &str,
+        host: &str,
+        take: bool,
+        socket: Option<TcpListener>,
+    ) -> Result<Attached> {
         let port = free_port()?;
         let listen = format!("127.0.0.1:{port}");
         let log = self.folder.join(format!("attach-{host}.log"));
@@ -217,6 +232,9 @@ impl Cluster {
             .log(log);
         if take {
             program = program.args(["--move"]);
+        }
+        if let Some(socket) = socket {
+            program = program.socket(socket);
         }
         let mut attached = Attached { process: program.start()?, port };
         let uri = attached.uri(volume);

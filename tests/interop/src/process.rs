@@ -2,10 +2,13 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use std::ffi::OsString;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
+use std::net::TcpListener;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The folder with this project's programs: `BASALT_BIN_DIR`, or where the running program or test
@@ -71,13 +74,22 @@ pub struct Program {
     name: String,
     args: Vec<OsString>,
     log: Option<PathBuf>,
+    network: Option<Arc<File>>,
+    socket: Option<TcpListener>,
     child: Option<Child>,
 }
 
 impl Program {
     /// A program of this project, not started.
     pub fn new(name: &str) -> Program {
-        Program { name: name.to_owned(), args: Vec::new(), log: None, child: None }
+        Program {
+            name: name.to_owned(),
+            args: Vec::new(),
+            log: None,
+            network: None,
+            socket: None,
+            child: None,
+        }
     }
 
     /// Adds arguments.
@@ -92,6 +104,29 @@ impl Program {
         self
     }
 
+    /// Lets it run in a network namespace, given as its file under `/proc`.
+    pub fn network(mut self, namespace: Arc<File>) -> Program {
+        self.network = Some(namespace);
+        self
+    }
+
+    /// Hands it a listening socket, by the convention of systemd's socket activation.
+    pub fn socket(mut self, socket: TcpListener) -> Program {
+        self.socket = Some(socket);
+        self
+    }
+
+    fn command(&self) -> Command {
+        let path = path_of(&self.name);
+        if self.socket.is_none() {
+            return Command::new(path);
+        }
+        // The variable holds the process's own id, which the shell knows first.
+        let mut command = Command::new("sh");
+        command.args(["-c", "LISTEN_PID=$$ exec \"$0\" \"$@\""]).arg(path).env("LISTEN_FDS", "1");
+        command
+    }
+
     /// Starts it.
     pub fn start(mut self) -> Result<Program> {
         self.restart()?;
@@ -100,19 +135,17 @@ impl Program {
 
     /// Starts it (again) with the same arguments.
     pub fn restart(&mut self) -> Result<()> {
-        let mut command = Command::new(path_of(&self.name));
+        let mut command = self.command();
         command.args(&self.args).stdin(Stdio::null());
         if let Some(path) = &self.log {
             let log = OpenOptions::new().create(true).append(true).open(path)?;
             command.stdout(log.try_clone()?).stderr(log);
         }
-        // SAFETY: prctl is async-signal-safe and touches nothing of the parent. The child dies with
-        // its parent, so that a test or a demo that is killed leaves nothing behind.
+        let network = self.network.as_ref().map(|file| file.as_raw_fd());
+        let socket = self.socket.as_ref().map(TcpListener::as_raw_fd);
+        // SAFETY: only system calls that are async-signal-safe and touch nothing of the parent.
         unsafe {
-            command.pre_exec(|| {
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                Ok(())
-            });
+            command.pre_exec(move || prepare_child(network, socket));
         }
         self.child = Some(command.spawn().with_context(|| format!("can not start {}", self.name))?);
         Ok(())
@@ -152,13 +185,18 @@ impl Program {
             bail!("{} has ended before it was stopped{}", self.name, self.log_tail());
         }
         self.signal(libc::SIGTERM)?;
+        self.wait(patience)
+    }
+
+    /// Waits until it has ended by itself with status 0.
+    pub fn wait(&mut self, patience: Duration) -> Result<()> {
         let mut status = None;
-        let child = self.child.as_mut().context("it runs")?;
-        wait_until("it has stopped", patience, || {
+        let child = self.child.as_mut().with_context(|| format!("{} does not run", self.name))?;
+        wait_until("it has ended", patience, || {
             status = child.try_wait()?;
             Ok(status.is_some())
         })
-        .with_context(|| format!("{} does not stop", self.name))?;
+        .with_context(|| format!("{} does not end", self.name))?;
         self.child = None;
         let status = status.context("it has ended")?;
         ensure!(status.success(), "{} ended with {status}{}", self.name, self.log_tail());
@@ -172,6 +210,31 @@ impl Program {
         let lines: Vec<&str> = text.lines().collect();
         let from = lines.len().saturating_sub(15);
         format!("; the end of {}:\n{}", path.display(), lines[from..].join("\n"))
+    }
+}
+
+/// The first descriptor of socket activation.
+const FIRST_SOCKET: RawFd = 3;
+
+/// Between fork and exec. The child dies with its parent, so that a test or a demo that is killed
+/// leaves nothing behind.
+fn prepare_child(network: Option<RawFd>, socket: Option<RawFd>) -> std::io::Result<()> {
+    // SAFETY: plain system calls on descriptors that the parent holds open.
+    unsafe {
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        if network.is_some_and(|fd| libc::setns(fd, libc::CLONE_NEWNET) < 0) {
+            return Err(std::io::Error::last_os_error());
+        }
+        match socket {
+            // A copy is not closed by exec, which a descriptor in its place already would be.
+            Some(FIRST_SOCKET) if libc::fcntl(FIRST_SOCKET, libc::F_SETFD, 0) < 0 => {
+                Err(std::io::Error::last_os_error())
+            }
+            Some(fd) if fd != FIRST_SOCKET && libc::dup2(fd, FIRST_SOCKET) < 0 => {
+                Err(std::io::Error::last_os_error())
+            }
+            _ => Ok(()),
+        }
     }
 }
 

@@ -79,6 +79,8 @@ pub struct Ring {
     /// Pushed into the submission ring and not completed for the last time.
     in_kernel: usize,
     limit: usize,
+    /// System calls that submitted or waited.
+    enters: u64,
     /// Pushed beyond the limit.
     backlog: VecDeque<squeue::Entry>,
     free_files: Vec<u32>,
@@ -153,6 +155,7 @@ impl Ring {
             setup: RingSetup { deferred, restricted, file_slots },
             in_kernel: 0,
             limit,
+            enters: 0,
             backlog: VecDeque::new(),
             free_files: (0..file_slots).rev().collect(),
             free_buffers: if buffers { (0..BUFFERS_MAX as u16).rev().collect() } else { vec![] },
@@ -182,6 +185,11 @@ impl Ring {
         }
     }
 
+    /// System calls that submitted or waited, since the ring was opened.
+    pub fn enters(&self) -> u64 {
+        self.enters
+    }
+
     /// How many more operations would be started at once.
     pub fn room(&self) -> usize {
         self.limit - self.in_kernel.min(self.limit)
@@ -205,6 +213,7 @@ impl Ring {
         if want == 0 && queued == 0 && !pending {
             return Ok(());
         }
+        self.enters += 1;
         let submitter = self.uring.submitter();
         let result = match timeout.filter(|_| want > 0) {
             Some(timeout) => {
@@ -342,6 +351,7 @@ impl Ring {
             }
             // The submission ring is full. EBUSY and EAGAIN pass: the kernel takes entries again
             // as soon as it has memory for them.
+            self.enters += 1;
             if let Err(e) = self.uring.submit() {
                 let code = e.raw_os_error();
                 let passes = matches!(code, Some(libc::EBUSY | libc::EAGAIN | libc::EINTR));

@@ -28,7 +28,7 @@ pub mod tenant;
 
 pub use config::{
     FormatPolicy, Limits, ListenSource, NodeError, Polling, ReactorConfig, Routes, ShardSetup,
-    StreamListener,
+    StreamListener, TenantFactory,
 };
 pub use handle::{Mailbox, ReactorHandle, start};
 pub use status::{Counters, HostState, HostStatus, LinkStatus, ReactorStatus};

@@ -10,7 +10,7 @@ use crate::handle::Mail;
 use crate::host::Host;
 use crate::net::{Identity, Net, NetEvent};
 use crate::polling::Spinner;
-use crate::status::ReactorStatus;
+use crate::status::{Counters, ReactorStatus};
 use crate::tenant::{Tenant, TenantCx, TenantEvent};
 use basalt_core::event::{Effect, Event};
 use basalt_device::{Completion, Ring};
@@ -416,7 +416,7 @@ impl Reactor {
             accepted: self.net.accepted,
             strangers: self.net.strangers,
             streams: self.net.streams,
-            counters: self.net.counters,
+            counters: Counters { enters: self.net.ring.enters(), ..self.net.counters },
             polling: self.polling,
             closed: self.net.closed.iter().cloned().collect(),
         }

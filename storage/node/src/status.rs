@@ -12,6 +12,8 @@ use std::time::Duration;
 pub struct Counters {
     /// Turns of the reactor.
     pub turns: u64,
+    /// System calls of the ring.
+    pub enters: u64,
     /// Turns for which the reactor went to sleep before.
     pub sleeps: u64,
     /// Waits that ended while spinning, and those that spun in vain.

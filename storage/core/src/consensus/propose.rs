@@ -318,6 +318,8 @@ impl Group {
         message.set_entries(vec![eraftpb::Entry::default(); entries.len()].into());
         let early = cx.shared.planted.is(Bug::ReplyBeforeCommit);
         for (index, entry) in (first..).zip(entries) {
+            cx.shared.proposed.entries += 1;
+            cx.shared.proposed.commands += entry.askers.len() as u64;
             let data = match (entry.packer, entry.metadata) {
                 (Some(packer), _) => packer.finish(),
                 (None, metadata) => metadata.unwrap_or_default(),

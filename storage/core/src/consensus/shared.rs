@@ -5,6 +5,7 @@ use crate::event::{Effect, LinkId};
 use crate::log::{Log, Record, RecordSeq};
 use crate::planted::Planted;
 use crate::replica::Plan;
+use crate::shard::ProposedCounts;
 use basalt_wire::frame::{Frame, Reply, ReplyResult};
 use basalt_wire::ids::{Address, GroupId, NodeId, RequestId};
 use basalt_wire::io::DiskOp;
@@ -134,6 +135,8 @@ pub struct Shared {
     pub pending_bytes: usize,
     /// Requests accepted and not answered yet.
     pub pending_requests: usize,
+    /// What was proposed since the shard was opened.
+    pub proposed: ProposedCounts,
     /// Peers that can not be reached, as far as the driver knows.
     pub down: BTreeSet<NodeId>,
     /// Whether leaderships are being handed over.
@@ -167,6 +170,7 @@ impl Shared {
             tick: 0,
             pending_bytes: 0,
             pending_requests: 0,
+            proposed: ProposedCounts::default(),
             down: BTreeSet::new(),
             draining: false,
             log_reads: Slab::default(),

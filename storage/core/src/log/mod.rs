@@ -194,12 +194,30 @@ impl Log {
         self.writer().map_or(0, |w| w.geometry().segments)
     }
 
+    /// What was written since the log was opened.
+    pub fn counts(&self) -> LogCounts {
+        self.writer().map_or(LogCounts::default(), Writer::counts)
+    }
+
     fn writer(&self) -> Option<&Writer> {
         match &self.state {
             State::Open(writer) => Some(writer),
             _ => None,
         }
     }
+}
+
+/// What a log wrote since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogCounts {
+    /// Batches started: as many device writes.
+    pub batches: u64,
+    /// Records in them.
+    pub records: u64,
+    /// Blocks of payload in them.
+    pub payload_blocks: u64,
+    /// Bytes of all batches: headers, padding and empty batches included.
+    pub bytes: u64,
 }
 
 /// Where a record's block data stands: a run of blocks within one segment.

@@ -9,7 +9,7 @@
 
 use super::place::{Geometry, Tail};
 use super::recovery::Recovered;
-use super::{DataLocation, HardState, Location, LogEvent, Record, RecordSeq};
+use super::{DataLocation, HardState, Location, LogCounts, LogEvent, Record, RecordSeq};
 use crate::config::ShardConfig;
 use crate::mark;
 use crate::planted::{Bug, Planted};
@@ -51,6 +51,7 @@ pub struct Writer {
     write_durably: bool,
     planted: Planted,
     failed: bool,
+    counts: LogCounts,
     /// Scratch, kept between batches.
     descriptors: Vec<Descriptor<Bytes>>,
     groups: Vec<GroupId>,
@@ -90,6 +91,7 @@ impl Writer {
             write_durably: config.volatile_cache && !config.planted.is(Bug::NoFlush),
             planted: config.planted,
             failed: false,
+            counts: LogCounts::default(),
             descriptors: Vec::new(),
             groups: Vec::new(),
         }
@@ -123,6 +125,11 @@ impl Writer {
     fn record_blocks(&self, data_bytes: usize) -> u32 {
         blocks_of(batch::header_bytes(self.group_count, 1, data_bytes))
             + blocks_of(batch::header_bytes(1, 0, 0))
+    }
+
+    /// What was written since the log was opened.
+    pub fn counts(&self) -> LogCounts {
+        self.counts
     }
 
     /// Bytes queued and not yet part of a batch.
@@ -211,6 +218,8 @@ impl Writer {
         descriptors.clear();
         self.descriptors = descriptors;
         self.last_with_records = fields.seq;
+        self.counts.records += plan.records as u64;
+        self.counts.payload_blocks += u64::from(plan.payload_blocks);
         self.tail.block += plan.header_blocks + plan.payload_blocks;
         self.submit(&fields, crc, buf, out, events);
     }
@@ -266,6 +275,8 @@ impl Writer {
         out: &mut Vec<DiskOp>,
         events: &mut Vec<LogEvent>,
     ) {
+        self.counts.batches += 1;
+        self.counts.bytes += buf.len() as u64;
         out.push(DiskOp {
             token: super::token(super::TOKEN_BATCH, fields.seq),
             kind: DiskOpKind::Write {

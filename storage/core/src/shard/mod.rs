@@ -6,7 +6,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 
-pub use status::{GroupRole, GroupStatus, Phase, ShardStatus};
+pub use status::{GroupRole, GroupStatus, Phase, ProposedCounts, ShardStatus};
 
 use crate::config::ShardConfig;
 use crate::consensus::{Cx, Group, OpenState, Proposal, Shared};
@@ -154,6 +154,8 @@ impl Shard {
             index_bytes: self.groups.iter().map(|group| group.replica.index_bytes()).sum(),
             pending_requests: self.shared.pending_requests + self.shared.client_reads.len(),
             pending_bytes: self.shared.pending_bytes,
+            log: self.shared.log.counts(),
+            proposed: self.shared.proposed,
         }
     }
 

@@ -1,6 +1,6 @@
 //! What a shard says about itself.
 
-use crate::log::OpenReport;
+use crate::log::{LogCounts, OpenReport};
 use basalt_wire::ids::{GroupId, LogIndex, NodeId, Term};
 
 /// Where a shard is in its life.
@@ -75,4 +75,17 @@ pub struct ShardStatus {
     pub pending_requests: usize,
     /// Payload bytes accepted and not yet applied.
     pub pending_bytes: usize,
+    /// What the log wrote since the shard was opened.
+    pub log: LogCounts,
+    /// What the replicas proposed since then.
+    pub proposed: ProposedCounts,
+}
+
+/// What leaders proposed: `commands / entries` is how well a turn's requests are packed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProposedCounts {
+    /// Raft entries.
+    pub entries: u64,
+    /// Commands in them.
+    pub commands: u64,
 }

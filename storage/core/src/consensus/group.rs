@@ -374,6 +374,13 @@ impl Group {
         self.cached_seen = bytes;
     }
 
+    /// Whether a voter may ask for the content of an entry soon, as far as is known here.
+    pub fn is_wanted(&self, index: u64) -> bool {
+        let Some(raft) = &self.raft else { return false };
+        index > self.replica.applied().0
+            || (self.leads() && raft.raft.prs().iter().any(|(_, peer)| peer.matched < index))
+    }
+
     /// Forgets content up to `index`. Says whether it could.
     pub fn evict(&mut self, cx: &mut Cx<'_>, index: u64) -> bool {
         if index > self.replica.applied().0 && self.raft.is_some() {

@@ -24,6 +24,8 @@ use rustc_hash::FxHashMap;
 const METADATA_BYTES_MAX: usize = 1 << 20;
 /// Entries that one turn finds not to be forgotten yet before it leaves the rest to the next.
 const KEPT_MAX: usize = 64;
+/// Bytes of content that are kept although no voter lacks it: a new leader may find that one does.
+const SPARE_BYTES: usize = 1 << 20;
 /// Times that one turn goes over its groups, for what becomes ready within it.
 const ROUNDS_MAX: usize = 8;
 
@@ -240,13 +242,20 @@ impl Shard {
         });
     }
 
-    /// Forgets the oldest entries' content beyond the bound.
+    /// Forgets the oldest entries' content: soon if every voter is known to hold them, so that a busy
+    /// shard lives on little memory that stays in the processor's cache, else beyond the bound.
     fn trim_cache(&mut self, now: Time, out: &mut Vec<Effect>) {
         let mut cx = Cx { shared: &mut self.shared, now, out };
+        let bound = cx.shared.limits.entry_cache_bytes;
         let mut kept = 0;
-        while cx.shared.cached_bytes > cx.shared.limits.entry_cache_bytes && kept < KEPT_MAX {
-            let Some((slot, index)) = cx.shared.cache_order.pop_front() else { break };
-            if !self.groups[slot].evict(&mut cx, index) {
+        while cx.shared.cached_bytes > bound.min(SPARE_BYTES) && kept < KEPT_MAX {
+            let Some((slot, index)) = cx.shared.cache_order.front().copied() else { break };
+            let group = &mut self.groups[slot];
+            if cx.shared.cached_bytes <= bound && group.is_wanted(index) {
+                break;
+            }
+            cx.shared.cache_order.pop_front();
+            if !group.evict(&mut cx, index) {
                 // Not applied yet. A group that can not commit must not hold up the others.
                 cx.shared.cache_order.push_back((slot, index));
                 kept += 1;

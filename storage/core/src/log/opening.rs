@@ -8,6 +8,7 @@
 
 use super::place::Geometry;
 use super::recovery::{Recovered, Recovery};
+use super::window::Window;
 use super::writer::Writer;
 use super::{LogEvent, TOKEN_FORMAT, TOKEN_OPEN, token};
 use crate::config::ShardConfig;
@@ -20,9 +21,10 @@ use basalt_wire::disk::{
 };
 use basalt_wire::io::{DiskDone, DiskOp, DiskOpKind};
 
-const NUMBER_WINDOW: u64 = 2;
 const NUMBER_BOOT: u64 = 4;
 const NUMBER_FLUSH: u64 = 6;
+/// Reads of recovery have this number and higher ones.
+const NUMBER_READS: u64 = 8;
 /// Reads of a superblock before it counts as unreadable.
 const ATTEMPTS_MAX: u32 = 5;
 
@@ -140,11 +142,11 @@ impl Opening {
         let number = done.token & (u64::MAX >> 8);
         let result = match number {
             0 | 1 => self.superblock_read(number as usize, done, out, events),
-            NUMBER_WINDOW => {
+            NUMBER_READS.. => {
                 if let Some(recovery) = &mut self.recovery {
-                    recovery.read_done(done);
+                    recovery.read_done(number, done);
+                    self.recover(out, events);
                 }
-                self.recover(out, events);
                 Ok(())
             }
             _ => match done.result {
@@ -190,8 +192,8 @@ impl Opening {
         self.first_copy = usize::from(a == Ok(chosen));
         self.superblock = Some(chosen);
         let geometry = Geometry::of(&chosen);
-        self.recovery =
-            Some(Recovery::new(&self.config, geometry, token(TOKEN_OPEN, NUMBER_WINDOW)));
+        let window = Window::new(token(TOKEN_OPEN, 0), NUMBER_READS);
+        self.recovery = Some(Recovery::new(&self.config, geometry, window));
         self.recover(out, events);
         Ok(())
     }

@@ -118,11 +118,11 @@ enum Step {
 
 impl Recovery {
     /// Starts at the first segment.
-    pub fn new(config: &ShardConfig, geometry: Geometry, token: u64) -> Recovery {
+    pub fn new(config: &ShardConfig, geometry: Geometry, window: Window) -> Recovery {
         Recovery {
             config: config.clone(),
             geometry,
-            window: Window::new(token),
+            window,
             phase: Phase::Walk,
             tail: Tail::start(),
             boot: 0,
@@ -139,8 +139,8 @@ impl Recovery {
     }
 
     /// A read ended.
-    pub fn read_done(&mut self, done: basalt_wire::io::DiskDone) {
-        self.window.done(done);
+    pub fn read_done(&mut self, number: u64, done: basalt_wire::io::DiskDone) {
+        self.window.done(number, done);
     }
 
     /// Goes on until a read is needed or everything is known.
@@ -305,6 +305,7 @@ impl Recovery {
     fn resume(&mut self, (segment, block): (u32, u32), segment_seq: u64, seq: u64) {
         self.tail = Tail { segment, segment_seq, block, seq, ..Tail::start() };
         self.chain_open = true;
+        self.window.go_back();
         self.phase = Phase::Walk;
     }
 

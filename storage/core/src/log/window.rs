@@ -1,22 +1,31 @@
-//! Reads for recovery: one window of the device at a time.
+//! Reads for recovery: a few large ones in flight ahead of where recovery looks.
 //!
-//! Recovery asks for a range of blocks again and again until it is there. What is not in the window
-//! is read; a range that the device does not give in
-//! [`ATTEMPTS_MAX`] attempts is unreadable. Windows grow while headers
-//! stand close together and shrink while payload is jumped over.
+//! Recovery asks for a range of blocks again and again until it is there. It reads ahead while headers
+//! stand close together, more of it the longer that lasts, on into the next segments; while payload is
+//! jumped over it reads only what it is asked for. A range that the device does not give in
+//! [`ATTEMPTS_MAX`] attempts is unreadable.
 
 use super::place::Geometry;
 use basalt_wire::block::BLOCK_BYTES;
 use basalt_wire::buffer::IoBuf;
 use basalt_wire::io::{DiskDone, DiskOp, DiskOpKind};
+use std::collections::VecDeque;
 
-const WINDOW_BLOCKS_MIN: u32 = 4;
-const WINDOW_BLOCKS_FIRST: u32 = 64;
+/// Read around a header that is jumped to.
+const JUMP_BLOCKS: u32 = 4;
+const PIECE_BLOCKS_FIRST: u32 = 64;
 /// 1 MiB: larger reads save nothing on any device.
-const WINDOW_BLOCKS_MAX: u32 = 256;
+const PIECE_BLOCKS_MAX: u32 = 256;
+/// Pieces in flight or not looked at yet.
+const PIECES_MAX: usize = 8;
+/// Distance between headers above which jumping over payload beats reading it: about what a device
+/// transfers in the time that one more read takes.
+const NEAR_BLOCKS: u32 = 96;
 
 /// Reads of a range before it counts as unreadable.
 const ATTEMPTS_MAX: u32 = 5;
+/// Failed ranges that are remembered.
+const FAILED_MAX: usize = 32;
 
 /// A range of blocks, as far as it is known.
 pub enum View<'a> {
@@ -28,32 +37,67 @@ pub enum View<'a> {
     Pending,
 }
 
-/// The part of the device that recovery sees.
-pub struct Window {
+/// A run of blocks within a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Range {
     segment: u32,
     block: u32,
     blocks: u32,
+}
+
+impl Range {
+    fn holds(&self, other: &Range) -> bool {
+        self.segment == other.segment
+            && self.block <= other.block
+            && other.block + other.blocks <= self.block + self.blocks
+    }
+
+    fn ends_before(&self, segment: u32, block: u32) -> bool {
+        (self.segment, self.block + self.blocks) <= (segment, block)
+    }
+}
+
+struct Piece {
+    range: Range,
+    number: u64,
+    /// Nothing while the read is in flight.
     content: Option<IoBuf>,
-    /// Asked for and failed: (segment, block, blocks, attempts).
-    failed: Option<(u32, u32, u32, u32)>,
-    next_blocks: u32,
-    /// Ranges served from the current window.
-    served: u32,
-    token: u64,
+}
+
+/// The part of the device that recovery sees.
+pub struct Window {
+    /// Of the walk, in order of their places.
+    pieces: VecDeque<Piece>,
+    /// A range that was asked for outside of them: behind them, across two of them, or once more.
+    single: Option<Piece>,
+    /// Ranges whose reads failed, the latest first, and how often.
+    failed: Vec<(Range, u32)>,
+    /// Up to here nothing more is read than what is asked for.
+    careful_until: (u32, u32),
+    /// The place that was asked for last, and how far apart such places stand on average.
+    last: (u32, u32),
+    distance: u32,
+    /// How much is read ahead now.
+    piece_blocks: u32,
+    ahead: usize,
+    tokens: u64,
+    next: u64,
 }
 
 impl Window {
-    /// Nothing read yet.
-    pub fn new(token: u64) -> Window {
+    /// Nothing read yet. Operations get `tokens` plus a number.
+    pub fn new(tokens: u64, first_number: u64) -> Window {
         Window {
-            segment: 0,
-            block: 0,
-            blocks: 0,
-            content: None,
-            failed: None,
-            next_blocks: WINDOW_BLOCKS_FIRST,
-            served: 0,
-            token,
+            pieces: VecDeque::new(),
+            single: None,
+            failed: Vec::new(),
+            careful_until: (0, 0),
+            last: (0, 0),
+            distance: 0,
+            piece_blocks: PIECE_BLOCKS_FIRST,
+            ahead: 1,
+            tokens,
+            next: first_number,
         }
     }
 
@@ -65,72 +109,162 @@ impl Window {
         out: &mut Vec<DiskOp>,
     ) -> View<'_> {
         assert!(block + blocks <= geometry.segment_blocks, "a range beyond its segment");
-        let inside = segment == self.segment
-            && block >= self.block
-            && block + blocks <= self.block + self.blocks;
-        if inside && self.content.is_some() {
-            self.served += 1;
-            let from = (block - self.block) as usize * BLOCK_BYTES;
-            let content = self.content.as_deref().unwrap_or_default();
-            return View::Have(&content[from..from + blocks as usize * BLOCK_BYTES]);
-        }
-        let mut attempts = 0;
-        if let Some((s, b, n, tries)) = self.failed
-            && (s, b, n) == (segment, block, blocks)
-        {
-            if tries >= ATTEMPTS_MAX {
-                return View::Unreadable;
-            }
-            attempts = tries;
-        }
-        self.start(geometry, (segment, block, blocks), attempts, out);
-        View::Pending
-    }
-
-    fn start(
-        &mut self,
-        geometry: &Geometry,
-        (segment, block, blocks): (u32, u32, u32),
-        attempts: u32,
-        out: &mut Vec<DiskOp>,
-    ) {
-        self.adapt();
-        // A retry asks for no more than what is needed: the error may lie behind it.
-        let wide = if attempts == 0 { self.next_blocks } else { blocks };
-        let blocks_read = wide.max(blocks).min(geometry.segment_blocks - block);
-        self.failed = Some((segment, block, blocks, attempts + 1));
-        (self.segment, self.block, self.blocks) = (segment, block, blocks_read);
-        out.push(DiskOp {
-            token: self.token,
-            kind: DiskOpKind::Read {
-                offset: geometry.offset(segment, block),
-                buf: IoBuf::alloc(blocks_read as usize * BLOCK_BYTES),
-            },
-        });
-        self.content = None;
-    }
-
-    fn adapt(&mut self) {
-        if self.content.is_some() {
-            self.next_blocks = match self.served {
-                0..=2 => (self.next_blocks / 2).max(WINDOW_BLOCKS_MIN),
-                3..=8 => self.next_blocks,
-                _ => (self.next_blocks * 2).min(WINDOW_BLOCKS_MAX),
+        let range = Range { segment, block, blocks };
+        self.follow(geometry, segment, block);
+        if let Some(at) = self.pieces.iter().position(|piece| piece.range.holds(&range)) {
+            self.read_ahead(geometry, out);
+            return match &self.pieces[at].content {
+                Some(content) => View::Have(part(content, &self.pieces[at].range, &range)),
+                None => View::Pending,
             };
         }
-        self.served = 0;
-    }
-
-    /// A read ended.
-    pub fn done(&mut self, done: DiskDone) {
-        let wanted = self.blocks as usize * BLOCK_BYTES;
-        match (done.result, done.buf) {
-            (Ok(()), Some(buf)) if buf.len() == wanted => {
-                self.content = Some(buf);
-                self.failed = None;
+        if self.tries(&range) >= ATTEMPTS_MAX {
+            return View::Unreadable;
+        }
+        if self.single.as_ref().is_none_or(|single| !single.range.holds(&range)) {
+            self.start(geometry, range, out);
+            return View::Pending;
+        }
+        match &self.single {
+            Some(Piece { content: Some(content), range: whole, .. }) => {
+                View::Have(part(content, whole, &range))
             }
-            // The failure stays noted; the next request for the range retries or gives up.
-            _ => self.content = None,
+            _ => View::Pending,
         }
     }
+
+    fn tries(&self, range: &Range) -> u32 {
+        self.failed.iter().find(|(failed, _)| failed == range).map_or(0, |(_, tries)| *tries)
+    }
+
+    /// Notes where recovery looks: what lies before is not needed any more.
+    fn follow(&mut self, geometry: &Geometry, segment: u32, block: u32) {
+        let (from, to) = (self.last, (segment, block));
+        if to <= from {
+            return;
+        }
+        let near = match to.0 - from.0 {
+            0 => block - from.1,
+            // The rest of a segment is not counted: it holds nothing that had to be jumped over.
+            1 => block.max(1),
+            _ => geometry.segment_blocks,
+        };
+        self.distance = (self.distance * 7 + near.min(PIECE_BLOCKS_MAX * 8)) / 8;
+        self.last = to;
+        let is_read = |piece: &Piece| piece.content.is_some();
+        while self.pieces.front().is_some_and(|p| is_read(p) && p.range.ends_before(segment, block))
+        {
+            self.pieces.pop_front();
+            // One more piece was of use.
+            self.ahead = (self.ahead * 2).min(PIECES_MAX);
+            self.piece_blocks = (self.piece_blocks * 2).min(PIECE_BLOCKS_MAX);
+        }
+        if self.distance > NEAR_BLOCKS {
+            self.ahead = 1;
+            self.piece_blocks = PIECE_BLOCKS_FIRST;
+        }
+    }
+
+    /// Goes on reading behind the last piece.
+    fn read_ahead(&mut self, geometry: &Geometry, out: &mut Vec<DiskOp>) {
+        while self.distance <= NEAR_BLOCKS
+            && self.pieces.len() < self.ahead
+            && let Some(last) = self.pieces.back()
+        {
+            let (mut segment, mut block) =
+                (last.range.segment, last.range.block + last.range.blocks);
+            if block >= geometry.segment_blocks {
+                (segment, block) = (segment + 1, 0);
+            }
+            if segment >= geometry.segments {
+                break;
+            }
+            let blocks = self.piece_blocks.min(geometry.segment_blocks - block);
+            let range = Range { segment, block, blocks };
+            let number = self.submit(geometry, range, out);
+            self.pieces.push_back(Piece { range, number, content: None });
+        }
+    }
+
+    fn start(&mut self, geometry: &Geometry, range: Range, out: &mut Vec<DiskOp>) {
+        let at = (range.segment, range.block);
+        let forward = self.pieces.back().is_none_or(|last| last.range.ends_before(at.0, at.1));
+        if forward && at >= self.last && at >= self.careful_until {
+            // The walk goes on here: what it had in sight is behind it. Reads in flight end unseen.
+            self.pieces.clear();
+            let wide = if self.distance > NEAR_BLOCKS { JUMP_BLOCKS } else { self.piece_blocks };
+            let blocks = wide.max(range.blocks).min(geometry.segment_blocks - range.block);
+            let range = Range { blocks, ..range };
+            let number = self.submit(geometry, range, out);
+            self.pieces.push_back(Piece { range, number, content: None });
+            self.read_ahead(geometry, out);
+            return;
+        }
+        let number = self.submit(geometry, range, out);
+        self.single = Some(Piece { range, number, content: None });
+    }
+
+    fn submit(&mut self, geometry: &Geometry, range: Range, out: &mut Vec<DiskOp>) -> u64 {
+        let number = self.next;
+        self.next += 1;
+        out.push(DiskOp {
+            token: self.tokens + number,
+            kind: DiskOpKind::Read {
+                offset: geometry.offset(range.segment, range.block),
+                buf: IoBuf::alloc(range.blocks as usize * BLOCK_BYTES),
+            },
+        });
+        number
+    }
+
+    /// A read ended. A read that nobody waits for any more is left alone.
+    pub fn done(&mut self, number: u64, done: DiskDone) {
+        let content = match (done.result, done.buf) {
+            (Ok(()), Some(buf)) => Some(buf),
+            _ => None,
+        };
+        let fits =
+            |piece: &Piece, buf: &IoBuf| buf.len() == piece.range.blocks as usize * BLOCK_BYTES;
+        if let Some(single) = self.single.as_mut().filter(|single| single.number == number) {
+            single.content = content.filter(|buf| fits(single, buf));
+            if single.content.is_none() {
+                let range = single.range;
+                self.single = None;
+                self.note_failure(range);
+            }
+            return;
+        }
+        let Some(at) = self.pieces.iter().position(|piece| piece.number == number) else { return };
+        let content = content.filter(|buf| fits(&self.pieces[at], buf));
+        if content.is_none() {
+            // What it would have held is asked for range by range, for most of it may be readable.
+            let range = self.pieces[at].range;
+            self.careful_until = (range.segment, range.block + range.blocks);
+            self.pieces.truncate(at);
+            self.ahead = 1;
+            return;
+        }
+        self.pieces[at].content = content;
+    }
+
+    fn note_failure(&mut self, range: Range) {
+        match self.failed.iter_mut().find(|(failed, _)| *failed == range) {
+            Some((_, tries)) => *tries += 1,
+            None => {
+                self.failed.truncate(FAILED_MAX - 1);
+                self.failed.insert(0, (range, 1));
+            }
+        }
+    }
+
+    /// Recovery goes back to a place before the one that it asked for last, and walks on from there.
+    pub fn go_back(&mut self) {
+        self.pieces.clear();
+        self.last = (0, 0);
+    }
+}
+
+fn part<'a>(content: &'a IoBuf, whole: &Range, range: &Range) -> &'a [u8] {
+    let from = (range.block - whole.block) as usize * BLOCK_BYTES;
+    &content[from..from + range.blocks as usize * BLOCK_BYTES]
 }

@@ -107,6 +107,17 @@ pub enum ListenSource {
     Inherited(OwnedFd),
 }
 
+impl ListenSource {
+    /// Whether it is a unix socket, which no network reaches.
+    pub fn is_unix(&self) -> bool {
+        match self {
+            ListenSource::Tcp(_) => false,
+            ListenSource::Unix { .. } => true,
+            ListenSource::Inherited(fd) => crate::sys::is_unix(fd),
+        }
+    }
+}
+
 /// Whether a reactor that has nothing to do spins for a moment before it sleeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Polling {

@@ -32,4 +32,5 @@ pub use config::{
 };
 pub use handle::{Mailbox, ReactorHandle, start};
 pub use status::{Counters, HostState, HostStatus, LinkStatus, ReactorStatus};
+pub use sys::raise_file_limit;
 pub use tenant::{StreamId, Tenant, TenantCx, TenantEvent};

@@ -138,3 +138,21 @@ pub(crate) fn peer_name(fd: &OwnedFd) -> String {
         Err(_) => "a local peer".into(),
     }
 }
+
+/// Whether it is a unix socket.
+pub(crate) fn is_unix(fd: &OwnedFd) -> bool {
+    let Ok(copy) = fd.try_clone() else { return false };
+    std::os::unix::net::UnixListener::from(copy).local_addr().is_ok()
+}
+
+/// Lets the process have as many files and connections open as the system allows it at all: the
+/// usual first limit, 1,024, is that of programs that wait with `select`, and none here does.
+pub fn raise_file_limit() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a valid place for the result.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } == 0 {
+        limit.rlim_cur = limit.rlim_max;
+        // SAFETY: `limit` outlives the call. A refusal leaves things as they were.
+        let _ = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) };
+    }
+}

@@ -17,6 +17,8 @@ pub struct ExportInfo {
     pub read_only: bool,
     /// Whether it is shown and served over TLS only.
     pub tls_only: bool,
+    /// Whether it has all the connections that it may have.
+    pub full: bool,
 }
 
 /// The exports of a server, looked up while a client negotiates.

@@ -233,6 +233,9 @@ impl Handshake {
         if export.tls_only && !self.tls_active {
             return Step::Close("the export is served over TLS only");
         }
+        if export.full {
+            return Step::Close("the export has as many connections as it may have");
+        }
         let agreed = self.agree(export, name_of(data).unwrap_or_default(), false);
         output.put(&agreed.export.size.to_be_bytes());
         output.put(&transmission_flags(&agreed).to_be_bytes());
@@ -268,6 +271,14 @@ impl Handshake {
         let Some(export) = self.find(catalog, option, name, output) else {
             return Step::Again;
         };
+        if export.full && option == option::GO {
+            let text = format!(
+                "'{}' has as many connections as it may have: close some of them first",
+                export.name
+            );
+            refuse(output, option, reply::ERR_POLICY, &text);
+            return Step::Again;
+        }
         let agreed = self.agree(export, name, asked.contains(&info::BLOCK_SIZE));
         let mut item = Vec::with_capacity(64);
         put_info(&mut item, info::EXPORT, &agreed.export.size.to_be_bytes());

@@ -18,6 +18,8 @@ pub(super) struct Conn {
     pub stream: StreamId,
     pub connection: Connection,
     pub peer: String,
+    /// The export among whose connections it counts, until it is gone.
+    pub export: Option<u64>,
     /// Whether receiving is stopped.
     pub paused: bool,
     /// Whether its client takes its replies too slowly.

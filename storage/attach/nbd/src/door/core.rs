@@ -10,7 +10,7 @@ use super::links::Links;
 use super::memory::Memory;
 use super::{DoorCommand, DoorConfig, DoorError, DoorStatus, ExportEnd, ExportStatus, Host, Reply};
 use crate::connection::Connection;
-use crate::session::{SessionConfig, Submission};
+use crate::session::{SessionConfig, Submission, TlsPolicy};
 use basalt_client::{BlockError, BlockOp, BlockResult, ClientEffect, ClientEvent, VolumeConfig};
 use basalt_node::{StreamId, TenantEvent};
 use basalt_wire::time::Time;
@@ -27,6 +27,8 @@ type Task = (u64, ClientEvent);
 pub(super) struct Core {
     config: DoorConfig,
     session: Arc<SessionConfig>,
+    /// The same without a demand for TLS.
+    session_exempt: Arc<SessionConfig>,
     exports: Exports,
     conns: Conns,
     links: Links,
@@ -45,11 +47,17 @@ pub(super) struct Core {
 impl Core {
     pub fn new(config: DoorConfig) -> Core {
         let session = Arc::new(config.session.clone());
+        let mut exempt = config.session.clone();
+        if exempt.tls == TlsPolicy::Required {
+            exempt.tls = TlsPolicy::Offered;
+        }
         let memory = Memory::new(config.memory_max, config.request_time);
+        let exports = Exports::new(config.export_connections_max);
         Core {
             config,
             session,
-            exports: Exports::default(),
+            session_exempt: Arc::new(exempt),
+            exports,
             conns: Conns::default(),
             links: Links::default(),
             memory,
@@ -65,12 +73,17 @@ impl Core {
 
     pub fn event<H: Host>(&mut self, now: Time, event: TenantEvent, host: &mut H) {
         match event {
-            TenantEvent::Accepted { stream, .. } => self.accepted(now, stream, host),
+            TenantEvent::Accepted { stream, listener } => {
+                self.accepted(now, stream, listener, host);
+            }
             TenantEvent::Received { stream, bytes } => self.received(stream, bytes),
             TenantEvent::Drained { stream } => self.drained(stream),
             TenantEvent::Closed { stream } => {
                 if let Some(conn) = self.conns.remove(stream) {
                     self.memory.release(&conn);
+                    if let Some(export) = conn.export.and_then(|id| self.exports.get_mut(id)) {
+                        export.connections -= 1;
+                    }
                     let reason = conn.connection.session().reason();
                     tracing::debug!(peer = conn.peer, reason, "an NBD connection ended");
                 }
@@ -138,19 +151,22 @@ impl Core {
 
     // ---- connections ----
 
-    fn accepted<H: Host>(&mut self, now: Time, stream: StreamId, host: &mut H) {
-        if self.stopping || self.conns.len() >= self.config.connections_max {
+    fn accepted<H: Host>(&mut self, now: Time, stream: StreamId, listener: usize, host: &mut H) {
+        if self.stopping || (self.is_full() && !self.evict()) {
             if !self.stopping {
                 tracing::warn!(max = self.config.connections_max, "too many NBD connections");
             }
             host.close(stream);
             return;
         }
-        let connection = Connection::new(self.session.clone(), self.config.tls.clone());
+        let exempt = self.config.tls_exempt.contains(&listener);
+        let session = if exempt { &self.session_exempt } else { &self.session };
+        let connection = Connection::new(session.clone(), self.config.tls.clone());
         let conn = Conn {
             stream,
             connection,
             peer: host.peer(stream),
+            export: None,
             paused: false,
             held: false,
             closing: false,
@@ -164,12 +180,43 @@ impl Core {
         self.deadlines.push_back((now + self.config.handshake_time, stream));
     }
 
+    fn is_full(&self) -> bool {
+        let open = self.conns.iter().filter(|conn| !conn.connection.closed());
+        open.count() >= self.config.connections_max
+    }
+
+    /// Makes room for one more connection. Whoever means it names an export at once, so the one that
+    /// negotiates for longest goes; otherwise a few idle connections would keep everybody out. False
+    /// if all connections use an export.
+    fn evict(&mut self) -> bool {
+        for at in 0..self.deadlines.len() {
+            let (_, stream) = self.deadlines[at];
+            let Some(index) = self.conns.index(stream) else { continue };
+            let Some(conn) = self.conns.get_mut(index) else { continue };
+            let session = conn.connection.session_mut();
+            if session.negotiating() {
+                session.close("it named no export yet, and others need its place");
+                // Those before it are gone, or have chosen.
+                self.deadlines.drain(..=at);
+                self.touch(index);
+                return true;
+            }
+        }
+        false
+    }
+
     fn received(&mut self, stream: StreamId, bytes: Bytes) {
         let Some(index) = self.conns.index(stream) else {
             return;
         };
         if let Some(conn) = self.conns.get_mut(index) {
             conn.connection.receive(bytes, &self.exports, &mut self.submitted);
+            if conn.export.is_none() {
+                conn.export = conn.connection.session().export();
+                if let Some(export) = conn.export.and_then(|id| self.exports.get_mut(id)) {
+                    export.connections += 1;
+                }
+            }
         }
         self.submit(index);
     }
@@ -468,6 +515,9 @@ impl Core {
             // The same volume under a higher epoch: the old session is over anyway.
             Some(old) if old.volume == config.volume && old.epoch < config.epoch => Ok(()),
             Some(_) => Err(DoorError::Attached(name.to_owned())),
+            None if self.exports.is_spent(config.volume, config.epoch) => {
+                Err(DoorError::Spent(config.epoch))
+            }
             None if self.exports.len() >= self.config.exports_max => {
                 Err(DoorError::TooMany(self.config.exports_max))
             }

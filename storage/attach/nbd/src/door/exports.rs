@@ -7,6 +7,9 @@ use basalt_wire::ids::{Epoch, VolumeId};
 use basalt_wire::time::Time;
 use std::collections::BTreeMap;
 
+/// Volumes whose epochs are remembered; more than a cluster has.
+const BEGUN_MAX: usize = 64 << 10;
+
 /// What a session with a volume is for.
 pub(super) enum Purpose {
     /// To be served; the reply is due when the session has begun.
@@ -32,6 +35,8 @@ pub(super) struct Export {
     pub client: VolumeClient,
     pub purpose: Purpose,
     pub ready: bool,
+    /// Connections that chose it.
+    pub connections: usize,
     /// The top bits of the ids of its requests.
     pub tag: u16,
     /// As its client last said.
@@ -47,17 +52,36 @@ impl Export {
 }
 
 /// All exports, by number in the order in which they were attached.
-#[derive(Default)]
 pub(super) struct Exports {
     all: BTreeMap<u64, Export>,
+    /// Connections that each may have.
+    connections_max: usize,
+    /// The highest epoch under which a session was begun here, of each volume.
+    begun: BTreeMap<VolumeId, Epoch>,
     last: u64,
     last_tag: u16,
 }
 
 impl Exports {
+    /// None yet; each may have so many connections.
+    pub fn new(connections_max: usize) -> Exports {
+        let (all, begun) = (BTreeMap::new(), BTreeMap::new());
+        Exports { all, connections_max, begun, last: 0, last_tag: 0 }
+    }
+
+    fn show(&self, export: &Export) -> ExportInfo {
+        let full = export.connections >= self.connections_max;
+        ExportInfo { full, ..export.info.clone() }
+    }
+
     /// Begins a session with a volume.
     pub fn add(&mut self, new: NewExport, now: Time, effects: &mut Vec<ClientEffect>) -> u64 {
         let NewExport { name, description, read_only, config, purpose } = new;
+        self.begun.insert(config.volume, config.epoch);
+        if self.begun.len() > BEGUN_MAX {
+            // Volumes are numbered in order and numbers are not used again: the oldest is gone first.
+            self.begun.pop_first();
+        }
         self.last += 1;
         // A tag is not used again soon, so that a late reply finds no other export.
         loop {
@@ -73,6 +97,7 @@ impl Exports {
             size: config.size_bytes,
             read_only,
             tls_only: false,
+            full: false,
         };
         let (volume, epoch) = (config.volume, config.epoch);
         let tuning = Tuning { request_tag: self.last_tag, ..Tuning::default() };
@@ -84,12 +109,22 @@ impl Exports {
             client,
             purpose,
             ready: false,
+            connections: 0,
             tag: self.last_tag,
             deadline: None,
             touched: true,
         };
         self.all.insert(self.last, export);
         self.last
+    }
+
+    /// Whether a session of this epoch, or of a higher one, was begun here before.
+    ///
+    /// A client counts its links from 1 and relies on being the first of its session: a second one
+    /// under the same epoch would count the same numbers again, and what the first one left in the
+    /// network could take effect behind what the second one wrote.
+    pub fn is_spent(&self, volume: VolumeId, epoch: Epoch) -> bool {
+        self.begun.get(&volume).is_some_and(|begun| *begun >= epoch)
     }
 
     pub fn get_mut(&mut self, id: u64) -> Option<&mut Export> {
@@ -127,9 +162,9 @@ impl Catalog for Exports {
             // Where there is only one volume, it is the one that is meant.
             let mut served = self.all.values().filter(|export| export.served());
             let only = served.next()?;
-            return served.next().is_none().then(|| only.info.clone());
+            return served.next().is_none().then(|| self.show(only));
         }
-        self.by_name(name).map(|export| export.info.clone())
+        self.by_name(name).map(|export| self.show(export))
     }
 
     fn each(&self, visit: &mut dyn FnMut(&ExportInfo)) {

@@ -29,10 +29,16 @@ pub struct DoorConfig {
     pub session: SessionConfig,
     /// Certificates; needed unless the policy is off.
     pub tls: Option<Arc<TlsServer>>,
+    /// Listeners, by their index in [`basalt_node::ReactorConfig::stream_listeners`], on which TLS is
+    /// never demanded: unix sockets, which no network reaches.
+    pub tls_exempt: Vec<usize>,
     /// How long a client may negotiate.
     pub handshake_time: Duration,
-    /// Connections at a time; one more is closed at once.
+    /// Connections at a time. For one more, the one that negotiates for longest is closed; if none
+    /// does, the new one.
     pub connections_max: usize,
+    /// Connections of one export at a time; one more is refused when it names the export.
+    pub export_connections_max: usize,
     /// Exports at a time.
     pub exports_max: usize,
     /// Unsent bytes of a connection above which no more requests are taken from it. To be at least
@@ -52,8 +58,10 @@ impl Default for DoorConfig {
         DoorConfig {
             session: SessionConfig::default(),
             tls: None,
+            tls_exempt: Vec::new(),
             handshake_time: Duration::from_secs(10),
             connections_max: 1024,
+            export_connections_max: 128,
             exports_max: 1024,
             output_high: 4 << 20,
             memory_max: 512 << 20,
@@ -136,6 +144,9 @@ pub enum DoorError {
     /// The protocol does not allow the name.
     #[error("'{0}' can not be the name of an export: it must have 1 to 4096 bytes")]
     Name(String),
+    /// A session of that epoch, or of a higher one, was begun here before: it takes a new epoch.
+    #[error("the volume was attached here with epoch {} already; another session needs another", .0.0)]
+    Spent(Epoch),
     /// The bound on exports is reached.
     #[error("no more than {0} volumes can be attached here")]
     TooMany(usize),

@@ -138,11 +138,14 @@ struct Test {
     world: World,
     now: Time,
     streams: u64,
+    /// On which socket streams are accepted.
+    listener: usize,
 }
 
 impl Test {
     fn new(config: DoorConfig) -> Test {
-        Test { core: Core::new(config), world: World::default(), now: Time(1), streams: 0 }
+        let (core, world) = (Core::new(config), World::default());
+        Test { core, world, now: Time(1), streams: 0, listener: 0 }
     }
 
     /// Carries out an event and everything that follows from it.
@@ -209,7 +212,8 @@ impl Test {
 
     fn open(&mut self) -> u64 {
         self.streams += 1;
-        self.event(TenantEvent::Accepted { stream: stream(self.streams), listener: 0 });
+        let (stream, listener) = (stream(self.streams), self.listener);
+        self.event(TenantEvent::Accepted { stream, listener });
         self.streams
     }
 
@@ -381,10 +385,63 @@ fn a_client_that_does_not_choose_is_cut_off() {
 }
 
 #[test]
-fn one_connection_too_many_is_closed() {
-    let mut test = Test::new(DoorConfig { connections_max: 1, ..DoorConfig::default() });
+fn who_names_no_export_makes_room_for_others() {
+    let mut test = Test::new(DoorConfig { connections_max: 2, ..DoorConfig::default() });
+    test.attach("vol", 1, 1).try_recv().expect("attached").expect("attached");
     let (first, second) = (test.open(), test.open());
-    assert!(!test.world.closed.contains(&first) && test.world.closed.contains(&second));
+    let third = test.connect("vol");
+    assert!(test.world.closed.contains(&first) && !test.world.closed.contains(&second));
+    let fourth = test.connect("vol");
+    assert!(test.world.closed.contains(&second));
+    // Nobody negotiates any more: those who use a volume stay.
+    let fifth = test.open();
+    assert!(test.world.closed.contains(&fifth));
+    for conn in [third, fourth] {
+        assert!(!test.world.closed.contains(&conn));
+        test.ask(conn, 3, 1, 0, &[], 0);
+        assert_eq!(test.heard(conn), simple(1, 0));
+    }
+}
+
+#[test]
+fn an_export_has_so_many_connections_and_no_more() {
+    let config = DoorConfig { export_connections_max: 2, ..DoorConfig::default() };
+    let mut test = Test::new(config);
+    test.attach("one", 1, 1).try_recv().expect("attached").expect("attached");
+    test.attach("two", 2, 1).try_recv().expect("attached").expect("attached");
+    let (first, second, third) = (test.connect("one"), test.connect("one"), test.connect("one"));
+    assert!(test.world.closed.contains(&third), "it is one too many");
+    let other = test.connect("two");
+    assert!(!test.world.closed.contains(&other), "another export has its own");
+    test.event(TenantEvent::Closed { stream: stream(first) });
+    let fourth = test.connect("one");
+    assert!(!test.world.closed.contains(&fourth), "there is room again");
+    assert!(!test.world.closed.contains(&second));
+}
+
+#[test]
+fn a_session_is_begun_once() {
+    let mut test = Test::new(DoorConfig::default());
+    test.attach("vol", 1, 3).try_recv().expect("attached").expect("attached");
+    assert_eq!(test.detach("vol"), Ok(()));
+    for epoch in [2, 3] {
+        let spent = Err(DoorError::Spent(Epoch(epoch)));
+        assert_eq!(test.attach("vol", 1, epoch).try_recv(), Ok(spent));
+    }
+    assert_eq!(test.attach("vol", 1, 4).try_recv(), Ok(Ok(())));
+}
+
+#[test]
+fn tls_is_demanded_except_where_no_network_reaches() {
+    let mut config = DoorConfig { tls_exempt: vec![1], ..DoorConfig::default() };
+    config.session.tls = crate::TlsPolicy::Required;
+    let mut test = Test::new(config);
+    test.attach("vol", 1, 1).try_recv().expect("attached").expect("attached");
+    let tcp = test.connect("vol");
+    assert!(test.world.closed.contains(&tcp));
+    test.listener = 1;
+    let unix = test.connect("vol");
+    assert!(!test.world.closed.contains(&unix));
 }
 
 #[test]

@@ -20,6 +20,7 @@ impl Catalog for One {
             size: SIZE,
             read_only: name == "fixed",
             tls_only: false,
+            full: false,
         };
         matches!(name, "vol" | "fixed").then_some(info)
     }

@@ -113,6 +113,7 @@ impl Server {
                 size,
                 read_only,
                 tls_only: name.starts_with("secret"),
+                full: false,
             };
             (info, Mutex::new(Memory::default()))
         };

@@ -1,17 +1,18 @@
 //! Request ids and their effects.
+//!
+//! How long an id is kept is counted in changes, not in time: the only times that every node knows
+//! alike are those that proposers write into entries, and one proposer whose clock is a year ahead
+//! would have made all nodes forget everybody's requests.
 
 use crate::state::Outcome;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, VecDeque};
 
-/// How long the effect of a request id is kept.
-pub const KEPT_MS: i64 = 24 * 60 * 60 * 1000;
-/// How many are kept at most; the oldest go first.
+/// How many effects are kept; the oldest go first.
 pub const KEPT_MAX: usize = 16 << 10;
 
 #[derive(Clone, Debug, PartialEq)]
 struct Kept {
     body: u64,
-    at_ms: i64,
     outcome: Outcome,
 }
 
@@ -19,7 +20,8 @@ struct Kept {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Requests {
     by_id: BTreeMap<String, Kept>,
-    by_time: BTreeSet<(i64, String)>,
+    /// The ids in the order in which they took effect.
+    order: VecDeque<String>,
 }
 
 /// What is known of a request id.
@@ -42,16 +44,32 @@ impl Requests {
         }
     }
 
-    /// Keeps the effect of a request, and forgets what is too old or too much.
-    pub fn keep(&mut self, id: &str, body: u64, now_ms: i64, outcome: Outcome) {
-        self.by_id.insert(id.to_owned(), Kept { body, at_ms: now_ms, outcome });
-        self.by_time.insert((now_ms, id.to_owned()));
-        while let Some((at_ms, oldest)) = self.by_time.first().cloned() {
-            if now_ms.saturating_sub(at_ms) <= KEPT_MS && self.by_id.len() <= KEPT_MAX {
-                break;
-            }
-            self.by_time.pop_first();
+    /// Keeps the effect of a request whose id was looked up and is new, and forgets the oldest.
+    pub fn keep(&mut self, id: &str, body: u64, outcome: Outcome) {
+        let before = self.by_id.insert(id.to_owned(), Kept { body, outcome });
+        assert!(before.is_none(), "the request id '{id}' took effect twice");
+        self.order.push_back(id.to_owned());
+        if self.order.len() > KEPT_MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
             self.by_id.remove(&oldest);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_are_forgotten_and_no_sooner() {
+        let mut requests = Requests::default();
+        for n in 0..KEPT_MAX + 2 {
+            requests.keep(&format!("r{n}"), 7, Outcome::Nothing);
+        }
+        assert!(matches!(requests.look_up("r1", 7), Known::New));
+        assert!(matches!(requests.look_up("r2", 7), Known::Same(Outcome::Nothing)));
+        assert!(matches!(requests.look_up("r2", 8), Known::Other));
+        assert_eq!(requests.by_id.len(), KEPT_MAX);
     }
 }

@@ -135,7 +135,7 @@ impl MetaState {
         let outcome = self.change(index, entry.now_ms, op);
         let took_effect = !matches!(outcome, Outcome::Refused(_));
         if took_effect && !entry.request_id.is_empty() {
-            self.requests.keep(&entry.request_id, body, entry.now_ms, outcome.clone());
+            self.requests.keep(&entry.request_id, body, outcome.clone());
         }
         outcome
     }

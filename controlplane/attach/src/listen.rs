@@ -32,9 +32,10 @@ impl NbdListen {
         }
     }
 
-    /// The address under which a client opens an export.
-    pub fn uri(&self, export: &str) -> String {
+    /// The address under which a client opens an export; `tls` if it must use TLS over TCP.
+    pub fn uri(&self, export: &str, tls: bool) -> String {
         match self {
+            NbdListen::Tcp(address) if tls => format!("nbds://{address}/{export}"),
             NbdListen::Tcp(address) => format!("nbd://{address}/{export}"),
             NbdListen::Unix(path) => format!("nbd+unix:///{export}?socket={}", path.display()),
         }
@@ -75,9 +76,10 @@ mod tests {
     #[test]
     fn both_kinds_are_read() {
         let tcp: NbdListen = "127.0.0.1:10809".parse().expect("an address");
-        assert_eq!(tcp.uri("demo"), "nbd://127.0.0.1:10809/demo");
+        assert_eq!(tcp.uri("demo", false), "nbd://127.0.0.1:10809/demo");
+        assert_eq!(tcp.uri("demo", true), "nbds://127.0.0.1:10809/demo");
         let unix: NbdListen = "unix:/run/b.sock".parse().expect("a path");
-        assert_eq!(unix.uri("demo"), "nbd+unix:///demo?socket=/run/b.sock");
+        assert_eq!(unix.uri("demo", true), "nbd+unix:///demo?socket=/run/b.sock");
         assert!("localhost".parse::<NbdListen>().unwrap_err().contains("'localhost'"));
         assert!("unix:here".parse::<NbdListen>().is_err());
     }

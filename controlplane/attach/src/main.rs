@@ -12,6 +12,7 @@ fn main() -> ExitCode {
     let options = Options::parse();
     process::start_logging(options.log_format);
     process::end_on_panic();
+    basalt_node::raise_file_limit();
     let inherited = match inherited {
         Ok(sockets) => sockets.into_iter().map(|s| ListenSource::Inherited(s.fd)).collect(),
         Err(problem) => {
@@ -27,6 +28,6 @@ fn main() -> ExitCode {
     };
     result.unwrap_or_else(|problem| {
         tracing::error!("{problem:#}");
-        ExitCode::FAILURE
+        process::exit_code(&problem)
     })
 }

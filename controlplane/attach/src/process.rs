@@ -2,6 +2,7 @@
 
 use clap::ValueEnum;
 use std::io::IsTerminal;
+use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
 /// How log lines look.
@@ -11,6 +12,19 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+/// The command line asks for what can not be. The process ends with status 2.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Usage(pub String);
+
+/// The status with which a process ends that had to give up.
+pub fn exit_code(problem: &anyhow::Error) -> ExitCode {
+    match problem.downcast_ref::<Usage>() {
+        Some(_) => ExitCode::from(2),
+        None => ExitCode::FAILURE,
+    }
 }
 
 /// Logs go to the standard error. `BASALT_LOG` chooses what is logged, as in

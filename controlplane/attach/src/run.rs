@@ -2,7 +2,7 @@
 
 use crate::convert;
 use crate::options::{Options, machine_name};
-use crate::process::stop_signal;
+use crate::process::{Usage, stop_signal};
 use anyhow::{Context, Result, anyhow, bail};
 use basalt_api::dial::{Cluster, plain};
 use basalt_api::v1::{
@@ -37,10 +37,12 @@ pub async fn run(options: Options, inherited: Vec<ListenSource>) -> Result<ExitC
         None => format!("{}-attach", machine_name().context("give a name with --host")?),
     };
     if options.listen.is_empty() && inherited.is_empty() {
-        bail!(
-            "nothing to listen on: give --listen 127.0.0.1:10809 or --listen unix:/path/to/socket"
-        );
+        let text =
+            "nothing to listen on: give --listen 127.0.0.1:10809 or --listen unix:/path/to/socket";
+        bail!(Usage(text.to_owned()));
     }
+    // Before the cluster is asked for anything: files that can not be used are the machine's own.
+    options.tls.load()?;
     for listen in options.listen.iter().filter(|l| !l.is_local() && !options.tls.authenticates()) {
         tracing::warn!("NBD on {listen} can be reached from other machines without authentication");
     }
@@ -73,7 +75,7 @@ pub async fn run(options: Options, inherited: Vec<ListenSource>) -> Result<ExitC
 fn ready(options: &Options) {
     for volume in &options.volumes {
         for listen in &options.listen {
-            tracing::info!("ready: {}", listen.uri(volume));
+            tracing::info!("ready: {}", listen.uri(volume, options.tls.requires()));
         }
     }
 }
@@ -87,7 +89,9 @@ fn start_reactor(
     inherited: Vec<ListenSource>,
     ends: mpsc::UnboundedSender<ExportEnd>,
 ) -> Result<(ReactorHandle, Failed)> {
-    let mut door = options.tls.door()?;
+    let own = options.listen.iter().map(|listen| listen.source());
+    let sources: Vec<ListenSource> = inherited.into_iter().chain(own).collect();
+    let mut door = options.tls.door(&sources)?;
     door.on_end = Some(Box::new(move |end| {
         // The receiver lives as long as the program.
         let _ = ends.send(end);
@@ -95,12 +99,8 @@ fn start_reactor(
     let mut config = ReactorConfig::new(host, convert::cluster_id(map));
     config.routes = convert::routes(map).map_err(|e| anyhow!(e))?;
     config.tenants = vec![Box::new(move || Box::new(NbdDoor::new(door)))];
-    let own = options.listen.iter().map(|listen| listen.source());
-    config.stream_listeners = inherited
-        .into_iter()
-        .chain(own)
-        .map(|source| StreamListener { tenant: DOOR, source })
-        .collect();
+    config.stream_listeners =
+        sources.into_iter().map(|source| StreamListener { tenant: DOOR, source }).collect();
     // Dropped with the reactor: a reactor that ends by itself is noticed.
     let (alive, failed) = oneshot::channel::<()>();
     config.notices = Box::new(move |effect| {

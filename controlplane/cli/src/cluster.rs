@@ -1,8 +1,8 @@
 //! `basalt cluster`.
 
 use crate::Failure;
-use crate::options::{ClusterCommand, Options};
-use crate::output;
+use crate::options::{ClusterCommand, Format, Options};
+use crate::output::{self, Progress};
 use basalt_api::dial;
 use basalt_api::error::status;
 use basalt_api::size::show;
@@ -24,7 +24,7 @@ pub(crate) async fn run(
         ClusterCommand::Bootstrap { nodes, groups } => bootstrap(options, nodes, *groups).await,
         ClusterCommand::Status { groups, check, wait } => {
             let found = match wait {
-                Some(patience) => wait_for_health(cluster, *patience).await?,
+                Some(patience) => wait_for_health(cluster, *patience, options.output).await?,
                 None => ask(cluster).await?,
             };
             output::write(options.output, &document(&found), || text(&found, *groups))?;
@@ -44,12 +44,15 @@ async fn bootstrap(options: &Options, nodes: &[String], groups: u32) -> Result<(
     let first =
         dial::Cluster::new(nodes[..1].to_vec(), options.timeout.max(Duration::from_secs(90)));
     let request = &request;
+    let mut progress = Progress::start(options.output);
+    progress.show(|| format!("making a cluster of {} nodes, which formats devices", nodes.len()));
     let made = first
         .call(|mut client| {
             let request = request.clone();
             async move { client.bootstrap(request).await }
         })
         .await?;
+    drop(progress);
     output::write(options.output, &document(&made), || {
         format!("cluster {} has {} nodes\n\n{}", made.id, made.nodes.len(), text(&made, false))
     })
@@ -61,14 +64,23 @@ async fn ask(cluster: &dial::Cluster) -> Result<Cluster, Failure> {
     Ok(answer.await?)
 }
 
-async fn wait_for_health(cluster: &dial::Cluster, patience: Duration) -> Result<Cluster, Failure> {
+async fn wait_for_health(
+    cluster: &dial::Cluster,
+    patience: Duration,
+    format: Format,
+) -> Result<Cluster, Failure> {
     let deadline = Instant::now() + patience;
+    let mut progress = Progress::start(format);
     loop {
         let found = ask(cluster).await;
+        progress.show(|| match &found {
+            Ok(found) => found.health_sentence.clone(),
+            Err(failure) => failure.text(),
+        });
         let well = found.as_ref().is_ok_and(|found| found.health() == Health::Ok);
         if well || Instant::now() >= deadline {
-            return found.map_err(|_| {
-                let text = "no node answered within the time given";
+            return found.map_err(|last| {
+                let text = format!("no answer within {} s: {}", patience.as_secs(), last.text());
                 Failure::Status(status(ErrorReason::NodeUnreachable, text, &[]))
             });
         }
@@ -95,6 +107,7 @@ fn document(cluster: &Cluster) -> Value {
             "links": node.links,
             "leaderships": node.leaderships,
             "serving": node.serving,
+            "not_serving": node.not_serving,
         })
     };
     let group = |group: &Group| {

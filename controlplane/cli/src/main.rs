@@ -7,7 +7,7 @@ mod volume;
 
 use basalt_api::dial::{Cluster, plain};
 use basalt_api::error;
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use options::{Command, Options};
 use std::process::ExitCode;
 use tonic::{Code, Status};
@@ -86,6 +86,11 @@ async fn run(options: &Options) -> Result<(), Failure> {
     match &options.command {
         Command::Cluster(command) => cluster::run(options, &cluster, command).await,
         Command::Volume(command) => volume::run(options, &cluster, command).await,
+        Command::Completion { shell } => {
+            let mut words = Vec::new();
+            clap_complete::generate(*shell, &mut Options::command(), "basalt", &mut words);
+            output::print(&words)
+        }
         Command::Version => output::version(options.output),
     }
 }
@@ -94,6 +99,18 @@ async fn run(options: &Options) -> Result<(), Failure> {
 mod tests {
     use super::*;
     use basalt_api::v1::ErrorReason;
+
+    #[test]
+    fn shells_learn_the_words() {
+        for shell in
+            [clap_complete::Shell::Bash, clap_complete::Shell::Zsh, clap_complete::Shell::Fish]
+        {
+            let mut words = Vec::new();
+            clap_complete::generate(shell, &mut Options::command(), "basalt", &mut words);
+            let words = String::from_utf8(words).expect("text");
+            assert!(words.contains("bootstrap") && words.contains("request-id"), "{shell}");
+        }
+    }
 
     #[test]
     fn exit_codes_are_as_documented() {

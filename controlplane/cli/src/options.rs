@@ -1,6 +1,7 @@
 //! The words of the command line.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -38,6 +39,20 @@ A new volume reads as zeros and takes no space.
 Examples:
   basalt volume create demo --size 1GiB
   basalt volume create db --size 512GiB --label app=orders --label env=prod";
+
+const AFTER_DELETE: &str = "\
+A volume that is attached is in use: it is deleted only with --yes, or after the question on a
+terminal was answered with its name. It is detached then, which shuts its host out.
+
+Examples:
+  basalt volume delete demo
+  basalt volume delete demo --yes";
+
+const AFTER_COMPLETION: &str = "\
+Examples:
+  basalt completion bash > /etc/bash_completion.d/basalt
+  basalt completion zsh > /usr/local/share/zsh/site-functions/_basalt
+  basalt completion fish > ~/.config/fish/completions/basalt.fish";
 
 const AFTER_BOOTSTRAP: &str = "\
 The nodes must run and belong to no cluster. Their order gives the node ids, from 1. One to five
@@ -92,6 +107,12 @@ pub(crate) enum Command {
     /// Create, list, attach and delete volumes.
     #[command(subcommand)]
     Volume(VolumeCommand),
+    /// Words for the shell, so that it completes this program's.
+    #[command(after_help = AFTER_COMPLETION)]
+    Completion {
+        /// The shell.
+        shell: Shell,
+    },
     /// The version of this program.
     Version,
 }
@@ -104,8 +125,8 @@ pub(crate) enum ClusterCommand {
         /// gRPC address of a node; give it once for each node of the cluster.
         #[arg(long = "node", value_name = "ADDR", value_delimiter = ',', required = true)]
         nodes: Vec<String>,
-        /// Volume groups, a power of two; fixed for good.
-        #[arg(long, value_name = "COUNT", default_value = "16")]
+        /// Volume groups, a power of two from 1 to 1024; fixed for good.
+        #[arg(long, value_name = "COUNT", default_value = "16", value_parser = groups)]
         groups: u32,
     },
     /// Nodes, groups, leaders, and one sentence on their health.
@@ -128,10 +149,10 @@ pub(crate) enum VolumeCommand {
     #[command(after_help = AFTER_CREATE)]
     Create {
         /// Its name: 1 to 63 of a-z, 0-9 and '-', a letter first.
-        #[arg(value_parser = volume_id)]
+        #[arg(value_parser = new_volume_id)]
         name: String,
         /// Its size, such as 1GiB.
-        #[arg(long, value_name = "SIZE", value_parser = basalt_api::size::parse)]
+        #[arg(long, value_name = "SIZE", value_parser = volume_size)]
         size: u64,
         /// A label; may be given several times.
         #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
@@ -147,11 +168,15 @@ pub(crate) enum VolumeCommand {
         #[arg(value_parser = volume_id)]
         name: String,
     },
-    /// Delete a volume and everything in it. It must not be attached.
+    /// Delete a volume and everything in it, for good.
+    #[command(after_help = AFTER_DELETE)]
     Delete {
         /// Its name.
         #[arg(value_parser = volume_id)]
         name: String,
+        /// Delete it even if it is attached, and ask nothing.
+        #[arg(long, short)]
+        yes: bool,
         /// Return at once, not when its blocks are deleted.
         #[arg(long)]
         no_wait: bool,
@@ -223,6 +248,35 @@ fn volume_id(text: &str) -> Result<String, String> {
     }
 }
 
+/// As the cluster checks it too, but before anybody is asked.
+fn new_volume_id(text: &str) -> Result<String, String> {
+    let id = volume_id(text)?;
+    let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let first = id.starts_with(|c: char| c.is_ascii_lowercase());
+    if first && id.len() <= 63 && id.chars().all(inner) && !id.ends_with('-') {
+        return Ok(id);
+    }
+    Err("use 1 to 63 of a-z, 0-9 and '-', a letter first and no '-' last, such as db-1".to_owned())
+}
+
+/// A volume's size: whole blocks, up to 1 PiB.
+fn volume_size(text: &str) -> Result<u64, String> {
+    let bytes = basalt_api::size::parse(text)?;
+    if bytes == 0 || bytes > 1 << 50 || !bytes.is_multiple_of(4096) {
+        return Err(format!(
+            "a volume can not have {bytes} bytes: give a multiple of 4KiB from 4KiB to 1024TiB"
+        ));
+    }
+    Ok(bytes)
+}
+
+fn groups(text: &str) -> Result<u32, String> {
+    match text.parse::<u32>() {
+        Ok(count) if count.is_power_of_two() && count <= 1024 => Ok(count),
+        _ => Err("give a power of two from 1 to 1024, such as 16 or 64".to_owned()),
+    }
+}
+
 fn label(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
@@ -274,6 +328,12 @@ mod tests {
             panic!("another command")
         };
         assert_eq!((nodes.len(), groups), (2, 16));
+
+        let options = parse("basalt volume delete demo --yes").unwrap();
+        let Command::Volume(VolumeCommand::Delete { yes, no_wait, .. }) = options.command else {
+            panic!("another command")
+        };
+        assert!(yes && !no_wait);
     }
 
     #[test]
@@ -281,6 +341,11 @@ mod tests {
         for (words, named) in [
             ("basalt volume create demo --size 1GB", "decimal"),
             ("basalt volume create demo", "--size"),
+            ("basalt volume create Demo --size 1GiB", "a letter first"),
+            ("basalt volume create demo- --size 1GiB", "no '-' last"),
+            ("basalt volume create demo --size 1000", "multiple of 4KiB"),
+            ("basalt volume create demo --size 1025TiB", "1024TiB"),
+            ("basalt cluster bootstrap --node a:1 --groups 12", "power of two"),
             ("basalt volume attach demo", "--host"),
             ("basalt volume create demo --size 1GiB --label x", "key=value"),
             ("basalt --timeout 0 volume list", "whole seconds"),

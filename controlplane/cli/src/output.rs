@@ -4,7 +4,8 @@ use crate::Failure;
 use crate::options::Format;
 use serde::Serialize;
 use serde_json::json;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
+use std::time::Instant;
 
 /// Writes a document, as JSON or in the way that `table` does.
 pub(crate) fn write<T: Serialize>(
@@ -17,8 +18,12 @@ pub(crate) fn write<T: Serialize>(
         Format::Json => serde_json::to_string_pretty(document)
             .map_err(|problem| Failure::Output(problem.to_string()))?,
     };
-    let mut out = std::io::stdout().lock();
-    match writeln!(out, "{}", text.trim_end()) {
+    print(format!("{}\n", text.trim_end()).as_bytes())
+}
+
+/// Writes to the standard output.
+pub(crate) fn print(bytes: &[u8]) -> Result<(), Failure> {
+    match std::io::stdout().lock().write_all(bytes) {
         // Whoever reads may have seen enough.
         Err(problem) if problem.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         result => result.map_err(|problem| Failure::Output(problem.to_string())),
@@ -46,6 +51,49 @@ pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
         text.push_str(&line(row.iter().map(String::as_str).collect()));
     }
     text
+}
+
+/// One line on a terminal that tells what is waited for; nothing where nobody watches.
+pub(crate) struct Progress {
+    began: Instant,
+    watched: bool,
+    shown: bool,
+}
+
+impl Progress {
+    /// Nothing is shown yet.
+    pub fn start(format: Format) -> Progress {
+        let watched = format == Format::Table && std::io::stderr().is_terminal();
+        Progress { began: Instant::now(), watched, shown: false }
+    }
+
+    /// Shows what is waited for, in place of what was shown before.
+    pub fn show(&mut self, what: impl FnOnce() -> String) {
+        if self.watched {
+            self.shown = true;
+            let line: String = what().chars().take(100).collect();
+            eprint!("\r\x1b[K{:>3} s  {line}", self.began.elapsed().as_secs());
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if self.shown {
+            eprint!("\r\x1b[K");
+        }
+    }
+}
+
+/// Asks on the terminal, and gives what was typed; nothing if there is no terminal to ask on.
+pub(crate) fn ask(question: &str) -> Option<String> {
+    if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+        return None;
+    }
+    eprint!("{question} ");
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).ok()?;
+    Some(answer.trim().to_owned())
 }
 
 /// Writes why a command failed: to the standard error, as JSON if that was asked for.

@@ -2,16 +2,17 @@
 
 use crate::Failure;
 use crate::options::{Change, Options, VolumeCommand, label_map};
-use crate::output;
-use basalt_api::dial::Cluster;
+use crate::output::{self, Progress};
+use basalt_api::dial::{Cluster, plain};
+use basalt_api::error::{self, reason_of};
 use basalt_api::size::show;
 use basalt_api::v1::{
     AttachVolumeRequest, CreateVolumeRequest, DeleteVolumeRequest, DetachVolumeRequest,
-    GetClusterRequest, GetVolumeRequest, ListVolumesRequest, Volume, volume,
+    ErrorReason, GetClusterRequest, GetVolumeRequest, ListVolumesRequest, Volume, volume,
 };
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
-use tonic::Code;
+use tonic::{Code, Status};
 
 const POLL: Duration = Duration::from_millis(100);
 const PAGE: i32 = 500;
@@ -53,8 +54,21 @@ pub(crate) async fn run(
             let volume = get(cluster, name).await?;
             output::write(options.output, &document(&volume), || text(&volume))
         }
-        VolumeCommand::Delete { name, no_wait, change } => {
-            delete(options, cluster, name, *no_wait, change).await
+        VolumeCommand::Delete { name, yes, no_wait, change } => {
+            let volume = match delete(cluster, name, change).await {
+                Err(Failure::Status(status)) if is_attached(&status) => {
+                    // Being detached changed the volume, and nothing else may have.
+                    let etag = detach_for_good(cluster, name, *yes, status).await?;
+                    let change = Change { etag: Some(etag), ..change.clone() };
+                    delete(cluster, name, &change).await?
+                }
+                other => other?,
+            };
+            if !no_wait {
+                wait_gone(options, cluster, name, volume.id).await?;
+            }
+            let gone = if *no_wait { "is being deleted" } else { "deleted" };
+            output::write(options.output, &document(&volume), || format!("volume {name} {gone}"))
         }
         VolumeCommand::Attach { name, host, take, change } => {
             let request = AttachVolumeRequest {
@@ -124,31 +138,64 @@ async fn list(options: &Options, cluster: &Cluster) -> Result<(), Failure> {
     })
 }
 
-async fn delete(
-    options: &Options,
-    cluster: &Cluster,
-    name: &str,
-    no_wait: bool,
-    change: &Change,
-) -> Result<(), Failure> {
+async fn delete(cluster: &Cluster, name: &str, change: &Change) -> Result<Volume, Failure> {
     let request =
         DeleteVolumeRequest { name: path(name), etag: change.etag(), request_id: change.id() };
-    let volume = call!(cluster, delete_volume, request)?;
-    if !no_wait {
-        wait_gone(options.timeout, cluster, name, volume.id).await?;
+    Ok(call!(cluster, delete_volume, request)?)
+}
+
+fn is_attached(status: &Status) -> bool {
+    reason_of(status) == Some(ErrorReason::VolumeAttached)
+}
+
+/// Detaches a volume that is to be deleted while it is in use, if that is what the operator wants:
+/// exactly the attachment that the operator was told of. Gives the etag of the detached volume.
+async fn detach_for_good(
+    cluster: &Cluster,
+    name: &str,
+    yes: bool,
+    refused: Status,
+) -> Result<String, Failure> {
+    let volume = get(cluster, name).await?;
+    let Some(attachment) = &volume.attachment else { return Ok(volume.etag) };
+    let host = &attachment.host;
+    if !yes {
+        let question = format!(
+            "The volume '{name}' ({}) is attached to '{host}', which loses it with everything in it.\n\
+             Type its name to delete it for good:",
+            show(volume.size_bytes)
+        );
+        match output::ask(&question) {
+            Some(answer) if answer == *name => {}
+            Some(_) => return Err(Failure::Output("nothing was deleted".to_owned())),
+            None => {
+                let facts = [("volume", name.to_owned()), ("host", host.clone())];
+                let text = format!("{}, or give --yes to delete it all the same", plain(&refused));
+                return Err(error::status(ErrorReason::VolumeAttached, text, &facts).into());
+            }
+        }
     }
-    let gone = if no_wait { "is being deleted" } else { "deleted" };
-    output::write(options.output, &document(&volume), || format!("volume {name} {gone}"))
+    let request = DetachVolumeRequest {
+        name: path(name),
+        host: host.clone(),
+        epoch: attachment.epoch,
+        etag: String::new(),
+        request_id: String::new(),
+    };
+    Ok(call!(cluster, detach_volume, request)?.etag)
 }
 
 async fn wait_gone(
-    patience: Duration,
+    options: &Options,
     cluster: &Cluster,
     name: &str,
     number: u64,
 ) -> Result<(), Failure> {
+    let patience = options.timeout;
+    let mut progress = Progress::start(options.output);
     let deadline = Instant::now() + patience;
     while Instant::now() < deadline {
+        progress.show(|| format!("deleting the blocks of volume {name}"));
         match get(cluster, name).await {
             // A volume of the same name, made since, is another one.
             Ok(found) if found.id == number => {}

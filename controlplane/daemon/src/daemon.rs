@@ -3,6 +3,7 @@
 
 use crate::admin::AdminService;
 use crate::engine::{Engine, identity_of};
+use crate::incoming::Incoming;
 use crate::options::Options;
 use crate::peer::PeerService;
 use anyhow::{Context, Result, anyhow, bail};
@@ -10,6 +11,7 @@ use basalt_api::error;
 use basalt_api::v1::admin_server::AdminServer;
 use basalt_api::v1::peer_server::PeerServer;
 use basalt_api::v1::{ClusterSpec, ErrorReason};
+use basalt_attach::process::Usage;
 use basalt_meta::layout;
 use basalt_store::{Identity, Store, StoreError};
 use std::fs::{File, OpenOptions, TryLockError};
@@ -20,7 +22,6 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, watch};
 use tonic::Status;
-use tonic::transport::server::TcpIncoming;
 
 /// Calls under way on one connection.
 const CALLS_MAX: usize = 256;
@@ -124,7 +125,10 @@ fn join_failed(name: &str, problem: &anyhow::Error) -> Status {
 /// # Errors
 /// If it can not start, or has to end.
 pub async fn run(mut options: Options) -> Result<()> {
-    crate::bootstrap::own_member(&options, 0).map_err(|e| anyhow!(e))?;
+    let checked = options.check().and_then(|()| crate::bootstrap::own_member(&options, 0));
+    checked.map_err(Usage)?;
+    // Now, not when the node joins a cluster: the files are this machine's own.
+    options.tls.load()?;
     for what in options.exposed() {
         tracing::warn!(
             "{what} can be reached from other machines, and nothing is authenticated yet"
@@ -188,13 +192,10 @@ async fn serve(daemon: &Arc<Daemon>, listener: TcpListener) -> Result<()> {
         .http2_keepalive_timeout(Some(Duration::from_secs(5)))
         .add_service(AdminServer::new(AdminService::new(daemon.clone())))
         .add_service(PeerServer::new(PeerService::new(daemon.clone())))
-        .serve_with_incoming_shutdown(
-            TcpIncoming::from(listener).with_nodelay(Some(true)),
-            async move {
-                // Both mean that it is time to stop.
-                let _ = stopping.wait_for(|stop| *stop).await;
-            },
-        );
+        .serve_with_incoming_shutdown(Incoming::new(listener), async move {
+            // Both mean that it is time to stop.
+            let _ = stopping.wait_for(|stop| *stop).await;
+        });
     let mut server = tokio::spawn(server);
     tracing::info!(listen = %daemon.options.listen, version = env!("CARGO_PKG_VERSION"), "ready");
     let end: Result<()> = tokio::select! {

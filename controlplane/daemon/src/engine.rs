@@ -13,11 +13,11 @@ use basalt_core::shard::Phase;
 use basalt_device::DeviceSpec;
 use basalt_nbd::{ExportEnd, NbdDoor};
 use basalt_node::{
-    FormatPolicy, HostState, ReactorConfig, ReactorHandle, ReactorStatus, ShardSetup,
+    FormatPolicy, HostState, ListenSource, ReactorConfig, ReactorHandle, ReactorStatus, ShardSetup,
     StreamListener,
 };
 use basalt_store::{Identity, MemberRecord, Store};
-use basalt_wire::ids::{Address, ClusterId, GroupId, NodeId, ShardId};
+use basalt_wire::ids::{Address, ClusterId, Epoch, GroupId, NodeId, ShardId, VolumeId};
 use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
 use std::path::Path;
@@ -76,7 +76,7 @@ impl Engine {
         wait_for_device(&options.device_path());
         let reactor = basalt_node::start(config).context("the node can not start")?;
         if !store.opened()? {
-            first_opening(&reactor)?;
+            first_opening(&reactor, &options.device_path())?;
             store.mark_opened()?;
         }
         metadata.connect(reactor.mailbox());
@@ -163,6 +163,9 @@ pub struct Door {
 struct Told {
     ready: BTreeMap<String, u64>,
     lost: Vec<ExportEnd>,
+    refused: Vec<(VolumeId, Epoch)>,
+    /// Why volumes are not served that should be.
+    problems: BTreeMap<String, String>,
 }
 
 impl Door {
@@ -172,7 +175,10 @@ impl Door {
 
     /// A session has begun: its epoch is committed in every group.
     pub fn ready(&self, name: &str, epoch: u64) {
-        self.told().ready.insert(name.to_owned(), epoch);
+        let mut told = self.told();
+        told.ready.insert(name.to_owned(), epoch);
+        told.problems.remove(name);
+        drop(told);
         self.changed.notify_one();
     }
 
@@ -182,7 +188,17 @@ impl Door {
         if told.ready.get(&end.name) == Some(&end.epoch.0) {
             told.ready.remove(&end.name);
         }
+        told.problems.insert(end.name.clone(), format!("its session was lost: {}", end.error));
         told.lost.push(end);
+        drop(told);
+        self.changed.notify_one();
+    }
+
+    /// The door did not begin a session.
+    pub fn refused(&self, name: &str, volume: VolumeId, epoch: Epoch, reason: String) {
+        let mut told = self.told();
+        told.problems.insert(name.to_owned(), reason);
+        told.refused.push((volume, epoch));
         drop(told);
         self.changed.notify_one();
     }
@@ -190,6 +206,16 @@ impl Door {
     /// A volume is not to be served any more.
     pub fn withdrawn(&self, name: &str) {
         self.told().ready.remove(name);
+    }
+
+    /// Forgets the problems of volumes that need not be served any more.
+    pub fn retain_problems(&self, wanted: impl Fn(&str) -> bool) {
+        self.told().problems.retain(|name, _| wanted(name));
+    }
+
+    /// The volumes that should be served and are not, and why.
+    pub fn not_serving(&self) -> BTreeMap<String, String> {
+        self.told().problems.clone()
     }
 
     /// The names of the volumes that are served.
@@ -201,23 +227,29 @@ impl Door {
     pub fn take_lost(&self) -> Vec<ExportEnd> {
         std::mem::take(&mut self.told().lost)
     }
+
+    /// The sessions that the door did not begin since this was asked last.
+    pub fn take_refused(&self) -> Vec<(VolumeId, Epoch)> {
+        std::mem::take(&mut self.told().refused)
+    }
 }
 
 /// Waits until the shard has read its new device, so that a node with a wrong one does not count as
 /// a member that works, and may be given another one.
-fn first_opening(reactor: &ReactorHandle) -> Result<()> {
+fn first_opening(reactor: &ReactorHandle, device: &Path) -> Result<()> {
+    let device = device.display();
     let deadline = Instant::now() + FIRST_OPENING;
     while Instant::now() < deadline {
         let status = reactor.status()?;
         if let Some(HostState::Failed(reason)) = status.shard.as_ref().map(|host| &host.state) {
-            bail!("{reason}; give the node its own device or a blank one with --device");
+            bail!("the device {device}: {reason}. A new node takes a blank device (--device)");
         }
         if status.shard().is_some_and(|shard| shard.phase != Phase::Opening) {
             return Ok(());
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    bail!("the device was not opened within {} s", FIRST_OPENING.as_secs())
+    bail!("the device {device} was not opened within {} s", FIRST_OPENING.as_secs())
 }
 
 async fn hear(
@@ -275,12 +307,13 @@ fn reactor_config(
     config.shard = Some(shard_setup(options, store, spec, node)?);
     config.data_listen = Some(options.data_listen);
     config.routes = convert::routes(&map_of(spec, 0)).map_err(|e| anyhow!(e))?;
-    let mut door = options.tls.door()?;
+    let listeners: Vec<ListenSource> =
+        options.nbd_listen.iter().map(basalt_attach::listen::NbdListen::source).collect();
+    let mut door = options.tls.door(&listeners)?;
     door.on_end = Some(Box::new(move |end| told.ended(end)));
     config.tenants = vec![Box::new(move || Box::new(NbdDoor::new(door)))];
-    if let Some(listen) = &options.nbd_listen {
-        config.stream_listeners = vec![StreamListener { tenant: DOOR, source: listen.source() }];
-    }
+    config.stream_listeners =
+        listeners.into_iter().map(|source| StreamListener { tenant: DOOR, source }).collect();
     config.notices = Box::new(move |effect| {
         // The receiver lives as long as the engine.
         let _ = notices.send(effect);

@@ -8,15 +8,17 @@
 //! * [`daemon`]: the life of the process: locked, waiting for bootstrap, running, stopped;
 //! * [`engine`]: a running member of a cluster;
 //! * [`metadata`]: the mirror of the metadata group, proposals and linearizable reads;
-//! * [`reconcile`]: what makes the node do what the records say;
+//! * [`reconcile`]: what makes the node do what the records say, [`retry`]: when it tries again;
 //! * [`admin`], [`peer`]: the gRPC services; [`bootstrap`], [`status`]: their longer stories.
 
 pub mod admin;
 pub mod bootstrap;
 pub mod daemon;
 pub mod engine;
+mod incoming;
 pub mod metadata;
 pub mod options;
 pub mod peer;
 pub mod reconcile;
+pub mod retry;
 pub mod status;

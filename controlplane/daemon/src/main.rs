@@ -9,6 +9,7 @@ fn main() -> ExitCode {
     let options = Options::parse();
     process::start_logging(options.log_format);
     process::end_on_panic();
+    basalt_node::raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("control")
@@ -22,7 +23,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
             tracing::error!("{problem:#}");
-            ExitCode::FAILURE
+            process::exit_code(&problem)
         }
     }
 }

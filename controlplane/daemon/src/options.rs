@@ -1,9 +1,11 @@
 //! The command line of `basaltd`.
 
+use basalt_api::size::show;
 use basalt_attach::door::TlsOptions;
 use basalt_attach::listen::NbdListen;
 use basalt_attach::options::machine_name;
 use basalt_attach::process::LogFormat;
+use basalt_wire::disk::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_UNIT, SUPERBLOCK_AREA_BYTES};
 use clap::Parser;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -14,8 +16,13 @@ Examples:
     basaltd --name a --data-dir /var/lib/basalt/a --listen 127.0.0.1:7101 --data-listen 127.0.0.1:7201
   Then, once all nodes run:
     basalt cluster bootstrap --node 127.0.0.1:7101 --node 127.0.0.1:7102 --node 127.0.0.1:7103
-  A node that also serves NBD (volumes attached to its name):
-    basaltd --name a --data-dir /var/lib/basalt/a --nbd-listen 127.0.0.1:10809
+  A node that also serves NBD (volumes attached to its name), here over TLS to clients with a
+  certificate of the authority in ca.pem:
+    basaltd --name a --data-dir /var/lib/basalt/a --nbd-listen 10.0.0.1:10809 \
+      --tls-cert server-cert.pem --tls-key server-key.pem --tls-client-ca ca.pem
+  A node on a disk of its own, reached by others under its host name:
+    basaltd --data-dir /var/lib/basalt --device /dev/disk/by-id/... --advertise n1 \
+      --listen 0.0.0.0:7100 --data-listen 0.0.0.0:7200
 
 A node keeps its identity in its data directory and finds its cluster again after a restart.
 SIGTERM and SIGINT stop it gracefully: it hands its leaderships over first.
@@ -38,12 +45,14 @@ pub struct Options {
     #[arg(long, env = "BASALT_DEVICE", value_name = "PATH")]
     pub device: Option<PathBuf>,
 
-    /// Size of the device's file when it is created, such as 16GiB.
+    /// Size of the device's file when it is created, such as 16GiB: room for 8 segments at least.
+    /// A device that exists keeps the size that it has.
     #[arg(long, value_name = "SIZE", default_value = "16GiB", value_parser = basalt_api::size::parse)]
     pub device_size: u64,
 
-    /// Size of a log segment, fixed when the device is first used: a multiple of 64KiB.
-    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = basalt_api::size::parse)]
+    /// Size of a log segment, fixed when the device is first used: a multiple of 64KiB from 1MiB to
+    /// 1GiB.
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = segment_size)]
     pub segment_size: u64,
 
     /// Name of the node, unique in its cluster. Default: the machine's name.
@@ -82,6 +91,55 @@ pub struct Options {
 }
 
 impl Options {
+    /// Looks for what can not work, before anything is opened or made.
+    ///
+    /// # Errors
+    /// Says what is wrong and what would be right.
+    pub fn check(&self) -> Result<(), String> {
+        let least = SEGMENTS_MIN * self.segment_size + SUPERBLOCK_AREA_BYTES;
+        let device = self.device_path();
+        if !device.exists() && self.device_size < least {
+            return Err(format!(
+                "--device-size {} is too small for segments of {}: {} at least, for {SEGMENTS_MIN} \
+                 segments; or give smaller segments with --segment-size",
+                show(self.device_size),
+                show(self.segment_size),
+                show(SEGMENTS_MIN * self.segment_size + DEVICE_MARGIN)
+            ));
+        }
+        if device.is_dir() {
+            return Err(format!(
+                "--device {}: it is a directory; give a block device, or the path of a file in it",
+                device.display()
+            ));
+        }
+        if device.starts_with("/dev") && !device.exists() {
+            return Err(format!(
+                "--device {}: there is no such device; 'lsblk' shows those that there are",
+                device.display()
+            ));
+        }
+        let mut ports = vec![("--listen", self.listen), ("--data-listen", self.data_listen)];
+        if let Some(NbdListen::Tcp(nbd)) = self.nbd_listen {
+            ports.push(("--nbd-listen", nbd));
+        }
+        for (at, (one, address)) in ports.iter().enumerate() {
+            if let Some((other, _)) = ports[at + 1..].iter().find(|(_, a)| a == address) {
+                return Err(format!(
+                    "{one} and {other} are both {address}: each needs a port of its own"
+                ));
+            }
+        }
+        if self.nbd_listen.is_none() && self.tls.tls_cert.is_some() {
+            return Err(
+                "--tls-cert is for NBD, which this node does not serve: give --nbd-listen \
+                        too, or leave it out"
+                    .to_owned(),
+            );
+        }
+        Ok(())
+    }
+
     /// The node's name.
     ///
     /// # Errors
@@ -139,6 +197,26 @@ impl Options {
     }
 }
 
+/// Segments that a device should have: fewer leave hardly any room beside the reserve.
+const SEGMENTS_MIN: u64 = 8;
+/// What a device has beside its segments, rounded up.
+const DEVICE_MARGIN: u64 = 1 << 20;
+const SEGMENT_MIN: u64 = 1 << 20;
+
+fn segment_size(text: &str) -> Result<u64, String> {
+    let bytes = basalt_api::size::parse(text)?;
+    let cut = bytes.is_multiple_of(SEGMENT_BYTES_UNIT);
+    if !cut || !(SEGMENT_MIN..=SEGMENT_BYTES_MAX).contains(&bytes) {
+        return Err(format!(
+            "a segment can not have {bytes} bytes: give a multiple of {} from {} to {}, such as 64MiB",
+            show(SEGMENT_BYTES_UNIT),
+            show(SEGMENT_MIN),
+            show(SEGMENT_BYTES_MAX)
+        ));
+    }
+    Ok(bytes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,6 +225,32 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Options::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_and_addresses_that_can_not_work_are_named() {
+        let parse = |extra: &[&str]| {
+            let args = ["basaltd", "--data-dir", "/nonexistent"].into_iter();
+            Options::try_parse_from(args.chain(extra.iter().copied()))
+        };
+        parse(&[]).expect("good options").check().expect("the defaults work");
+        for (size, named) in
+            [("1000", "64 KiB"), ("65536", "1 MiB"), ("2GiB", "1 GiB"), ("1GB", "decimal")]
+        {
+            let error = parse(&["--segment-size", size]).expect_err(size).to_string();
+            assert!(error.contains(named), "{size}: {error}");
+        }
+        for (extra, named) in [
+            (&["--device-size", "64MiB"][..], "513 MiB at least"),
+            (&["--device", "/tmp"], "is a directory"),
+            (&["--device", "/dev/no-such-disk"], "lsblk"),
+            (&["--data-listen", "127.0.0.1:7100"], "--listen and --data-listen"),
+            (&["--nbd-listen", "127.0.0.1:7200"], "--data-listen and --nbd-listen"),
+            (&["--tls-cert", "c", "--tls-key", "k"], "--nbd-listen"),
+        ] {
+            let error = parse(extra).expect("parsed").check().expect_err(named);
+            assert!(error.contains(named), "{extra:?}: {error}");
+        }
     }
 
     #[test]

@@ -3,20 +3,22 @@
 //! woke it, and each step may be repeated.
 
 use crate::engine::{DOOR, Engine, map_of};
+use crate::retry::Retries;
 use basalt_api::v1::ClusterSpec;
 use basalt_attach::convert;
+use basalt_client::BlockError;
 use basalt_core::event::Event;
 use basalt_meta::{
     AttachVolume, InitCluster, Op, Outcome, PurgeVolume, RaiseEpoch, UpdateMember, VolumeRecord,
     layout,
 };
 use basalt_nbd::{DoorCommand, DoorError, ExportEnd};
-use basalt_wire::ids::{GroupId, NodeId};
+use basalt_wire::ids::{Epoch, GroupId, NodeId, VolumeId};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::oneshot;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 
 /// How long the task sleeps at most.
 const RESYNC: Duration = Duration::from_secs(10);
@@ -32,6 +34,8 @@ struct Reconciler {
     served: BTreeMap<u64, (String, u64)>,
     /// The latest epoch of each volume whose session was lost: it can not be served any more.
     lost: BTreeMap<u64, u64>,
+    /// Volumes whose session was lost or did not begin, and when to try again.
+    retries: Retries,
     preferred: BTreeMap<GroupId, NodeId>,
     deletion: Option<(u64, oneshot::Receiver<bool>)>,
 }
@@ -43,6 +47,7 @@ pub async fn run(weak: Weak<Engine>) {
         began,
         served: BTreeMap::new(),
         lost: BTreeMap::new(),
+        retries: Retries::default(),
         preferred: BTreeMap::new(),
         deletion: None,
     };
@@ -54,14 +59,16 @@ pub async fn run(weak: Weak<Engine>) {
         let door = engine.door.clone();
         let clean = reconciler.pass(&engine).await;
         drop(engine);
-        let rest = if clean { RESYNC } else { PAUSE };
+        let now = Instant::now();
+        let rest = now + if clean { RESYNC } else { PAUSE };
+        let rest = reconciler.retries.next(now).map_or(rest, |at| rest.min(at));
         let mut deletion = reconciler.deletion.as_mut().map(|(_, end)| end);
         tokio::select! {
             _ = changes.changed() => {}
             _ = elections.changed() => {}
             () = door.changed.notified() => {}
             () = ended(&mut deletion) => {}
-            () = sleep(rest) => {}
+            () = sleep_until(rest) => {}
         }
     }
 }
@@ -93,7 +100,7 @@ impl Reconciler {
     async fn pass(&mut self, engine: &Arc<Engine>) -> bool {
         let mut clean = self.cluster_record(engine).await;
         clean &= addresses(engine).await;
-        clean &= self.attachments(engine).await;
+        self.attachments(engine).await;
         self.preferences(engine);
         clean & self.deletions(engine).await
     }
@@ -111,9 +118,9 @@ impl Reconciler {
     }
 
     /// Volumes that are attached to this node are served; others are not.
-    async fn attachments(&mut self, engine: &Arc<Engine>) -> bool {
+    async fn attachments(&mut self, engine: &Arc<Engine>) {
         if engine.options.nbd_listen.is_none() {
-            return true;
+            return;
         }
         let ours = |volume: &&VolumeRecord| {
             volume.attachment.as_ref().is_some_and(|a| a.host == engine.name)
@@ -121,27 +128,49 @@ impl Reconciler {
         let wanted: BTreeMap<u64, VolumeRecord> = engine
             .metadata
             .look(|state| state.volumes().filter(ours).map(|v| (v.number, v.clone())).collect());
-        for end in engine.door.take_lost() {
-            tracing::warn!(volume = %end.name, epoch = end.epoch.0, "session lost: {}", end.error);
-            self.lost.insert(end.volume.0, end.epoch.0);
-            self.served
-                .retain(|number, (_, epoch)| (*number, *epoch) != (end.volume.0, end.epoch.0));
-        }
+        self.hear_door(engine);
         self.withdraw(engine, &wanted);
-        let mut clean = true;
+        self.retries.retain(|number| wanted.contains_key(&number));
+        engine.door.retain_problems(|name| wanted.values().any(|volume| volume.id == name));
         for volume in wanted.into_values() {
-            if self.served.contains_key(&volume.number) {
+            let waits = !self.retries.may(volume.number, Instant::now());
+            if waits || self.served.contains_key(&volume.number) {
                 continue;
             }
             let Some(attachment) = &volume.attachment else { continue };
             let lost = self.lost.get(&volume.number).is_some_and(|e| *e >= attachment.epoch);
-            if attachment.index <= self.began || lost {
-                clean &= renew(engine, &volume).await;
-            } else {
-                clean &= self.serve(engine, &volume, attachment.epoch);
+            let begun = match attachment.index > self.began && !lost {
+                true => self.serve(engine, &volume, attachment.epoch),
+                false => renew(engine, &volume).await,
+            };
+            if !begun {
+                self.failed(&volume.id, volume.number);
             }
         }
-        clean
+    }
+
+    /// Takes what the door told: sessions that are over, and such as did not begin.
+    fn hear_door(&mut self, engine: &Engine) {
+        for end in engine.door.take_lost() {
+            tracing::warn!(volume = %end.name, epoch = end.epoch.0, "session lost: {}", end.error);
+            self.lost.insert(end.volume.0, end.epoch.0);
+            self.ended(end.volume, end.epoch);
+        }
+        for (volume, epoch) in engine.door.take_refused() {
+            self.ended(volume, epoch);
+        }
+    }
+
+    fn ended(&mut self, volume: VolumeId, epoch: Epoch) {
+        let current = self.served.get(&volume.0).is_some_and(|(_, served)| *served == epoch.0);
+        if current && let Some((name, _)) = self.served.remove(&volume.0) {
+            self.failed(&name, volume.0);
+        }
+    }
+
+    fn failed(&mut self, name: &str, number: u64) {
+        let pause = self.retries.failed(number, Instant::now(), crate::metadata::random());
+        tracing::info!(volume = %name, "not served; tried again in {} ms", pause.as_millis());
     }
 
     fn withdraw(&mut self, engine: &Engine, wanted: &BTreeMap<u64, VolumeRecord>) {
@@ -176,10 +205,18 @@ impl Reconciler {
                 tracing::info!(volume = %name, epoch, "attached here; served");
                 door.ready(&name, epoch);
             }
+            // What was begun before can not be begun again: a new epoch is needed, as after a loss.
+            Err(DoorError::Spent(_)) => {
+                let error = BlockError::Closed;
+                door.ended(ExportEnd { name, volume: number, epoch: session, error });
+            }
             Err(DoorError::Lost(error)) => {
                 door.ended(ExportEnd { name, volume: number, epoch: session, error });
             }
-            Err(problem) => tracing::warn!(volume = %name, epoch, "not served: {problem}"),
+            Err(problem) => {
+                tracing::warn!(volume = %name, epoch, "not served: {problem}");
+                door.refused(&name, number, session, problem.to_string());
+            }
         };
         let command = DoorCommand::Attach {
             name: volume.id.clone(),

@@ -35,6 +35,7 @@ pub async fn report(daemon: &Daemon) -> Result<NodeReport, Status> {
     node.links = links_of(&engine, &status);
     node.leaderships = replicas.iter().filter(|replica| replica.role == "leader").count() as u32;
     node.serving = engine.door.serving();
+    node.not_serving = engine.door.not_serving();
     if let Some(shard) = status.shard() {
         let segment = daemon.options.segment_size;
         node.device_bytes = u64::from(shard.segments_total) * segment;
@@ -232,6 +233,16 @@ fn judge(nodes: &[Node], groups: &[Group]) -> (Health, String) {
         let text = format!("the data path of {} does not reach every node", unlinked.join(", "));
         return (Health::Degraded, text);
     }
+    let unserved: Vec<String> = nodes
+        .iter()
+        .flat_map(|node| node.not_serving.iter().map(move |(volume, why)| (node, volume, why)))
+        .map(|(node, volume, why)| {
+            format!("'{}' does not serve '{volume}' and tries again ({why})", node.name)
+        })
+        .collect();
+    if !unserved.is_empty() {
+        return (Health::Degraded, unserved.join(", "));
+    }
     (Health::Ok, format!("all {} nodes and {} groups work", nodes.len(), groups.len()))
 }
 
@@ -270,6 +281,15 @@ mod tests {
             "the leader is the dead one"
         );
         assert_eq!(check([true, false, false], 1).0, Health::Unavailable);
+    }
+
+    #[test]
+    fn a_volume_that_is_not_served_is_named() {
+        let mut nodes: Vec<Node> = (1..=3).map(|n| node(n, true)).collect();
+        nodes[1].not_serving.insert("demo".to_owned(), "the server is stopping".to_owned());
+        let (health, text) = judge(&nodes, &[]);
+        assert_eq!(health, Health::Degraded);
+        assert!(text.contains("'n2' does not serve 'demo'") && text.contains("stopping"), "{text}");
     }
 
     #[test]

@@ -4,8 +4,9 @@ use anyhow::Result;
 use basalt_chaos::measure::resident_bytes;
 use basalt_chaos::nbd::{GREETING, NbdClient, option_header};
 use basalt_chaos::random::Random;
-use basalt_interop::cluster::{Attached, Cluster};
+use basalt_interop::cluster::{Attached, Cluster, Shape};
 use basalt_interop::fio::FioJob;
+use basalt_interop::process::wait_until;
 use basalt_wire::block::crc32c;
 use basalt_wire::codec::{Encoder, HEADER_BYTES, HEADER_VERSION, MAGIC};
 use basalt_wire::frame::{Frame, Hello, PROTOCOL_VERSION, Role};
@@ -22,6 +23,9 @@ const HELD_MAX: usize = 300;
 /// Far above what a node with a little load uses, far below what the lengths that it is told would
 /// make of it.
 const RESIDENT_MAX: u64 = 512 << 20;
+/// What a door holds at a time, and of one volume, as documented.
+const DOOR_CONNECTIONS_MAX: usize = 1024;
+const EXPORT_CONNECTIONS_MAX: usize = 128;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +89,65 @@ fn strangers_on_every_port_harm_nobody() {
     no_panic(&cluster);
     attached.process.stop(PATIENCE).expect("basalt-attach stops");
     cluster.finish().expect("the nodes stop");
+}
+
+/// More connections than a door holds, of clients that say nothing, or one byte now and then: a client
+/// that means it comes through all the same, and each volume's connections are bounded.
+#[test]
+fn idle_and_slow_connections_keep_nobody_out() {
+    let shape = Shape { nodes: 1, ..Shape::default() };
+    let cluster = Cluster::start_with("idle", &shape).expect("a cluster");
+    for name in ["one", "two"] {
+        cluster.basalt(&["volume", "create", name, "--size", "64MiB"]).expect("a volume");
+        cluster.basalt(&["volume", "attach", name, "--host", "node-1"]).expect("attached");
+        cluster.wait_served(&cluster.nodes[0].uri(name)).expect("served");
+    }
+    basalt_node::raise_file_limit();
+    let node = &cluster.nodes[0];
+    let (pid, before) = (node.process.id(), memory_of(node.process.id()));
+    let mut idle = Vec::new();
+    for _ in 0..DOOR_CONNECTIONS_MAX + 200 {
+        idle.push(TcpStream::connect(("127.0.0.1", node.ports.nbd)).expect("it listens"));
+    }
+    let mut good = NbdClient::open(node.ports.nbd, "one", PATIENCE).expect("there is room");
+    good.read(0, 4096).expect("served");
+    // Half a greeting each, so that they are in the middle of something.
+    for stream in &mut idle {
+        // The oldest were thrown out.
+        let _ = stream.write_all(&[0, 0, 0]);
+    }
+    NbdClient::open(node.ports.nbd, "two", PATIENCE).expect("there is still room");
+
+    let mut held = vec![good];
+    let refused = loop {
+        assert!(held.len() <= EXPORT_CONNECTIONS_MAX, "a volume has {} connections", held.len());
+        match NbdClient::open(node.ports.nbd, "one", PATIENCE) {
+            Ok(client) => held.push(client),
+            Err(error) => break format!("{error:#}"),
+        }
+    };
+    assert!(refused.contains("as many connections"), "{refused}");
+    NbdClient::open(node.ports.nbd, "two", PATIENCE).expect("another volume has its own");
+    held.pop();
+    let again = || Ok(NbdClient::open(node.ports.nbd, "one", PATIENCE).is_ok());
+    wait_until("there is room again", PATIENCE, again).expect("it comes");
+
+    // The other ports: as many that say nothing, then somebody who means it.
+    for port in [node.ports.grpc, node.ports.data] {
+        let silent: Vec<_> =
+            (0..600).filter_map(|_| TcpStream::connect(("127.0.0.1", port)).ok()).collect();
+        cluster.wait_healthy().expect("the API answers");
+        drop(silent);
+    }
+    let grown = memory_of(pid).saturating_sub(before);
+    println!("hostile: {} idle connections: the node grew by {} MiB", idle.len(), grown >> 20);
+    assert!(grown < 256 << 20, "the node grew by {} MiB", grown >> 20);
+    no_panic(&cluster);
+    cluster.finish().expect("the node stops");
+}
+
+fn memory_of(process: u32) -> u64 {
+    resident_bytes(process).expect("it runs")
 }
 
 fn ports(cluster: &Cluster, attached: &Attached) -> Vec<(Port, u16)> {

@@ -26,11 +26,13 @@ pub struct Shape {
     pub segment: &'static str,
     /// Volume groups.
     pub groups: usize,
+    /// More arguments of every node.
+    pub node_args: Vec<String>,
 }
 
 impl Default for Shape {
     fn default() -> Shape {
-        Shape { nodes: 3, device: "4GiB", segment: "16MiB", groups: 16 }
+        Shape { nodes: 3, device: "4GiB", segment: "16MiB", groups: 16, node_args: Vec::new() }
     }
 }
 
@@ -312,7 +314,9 @@ fn start_node(folder: &Path, number: usize, shape: &Shape) -> Result<Node> {
     let ports = Ports { grpc: free_port()?, data: free_port()?, nbd: free_port()? };
     let log = folder.join(format!("{name}.log"));
     let data = folder.join(&name);
+    let more: Vec<&str> = shape.node_args.iter().map(String::as_str).collect();
     let process = Program::new("basaltd")
+        .more_args(&more)
         .args(["--name", &name, "--data-dir", &data.to_string_lossy()])
         .args(["--device-size", shape.device, "--segment-size", shape.segment])
         .args(["--listen", &format!("127.0.0.1:{}", ports.grpc)])

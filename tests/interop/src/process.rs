@@ -98,6 +98,12 @@ impl Program {
         self
     }
 
+    /// Adds arguments of any number.
+    pub fn more_args(mut self, args: &[&str]) -> Program {
+        self.args.extend(args.iter().map(OsString::from));
+        self
+    }
+
     /// Appends what it prints to a file.
     pub fn log(mut self, path: PathBuf) -> Program {
         self.log = Some(path);

@@ -374,6 +374,35 @@ def multi_conn(t):
 
 
 @check
+def multi_conn_flush_elsewhere(t):
+    # What one connection wrote, another flushes and a third reads, whatever shape their replies have.
+    a, b, c = lib(t), lib(t, structured=False, context=False), Raw(t).go(extended=True, context=True)
+    for n in range(20):
+        data = pattern(100 + n, 3 * 4096 + 512)
+        a.pwrite(data, n * 16384 + 512)
+        b.flush()
+        same(c.ask(READ, n * 16384 + 512, len(data)), (0, data))
+        b.trim(4096, n * 16384 + 4096)
+        same(c.ask(FLUSH)[0], 0)
+        assert a.pread(4096, n * 16384 + 4096) == bytes(4096)
+        same(c.ask(STATUS, n * 16384 + 4096, 4096), (0, [(4096, 3)]))
+
+
+@check
+def contexts_that_are_not_there(t):
+    # Clients ask for them and go on without: the answer names none, and is no error.
+    for names in (["qemu:dirty-bitmap:b0"], ["qemu:allocation-depth", "base:nonsense", "x:"]):
+        raw = Raw(t)
+        same(raw.option(OPT["STRUCTURED"])[-1][0], ACK)
+        same([kind for kind, _ in raw.meta(OPT["SET_META"], names)], [ACK], names)
+        same([kind for kind, _ in raw.meta(OPT["LIST_META"], names)], [ACK], names)
+        raw.go()
+        raw.structured = True
+        same(raw.ask(STATUS, 0, 4096)[0], EINVAL, "no context was agreed on")
+        raw.alive()
+
+
+@check
 def many_requests_in_flight(t):
     h = lib(t, structured=False, context=False)
     buffers = [nbd.Buffer.from_bytearray(bytearray(pattern(n, 16384))) for n in range(200)]

@@ -3,6 +3,7 @@
 
 pub mod dial;
 pub mod error;
+pub mod random;
 pub mod size;
 
 /// The administrative API and the calls between nodes, package `basalt.v1`.

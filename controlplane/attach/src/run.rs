@@ -5,6 +5,7 @@ use crate::options::{Options, machine_name};
 use crate::process::{Usage, stop_signal};
 use anyhow::{Context, Result, anyhow, bail};
 use basalt_api::dial::{Cluster, plain};
+use basalt_api::random::request_id;
 use basalt_api::v1::{
     self, AttachVolumeRequest, AttachVolumeResponse, DetachVolumeRequest, GetPoolMapRequest,
 };
@@ -148,7 +149,7 @@ impl Sessions {
             r#move: take,
             renew: true,
             etag: String::new(),
-            request_id: format!("attach-{:016x}{:016x}", random(), random()),
+            request_id: request_id("attach"),
         };
         let mut last = None;
         for _ in 0..ATTEMPTS {
@@ -299,13 +300,4 @@ impl Sessions {
             }
         }
     }
-}
-
-/// A number that nobody can foresee, from the keys that the standard library draws from the system
-/// for its hash maps.
-fn random() -> u64 {
-    use std::hash::{BuildHasher, Hasher, RandomState};
-    let mut hasher = RandomState::new().build_hasher();
-    hasher.write_u32(std::process::id());
-    hasher.finish()
 }

@@ -1,5 +1,6 @@
 //! The words of the command line.
 
+use basalt_api::random::request_id;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use std::collections::BTreeMap;
@@ -47,6 +48,26 @@ terminal was answered with its name. It is detached then, which shuts its host o
 Examples:
   basalt volume delete demo
   basalt volume delete demo --yes";
+
+const AFTER_STATUS: &str = "\
+Without --groups only groups with a problem are shown.
+
+Examples:
+  basalt cluster status --wait 60 && echo healthy
+  basalt cluster status -o json | jq -r '.nodes[] | select(.reachable | not) | .name'";
+
+const AFTER_LIST: &str = "\
+Examples:
+  basalt volume list
+  basalt volume list -o json | jq -r '.volumes[] | select(.state == \"attached\") | .name'";
+
+const AFTER_DETACH: &str = "\
+A node that serves the volume closes its connections. Another host (basalt-attach) goes on with it
+until it ends, or until the volume is attached anew, which shuts it out for good.
+
+Examples:
+  basalt volume detach demo
+  basalt volume detach demo --host node-a";
 
 const AFTER_COMPLETION: &str = "\
 Examples:
@@ -130,6 +151,7 @@ pub(crate) enum ClusterCommand {
         groups: u32,
     },
     /// Nodes, groups, leaders, and one sentence on their health.
+    #[command(after_help = AFTER_STATUS)]
     Status {
         /// Show every group, not only those with a problem.
         #[arg(long)]
@@ -161,6 +183,7 @@ pub(crate) enum VolumeCommand {
         change: Change,
     },
     /// List all volumes.
+    #[command(after_help = AFTER_LIST)]
     List,
     /// Show one volume.
     Show {
@@ -199,6 +222,7 @@ pub(crate) enum VolumeCommand {
         change: Change,
     },
     /// Take a volume from its host.
+    #[command(after_help = AFTER_DETACH)]
     Detach {
         /// Its name.
         #[arg(value_parser = volume_id)]
@@ -214,7 +238,7 @@ pub(crate) enum VolumeCommand {
 /// Options of every change.
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct Change {
-    /// Names the change: repeating it under the same id takes effect once.
+    /// Names the change: repeating it under the same id takes effect once. Default: an id drawn anew.
     #[arg(long, value_name = "ID")]
     pub request_id: Option<String>,
     /// Only if the volume did not change since it was shown with this etag.
@@ -223,9 +247,10 @@ pub(crate) struct Change {
 }
 
 impl Change {
-    /// The id, or nothing.
+    /// The id that was given, or one of its own: a call that one node did not answer is made again
+    /// at the next, and must not find what it did itself in its way.
     pub fn id(&self) -> String {
-        self.request_id.clone().unwrap_or_default()
+        self.request_id.clone().unwrap_or_else(|| request_id("cli"))
     }
 
     /// The etag, or nothing.

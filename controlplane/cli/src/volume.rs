@@ -5,6 +5,7 @@ use crate::options::{Change, Options, VolumeCommand, label_map};
 use crate::output::{self, Progress};
 use basalt_api::dial::{Cluster, plain};
 use basalt_api::error::{self, reason_of};
+use basalt_api::random::request_id;
 use basalt_api::size::show;
 use basalt_api::v1::{
     AttachVolumeRequest, CreateVolumeRequest, DeleteVolumeRequest, DetachVolumeRequest,
@@ -180,7 +181,7 @@ async fn detach_for_good(
         host: host.clone(),
         epoch: attachment.epoch,
         etag: String::new(),
-        request_id: String::new(),
+        request_id: request_id("cli"),
     };
     Ok(call!(cluster, detach_volume, request)?.etag)
 }

@@ -5,8 +5,8 @@
 //! plan by asking again with the same list.
 
 use crate::daemon::Daemon;
-use crate::metadata::random;
 use crate::options::Options;
+use basalt_api::random::random;
 use basalt_api::v1::{
     BootstrapRequest, Cluster, ClusterSpec, DescribeRequest, DescribeResponse, ErrorReason, Health,
     JoinRequest, Member,

@@ -344,7 +344,7 @@ fn shard_setup(
         groups: groups_of(spec, node),
         timing: Timing::default(),
         limits: Limits::default(),
-        seed: crate::metadata::random(),
+        seed: basalt_api::random::random(),
         planted: Planted::default(),
     };
     let format = if opened { FormatPolicy::Never } else { FormatPolicy::IfBlank };

@@ -169,7 +169,7 @@ impl Metadata {
     /// If it did not come through in time; it may still take effect.
     pub async fn change(&self, request_id: &str, op: Op) -> Result<Outcome, Status> {
         let request_id = match request_id {
-            "" => format!("drawn-{:016x}{:016x}", random(), random()),
+            "" => basalt_api::random::request_id("drawn"),
             given => given.to_owned(),
         };
         self.commit(entry(request_id, op)).await.map(|(_, outcome)| outcome)
@@ -337,15 +337,6 @@ fn entry(request_id: String, op: Op) -> Entry {
 pub fn now_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
-}
-
-/// A number that nobody can foresee, from the keys that the standard library draws from the system
-/// for its hash maps.
-pub fn random() -> u64 {
-    use std::hash::{BuildHasher, Hasher, RandomState};
-    let mut hasher = RandomState::new().build_hasher();
-    hasher.write_i64(now_ms());
-    hasher.finish()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

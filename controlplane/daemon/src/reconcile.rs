@@ -169,7 +169,7 @@ impl Reconciler {
     }
 
     fn failed(&mut self, name: &str, number: u64) {
-        let pause = self.retries.failed(number, Instant::now(), crate::metadata::random());
+        let pause = self.retries.failed(number, Instant::now(), basalt_api::random::random());
         tracing::info!(volume = %name, "not served; tried again in {} ms", pause.as_millis());
     }
 

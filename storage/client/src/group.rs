@@ -58,6 +58,8 @@ pub(crate) struct Group {
     pub doubted: bool,
     /// Who was asked for the leader and has not answered.
     pub asked: VoterSet,
+    /// Who said that its device is full to the last block, so that it can not take part in an election.
+    pub full: VoterSet,
     asked_at: Option<Time>,
     /// Nothing that changes blocks is sent before.
     pub busy_until: Time,

@@ -42,6 +42,14 @@ pub enum Bug {
     ChainUnchecked,
     /// An unmap frees one block too few.
     UnmapShort,
+    /// Bounds of what is accepted and not answered are not checked.
+    QueueUnbounded,
+    /// A group falls asleep although a follower lacks entries.
+    SleepsEarly,
+    /// A proposal is answered as done when another entry is applied at its index.
+    ReplacedAnswered,
+    /// Writes are taken without regard to the reserve of a full device.
+    RoomUnchecked,
 }
 
 /// The bug that is planted in this run, if any.

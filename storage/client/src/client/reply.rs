@@ -7,7 +7,7 @@ use crate::part::{
 use crate::types::BlockError;
 use basalt_wire::buffer::Payload;
 use basalt_wire::frame::{Refusal, Reply, ReplyResult};
-use basalt_wire::ids::{Address, LogIndex, NodeId, Term};
+use basalt_wire::ids::{Address, GroupId, LogIndex, NodeId, Term};
 
 const MALFORMED: BlockError = BlockError::Io("a replica refused the request as malformed");
 const CHANGED: BlockError = BlockError::Io("the data changed in memory while it was written");
@@ -37,7 +37,9 @@ impl VolumeClient {
             }
             SentFor::Leader(group, voter) => {
                 self.group(group).asked.remove(voter);
+                self.group(group).full.remove(voter);
                 match reply.result {
+                    ReplyResult::Refused(Refusal::NoSpace) => self.voter_is_full(group, voter, out),
                     ReplyResult::Leader { leader: Some(node), term } => {
                         self.learn(group, node, term);
                     }
@@ -101,6 +103,25 @@ impl VolumeClient {
             }
             // An answer to another question: nothing is known about what was asked.
             (false, ReplyResult::Data { .. } | ReplyResult::Extents { .. }) => self.lose_copy(id),
+        }
+    }
+
+    /// A replica can not take part in electing a leader, for want of room. With a majority of them
+    /// there will be none: what waits for one ends here.
+    fn voter_is_full(&mut self, number: GroupId, voter: usize, out: &mut Out) {
+        let group = self.group(number);
+        group.full.insert(voter);
+        if group.leader.is_some() || group.full.len() <= group.voters.len() / 2 {
+            return;
+        }
+        let waiting: Vec<u32> = std::mem::take(&mut group.waiting).into();
+        for id in waiting {
+            match self.parts[id].kind {
+                PartKind::Write { .. } | PartKind::Unmap => {
+                    self.fail_part(id, BlockError::NoSpace, out);
+                }
+                _ => self.group(number).waiting.push_back(id),
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 use super::group::{Group, Role};
 use super::shared::Cx;
 use crate::mark;
+use crate::planted::Bug;
 use basalt_wire::frame::Frame;
 use basalt_wire::ids::{Address, LogIndex, NodeId, Term};
 use basalt_wire::time::Time;
@@ -55,13 +56,28 @@ impl Group {
         // A replica that may not lead must not disturb those who may.
         let may_campaign = self.impaired.is_none()
             && !cx.shared.draining
+            && !cx.shared.read_only
             && cx.shared.tick >= self.election.abstains_until;
         if self.leads() || may_campaign {
             self.guard(cx, |group, cx| group.tick_library(cx));
+        } else if cx.shared.read_only {
+            self.guard(cx, |group, _| group.forget_silent_leader());
         }
         self.report_damage(cx);
         self.place_leader(cx);
         self.election.may_doze = true;
+    }
+
+    /// Without elections of its own the replica would believe for ever in the leader it heard last.
+    fn forget_silent_leader(&mut self) {
+        let raft = &mut self.raft.as_mut().expect("seen by the guard").raft;
+        raft.election_elapsed += 1;
+        if raft.election_elapsed > 2 * raft.election_timeout()
+            && raft.leader_id != ::raft::INVALID_ID
+        {
+            let term = raft.term;
+            raft.become_follower(term, ::raft::INVALID_ID);
+        }
     }
 
     fn tick_library(&mut self, cx: &mut Cx<'_>) {
@@ -93,7 +109,8 @@ impl Group {
             return;
         }
         self.election.campaign_at = None;
-        if self.term() != Term(term) || self.role() == Role::Leader || self.impaired.is_some() {
+        let may = self.impaired.is_none() && !cx.shared.read_only;
+        if self.term() != Term(term) || self.role() == Role::Leader || !may {
             return;
         }
         mark!("campaign after the leader's link went down");
@@ -286,6 +303,20 @@ impl Group {
         });
     }
 
+    /// The log takes no more records: the replica neither leads nor votes any more.
+    pub fn log_full(&mut self, cx: &mut Cx<'_>) {
+        self.election.campaign_at = None;
+        self.wake(cx);
+        self.guard(cx, |group, _| {
+            let raft = &mut group.raft.as_mut().expect("seen by the guard").raft;
+            if raft.state != StateRole::Follower {
+                let term = raft.term;
+                raft.become_follower(term, ::raft::INVALID_ID);
+            }
+        });
+        self.give_up(cx);
+    }
+
     /// Whether somebody could take over leadership.
     pub fn has_heir(&self, down: &BTreeSet<NodeId>) -> bool {
         self.peers().any(|peer| !down.contains(&peer.node))
@@ -317,8 +348,11 @@ impl Group {
         }
         let raft = &self.raft.as_ref().expect("it leads").raft;
         let last = raft.raft_log.last_index();
+        let hasty = cx.shared.planted.is(Bug::SleepsEarly);
         let same = raft.prs().iter().all(|(id, progress)| {
-            *id == raft.id || (progress.matched == last && progress.committed_index == last)
+            hasty
+                || *id == raft.id
+                || (progress.matched == last && progress.committed_index == last)
         });
         let all_up = !self.peers().any(|peer| cx.shared.down.contains(&peer.node));
         if !same || !all_up || raft.lead_transferee.is_some() {

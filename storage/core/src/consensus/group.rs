@@ -14,6 +14,7 @@ use crate::mark;
 use crate::planted::Bug;
 use crate::replica::{Replica, check_entry};
 use crate::shard::{GroupRole, GroupStatus};
+use basalt_wire::block::BLOCK_BYTES;
 use basalt_wire::frame::RaftMessage;
 use basalt_wire::ids::{Address, Epoch, GroupId, Incarnation, LogIndex, NodeId, Term, VolumeId};
 use raft::eraftpb::MessageType;
@@ -69,6 +70,8 @@ pub struct Group {
     pub(super) sessions: FxHashMap<VolumeId, Vec<(Epoch, Incarnation)>>,
     pub(super) outboxes: BTreeMap<NodeId, Outbox>,
     pub(super) full: BTreeSet<NodeId>,
+    /// Until which tick a follower that was started over with is not sent to at once again.
+    pub(super) starting_over: BTreeMap<NodeId, u64>,
     pub(super) election: Election,
     pub(super) impaired: Option<Impaired>,
     pub(super) told: (Option<NodeId>, Role),
@@ -98,6 +101,7 @@ impl Group {
             sessions: FxHashMap::default(),
             outboxes: BTreeMap::new(),
             full: BTreeSet::new(),
+            starting_over: BTreeMap::new(),
             election: Election::default(),
             impaired: None,
             told: (None, Role::Follower),
@@ -161,7 +165,6 @@ impl Group {
 
     /// Stops the group for good; the others go on. What it applied can still be read.
     fn quarantine(&mut self, cx: &mut Cx<'_>, why: &str) {
-        mark!("group quarantined");
         self.raft = None;
         self.outboxes.clear();
         self.staged.clear();
@@ -205,9 +208,18 @@ impl Group {
         if !self.may_take(cx, kind, from.node) {
             return Ok(());
         }
+        if cx.shared.read_only && self.would_record(kind, &message) {
+            mark!("message that a full log can not take");
+            return Ok(());
+        }
         let mut library = convert::to_library(&message, kind);
         match kind {
-            MessageType::MsgAppend => self.stage(cx, message)?,
+            MessageType::MsgAppend => {
+                let taken = self.stage(cx, message)?;
+                let mut entries = library.take_entries().to_vec();
+                entries.truncate(taken);
+                library.set_entries(entries.into());
+            }
             MessageType::MsgHeartbeat => {
                 self.heard(message.term, message.commit.0, None);
                 // A leader that does not know yet what was lost here promises too much.
@@ -235,23 +247,45 @@ impl Group {
         Ok(())
     }
 
+    /// Whether taking a message would change something that has to be recorded.
+    fn would_record(&self, kind: MessageType, message: &RaftMessage) -> bool {
+        let Some(raft) = &self.raft else { return true };
+        let log = &raft.raft.raft_log;
+        let vote = matches!(
+            kind,
+            MessageType::MsgRequestVote
+                | MessageType::MsgRequestPreVote
+                | MessageType::MsgTimeoutNow
+                | MessageType::MsgRequestVoteResponse
+                | MessageType::MsgRequestPreVoteResponse
+        );
+        let known = |index: LogIndex| log.term(index.0).unwrap_or(0);
+        let fresh = message.entries.iter().any(|e| known(e.index) != e.term.0);
+        vote || fresh || message.term.0 > raft.raft.term
+    }
+
     /// Keeps the content of an append's entries beside, verified, until the library took them.
-    fn stage(&mut self, cx: &mut Cx<'_>, message: RaftMessage) -> Result<(), &'static str> {
+    /// Gives their number: those at the end that find no room are left to be sent again.
+    fn stage(&mut self, cx: &mut Cx<'_>, message: RaftMessage) -> Result<usize, &'static str> {
         self.heard(message.term, message.commit.0, Some(message.index.0));
         let raft = self.raft.as_ref().expect("checked by the caller");
+        let all = message.entries.len();
         if message.term.0 < raft.raft.term {
-            return Ok(());
+            return Ok(all);
         }
         let metadata = self.id == GroupId::METADATA;
         let verify = !cx.shared.planted.is(Bug::AppendUnverified);
-        for entry in message.entries {
+        for (taken, entry) in message.entries.into_iter().enumerate() {
             let known = raft.raft.raft_log.term(entry.index.0).unwrap_or(0) == entry.term.0;
             if known {
                 continue;
             }
-            if !entry.payload.is_empty() && cx.shared.log.segments_free() == 0 {
+            let blocks = (self.staged_bytes + entry.payload.len()).div_ceil(BLOCK_BYTES) as u32;
+            let alone = self.staged_bytes == 0;
+            if !entry.payload.is_empty() && !cx.shared.log.has_room_in_reserve(blocks, alone) {
                 mark!("append without room");
-                return Err("there is no room left for block data");
+                let why = "there is no room left for block data";
+                return if taken == 0 { Err(why) } else { Ok(taken) };
             }
             if metadata && !entry.payload.is_empty() {
                 return Err("a metadata entry with payload");
@@ -270,7 +304,7 @@ impl Group {
             self.staged_bytes += weight(&content);
             self.staged.insert((entry.index.0, entry.term.0), content);
         }
-        Ok(())
+        Ok(all)
     }
 
     /// Makes a rejection fit what is known of the follower. The library (0.7.0) can set the next

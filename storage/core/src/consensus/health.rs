@@ -152,7 +152,7 @@ impl Group {
     /// Tells the peers what was lost, again and again until a leader starts over.
     pub(super) fn report_damage(&mut self, cx: &mut Cx<'_>) {
         let tick = cx.shared.tick;
-        let every = u64::from(cx.shared.timing.heartbeat_ticks).max(1) * 2;
+        let every = report_every(cx);
         let Some(impaired) = &mut self.impaired else { return };
         if impaired.mute || impaired.restarted || tick < impaired.report_at {
             return;
@@ -187,6 +187,11 @@ impl Group {
         }
         self.wake(cx);
         self.outboxes.remove(&from.node);
+        let (tick, every) = (cx.shared.tick, report_every(cx));
+        let waits = self.starting_over.get(&from.node).is_some_and(|until| tick < *until);
+        if !waits {
+            self.starting_over.insert(from.node, tick + every);
+        }
         self.guard(cx, |group, _| {
             let raft = &mut group.raft.as_mut().expect("seen by the guard").raft;
             let id = u64::from(from.node.0);
@@ -195,10 +200,21 @@ impl Group {
             progress.matched = progress.matched.min(intact.0);
             progress.committed_index = progress.committed_index.min(intact.0);
             progress.become_probe();
+            if waits {
+                // Two that contradict each other would go on at once and for ever. The follower is
+                // sent to again when it answers a heartbeat.
+                mark!("starting over waits for a heartbeat");
+                progress.pause();
+            }
             if raft.lead_transferee == Some(id) {
                 raft.abort_leader_transfer();
             }
             raft.send_append(id);
         });
     }
+}
+
+/// Ticks between two reports of damage, and between two starts over at once.
+fn report_every(cx: &Cx<'_>) -> u64 {
+    u64::from(cx.shared.timing.heartbeat_ticks).max(1) * 2
 }

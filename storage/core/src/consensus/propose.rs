@@ -257,7 +257,7 @@ impl Group {
         let wanted = *blocks + command.payload_blocks();
         // A fence lets a full volume be read, and a delete makes room: both may use the reserve.
         let urgent = matches!(command, Command::Fence { .. } | Command::Delete { .. });
-        let urgent = urgent && cx.shared.log.segments_free() > 0;
+        let urgent = urgent && cx.shared.log.has_room_for_fence();
         let room = urgent || (cx.shared.has_room(wanted) && self.full.is_empty());
         match session {
             Err(refusal) => proposal.refuse(cx, self.id, refusal),

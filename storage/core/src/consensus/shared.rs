@@ -3,7 +3,7 @@
 use crate::config::{Limits, ShardConfig, Timing};
 use crate::event::{Effect, LinkId};
 use crate::log::{Log, Record, RecordSeq};
-use crate::planted::Planted;
+use crate::planted::{Bug, Planted};
 use crate::replica::Plan;
 use crate::shard::ProposedCounts;
 use basalt_wire::frame::{Frame, Reply, ReplyResult};
@@ -141,6 +141,8 @@ pub struct Shared {
     pub down: BTreeSet<NodeId>,
     /// Whether leaderships are being handed over.
     pub draining: bool,
+    /// Whether the log takes no more records.
+    pub read_only: bool,
     /// Reads of the log under way.
     pub log_reads: Slab<LogRead>,
     /// Messages to followers that had to wait for content, since the shard was opened.
@@ -173,6 +175,7 @@ impl Shared {
             proposed: ProposedCounts::default(),
             down: BTreeSet::new(),
             draining: false,
+            read_only: false,
             log_reads: Slab::default(),
             messages: 0,
             client_reads: Slab::default(),
@@ -202,7 +205,7 @@ impl Shared {
 
     /// Whether the device takes more of the clients' data.
     pub fn has_room(&self, blocks: u32) -> bool {
-        self.log.has_room(blocks)
+        self.planted.is(Bug::RoomUnchecked) || self.log.has_room(blocks)
     }
 
     /// A number drawn from the seed for `what`; the same for the same arguments.

@@ -33,6 +33,9 @@ use writer::Writer;
 /// client with one write in flight does not have each of them sealed.
 pub const SEAL_DELAY: Duration = Duration::from_millis(20);
 
+/// Blocks of the reserve that only elections may use.
+const ELECTIONS_ALONE: u32 = 6;
+
 const TOKEN_OPEN: u8 = 1;
 const TOKEN_BATCH: u8 = 2;
 const TOKEN_READ: u8 = 3;
@@ -181,7 +184,20 @@ impl Log {
 
     /// Whether a record with so many blocks of payload leaves the reserve of segments alone.
     pub fn has_room(&self, payload_blocks: u32) -> bool {
-        self.writer().is_some_and(|w| w.has_room(payload_blocks))
+        self.writer().is_some_and(|w| w.has_room(payload_blocks, None))
+    }
+
+    /// Whether records with so many blocks of payload, agreed elsewhere, leave enough of the reserve
+    /// for elections. A record `alone` is known to fit a segment.
+    pub fn has_room_in_reserve(&self, payload_blocks: u32, alone: bool) -> bool {
+        let fits =
+            |w: &Writer| w.has_room(payload_blocks, Some(1)) || alone && w.has_segment_for_one();
+        self.writer().is_some_and(fits)
+    }
+
+    /// Whether a fence or a delete may use the reserve: some blocks are left to elections alone.
+    pub fn has_room_for_fence(&self) -> bool {
+        self.writer().is_some_and(|w| w.has_room(ELECTIONS_ALONE, Some(0)))
     }
 
     /// Segments that were never used.
@@ -317,6 +333,9 @@ pub enum LogEvent {
         /// The data, or nothing if the header is damaged.
         result: Option<Bytes>,
     },
+    /// There is no room for the next record: no record that is not durable yet will be, nor any later
+    /// one. What stands in the log can be read as ever.
+    Full,
     /// A log write failed: nothing more will become durable. The shard must be opened again.
     Suspect(String),
 }

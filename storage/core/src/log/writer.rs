@@ -52,6 +52,8 @@ pub struct Writer {
     planted: Planted,
     failed: bool,
     counts: LogCounts,
+    /// Whether a record waits for which there is no room.
+    full: bool,
     /// Scratch, kept between batches.
     descriptors: Vec<Descriptor<Bytes>>,
     groups: Vec<GroupId>,
@@ -92,6 +94,7 @@ impl Writer {
             planted: config.planted,
             failed: false,
             counts: LogCounts::default(),
+            full: false,
             descriptors: Vec::new(),
             groups: Vec::new(),
         }
@@ -139,11 +142,16 @@ impl Writer {
 
     /// Starts as many batches as may be in flight.
     pub fn flush(&mut self, out: &mut Vec<DiskOp>, events: &mut Vec<LogEvent>) {
-        while !self.failed && !self.queue.is_empty() && self.in_flight.len() < self.in_flight_max {
+        let stopped = self.failed || self.full;
+        while !stopped && !self.queue.is_empty() && self.in_flight.len() < self.in_flight_max {
             match self.plan() {
                 Some(plan) => self.start_batch(&plan, out, events),
                 None if self.segments_free() == 0 => {
-                    self.fail("the log is full: no segment is free", events);
+                    // What was written before becomes durable as ever.
+                    mark!("log.full");
+                    self.full = true;
+                    events.push(LogEvent::Full);
+                    break;
                 }
                 None => self.close_segment(out, events),
             }
@@ -347,11 +355,12 @@ impl Writer {
         assert!(self.wants_seal(), "a log that is busy or sealed");
         let own = blocks_of(batch::header_bytes(self.tail.summaries.len(), 0, 0));
         let closing = blocks_of(batch::header_bytes(0, 0, 0));
+        if self.segments_free() == 0 {
+            // The last blocks are for elections.
+            self.mark_written = self.last_with_records;
+            return;
+        }
         if self.tail.block + own + closing > self.geometry.segment_blocks {
-            if self.segments_free() == 0 {
-                self.mark_written = self.last_with_records;
-                return;
-            }
             self.close_segment(out, events);
             return;
         }
@@ -365,10 +374,12 @@ impl Writer {
         self.geometry.segments - 1 - self.tail.segment
     }
 
-    /// Whether a record with so many blocks of payload still leaves the reserve alone.
-    pub fn has_room(&self, payload_blocks: u32) -> bool {
+    /// Whether a record with so many blocks of payload still leaves so many segments of the reserve
+    /// alone; all of it without `leave`.
+    pub fn has_room(&self, payload_blocks: u32, leave: Option<u32>) -> bool {
+        let reserved = leave.unwrap_or(self.reserved).min(self.reserved);
         let free = self.segments_free();
-        if self.failed || free < self.reserved {
+        if self.failed || self.full || free < reserved {
             return false;
         }
         // What is queued takes its payload and data, and in the worst case a header block a record.
@@ -383,7 +394,12 @@ impl Writer {
         let segment = u64::from(self.geometry.segment_blocks);
         let waste = u64::from(payload_blocks) + u64::from(self.record_blocks(0));
         let each = segment - waste.min(segment / 4 * 3);
-        wanted <= u64::from(free - self.reserved) * each
+        wanted <= u64::from(free - reserved) * each
+    }
+
+    /// Whether nothing waits, and one segment can be used with another left.
+    pub fn has_segment_for_one(&self) -> bool {
+        !self.failed && !self.full && self.queue.is_empty() && self.segments_free() > 1
     }
 
     /// Whether blocks at a location were given to a record.

@@ -47,6 +47,7 @@ impl Shard {
                     let read = self.shared.log_reads.take(token as usize);
                     self.entry_read(now, read, result, None, out);
                 }
+                LogEvent::Full => self.log_full(now, out),
                 LogEvent::Suspect(reason) => self.suspect(reason, out),
             }
         }
@@ -95,6 +96,15 @@ impl Shard {
                 before = slot;
             }
         }
+    }
+
+    /// Nothing more can be promised here, neither an entry nor a vote; what is applied is read.
+    fn log_full(&mut self, now: Time, out: &mut Vec<Effect>) {
+        mark!("shard is read only");
+        self.shared.read_only = true;
+        let text = "the device is full to the last block: it only serves reads from here on";
+        out.push(Effect::Notice { alarm: true, text: text.to_owned() });
+        self.each(now, out, |group, cx| group.log_full(cx));
     }
 
     /// Nothing more becomes durable, so nothing more may be answered.

@@ -100,6 +100,9 @@ impl Shard {
         let (id, volume, epoch) = (request.id, request.volume, request.epoch);
         let incarnation = request.incarnation;
         match parse(request)? {
+            Want::Leader if self.shared.read_only && self.groups[slot].leader().is_none() => {
+                Err(Refusal::NoSpace)
+            }
             Want::Leader => Ok(Some(self.leader(slot))),
             Want::Extents(range, floor) => {
                 let replica = &self.groups[slot].replica;
@@ -123,6 +126,9 @@ impl Shard {
                 let right_term = term == group.term() || self.shared.planted.is(Bug::TermUnchecked);
                 // Just handed over: the answer names the new leader as soon as it is known.
                 let wait = !group.leads() && group.awaits_leader();
+                if self.shared.read_only && group.leader().is_none() {
+                    return Err(Refusal::NoSpace);
+                }
                 if !wait && (!group.leads() || !right_term) {
                     mark!("request for another leader");
                     return Ok(Some(self.leader(slot)));

@@ -50,7 +50,7 @@ fn what_was_to_be_replaced_is_never_taken_for_committed() {
     assert!(writes > 1, "cut at {writes} places");
 }
 
-fn message(from: u32, to: u32, kind: MessageType, term: u64) -> RaftMessage {
+pub fn message(from: u32, to: u32, kind: MessageType, term: u64) -> RaftMessage {
     RaftMessage {
         group: G,
         kind: kind as u8,

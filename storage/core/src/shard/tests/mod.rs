@@ -1,3 +1,4 @@
+mod corners;
 mod cuts;
 mod damage;
 mod election;

@@ -197,7 +197,7 @@ impl World {
     /// Ends turns and carries out effects until nothing moves.
     pub fn run(&mut self) {
         for round in 0.. {
-            assert!(round < 100_000, "the world does not come to rest");
+            assert!(round < 5_000, "the world does not come to rest");
             let mut moved = false;
             for n in self.nodes.keys().copied().collect::<Vec<_>>() {
                 moved |= self.turn(n);

@@ -61,6 +61,11 @@ impl SimClient {
         self.pending.is_empty() && (self.ready.is_some() || self.lost.is_some())
     }
 
+    /// Whether a read is under way.
+    pub fn waits_for_read(&self) -> bool {
+        self.pending.values().any(|p| p.plan.kind == Kind::Read)
+    }
+
     /// Operations under way.
     pub fn pending(&self) -> usize {
         self.pending.len()

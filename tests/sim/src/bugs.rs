@@ -3,7 +3,7 @@
 use basalt_core::planted::Bug;
 
 /// Every planted bug, with its name on the command line.
-pub const ALL: [(Bug, &str); 18] = [
+pub const ALL: [(Bug, &str); 22] = [
     (Bug::AckBeforeDurable, "ack-before-durable"),
     (Bug::NoFlush, "no-flush"),
     (Bug::DurableOutOfOrder, "durable-out-of-order"),
@@ -22,6 +22,10 @@ pub const ALL: [(Bug, &str); 18] = [
     (Bug::FloorUnchecked, "floor-unchecked"),
     (Bug::ChainUnchecked, "chain-unchecked"),
     (Bug::UnmapShort, "unmap-short"),
+    (Bug::QueueUnbounded, "queue-unbounded"),
+    (Bug::SleepsEarly, "sleeps-early"),
+    (Bug::ReplacedAnswered, "replaced-answered"),
+    (Bug::RoomUnchecked, "room-unchecked"),
 ];
 
 /// The bug of a name.

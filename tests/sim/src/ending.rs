@@ -58,6 +58,8 @@ pub struct Probe {
     volume: usize,
     range: BlockRange,
     answer: Option<Bytes>,
+    /// For each block whether the replica says that it is mapped.
+    mapped: Option<Vec<bool>>,
 }
 
 impl World {
@@ -94,7 +96,18 @@ impl World {
             if status.phase == Phase::Opening {
                 continue;
             }
-            self.ran_full |= self.declares_full() && status.segments_free == 0;
+            // With one segment left no block data is taken any more, not even what others agreed on.
+            self.ran_full |= self.declares_full() && status.segments_free <= 1;
+            let limits = self.nodes[n].config.limits;
+            if status.pending_requests > limits.pending_requests
+                || status.pending_bytes > limits.pending_bytes
+            {
+                let text = format!(
+                    "node {n} holds {} requests with {} bytes, beyond its bounds",
+                    status.pending_requests, status.pending_bytes
+                );
+                self.fail(Class::Resources, text);
+            }
             for g in &status.groups {
                 self.watch_group(n, g);
             }
@@ -219,7 +232,9 @@ impl World {
                     ..ending
                 }
             }
-            Stage::Probe if self.probes.iter().all(|p| p.answer.is_some()) => {
+            Stage::Probe
+                if self.probes.iter().all(|p| p.answer.is_some() && p.mapped.is_some()) =>
+            {
                 self.compare_probes();
                 match ending.restarts_left.checked_sub(1) {
                     Some(restarts_left) => {
@@ -232,7 +247,7 @@ impl World {
             }
             // A log without a free segment can neither elect nor catch up: until there is a cleaner,
             // that is a lawful end.
-            _ if now > ending.deadline && self.ran_full => {
+            _ if now > ending.deadline && self.ran_full && !self.reads_hang() => {
                 self.ended_full = true;
                 Ending { stage: Stage::Done, ..ending }
             }
@@ -244,6 +259,11 @@ impl World {
             _ => ending,
         };
         self.ending = Some(next);
+    }
+
+    /// Whether a session that has begun waits for a read: a full device is no reason for that.
+    fn reads_hang(&self) -> bool {
+        self.clients.iter().any(|c| c.ready.is_some() && c.lost.is_none() && c.waits_for_read())
     }
 
     fn explain(&self, ending: &Ending) -> String {
@@ -260,6 +280,22 @@ impl World {
                 )
             })
             .collect();
+        let stage = match ending.stage {
+            Stage::Answer => "not everything is answered",
+            Stage::Converge => "the replicas do not come to agree",
+            Stage::Probe => "a replica does not answer a read",
+            Stage::Done => "it is over",
+        };
+        format!(
+            "{stage} (frozen {:?}): {} | {}",
+            ending.frozen,
+            clients.join(", "),
+            self.describe()
+        )
+    }
+
+    /// All nodes and their replicas, in words.
+    pub fn describe(&self) -> String {
         let nodes: Vec<String> = (0..self.nodes.len())
             .map(|n| match &self.nodes[n].shard {
                 None => format!("node {n} is down"),
@@ -286,18 +322,7 @@ impl World {
                 }
             })
             .collect();
-        let stage = match ending.stage {
-            Stage::Answer => "not everything is answered",
-            Stage::Converge => "the replicas do not come to agree",
-            Stage::Probe => "a replica does not answer a read",
-            Stage::Done => "it is over",
-        };
-        format!(
-            "{stage} (frozen {:?}): {} | {}",
-            ending.frozen,
-            clients.join(", "),
-            nodes.join(" | ")
-        )
+        nodes.join(" | ")
     }
 
     /// Whether all nodes run and all replicas of each group have applied all that there is.
@@ -365,34 +390,45 @@ impl World {
         let group = group_of_chunk(id, chunk, self.options.groups);
         let voters = self.map.groups[group.0 as usize].clone();
         for node in (0..self.nodes.len()).filter(|n| voters.contains(&address(*n))) {
-            self.probes.push(Probe { node, volume, range, answer: None });
-            self.send_probe(self.probes.len() - 1);
+            self.probes.push(Probe { node, volume, range, answer: None, mapped: None });
+            self.send_probe(self.probes.len() - 1, false);
+            self.send_probe(self.probes.len() - 1, true);
         }
     }
 
-    fn send_probe(&mut self, at: usize) {
+    fn send_probe(&mut self, at: usize, extents: bool) {
         if self.nodes[self.probes[at].node].mute {
             self.probes[at].answer = Some(Bytes::new());
+            self.probes[at].mapped = Some(Vec::new());
             return;
         }
         let Probe { node, volume, range, .. } = self.probes[at];
         let v = &self.volumes[volume];
         let group = group_of_chunk(v.id, range.block / CHUNK_BLOCKS, self.options.groups);
+        let floor = LogIndex(0);
+        let op = match extents {
+            true => RequestOp::Extents { range, floor },
+            false => RequestOp::Read { range, floor },
+        };
         let request = Request {
-            id: RequestId(at as u64),
+            id: RequestId((at as u64) << 1 | u64::from(extents)),
             group,
             volume: VolumeId(v.id),
             epoch: Epoch(v.epoch),
             incarnation: Incarnation(0),
-            op: RequestOp::Read { range, floor: LogIndex(0) },
+            op,
         };
         self.give(node, Event::Request { link: PROBE, remote: false, request }, 0);
     }
 
     /// A replica answered a question of the end.
     pub fn probe_answer(&mut self, n: Who, reply: Reply) {
-        let at = reply.id.0 as usize;
+        let (at, extents) = ((reply.id.0 >> 1) as usize, reply.id.0 & 1 == 1);
         match reply.result {
+            ReplyResult::Extents { runs, .. } if extents => {
+                let blocks = |(count, mapped): &(u32, bool)| vec![*mapped; *count as usize];
+                self.probes[at].mapped = Some(runs.iter().flat_map(blocks).collect());
+            }
             ReplyResult::Data { payload, .. } => {
                 self.probes[at].answer = Some(payload.contiguous());
             }
@@ -400,7 +436,9 @@ impl World {
             ReplyResult::Refused(Refusal::Damaged) if self.declares_damage(n) => {
                 self.probes[at].answer = Some(Bytes::new());
             }
-            ReplyResult::Refused(Refusal::Busy | Refusal::Unavailable) => self.send_probe(at),
+            ReplyResult::Refused(Refusal::Busy | Refusal::Unavailable) => {
+                self.send_probe(at, extents);
+            }
             other => {
                 self.fail(Class::ClientError, format!("node {n} answers a read by {other:?}"));
             }
@@ -411,6 +449,7 @@ impl World {
     fn compare_probes(&mut self) {
         let (call, end) = (self.moment(), self.moment());
         let probes = std::mem::take(&mut self.probes);
+        probes.iter().for_each(|probe| self.compare_extents(probe));
         for group in probes.chunk_by(|a, b| a.volume == b.volume && a.range == b.range) {
             let answers: Vec<&Probe> =
                 group.iter().filter(|p| p.answer.as_ref().is_some_and(|a| !a.is_empty())).collect();
@@ -428,6 +467,28 @@ impl World {
                 let reader = self.volumes[*volume].client;
                 self.judge_read(reader, *volume, first, &data.clone(), call, end);
             }
+        }
+    }
+
+    /// What a replica says of mapped blocks must fit what it returned for them: data only where it is
+    /// mapped and, where clients wrote whole blocks, nothing mapped without data.
+    fn compare_extents(&mut self, probe: &Probe) {
+        let (Some(data), Some(mapped)) = (&probe.answer, &probe.mapped) else { return };
+        if data.is_empty() {
+            return;
+        }
+        let whole = self.options.unit == BLOCK_BYTES;
+        let zero = data.chunks_exact(BLOCK_BYTES).map(|block| block.iter().all(|byte| *byte == 0));
+        let fits = mapped.len() == data.len() / BLOCK_BYTES
+            && zero
+                .zip(mapped)
+                .all(|(zero, mapped)| if zero { !mapped || !whole } else { *mapped });
+        if !fits {
+            let text = format!(
+                "node {} says of {:?} of volume {} that {mapped:?} is mapped, which is not so",
+                probe.node, probe.range, probe.volume
+            );
+            self.fail(Class::Content, text);
         }
     }
 

@@ -283,7 +283,8 @@ impl World {
         }
     }
 
-    fn propose(&mut self, n: Who) {
+    /// A node's operator proposes a metadata command.
+    pub fn propose(&mut self, n: Who) {
         let token = self.proposals.len() as u64;
         let command = Bytes::copy_from_slice(&(token + 1).to_le_bytes());
         self.proposals.push(None);

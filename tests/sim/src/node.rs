@@ -5,7 +5,7 @@ use crate::clock::Clock;
 use crate::disk::{CutPolicy, Disk};
 use crate::event::{Ev, Who};
 use crate::net::{LinkIndex, LinkKind};
-use crate::queue::{Instant, MICRO, MILLI};
+use crate::queue::{Instant, MICRO, MILLI, SECOND};
 use crate::report::Class;
 use crate::world::{PROBE, World};
 use basalt_core::Shard;
@@ -100,6 +100,8 @@ impl SimNode {
 
 /// Turns in a row that nothing but timers may cause within a simulated second.
 const IDLE_TURNS_MAX: u32 = 20_000;
+/// Frames between peers within a simulated second that lead to no disk operation at all.
+const FRAMES_IN_VAIN_MAX: u32 = 3_000;
 
 impl World {
     /// Starts a node's process, if it is down and may run.
@@ -325,6 +327,7 @@ impl World {
             match effect {
                 Effect::Disk(op) => {
                     let now = self.queue.now();
+                    self.frames_in_vain = (now, 0);
                     let node = &mut self.nodes[n];
                     let (id, at) = node.disk.submit(now, op, node.known);
                     let boot = node.boot;
@@ -343,7 +346,7 @@ impl World {
                 }
                 Effect::DeviceSuspect { reason } => {
                     self.trace(|| format!("node {n} device suspect: {reason}"));
-                    if !self.declares_write_faults() && !self.declares_full() {
+                    if !self.declares_write_faults() {
                         self.fail(Class::Alarm, format!("node {n}'s device is suspect: {reason}"));
                     }
                     let delay = self.rng.below(20 * MILLI);
@@ -352,7 +355,9 @@ impl World {
                 Effect::Notice { alarm, text } => {
                     self.trace(|| format!("node {n} notice alarm {alarm}: {text}"));
                     self.nodes[n].mute |= alarm && text.contains("a vote may be lost");
-                    if alarm && !self.declares_damage(n) && !self.declares_write_faults() {
+                    let full = self.declares_full() && text.contains("the device is full");
+                    self.ran_full |= full;
+                    if alarm && !full && !self.declares_damage(n) && !self.declares_write_faults() {
                         self.fail(Class::Alarm, format!("node {n}: {text}"));
                     }
                 }
@@ -382,9 +387,24 @@ impl World {
             }
         }
         self.trace(|| format!("node {n} -> {to:?} {}", brief(frame)));
+        self.count_in_vain();
         let link = self.nodes[n].peers[node_of(to)];
         if let Some(link) = link.filter(|l| self.net.is_open(*l, 0)) {
             encoder_for(sends, link, 0).push(frame);
+        }
+    }
+
+    /// Peers that talk for ever without anything coming of it: no disk is asked for anything.
+    fn count_in_vain(&mut self) {
+        let now = self.queue.now();
+        if now > self.frames_in_vain.0 + SECOND {
+            self.frames_in_vain = (now, 0);
+        }
+        self.frames_in_vain.1 += 1;
+        if self.frames_in_vain.1 == FRAMES_IN_VAIN_MAX {
+            let text =
+                format!("{FRAMES_IN_VAIN_MAX} frames within a second, and nothing came of it");
+            self.fail(Class::Resources, text);
         }
     }
 

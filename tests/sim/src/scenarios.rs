@@ -3,6 +3,9 @@
 //! Each is played with a few seeds, for the seed still decides latencies and the order of events of
 //! one instant. What must hold is mostly what the checkers watch in every run.
 
+mod links;
+mod room;
+
 use crate::disk::{CutPolicy, Damage};
 use crate::options::{Families, Family};
 use crate::report::Outcome;
@@ -53,6 +56,18 @@ pub fn all() -> Vec<Scenario> {
         s("read-right-after-an-election", 6, read_after_election),
         s("unmapped-blocks-read-as-zeros", 4, unmapped_blocks),
         s("old-tail-behind-a-hole-stays-dropped", 10, old_tail_behind_a_hole),
+        s("leader-that-hears-nobody", 4, links::leader_deaf),
+        s("leader-that-nobody-hears", 4, links::leader_mute),
+        s("follower-that-hears-nobody", 4, links::follower_deaf),
+        s("follower-that-nobody-hears", 4, links::follower_mute),
+        s("one-way-between-leader-and-follower", 4, links::between_leader_and_follower),
+        s("one-way-between-followers", 4, links::between_followers),
+        s("one-way-ring", 4, links::ring),
+        s("every-pattern-of-one-way-links", 3, links::every_pattern),
+        s("flapping-links", 10, links::flapping),
+        s("returns-with-a-higher-term", 4, links::returns_with_a_higher_term),
+        s("full-device-elects-attaches-and-restarts", 6, room::full_device_elects),
+        s("reserve-of-a-full-device-is-used-up", 4, room::reserve_is_used_up),
     ]
 }
 

@@ -159,6 +159,41 @@ impl Script {
             .unwrap_or(0)
     }
 
+    /// The highest term that any replica of any group knows.
+    pub fn highest_term(&self) -> u64 {
+        let shards = self.world.nodes.iter().filter_map(|n| n.shard.as_ref());
+        shards.flat_map(|s| s.status().groups).map(|g| g.term.0).max().unwrap_or(0)
+    }
+
+    /// Asks for a write, and for a metadata command of every node that leads its group.
+    pub fn ask_all(&mut self) {
+        self.write(3);
+        for n in 0..3 {
+            self.world.propose(n);
+        }
+    }
+
+    /// Fails the scenario unless the volume and the metadata group serve within so many milliseconds.
+    pub fn serves(&mut self, ms: u64) {
+        self.ask(Kind::Write, 2, 1);
+        let from = self.world.proposals.len();
+        for waited in 0..ms {
+            if self.world.has_failed() {
+                return;
+            }
+            if waited % 50 == 0 {
+                (0..3).for_each(|n| self.world.propose(n));
+            }
+            let served = self.world.proposals[from..].iter().any(Option::is_some);
+            if served && self.world.client(self.client).pending() == 0 {
+                return;
+            }
+            self.pass(1);
+        }
+        let text = format!("not every group serves within {ms} ms: {}", self.world.describe());
+        self.world.fail(Class::Liveness, text);
+    }
+
     /// A node that is not this one.
     pub fn other(&self, n: Who) -> Who {
         (n + 1) % self.world.nodes.len()

@@ -27,6 +27,8 @@ use std::time::Duration;
 pub const PROBE: LinkId = LinkId(u64::MAX);
 /// Events after which a run is taken for endless.
 const EVENTS_MAX: u64 = 60_000_000;
+/// Events of one instant after which it is taken for endless.
+const EVENTS_AT_ONCE_MAX: u32 = 10_000;
 
 /// One volume.
 pub struct Volume {
@@ -86,12 +88,16 @@ pub struct World {
     pub counts: Counts,
     /// Number of the operation submitted last.
     pub last_op: u32,
+    /// Frames between peers since a disk was asked for anything, and since when they are counted.
+    pub frames_in_vain: (Instant, u32),
     /// An empty list, kept for its memory.
     pub spare_effects: Vec<Effect>,
     /// Draws of the drivers.
     pub rng: Rng,
     /// Draws of the nemesis.
     pub fault_rng: Rng,
+    /// The present instant, and the events that fell on it.
+    same_instant: (Instant, u32),
     failure: Option<Failure>,
     last_moment: Moment,
     hash: u64,
@@ -133,6 +139,8 @@ impl World {
             damaged: false,
             counts: Counts::default(),
             last_op: 0,
+            frames_in_vain: (0, 0),
+            same_instant: (0, 0),
             spare_effects: Vec::new(),
             rng: stream("world", 0),
             fault_rng: stream("nemesis", 0),
@@ -240,6 +248,13 @@ impl World {
         self.counts.events += 1;
         if self.counts.events > EVENTS_MAX {
             self.fail(Class::Resources, format!("the run did not end in {EVENTS_MAX} events"));
+        }
+        self.same_instant = match self.same_instant {
+            (instant, count) if instant == at => (at, count + 1),
+            _ => (at, 1),
+        };
+        if self.same_instant.1 > EVENTS_AT_ONCE_MAX {
+            self.fail(Class::Resources, format!("{EVENTS_AT_ONCE_MAX} events at one instant"));
         }
         self.hash = mix(self.hash ^ at ^ code(&event));
         self.dispatch(event);

@@ -325,11 +325,11 @@ fn planted(profile: &str, seeds: u64, jobs: usize, only: Option<&str>) -> Result
         ops: None,
         horizon: None,
     };
-    println!("{:<24} {:>6} {:>8}  how", "bug", "seeds", "seconds");
-    let mut missed = Vec::new();
+    println!("{:<24} {:>6} {:>8}  how", "bug", "seeds", "CPU s");
+    let (mut missed, mut all) = (Vec::new(), Vec::new());
     for (_, name) in bugs::ALL.iter().filter(|b| only.is_none_or(|o| o == b.1)) {
         let template = job(&world, 1, Some(name))?;
-        let began = Instant::now();
+        let began = cpu_seconds();
         let first = SEEDS_FIRST.min(seeds);
         let (mut runs, mut how) = seeds_that_find(&template, 1, first, jobs);
         how = how.or_else(|| scenario_that_finds(template.planted));
@@ -337,12 +337,17 @@ fn planted(profile: &str, seeds: u64, jobs: usize, only: Option<&str>) -> Result
             let (more, found) = seeds_that_find(&template, first + 1, seeds - first, jobs);
             (runs, how) = (runs + more, found);
         }
-        let seconds = began.elapsed().as_secs_f64();
+        let seconds = cpu_seconds() - began;
+        all.push(seconds);
         let text: String = how.as_deref().unwrap_or("NOT FOUND").chars().take(120).collect();
         println!("{name:<24} {runs:>6} {seconds:>8.1}  {text}");
         if how.is_none() {
             missed.push(*name);
         }
+    }
+    all.sort_by(f64::total_cmp);
+    if let (Some(median), Some(worst)) = (all.get(all.len() / 2), all.last()) {
+        println!("CPU seconds to find one: median {median:.1}, worst {worst:.1}");
     }
     match missed.as_slice() {
         [] => println!("every planted bug was found"),

@@ -55,7 +55,7 @@ pub fn all() -> Vec<Scenario> {
         s("long-absent-follower-catches-up", 3, long_absent),
         s("read-right-after-an-election", 6, read_after_election),
         s("unmapped-blocks-read-as-zeros", 4, unmapped_blocks),
-        s("old-tail-behind-a-hole-stays-dropped", 10, old_tail_behind_a_hole),
+        s("old-tail-behind-a-hole-stays-dropped", 40, old_tail_behind_a_hole),
         s("leader-that-hears-nobody", 4, links::leader_deaf),
         s("leader-that-nobody-hears", 4, links::leader_mute),
         s("follower-that-hears-nobody", 4, links::follower_deaf),

@@ -1,89 +1,86 @@
 # File systems and raw access through the kernel's NBD client, a node killed meanwhile.
 # shellcheck shell=bash
 
-mkdir /tmp/disk
-
-# fill NAME MIB: files of all sizes, and their sums in /tmp/NAME.
+# fill NAME MIB: files of all sizes, and their sums in /run/job/NAME.
 fill() {
-    mkdir /tmp/disk/small /tmp/disk/tiny
-    (cd /tmp/disk/small && head -c 1M /dev/urandom | split -b 9001 -a 3)
-    (cd /tmp/disk/tiny && head -c 16K /dev/urandom | split -b 300 -a 3)
-    head -c "$2M" /dev/urandom >/tmp/disk/large
-    cp /tmp/disk/large /tmp/disk/copy
-    rm /tmp/disk/small/*c /tmp/disk/tiny/*d
+    mkdir /run/job/disk/small /run/job/disk/tiny
+    (cd /run/job/disk/small && head -c 1M /dev/urandom | split -b 9001 -a 3)
+    (cd /run/job/disk/tiny && head -c 16K /dev/urandom | split -b 300 -a 3)
+    head -c "$2M" /dev/urandom >/run/job/disk/large
+    cp /run/job/disk/large /run/job/disk/copy
+    rm /run/job/disk/small/*c /run/job/disk/tiny/*d
     sync
-    sums >"/tmp/$1"
-    [ "$(wc -l <"/tmp/$1")" -gt 100 ]
+    sums >"/run/job/$1"
+    [ "$(wc -l <"/run/job/$1")" -gt 100 ]
 }
 
-sums() { (cd /tmp/disk && find . -type f -print0 | sort -z | xargs -0 cksum); }
+sums() { (cd /run/job/disk && find . -type f -print0 | sort -z | xargs -0 cksum); }
 
 # Zeros from OFFSET on for BYTES.
 zeros() { cmp -n "$2" -i "$1:0" /dev/nbd0 /dev/zero; }
 not() { if "$@" >/dev/null; then return 1; fi; }
 
 attach disk 512 1
-for file in discard_max_bytes write_zeroes_max_bytes; do
-    [ "$(cat /sys/block/nbd0/queue/$file)" -gt 0 ]
-done
+# This kernel zeroes by writing; it learns WRITE_ZEROES later.
+[ "$(cat /sys/block/nbd0/queue/discard_max_bytes)" -gt 0 ]
 [ "$(cat /sys/block/nbd0/queue/write_cache)" = "write back" ]
 [ "$(cat /sys/block/nbd0/queue/fua)" = 1 ]
 
 say "ext4, sectors of 512 bytes, one connection"
 mkfs.ext4 -q -F /dev/nbd0
-mount /dev/nbd0 /tmp/disk
+mount /dev/nbd0 /run/job/disk
 fill ext4 24
-umount /tmp/disk
+umount /run/job/disk
 e2fsck -f -n /dev/nbd0
 detach
 
 say "ext4 again, sectors of 4096 bytes, four connections, a node killed under it"
 attach disk 4096 4
-mount -o ro,noload /dev/nbd0 /tmp/disk
-sums | cmp - /tmp/ext4
-umount /tmp/disk
-mount /dev/nbd0 /tmp/disk
+mount -o ro,noload /dev/nbd0 /run/job/disk
+sums | cmp - /run/job/ext4
+umount /run/job/disk
+mount /dev/nbd0 /run/job/disk
 ask kill 2
-head -c 24M /dev/urandom >/tmp/disk/more
+head -c 24M /dev/urandom >/run/job/disk/more
 sync
 ask start 2
-rm /tmp/disk/copy
+rm /run/job/disk/copy
 sync
-fstrim -v /tmp/disk
-sums >/tmp/ext4
-umount /tmp/disk
+fstrim -v /run/job/disk
+sums >/run/job/ext4
+umount /run/job/disk
 blockdev --flushbufs /dev/nbd0
 e2fsck -f -n /dev/nbd0
-mount -o ro,noload /dev/nbd0 /tmp/disk
-sums | cmp - /tmp/ext4
-umount /tmp/disk
+mount -o ro,noload /dev/nbd0 /run/job/disk
+sums | cmp - /run/job/ext4
+umount /run/job/disk
 detach
 
 say "XFS, two connections, a node frozen under it"
 attach disk 512 2
 mkfs.xfs -q -f /dev/nbd0
-mount -o discard /dev/nbd0 /tmp/disk
+mount -o discard /dev/nbd0 /run/job/disk
 ask freeze 3
 fill xfs 16
 ask thaw 3
-rm /tmp/disk/large
+rm /run/job/disk/large
 sync
-sums >/tmp/xfs
-umount /tmp/disk
+sums >/run/job/xfs
+umount /run/job/disk
 xfs_repair -n /dev/nbd0
 detach
 attach disk 512 4
-mount /dev/nbd0 /tmp/disk
-sums | cmp - /tmp/xfs
-umount /tmp/disk
+mount /dev/nbd0 /run/job/disk
+sums | cmp - /run/job/xfs
+umount /run/job/disk
 xfs_repair -n /dev/nbd0
 
 say "fio verifies what it writes past the cache, the leader of some groups killed under it"
 verified() {
     fio --name=guest --filename=/dev/nbd0 --direct=1 --ioengine=libaio --iodepth=16 --size=24m --verify=crc32c \
-        --verify_fatal=1 --verify_state_save=0 --serialize_overlap=1 --output=/tmp/fio "$@" ||
-        { cat /tmp/fio; return 1; }
-    grep -E 'IOPS|err=' /tmp/fio
+        --verify_fatal=1 --verify_state_save=0 --serialize_overlap=1 --output=/run/job/fio "$@" ||
+        { cat /run/job/fio; return 1; }
+    grep -E 'IOPS|err=' /run/job/fio
 }
 verified --rw=randwrite --bs=512-16k &
 fio=$!
@@ -103,10 +100,10 @@ blkdiscard -z -o $((4 * 1048576 + 512)) -l $((3 * 1048576 + 1024)) /dev/nbd0
 zeros $((4 * 1048576 + 512)) $((3 * 1048576 + 1024))
 not zeros $((4 * 1048576)) 512
 not zeros $((7 * 1048576 + 1536)) 512
-dd if=/dev/urandom of=/tmp/piece bs=512 count=7 status=none
-dd if=/tmp/piece of=/dev/nbd0 bs=512 seek=2051 oflag=direct conv=notrunc,fsync status=none
+dd if=/dev/urandom of=/run/job/piece bs=512 count=7 status=none
+dd if=/run/job/piece of=/dev/nbd0 bs=512 seek=2051 oflag=direct conv=notrunc,fsync status=none
 blockdev --flushbufs /dev/nbd0
-dd if=/dev/nbd0 bs=512 skip=2051 count=7 iflag=direct status=none | cmp - /tmp/piece
+dd if=/dev/nbd0 bs=512 skip=2051 count=7 iflag=direct status=none | cmp - /run/job/piece
 blkdiscard /dev/nbd0
 zeros 0 64M
 zeros 480M 32M

@@ -1,17 +1,10 @@
 #!/bin/bash
 # The first process of a guest: brings up what a job needs, runs the job, tells the host how it ended.
-# The root file system is the host's, read-only. The kernel's command line gives the rest:
+# The root file system is the host's, read-only; /run/job is for the job, and the project may lie
+# anywhere else. The kernel's command line gives the rest:
 #   BASALT_JOB    the script to run
 #   BASALT_HOST   the host's address, BASALT_ORDERS the port on which it takes requests
-export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp LC_ALL=C
-mount -t proc proc /proc
-mount -t sysfs sys /sys
-mount -t tmpfs tmp /tmp
-mount -t tmpfs run /run
-ip link set lo up
-ip link set vec0 up
-ip addr add "${BASALT_HOST%.*}.2/24" dev vec0
-
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/run/job TMPDIR=/run/job LC_ALL=C
 # Asks the host for something and waits until it is done.
 ask() {
     local answer
@@ -36,15 +29,26 @@ detach() {
     until [ "$(cat /sys/block/nbd0/size)" = 0 ]; do sleep 0.1; done
 }
 
-status=0
-(
+# The job has a process of its own: "set -e" means nothing to what is followed by "||".
+if [ "${1:-}" = job ]; then
     set -eEuo pipefail
     trap 'echo "line $LINENO of the job failed: $BASH_COMMAND"' ERR
     say "Linux $(uname -r), $(nproc) processor"
     insmod "/usr/lib/uml/modules/$(uname -r)/kernel/drivers/block/nbd.ko" nbds_max=1
     # shellcheck source=/dev/null
     . "$BASALT_JOB"
-) || status=$?
+    exit 0
+fi
+
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t tmpfs run /run
+mkdir -p /run/job/disk
+ip link set lo up
+ip link set vec0 up
+ip addr add "${BASALT_HOST%.*}.2/24" dev vec0
+status=0
+bash "$0" job || status=$?
 if dmesg | grep -E 'I/O error|EXT4-fs (error|warning)|XFS .*([Cc]orrupt|[Ee]rror)|BUG|hung task'; then
     say "the kernel saw errors"
     status=1

@@ -5,6 +5,7 @@
 #   BASALT_JOB    the script to run
 #   BASALT_HOST   the host's address, BASALT_ORDERS the port on which it takes requests
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/run/job TMPDIR=/run/job LC_ALL=C
+
 # Asks the host for something and waits until it is done.
 ask() {
     local answer
@@ -33,8 +34,7 @@ detach() {
 if [ "${1:-}" = job ]; then
     set -eEuo pipefail
     trap 'echo "line $LINENO of the job failed: $BASH_COMMAND"' ERR
-    say "Linux $(uname -r), $(nproc) processor"
-    insmod "/usr/lib/uml/modules/$(uname -r)/kernel/drivers/block/nbd.ko" nbds_max=1
+    say "${BASALT_JOB##*/} on Linux $(uname -r)"
     # shellcheck source=/dev/null
     . "$BASALT_JOB"
     exit 0
@@ -47,8 +47,15 @@ mkdir -p /run/job/disk
 ip link set lo up
 ip link set vec0 up
 ip addr add "${BASALT_HOST%.*}.2/24" dev vec0
+
 status=0
-bash "$0" job || status=$?
+insmod "/usr/lib/uml/modules/$(uname -r)/kernel/drivers/block/nbd.ko" nbds_max=1 || status=$?
+# A guest that overlooks a failure proves nothing, so it is shown one first.
+if BASALT_JOB="${BASALT_JOB%/*}/failing.sh" bash "$0" job; then
+    say "the guest does not notice a job that fails"
+    status=1
+fi
+[ $status != 0 ] || bash "$0" job || status=$?
 if dmesg | grep -E 'I/O error|EXT4-fs (error|warning)|XFS .*([Cc]orrupt|[Ee]rror)|BUG|hung task'; then
     say "the kernel saw errors"
     status=1

@@ -104,6 +104,15 @@ pub enum DeviceSource {
     Memory(MemoryDisk),
 }
 
+impl std::fmt::Display for DeviceSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            DeviceSource::Path(path) => path.display().fmt(f),
+            DeviceSource::Memory(_) => f.write_str("in memory"),
+        }
+    }
+}
+
 /// How far ahead of the log a file is written through: what a log at 500 MB/s uses in an eighth of a
 /// second. A burst refills it when half is used up, which costs the device some 30 ms.
 pub const PREWRITE_BYTES: u64 = 64 << 20;

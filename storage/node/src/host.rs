@@ -51,7 +51,7 @@ impl Host {
         now: Time,
     ) -> Result<Host, NodeError> {
         let (spec, mut config) = (setup.device, setup.config);
-        let name = format!("{:?}", spec.source);
+        let name = spec.source.to_string();
         let refuse = |reason: String| NodeError::Device { device: name.clone(), reason };
         let mut device =
             basalt_device::open(&spec).map_err(|e| refuse(crate::config::with_causes(&e)))?;
@@ -312,13 +312,19 @@ fn make_ready(
         return Ok(());
     }
     if policy == FormatPolicy::Never {
-        return Err("it is blank, but was expected to hold a shard".into());
+        return Err(format!(
+            "it is blank (nothing but zeros where the superblocks stand), but it was in use before and \
+             should hold the data of node {}: another or an emptied device is in its place, or the \
+             path is wrong; start the node with its own device",
+            config.address.node
+        ));
     }
     let segments = segment_count(config.device_bytes, config.segment_bytes);
     if segments <= config.limits.segments_reserved {
         return Err(format!(
-            "{} bytes hold only {segments} segments of {} bytes",
-            config.device_bytes, config.segment_bytes
+            "{} bytes have room for {segments} segments of {} bytes only, and more than {} are needed; \
+             give it a larger device or use smaller segments",
+            config.device_bytes, config.segment_bytes, config.limits.segments_reserved
         ));
     }
     tracing::info!("formatting {}", device.info().description);

@@ -253,19 +253,37 @@ fn read_copy(copy: usize) -> DiskOp {
     }
 }
 
-/// Refuses a device that is not the one that was configured, naming both values.
+/// Refuses a device that is not the one that was configured: says what it holds, what was expected
+/// and what to do.
 fn refuse_foreign(found: &Superblock, config: &ShardConfig) -> Result<(), String> {
-    let expected: [(&str, u64, u64); 5] = [
-        ("cluster", found.cluster.0, config.cluster.0),
-        ("node", u64::from(found.node.0), u64::from(config.address.node.0)),
-        ("shard", u64::from(found.shard.0), u64::from(config.address.shard.0)),
-        ("segment_bytes", found.segment_bytes, config.segment_bytes),
-        ("device_bytes", found.device_bytes, config.device_bytes),
-    ];
-    for (what, found, wanted) in expected {
-        if found != wanted {
-            return Err(format!("the device was formatted for {what} {found}, expected {wanted}"));
-        }
+    let (own, is) = (config.address, "it holds data of");
+    if found.cluster != config.cluster {
+        return Err(format!(
+            "{is} another cluster, {:016x} (node {}), but this node belongs to cluster {:016x}; \
+             start the node with its own device",
+            found.cluster.0, found.node, config.cluster.0
+        ));
+    }
+    if (found.node, found.shard) != (own.node, own.shard) {
+        return Err(format!(
+            "{is} node {} shard {} of this cluster, but this is node {} shard {}: devices were \
+             exchanged; start each node with its own",
+            found.node, found.shard, own.node, own.shard
+        ));
+    }
+    if found.segment_bytes != config.segment_bytes {
+        return Err(format!(
+            "it was formatted with segments of {} bytes, but {} were expected; a device keeps the \
+             segment size of its first use: start the node with that",
+            found.segment_bytes, config.segment_bytes
+        ));
+    }
+    if found.device_bytes != config.device_bytes {
+        return Err(format!(
+            "it was formatted with room for {} bytes, but has room for {} now; a device keeps the \
+             size of its first use: give it that size again, or restore a whole copy of it",
+            found.device_bytes, config.device_bytes
+        ));
     }
     Ok(())
 }

@@ -89,11 +89,11 @@ impl Group {
     }
 
     /// Notes a round of asking: if it bears no fruit, there may be another after a while that
-    /// doubles each time.
+    /// doubles each time, up to `ask_max`: an election is over sooner than a dead node is back.
     pub fn round_done(&mut self, tuning: &Tuning, now: Time) {
         let fresh = self.asked_at.is_none_or(|at| now.since(at) > tuning.retry_max * 4);
         let longer = if fresh { Duration::ZERO } else { self.retry_after * 2 };
-        self.retry_after = longer.clamp(tuning.retry_min, tuning.retry_max);
+        self.retry_after = longer.clamp(tuning.retry_min, tuning.ask_max.max(tuning.retry_min));
         self.asked_at = Some(now);
     }
 

@@ -198,8 +198,10 @@ pub struct Tuning {
     pub dial_timeout: Duration,
     /// The shortest time between two rounds of asking who leads, or between two dials.
     pub retry_min: Duration,
-    /// The longest.
+    /// The longest between two dials.
     pub retry_max: Duration,
+    /// The longest between two rounds of asking who leads.
+    pub ask_max: Duration,
     /// The shortest wait after a replica said that it is busy.
     pub busy_min: Duration,
     /// Whether the data of replies from the local node is verified too. Its replica has verified
@@ -217,6 +219,7 @@ impl Default for Tuning {
             dial_timeout: Duration::from_secs(2),
             retry_min: Duration::from_millis(20),
             retry_max: Duration::from_millis(200),
+            ask_max: Duration::from_millis(80),
             busy_min: Duration::from_millis(2),
             verify_local: false,
             request_tag: 0,

@@ -31,7 +31,7 @@ const ROUNDS: usize = 3;
 const LATE: Duration = Duration::from_millis(250);
 /// Time to send what is queued when stopping, and for the kernel to let go of everything.
 const FLUSH_TIME: Duration = Duration::from_millis(500);
-const CLOSE_TIME: Duration = Duration::from_secs(5);
+const CLOSE_TIME: Duration = Duration::from_secs(2);
 
 /// How far the reactor is through its life.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

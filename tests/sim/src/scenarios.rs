@@ -52,6 +52,7 @@ pub fn all() -> Vec<Scenario> {
         s("one-node-lost-for-good", 3, lost_for_good),
         s("failed-write-makes-the-device-suspect", 6, failed_write),
         s("slow-but-alive-leader", 2, slow_leader),
+        s("slow-followers-keep-their-leader", 3, slow_followers),
         s("long-absent-follower-catches-up", 3, long_absent),
         s("read-right-after-an-election", 6, read_after_election),
         s("unmapped-blocks-read-as-zeros", 4, unmapped_blocks),
@@ -536,6 +537,24 @@ fn slow_leader(set: Setup) -> World {
     s.world.nodes[leader].disk.faults_mut().slowness = 2_000.0;
     s.work(24, 30_000);
     s.world.nodes[leader].disk.faults_mut().slowness = 1.0;
+    s.end()
+}
+
+fn slow_followers(set: Setup) -> World {
+    let mut s = calm(set);
+    let leader = s.wait_leader(None, 5_000);
+    let term = s.term(leader);
+    for n in (0..3).filter(|n| *n != leader) {
+        s.world.nodes[n].disk.faults_mut().slowness = 5_000.0;
+    }
+    s.work(12, 60_000);
+    let (now_leads, now_term) = (s.leader(), s.term(leader));
+    s.must(now_leads == Some(leader) && now_term == term, || {
+        format!("slow disks moved the leader from {leader}@{term} to {now_leads:?}@{now_term}")
+    });
+    for n in 0..3 {
+        s.world.nodes[n].disk.faults_mut().slowness = 1.0;
+    }
     s.end()
 }
 

@@ -4,7 +4,7 @@ use super::group::{Group, Role};
 use super::shared::Cx;
 use crate::mark;
 use crate::planted::Bug;
-use basalt_wire::frame::Frame;
+use basalt_wire::frame::{Frame, RaftMessage};
 use basalt_wire::ids::{Address, LogIndex, NodeId, Term};
 use basalt_wire::time::Time;
 use raft::eraftpb::MessageType;
@@ -13,6 +13,10 @@ use std::collections::BTreeSet;
 
 /// Entries that a follower may lack and still be asked to lead: it gets them within a round trip.
 const LAG_MAX: u64 = 256;
+/// Ticks between the turns in which voters ask for votes when their leader is gone. An election takes
+/// less, if the devices do; two that ask at the same time take each other's votes, and lose a whole
+/// timeout.
+const TURN_TICKS: u64 = 4;
 
 /// What a replica remembers about elections.
 #[derive(Debug, Default)]
@@ -29,6 +33,10 @@ pub struct Election {
     transfer_after: u64,
     /// It does not ask for votes before this tick.
     abstains_until: u64,
+    /// The last index at each of the two latest ticks, while this replica leads.
+    lasts: [u64; 2],
+    /// Since which tick the node that should lead has kept pace with this leader.
+    in_pace: Option<u64>,
     /// When the group was last busy.
     pub(super) active_at: Time,
     /// Whether the clock has moved since it was last seen whether the group can sleep.
@@ -41,6 +49,8 @@ impl Election {
         self.active_at = now;
         self.transfer = None;
         self.campaign_at = None;
+        self.in_pace = None;
+        self.lasts = [u64::MAX; 2];
     }
 }
 
@@ -64,7 +74,9 @@ impl Group {
             self.guard(cx, |group, _| group.forget_silent_leader());
         }
         self.report_damage(cx);
+        self.watch_pace(cx);
         self.place_leader(cx);
+        self.catch_up(cx);
         self.election.may_doze = true;
     }
 
@@ -94,7 +106,21 @@ impl Group {
         let raft = &self.raft.as_ref().expect("seen by the caller").raft;
         let shortest = raft.election_timeout();
         let what = [u64::from(self.id.0), raft.term, self.election.attempts];
-        shortest + (cx.shared.draw(what) % shortest as u64) as usize
+        let draw = cx.shared.draw(what);
+        let more = match self.leader() {
+            // The others must have missed the leader for as long as they stand by it: one more tick.
+            Some(leader) if leader != self.me => {
+                1 + self.turn_after(leader) * TURN_TICKS + draw % 2
+            }
+            _ => draw % shortest as u64,
+        };
+        shortest + more as usize
+    }
+
+    /// This voter's turn to ask for votes when `leader` is gone: 0 is the first.
+    fn turn_after(&self, leader: NodeId) -> u64 {
+        let others = self.voters.iter().map(|voter| voter.node).filter(|node| *node != leader);
+        others.take_while(|node| *node != self.me).count() as u64
     }
 
     /// When the group must be looked at before the next tick.
@@ -127,6 +153,7 @@ impl Group {
         }
         self.outboxes.remove(&peer);
         self.full.remove(&peer);
+        self.moved.remove(&peer);
         self.wake(cx);
         if up {
             return;
@@ -143,24 +170,39 @@ impl Group {
             // ends here; a pre-vote still needs a majority that misses the leader too.
             raft.election_elapsed = raft.election_elapsed.max(raft.election_timeout());
             let term = raft.term;
-            let window = cx.shared.timing.tick.as_nanos() as u64 * 3;
+            let tick = cx.shared.timing.tick.as_nanos() as u64;
             let what = [u64::from(self.id.0) << 8, term, self.election.attempts];
-            let delay = cx.shared.draw(what) % window.max(1);
+            // The first turn comes when the others have noticed it too.
+            let notice = tick / 4 + cx.shared.draw(what) % (tick / 2).max(1);
+            let delay = self.turn_after(peer) * TURN_TICKS * tick + notice;
             self.election.campaign_at = Some((Time(cx.now.0 + delay), term));
         }
     }
 
     /// Whether a message may reach the library.
-    pub(super) fn may_take(&mut self, cx: &Cx<'_>, kind: MessageType, from: NodeId) -> bool {
+    pub(super) fn may_take(
+        &mut self,
+        cx: &Cx<'_>,
+        kind: MessageType,
+        message: &RaftMessage,
+    ) -> bool {
+        let from = message.from;
         match kind {
             MessageType::MsgRequestVote | MessageType::MsgRequestPreVote => {
                 if self.impaired.is_some() {
                     mark!("vote withheld by an impaired replica");
                     return false;
                 }
+                let lacks = self.holds_more_than((message.log_term.0, message.index.0));
                 if let Some((at, _)) = &mut self.election.campaign_at {
-                    // Somebody else was faster.
-                    *at = (*at).max(cx.now + cx.shared.timing.tick * 5);
+                    if lacks {
+                        // It can not win, so there is nothing to wait for.
+                        mark!("voter that holds more than the candidate asks at once");
+                        *at = (*at).min(cx.now);
+                    } else {
+                        // Somebody else was faster.
+                        *at = (*at).max(cx.now + cx.shared.timing.tick * 5);
+                    }
                 }
                 true
             }
@@ -169,6 +211,13 @@ impl Group {
             }
             _ => true,
         }
+    }
+
+    /// Whether this replica's log is ahead of one that ends with this term and index.
+    fn holds_more_than(&self, (term, index): (u64, u64)) -> bool {
+        let Some(raft) = &self.raft else { return false };
+        let log = &raft.raft.raft_log;
+        (log.last_term(), log.last_index()) > (term, index)
     }
 
     /// Notes where the group's leader should be.
@@ -184,8 +233,12 @@ impl Group {
     /// A peer asks to be made leader.
     pub fn asked_for_leadership(&mut self, cx: &mut Cx<'_>, from: Address, candidate: NodeId) {
         if candidate == from.node && self.leads() && self.voters.contains(&from) {
+            // Being woken counts as being busy.
+            let may = self.may_place(cx, candidate);
             self.wake(cx);
-            self.transfer(cx, candidate);
+            if may {
+                self.transfer(cx, candidate);
+            }
         }
     }
 
@@ -207,7 +260,7 @@ impl Group {
             return;
         }
         if self.leads() {
-            if prefer != self.me {
+            if prefer != self.me && self.may_place(cx, prefer) {
                 self.transfer(cx, prefer);
             }
         } else if prefer == self.me {
@@ -218,6 +271,36 @@ impl Group {
             let frame = Frame::AskLeadership { group: self.id, candidate: self.me };
             cx.send(leader, frame);
         }
+    }
+
+    /// Notes whether the node that should lead keeps pace: it holds what there was two ticks ago.
+    fn watch_pace(&mut self, cx: &Cx<'_>) {
+        let Some(prefer) = self.election.prefer.filter(|node| self.leads() && *node != self.me)
+        else {
+            return;
+        };
+        let Some(raft) = &self.raft else { return };
+        let matched = raft.raft.prs().get(u64::from(prefer.0)).map_or(0, |p| p.matched);
+        let [before, latest] = self.election.lasts;
+        if matched < before {
+            self.election.in_pace = None;
+        } else {
+            self.election.in_pace.get_or_insert(cx.shared.tick);
+        }
+        self.election.lasts = [latest, raft.raft.raft_log.last_index()];
+    }
+
+    /// Whether the node that should lead can be given a group that works: one that just came back
+    /// would hold up everybody who writes, so it must have kept pace for a while, or nobody writes.
+    fn may_place(&self, cx: &Cx<'_>, node: NodeId) -> bool {
+        let patience = u64::from(cx.shared.timing.election_ticks);
+        let kept = self.election.prefer == Some(node)
+            && self.election.in_pace.is_some_and(|since| cx.shared.tick >= since + patience);
+        let idle = cx.now.since(self.election.active_at) >= cx.shared.timing.tick * 10;
+        let Some(raft) = &self.raft else { return false };
+        let last = raft.raft.raft_log.last_index();
+        let whole = raft.raft.prs().get(u64::from(node.0)).is_some_and(|p| p.matched >= last);
+        kept || (idle && whole)
     }
 
     fn pause_transfers(&mut self, cx: &Cx<'_>) {
@@ -401,6 +484,18 @@ impl Group {
         let Some(to) = self.voters.iter().copied().find(|a| a.node == peer) else { return };
         let table = raft.store();
         super::outbox::Courier { group: self.slot, to, table, outbox }.advance(cx);
+    }
+
+    /// Goes on with what waits for followers, as far as the shard's pace allows.
+    fn catch_up(&mut self, cx: &mut Cx<'_>) {
+        let Some(raft) = &self.raft else { return };
+        for (peer, outbox) in &mut self.outboxes {
+            let Some(to) = self.voters.iter().copied().find(|a| a.node == *peer) else { continue };
+            if !outbox.is_idle() {
+                let table = raft.store();
+                super::outbox::Courier { group: self.slot, to, table, outbox }.advance(cx);
+            }
+        }
     }
 
     /// A read for a follower ended.

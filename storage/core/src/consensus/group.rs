@@ -17,7 +17,7 @@ use crate::shard::{GroupRole, GroupStatus};
 use basalt_wire::block::BLOCK_BYTES;
 use basalt_wire::frame::RaftMessage;
 use basalt_wire::ids::{Address, Epoch, GroupId, Incarnation, LogIndex, NodeId, Term, VolumeId};
-use raft::eraftpb::MessageType;
+use raft::eraftpb::{self, MessageType};
 use raft::{ProgressState, RawNode, StateRole};
 use rustc_hash::FxHashMap;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -62,6 +62,8 @@ pub struct Group {
     pub(super) staged_bytes: usize,
     pub(super) held: VecDeque<Held>,
     pub(super) last_seq: RecordSeq,
+    /// The record that made the present term known.
+    pub(super) term_seq: RecordSeq,
     pub(super) recorded: HardState,
     pub(super) inbox: VecDeque<Proposal>,
     pub(super) pending: VecDeque<Pending>,
@@ -72,6 +74,9 @@ pub struct Group {
     pub(super) full: BTreeSet<NodeId>,
     /// Until which tick a follower that was started over with is not sent to at once again.
     pub(super) starting_over: BTreeMap<NodeId, u64>,
+    /// What a follower that lacks something has acknowledged, and at which tick that was news, or it
+    /// was sent again what it lacks.
+    pub(super) moved: BTreeMap<NodeId, (u64, u64)>,
     pub(super) election: Election,
     pub(super) impaired: Option<Impaired>,
     pub(super) told: (Option<NodeId>, Role),
@@ -94,6 +99,7 @@ impl Group {
             staged_bytes: 0,
             held: VecDeque::new(),
             last_seq: RecordSeq(0),
+            term_seq: RecordSeq(0),
             recorded: HardState::default(),
             inbox: VecDeque::new(),
             pending: VecDeque::new(),
@@ -102,6 +108,7 @@ impl Group {
             outboxes: BTreeMap::new(),
             full: BTreeSet::new(),
             starting_over: BTreeMap::new(),
+            moved: BTreeMap::new(),
             election: Election::default(),
             impaired: None,
             told: (None, Role::Follower),
@@ -205,7 +212,7 @@ impl Group {
         if !answer {
             self.wake(cx);
         }
-        if !self.may_take(cx, kind, from.node) {
+        if !self.may_take(cx, kind, &message) {
             return Ok(());
         }
         if cx.shared.read_only && self.would_record(kind, &message) {
@@ -228,6 +235,10 @@ impl Group {
             MessageType::MsgAppendResponse | MessageType::MsgHeartbeatResponse => {
                 self.note_room(from.node, message.priority != 0);
                 if library.reject && !self.fit_rejection(cx, &mut library) {
+                    return Ok(());
+                }
+                let beat = kind == MessageType::MsgHeartbeatResponse;
+                if beat && self.only_alive(cx, &library) {
                     return Ok(());
                 }
             }
@@ -310,7 +321,7 @@ impl Group {
     /// Makes a rejection fit what is known of the follower. The library (0.7.0) can set the next
     /// index to send at or below what the follower has acknowledged, and it takes no notice of a
     /// follower that has lost what it acknowledged.
-    fn fit_rejection(&mut self, cx: &mut Cx<'_>, message: &mut raft::eraftpb::Message) -> bool {
+    fn fit_rejection(&mut self, cx: &mut Cx<'_>, message: &mut eraftpb::Message) -> bool {
         let raft = self.raft.as_mut().expect("checked by the caller");
         if raft.raft.state != StateRole::Leader || message.term != raft.raft.term {
             return true;
@@ -332,6 +343,38 @@ impl Group {
             message.reject_hint = hint.max(progress.matched);
             message.log_term = 0;
         }
+        true
+    }
+
+    /// Takes an answer to a heartbeat for no more than a sign of life, if what was sent to the peer may
+    /// still be on its way: the library would send it again, although the peer's device may only be
+    /// slow.
+    fn only_alive(&mut self, cx: &Cx<'_>, message: &eraftpb::Message) -> bool {
+        let raft = &mut self.raft.as_mut().expect("checked by the caller").raft;
+        if raft.state != StateRole::Leader || message.term != raft.term {
+            return false;
+        }
+        let (last, tick) = (raft.raft_log.last_index(), cx.shared.tick);
+        let Some(progress) = raft.mut_prs().get_mut(message.from) else { return false };
+        let peer = NodeId(message.from as u32);
+        if progress.matched >= last {
+            self.moved.remove(&peer);
+            return false;
+        }
+        let patience = u64::from(cx.shared.timing.election_ticks);
+        let seen = self.moved.get(&peer).copied();
+        match seen {
+            Some((matched, since)) if matched == progress.matched && tick < since + patience => {}
+            Some((matched, _)) if matched != progress.matched => {
+                self.moved.insert(peer, (progress.matched, tick));
+            }
+            _ => {
+                self.moved.insert(peer, (progress.matched, tick));
+                return false;
+            }
+        }
+        progress.recent_active = true;
+        progress.update_committed(message.commit);
         true
     }
 

@@ -18,6 +18,8 @@ use std::collections::VecDeque;
 const PAYLOAD_MAX: usize = 2 << 20;
 /// Data after which a message is cut.
 const DATA_MAX: usize = 512 << 10;
+/// Bytes that a message with content from the log counts at least.
+const DATA_MIN: usize = 64 << 10;
 /// Messages with content from the log that may be read or on their way at a time.
 const FETCHED_MAX: usize = 4;
 
@@ -178,7 +180,7 @@ impl Courier<'_> {
         }
         let room = FETCHED_MAX.saturating_sub(self.outbox.unacknowledged.len());
         for at in 0..self.outbox.waiting.len().min(room) {
-            if !self.outbox.waiting[at].started {
+            if !self.outbox.waiting[at].started && cx.shared.catch_up_bytes > 0 {
                 self.start(cx, at);
             }
         }
@@ -193,6 +195,10 @@ impl Courier<'_> {
     fn start(&mut self, cx: &mut Cx<'_>, at: usize) {
         let waiting = &mut self.outbox.waiting[at];
         waiting.started = true;
+        let entries = waiting.message.entries.iter();
+        let blocks = entries.filter_map(|e| Some(self.table.slot(e.index.0)?.blocks as usize));
+        let bytes = (blocks.sum::<usize>() * basalt_wire::block::BLOCK_BYTES).max(DATA_MIN);
+        cx.shared.catch_up_bytes = cx.shared.catch_up_bytes.saturating_sub(bytes);
         for (ordinal, entry) in waiting.message.entries.iter_mut().enumerate() {
             let Some(slot) = self.table.slot(entry.index.0) else {
                 waiting.failed = true;

@@ -37,7 +37,12 @@ impl Group {
             }
             let committed = ready.take_committed_entries();
             let number = ready.number();
-            let messages = ready.take_persisted_messages();
+            let mut messages = ready.take_persisted_messages();
+            if self.term_seq <= cx.shared.durable {
+                for message in messages.extract_if(.., |message| promises_nothing(message)) {
+                    self.send(cx, message);
+                }
+            }
             self.raft.as_mut().expect("only a panic stops it").advance_append_async(ready);
             self.apply(cx, committed);
             self.held.push_back(Held { number, seq: self.last_seq, messages, told: true });
@@ -108,6 +113,7 @@ impl Group {
             let content = content.unwrap_or_default();
             let bytes = content.payload.as_ref().map_or(0, Payload::len);
             let blocks = (bytes / BLOCK_BYTES) as u32;
+            cx.shared.recorded_bytes += bytes;
             let record = content.record(self.id, entry.term, entry.index);
             let slot = Slot { blocks, ..Slot::default() };
             raft.mut_store().append(entry.index, entry.term, slot, content);
@@ -118,12 +124,16 @@ impl Group {
     }
 
     fn record_hard(&mut self, cx: &mut Cx<'_>, state: HardState) {
+        let term_changed = self.recorded.term != state.term;
         self.recorded = state;
         if cx.shared.planted.is(Bug::VoteNotPersisted) {
             return;
         }
         let record = Record::HardState { group: self.id, state };
         self.last_seq = cx.shared.record(record, Written { group: self.slot, entry: None });
+        if term_changed {
+            self.term_seq = self.last_seq;
+        }
     }
 
     /// Sends one of the library's messages.
@@ -215,6 +225,7 @@ impl Group {
             }
             (Role::Leader, _) => {
                 self.outboxes.clear();
+                self.moved.clear();
                 self.election.transfer = None;
                 let patience = 2 * u64::from(cx.shared.timing.election_ticks);
                 self.patience = Some(cx.shared.tick + patience);
@@ -222,4 +233,17 @@ impl Group {
             _ => {}
         }
     }
+}
+
+/// Whether a message may leave before what was recorded ahead of it is durable, if only the term that
+/// it speaks in is: a sign of life, and questions and answers about a vote that is not given yet. A
+/// leader whose followers' devices are slow would otherwise take them for dead and stand down, which
+/// helps nobody.
+fn promises_nothing(message: &Message) -> bool {
+    matches!(
+        message.get_msg_type(),
+        MessageType::MsgHeartbeatResponse
+            | MessageType::MsgRequestPreVote
+            | MessageType::MsgRequestPreVoteResponse
+    )
 }

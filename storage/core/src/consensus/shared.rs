@@ -15,6 +15,10 @@ use std::collections::{BTreeSet, VecDeque};
 /// Descriptors after which a packed entry is closed in any case.
 const ENTRY_DATA_MAX: usize = 256 << 10;
 
+/// Bytes that a shard reads for followers far behind between two ticks: at most, and at least.
+const CATCH_UP_MAX: usize = 32 << 20;
+const CATCH_UP_MIN: usize = 2 << 20;
+
 /// A record that was handed to the log and is not durable yet.
 #[derive(Clone, Copy, Debug)]
 pub struct Written {
@@ -153,6 +157,10 @@ pub struct Shared {
     pub cache_order: VecDeque<(usize, u64)>,
     /// Bytes of that content.
     pub cached_bytes: usize,
+    /// Payload recorded since the last tick.
+    pub recorded_bytes: usize,
+    /// What may be read until the next tick for followers that are far behind.
+    pub catch_up_bytes: usize,
 }
 
 impl Shared {
@@ -181,7 +189,17 @@ impl Shared {
             client_reads: Slab::default(),
             cache_order: VecDeque::new(),
             cached_bytes: 0,
+            recorded_bytes: 0,
+            catch_up_bytes: CATCH_UP_MIN,
         }
+    }
+
+    /// Sets the pace for the next tick: followers that are far behind get twice of what is written
+    /// meanwhile, so that they come nearer and those who write are not held up.
+    pub fn set_pace(&mut self) {
+        let written = std::mem::take(&mut self.recorded_bytes);
+        let twice = (2 * written).clamp(CATCH_UP_MIN, CATCH_UP_MAX);
+        self.catch_up_bytes = if written == 0 { CATCH_UP_MAX } else { twice };
     }
 
     /// Queues a record and remembers whose it is.

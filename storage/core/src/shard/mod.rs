@@ -229,6 +229,7 @@ impl Shard {
             // Ticks that were missed (a paused process) are not caught up: what arrived meanwhile
             // must be seen before anybody draws conclusions from silence.
             self.next_tick = (self.next_tick + tick).max(now + tick / 2);
+            self.shared.set_pace();
             self.each(now, out, |group, cx| group.tick(cx));
         }
         self.each(now, out, |group, cx| group.campaign_if_due(cx));

@@ -49,6 +49,113 @@ fn a_leaders_death_is_noticed_by_its_links() {
     }
 }
 
+/// Two that ask for votes at the same time get none, and lose a timeout.
+#[test]
+fn voters_of_a_lost_leader_take_turns() {
+    for (seed, silent) in (0..40).map(|seed| (seed / 2, seed % 2 == 1)) {
+        let mut world = World::new(Options { seed, groups: 8, ..Options::default() });
+        world.fence(1);
+        world.pass(ms(2000));
+        let terms = |world: &World, n: u32| -> Vec<(GroupRole, u64)> {
+            world.shard(n).status().groups.iter().map(|g| (g.role, g.term.0)).collect()
+        };
+        let (leader, died) = (world.elect(), world.now);
+        let before = terms(&world, leader);
+        if silent {
+            world.crash_silently(leader);
+        } else {
+            world.crash(leader);
+        }
+        let (a, b) = others(leader);
+        let bound = if silent { ms(750) } else { ms(100) };
+        world.pass(bound);
+        let both = terms(&world, a).into_iter().zip(terms(&world, b));
+        for ((role, term), (one, other)) in before.into_iter().zip(both) {
+            let led = [one, other].map(|(role, _)| role == GroupRole::Leader);
+            assert!(
+                led[0] != led[1],
+                "seed {seed} since {:?}: {one:?} {other:?}",
+                world.now.since(died)
+            );
+            let rounds = u64::from(role == GroupRole::Leader);
+            assert_eq!((one.1, other.1), (term + rounds, term + rounds), "seed {seed}");
+        }
+    }
+}
+
+/// A device that is slow says nothing about who should lead.
+#[test]
+fn followers_with_slow_devices_keep_their_leader() {
+    let mut world = World::new(Options::default());
+    world.fence(1);
+    let leader = world.elect();
+    let (a, b) = others(leader);
+    let term = world.term(leader);
+    for n in [a, b] {
+        world.nodes.get_mut(&n).unwrap().writes_held = true;
+    }
+    let op = world.write_op(leader, 1, 1, 1);
+    let first = world.request(leader, 1, 1, op);
+    world.pass(ms(5000));
+    assert_eq!((world.leader(), world.term(leader)), (Some(leader), term));
+    assert_eq!(world.replies.get(&first), None, "nothing is durable yet");
+    let appends = world.log.iter().filter(|l| l.contains("RaftEntry")).count();
+    assert!(appends < 40, "what waits for a device is sent {appends} times");
+    for n in [a, b] {
+        world.nodes.get_mut(&n).unwrap().writes_held = false;
+    }
+    world.pass(ms(10));
+    index(&world.replies[&first]);
+}
+
+#[test]
+fn a_candidate_that_lacks_entries_does_not_hold_up_the_other() {
+    let mut world = World::new(Options::default());
+    world.fence(1);
+    let leader = world.elect();
+    // The first in turn after the leader lacks an entry.
+    let first = (1..=3).find(|n| *n != leader).unwrap();
+    let second = 6 - leader - first;
+    world.cut.insert((leader, first));
+    index(&world.write(1, 1, 1));
+    let died = world.now;
+    world.crash(leader);
+    world.cut.clear();
+    world.pass(ms(100));
+    assert_eq!(world.leader(), Some(second), "since {:?}", world.now.since(died));
+}
+
+#[test]
+fn a_returned_node_leads_again_when_it_keeps_pace() {
+    let mut world = World::new(Options::default());
+    world.fence(1);
+    let leader = world.elect();
+    let (home, _) = others(leader);
+    for n in 1..=3 {
+        world.event(n, Event::Prefer { group: G, node: node(home) });
+    }
+    world.pass(ms(1000));
+    assert_eq!(world.elect(), home);
+    world.crash(home);
+    world.pass(ms(1000));
+    let stand_in = world.elect();
+    index(&world.write(1, 1, 1));
+    world.start(home);
+    world.event(home, Event::Prefer { group: G, node: node(home) });
+    world.nodes.get_mut(&home).unwrap().writes_held = true;
+    for i in 0..100 {
+        index(&world.write(1, i, 2));
+        world.pass(ms(50));
+        assert_eq!(world.leader(), Some(stand_in), "its device does not keep pace");
+    }
+    world.nodes.get_mut(&home).unwrap().writes_held = false;
+    for i in 0..60 {
+        world.pass(ms(50));
+        index(&world.write(1, i, 3));
+    }
+    assert_eq!(world.leader(), Some(home));
+}
+
 #[test]
 fn a_leader_that_falls_silent_is_replaced() {
     let mut world = World::new(Options::default());
@@ -119,7 +226,7 @@ fn leadership_moves_to_where_it_is_preferred() {
     let leader = world.elect();
     let (a, b) = others(leader);
     world.event(leader, Event::Prefer { group: G, node: node(a) });
-    world.run();
+    world.pass(ms(1000));
     assert_eq!(world.elect(), a);
     // The one that should lead asks for it, awake or asleep.
     world.pass(ms(20_000));

@@ -23,7 +23,12 @@ fn main() -> ExitCode {
     let runtime =
         tokio::runtime::Builder::new_current_thread().thread_name("control").enable_all().build();
     let result = match runtime {
-        Ok(runtime) => runtime.block_on(basalt_attach::run::run(options, inherited)),
+        Ok(runtime) => {
+            let result = runtime.block_on(basalt_attach::run::run(options, inherited));
+            // A helper thread that waits for a name service must not hold up the end.
+            runtime.shutdown_background();
+            result
+        }
         Err(problem) => Err(problem.into()),
     };
     result.unwrap_or_else(|problem| {

@@ -17,12 +17,16 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 /// How often the map is asked for.
 const MAP_EVERY: Duration = Duration::from_secs(5);
 /// Exit status when every session was lost to another host.
 const LOST: u8 = 3;
+/// How long giving the volumes back may take when the process ends: longer than an election. A volume
+/// that could not be given back can be moved, or attached by the same host again.
+const DETACH: Duration = Duration::from_secs(3);
 /// How often an attachment is tried while the cluster has no quorum.
 const ATTEMPTS: u32 = 3;
 const DOOR: usize = 0;
@@ -57,19 +61,20 @@ pub async fn run(options: Options, inherited: Vec<ListenSource>) -> Result<ExitC
     let (handle, mut failed) = start_reactor(&options, &host, &map, inherited, ends)?;
     let reactor = Arc::new(handle);
     let mut sessions = Sessions { cluster, host, map, epochs: BTreeMap::new() };
-    let begun = sessions.attach_all(&options, &reactor).await;
-    let outcome = match begun {
-        Ok(()) => {
-            ready(&options);
-            sessions.serve(&reactor, &mut ended, &mut failed).await
+    // One receiver for the whole life: a signal at any moment ends what is under way at that moment.
+    let outcome = tokio::select! {
+        outcome = sessions.live(&options, &reactor, &mut ended, &mut failed) => outcome,
+        signal = stop_signal() => {
+            tracing::info!("{}: detaching", signal?);
+            Ok(ExitCode::SUCCESS)
         }
-        Err(problem) => Err(problem),
     };
     // What is under way is finished before the volumes are given back.
     let stopping = reactor.clone();
     let stopped = tokio::task::spawn_blocking(move || stopping.stop()).await?;
     sessions.detach_all().await;
     stopped?;
+    tracing::info!("stopped");
     outcome
 }
 
@@ -125,6 +130,19 @@ struct Sessions {
 }
 
 impl Sessions {
+    /// Attaches, and serves as long as there is something to serve.
+    async fn live(
+        &mut self,
+        options: &Options,
+        mailbox: &Mailbox,
+        ended: &mut mpsc::UnboundedReceiver<ExportEnd>,
+        failed: &mut Failed,
+    ) -> Result<ExitCode> {
+        self.attach_all(options, mailbox).await?;
+        ready(options);
+        self.serve(mailbox, ended, failed).await
+    }
+
     async fn attach_all(&mut self, options: &Options, mailbox: &Mailbox) -> Result<()> {
         let mut waiting = Vec::new();
         for volume in &options.volumes {
@@ -132,11 +150,7 @@ impl Sessions {
             waiting.push((volume.clone(), self.give_to_door(volume, attached, options, mailbox)?));
         }
         for (volume, begun) in waiting {
-            let told = tokio::select! {
-                told = begun => told?,
-                signal = stop_signal() => bail!("{} while attaching", signal?),
-            };
-            told.with_context(|| format!("the volume '{volume}' can not be served"))?;
+            begun.await?.with_context(|| format!("the volume '{volume}' can not be served"))?;
         }
         Ok(())
     }
@@ -210,14 +224,8 @@ impl Sessions {
     ) -> Result<ExitCode> {
         let mut ticks = interval(MAP_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let stop = stop_signal();
-        tokio::pin!(stop);
         loop {
             tokio::select! {
-                signal = &mut stop => {
-                    tracing::info!("{}: detaching", signal?);
-                    return Ok(ExitCode::SUCCESS);
-                }
                 end = ended.recv() => {
                     let Some(end) = end else { bail!("the NBD door is gone") };
                     tracing::error!(volume = %end.name, "served no more: {}", end.error);
@@ -274,30 +282,39 @@ impl Sessions {
         all
     }
 
+    /// Gives the volumes back, all at once. The process ends whatever becomes of it.
     async fn detach_all(&mut self) {
-        let cluster = Cluster::new(self.known_addresses(), Duration::from_secs(12));
+        let cluster = Cluster::new(self.known_addresses(), DETACH / 2);
+        let mut asked = JoinSet::new();
         for (volume, epoch) in std::mem::take(&mut self.epochs) {
-            let request = DetachVolumeRequest {
-                name: format!("volumes/{volume}"),
-                host: self.host.clone(),
-                epoch,
-                etag: String::new(),
-                request_id: String::new(),
-            };
-            let request = &request;
-            let answer = cluster.call(|mut client| {
-                let request = request.clone();
-                async move { client.detach_volume(request).await }
-            });
-            match answer.await {
-                Ok(_) => tracing::info!(%volume, "detached"),
-                Err(status) => tracing::warn!(
-                    %volume,
-                    "stays attached to '{}' in the records: {}",
-                    self.host,
-                    plain(&status)
-                ),
-            }
+            asked.spawn(detach(cluster.clone(), volume, self.host.clone(), epoch));
         }
+        while asked.join_next().await.is_some() {}
     }
+}
+
+async fn detach(cluster: Cluster, volume: String, host: String, epoch: u64) {
+    let request = DetachVolumeRequest {
+        name: format!("volumes/{volume}"),
+        host: host.clone(),
+        epoch,
+        etag: String::new(),
+        // Another node may be asked after one that did not answer.
+        request_id: request_id("detach"),
+    };
+    let request = &request;
+    let answer = cluster.call(|mut client| {
+        let request = request.clone();
+        async move { client.detach_volume(request).await }
+    });
+    let problem = match timeout(DETACH, answer).await {
+        Ok(Ok(_)) => return tracing::info!(%volume, "detached"),
+        Ok(Err(status)) => plain(&status),
+        Err(_) => format!("the cluster did not answer within {} s", DETACH.as_secs()),
+    };
+    tracing::warn!(
+        %volume,
+        "stays attached to '{host}' in the records, which keeps nothing from attaching it there \
+         again, or to another host with --move: {problem}"
+    );
 }

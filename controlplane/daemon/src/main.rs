@@ -16,7 +16,12 @@ fn main() -> ExitCode {
         .enable_all()
         .build();
     let result = match runtime {
-        Ok(runtime) => runtime.block_on(basaltd::daemon::run(options)),
+        Ok(runtime) => {
+            let result = runtime.block_on(basaltd::daemon::run(options));
+            // What helper threads still wait for must not hold up the end.
+            runtime.shutdown_background();
+            result
+        }
         Err(problem) => Err(problem.into()),
     };
     match result {

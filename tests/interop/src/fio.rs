@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::io::Read;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -23,7 +24,7 @@ pub struct FioJob {
     pub size_bytes: u64,
     /// Bytes to transfer; nothing: as `size_bytes`.
     pub io_bytes: Option<u64>,
-    /// Bytes a second at most.
+    /// Bytes written a second at most.
     pub rate_bytes: Option<u64>,
     /// Ends after this time, whatever was transferred.
     pub runtime: Option<Duration>,
@@ -33,6 +34,9 @@ pub struct FioJob {
     pub seed: u64,
     /// fio is killed after this time: its NBD engine waits for ever for a server that is gone.
     pub patience: Duration,
+    /// Where each completion is written down, one line each with its time since 1970 in milliseconds
+    /// and its latency in nanoseconds: the beginning of the file names, `_clat.log` is added.
+    pub completions: Option<PathBuf>,
 }
 
 impl FioJob {
@@ -50,6 +54,7 @@ impl FioJob {
             verify: true,
             seed: 1,
             patience: Duration::from_secs(300),
+            completions: None,
         }
     }
 
@@ -68,7 +73,11 @@ impl FioJob {
             command.arg(format!("--io_size={bytes}"));
         }
         if let Some(bytes) = self.rate_bytes {
-            command.arg(format!("--rate={bytes}"));
+            command.arg(format!("--rate=,{bytes}"));
+        }
+        if let Some(path) = &self.completions {
+            command.arg(format!("--write_lat_log={}", path.display()));
+            command.args(["--per_job_logs=0", "--log_unix_epoch=1"]);
         }
         if let Some(time) = self.runtime {
             command.arg(format!("--runtime={}", time.as_secs()));

@@ -1,14 +1,15 @@
 //! Long runs of the tests of this crate.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use basalt_chaos::power::campaign::Campaign;
-use basalt_chaos::rounds;
-use clap::{Parser, Subcommand};
+use basalt_chaos::rounds::{self, Report};
+use clap::{Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
 const AFTER: &str = "\
 Examples:
-  chaos rounds --rounds 100
+  chaos rounds --rounds 25 --seed 3 -o json > rounds-3.json
+  chaos summary rounds-*.json
   chaos power-cut --runs 40 --cuts 2000
 The programs of the cluster are looked for beside this one, or in BASALT_BIN_DIR.";
 
@@ -20,9 +21,18 @@ struct Options {
     command: Command,
 }
 
+/// How a report is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For people.
+    Text,
+    /// One JSON document.
+    Json,
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// A node is killed or stopped while fio writes and verifies, again and again.
+    /// A node is killed, frozen or stopped while fio writes and verifies, again and again.
     Rounds {
         /// How often.
         #[arg(long, default_value = "100")]
@@ -30,6 +40,15 @@ enum Command {
         /// Seed of the choice of nodes and times.
         #[arg(long, default_value = "1")]
         seed: u64,
+        /// What is printed at the end; the rounds are told on the standard error meanwhile.
+        #[arg(short, long, value_enum, default_value = "text")]
+        output: Output,
+    },
+    /// Puts the rounds of several runs together, from what they printed with `-o json`.
+    Summary {
+        /// Their files.
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
     },
     /// All nodes lose power at one instant: images of recorded devices are cut and revived.
     PowerCut {
@@ -53,9 +72,24 @@ enum Command {
 
 fn main() -> Result<()> {
     match Options::parse().command {
-        Command::Rounds { rounds, seed } => {
-            let report = rounds::run("chaos", rounds, seed)?;
-            print!("{report}");
+        Command::Rounds { rounds, seed, output } => {
+            let report = rounds::run("chaos", rounds, seed, |round| eprintln!("{round}"))?;
+            match output {
+                Output::Text => print!("{report}"),
+                Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
+            }
+            judge(&report)?;
+        }
+        Command::Summary { files } => {
+            let mut all = Report::default();
+            for file in files {
+                let text = std::fs::read_to_string(&file);
+                let text = text.with_context(|| file.display().to_string())?;
+                let one = serde_json::from_str(&text);
+                all.extend(one.with_context(|| file.display().to_string())?);
+            }
+            print!("{all}");
+            judge(&all)?;
         }
         Command::PowerCut { runs, cuts, seed, lying, folder } => {
             let report = Campaign { seed, runs, cuts, lying }.carry_out(&folder)?;
@@ -66,5 +100,12 @@ fn main() -> Result<()> {
             ensure!(lying != report.findings.is_empty(), "the power cuts did not end as they must");
         }
     }
+    Ok(())
+}
+
+/// Data and errors decide, times do not.
+fn judge(report: &Report) -> Result<()> {
+    let failed = report.failures().count();
+    ensure!(failed == 0, "{failed} rounds ended with an error or a mismatch");
     Ok(())
 }

@@ -135,6 +135,7 @@ fn shard_config(shape: &Shape, node: u32) -> ShardConfig {
             .collect(),
         timing: Timing::default(),
         limits: Limits::default(),
+        checkpoint_bytes: 0,
         seed: shape.life << 32 | u64::from(node),
         planted: Planted::NONE,
     }
@@ -147,6 +148,7 @@ fn node_config(shape: &Shape, node: u32) -> Result<ReactorConfig> {
         config: shard_config(shape, node),
         device: device(&shape.media, node),
         format: FormatPolicy::IfBlank,
+        checkpoints: None,
     });
     config.data_listen = Some("127.0.0.1:0".parse().context("loopback")?);
     config.notices = Box::new(move |effect| tell(&format!("node {node}"), effect));

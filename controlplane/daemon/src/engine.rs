@@ -1,5 +1,6 @@
 //! A running member of a cluster: its reactor, its mirror of the metadata group, its reconciler.
 
+use crate::checkpoints::Checkpoints;
 use crate::metadata::Metadata;
 use crate::options::Options;
 use crate::reconcile;
@@ -295,7 +296,7 @@ fn wait_for_device(path: &Path) {
 
 fn reactor_config(
     options: &Options,
-    store: &Store,
+    store: &Arc<Store>,
     spec: &ClusterSpec,
     node: NodeId,
     notices: mpsc::UnboundedSender<Effect>,
@@ -323,7 +324,7 @@ fn reactor_config(
 
 fn shard_setup(
     options: &Options,
-    store: &Store,
+    store: &Arc<Store>,
     spec: &ClusterSpec,
     node: NodeId,
 ) -> Result<ShardSetup> {
@@ -345,10 +346,12 @@ fn shard_setup(
         timing: Timing::default(),
         limits: Limits::default(),
         seed: basalt_api::random::random(),
+        checkpoint_bytes: options.checkpoint_every,
         planted: Planted::default(),
     };
     let format = if opened { FormatPolicy::Never } else { FormatPolicy::IfBlank };
-    Ok(ShardSetup { config, device, format })
+    let checkpoints = Some(Box::new(Checkpoints(store.clone())) as _);
+    Ok(ShardSetup { config, device, format, checkpoints })
 }
 
 fn groups_of(spec: &ClusterSpec, node: NodeId) -> Vec<GroupConfig> {

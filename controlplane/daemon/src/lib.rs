@@ -13,6 +13,7 @@
 
 pub mod admin;
 pub mod bootstrap;
+mod checkpoints;
 pub mod daemon;
 pub mod engine;
 mod incoming;

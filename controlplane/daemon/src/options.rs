@@ -55,6 +55,11 @@ pub struct Options {
     #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = segment_size)]
     pub segment_size: u64,
 
+    /// Bytes of log after which a checkpoint of the index is taken, such as 256MiB; 0 takes none. A
+    /// start replays about as much; each checkpoint costs a part of it in writes.
+    #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = basalt_api::size::parse)]
+    pub checkpoint_every: u64,
+
     /// Name of the node, unique in its cluster. Default: the machine's name.
     #[arg(long, env = "BASALT_NAME", value_name = "NAME")]
     pub name: Option<String>,

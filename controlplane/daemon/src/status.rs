@@ -40,6 +40,12 @@ pub async fn report(daemon: &Daemon) -> Result<NodeReport, Status> {
         let segment = daemon.options.segment_size;
         node.device_bytes = u64::from(shard.segments_total) * segment;
         node.free_bytes = u64::from(shard.segments_free) * segment;
+        node.checkpoint = shard.checkpoint;
+        if let Some(opened) = &shard.open_report {
+            node.replayed_bytes = opened.bytes;
+            node.opened_from_checkpoint = opened.checkpoint.unwrap_or(0);
+            node.opening_milliseconds = shard.opened_in.as_millis() as u64;
+        }
     }
     let metadata_applied = engine.metadata.look(|state| state.applied());
     Ok(NodeReport { node: Some(node), replicas, metadata_applied })

@@ -25,6 +25,8 @@ pub struct ShardConfig {
     pub timing: Timing,
     /// Bounds.
     pub limits: Limits,
+    /// Bytes of log after which a checkpoint is taken; 0 takes none and looks for none.
+    pub checkpoint_bytes: u64,
     /// Seed of the shard's own randomness (election timeouts).
     pub seed: u64,
     /// A bug planted by the simulator; none in production.

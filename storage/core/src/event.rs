@@ -4,6 +4,7 @@
 //! The driver hands it everything that arrived ([`Event`]s), ends the turn, and carries out the
 //! [`Effect`]s in order.
 
+use crate::checkpoint::{StoreDone, StoreOp};
 use basalt_wire::frame::{Frame, Reply, Request};
 use basalt_wire::ids::{Address, GroupId, LogIndex, NodeId, Term};
 use basalt_wire::io::{DiskDone, DiskOp};
@@ -60,6 +61,8 @@ pub enum Event {
         /// Where its leader should be.
         node: NodeId,
     },
+    /// An [`Effect::Store`] ended.
+    Store(StoreDone),
     /// Hand over every leadership and refuse new ones: the node is about to stop.
     Drain,
 }
@@ -69,6 +72,8 @@ pub enum Event {
 pub enum Effect {
     /// Start a device operation.
     Disk(DiskOp),
+    /// Do something with the node's store, after everything asked of it before.
+    Store(StoreOp),
     /// Send a frame to a peer. It may be lost; it is never delivered twice on one link.
     Send {
         /// The receiver.
@@ -90,8 +95,8 @@ pub enum Effect {
         /// The index of the committed entry, or why there is none.
         result: Result<LogIndex, ProposeError>,
     },
-    /// A committed metadata command, in order, each exactly once since the shard was opened (all of
-    /// the log is replayed at start).
+    /// A committed metadata command, in order, each exactly once since the shard was opened (all
+    /// of them are told again at start).
     Applied {
         /// Its index.
         index: LogIndex,

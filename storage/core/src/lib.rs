@@ -7,9 +7,11 @@
 //!
 //! * [`log`]: the segment log: batches appended, durable in order, recovered by a decision table.
 //! * [`index`]: where each block of each volume stands in the log.
+//! * [`checkpoint`]: the state of the replicas in the node's store, so that a start replays less.
 //! * [`consensus`]: Raft groups over the log, with payload beside the entries.
 //! * [`replica`]: applies committed commands, serves reads, holds epochs.
 
+pub mod checkpoint;
 pub mod config;
 pub mod consensus;
 pub mod event;

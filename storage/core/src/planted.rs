@@ -50,6 +50,14 @@ pub enum Bug {
     ReplacedAnswered,
     /// Writes are taken without regard to the reserve of a full device.
     RoomUnchecked,
+    /// A checkpoint is believed although the log does not hold what it stands for.
+    CheckpointBeyondLog,
+    /// A checkpoint is taken of what is not durable.
+    CheckpointNotDurable,
+    /// A checkpoint lets replay begin behind entries that it does not hold.
+    CheckpointTooEarly,
+    /// A checkpoint does not hold the epochs that changed since the last one.
+    CheckpointWithoutEpochs,
 }
 
 /// The bug that is planted in this run, if any.

@@ -80,6 +80,7 @@ impl Bench {
             groups: (0..GROUPS).map(group).collect(),
             timing: Timing::default(),
             limits: Limits::default(),
+            checkpoint_bytes: 0,
             seed: 1,
             planted: Planted::NONE,
         };

@@ -1,6 +1,7 @@
 //! What a reactor is told at its start, and why a start can fail.
 
 use crate::tenant::Tenant;
+use basalt_core::checkpoint::{Changes, Loader};
 use basalt_core::config::ShardConfig;
 use basalt_core::event::Effect;
 use basalt_device::DeviceSpec;
@@ -73,6 +74,23 @@ pub struct ShardSetup {
     pub device: DeviceSpec,
     /// Whether a device may be formatted.
     pub format: FormatPolicy,
+    /// Where the shard's checkpoints are kept. Without it none are taken.
+    pub checkpoints: Option<Box<dyn CheckpointStore>>,
+}
+
+/// Keeps the records of a shard's checkpoints. It is called on a thread of its own, and may block.
+pub trait CheckpointStore: Send {
+    /// Gives every record to the loader, in the order of the keys.
+    ///
+    /// # Errors
+    /// If the store can not be read, or the loader refuses a record.
+    fn load(&mut self, loader: &mut Loader) -> Result<(), String>;
+
+    /// Makes the changes durable, all of them or none.
+    ///
+    /// # Errors
+    /// If they may not be durable.
+    fn save(&mut self, changes: &Changes) -> Result<(), String>;
 }
 
 /// Whether a device may be formatted at start.

@@ -1,5 +1,6 @@
 //! Starting a reactor, and talking to it from other threads.
 
+use crate::checkpoints::Checkpoints;
 use crate::config::{NodeError, ReactorConfig, Routes};
 use crate::reactor::{Bound, Reactor};
 use crate::status::ReactorStatus;
@@ -156,15 +157,17 @@ impl Drop for ReactorHandle {
 
 /// Starts a reactor on a thread of its own. Returns when its device is open and its listeners are
 /// bound; the shard's recovery goes on.
-pub fn start(config: ReactorConfig) -> Result<ReactorHandle, NodeError> {
+pub fn start(mut config: ReactorConfig) -> Result<ReactorHandle, NodeError> {
     let wake = Arc::new(sys::eventfd().map_err(NodeError::system("no eventfd"))?);
     let (sender, mail) = channel();
     let (ready, started) = channel();
     let ended = Arc::new(OnceLock::new());
     let mailbox = Mailbox { sender, wake: wake.clone(), ended: ended.clone() };
+    let store = config.shard.as_mut().and_then(|setup| setup.checkpoints.take());
+    let checkpoints = Checkpoints::start(store, &config.name, mailbox.clone())?;
     let thread = std::thread::Builder::new()
         .name(config.name.clone())
-        .spawn(move || thread_main(config, mail, wake, &ready, &ended))
+        .spawn(move || thread_main(config, checkpoints, mail, wake, &ready, &ended))
         .map_err(NodeError::system("no thread"))?;
     match started.recv() {
         Ok(Ok(bound)) => Ok(ReactorHandle { mailbox, thread: Mutex::new(Some(thread)), bound }),
@@ -181,6 +184,7 @@ pub fn start(config: ReactorConfig) -> Result<ReactorHandle, NodeError> {
 
 fn thread_main(
     mut config: ReactorConfig,
+    checkpoints: Checkpoints,
     mail: Receiver<Mail>,
     wake: Arc<OwnedFd>,
     ready: &Sender<Result<Bound, NodeError>>,
@@ -196,7 +200,7 @@ fn thread_main(
     };
     config.notices = Box::new(tell.clone());
     let name = config.name.clone();
-    let work = AssertUnwindSafe(|| match Reactor::new(config, mail, wake) {
+    let work = AssertUnwindSafe(|| match Reactor::new(config, checkpoints, mail, wake) {
         Ok((mut reactor, bound)) => {
             let _ = ready.send(Ok(bound));
             reactor.run()

@@ -11,6 +11,7 @@
 //! * [`status`]: counters and states.
 
 mod accept;
+mod checkpoints;
 mod chunk;
 pub mod config;
 mod conn;
@@ -27,8 +28,8 @@ mod sys;
 pub mod tenant;
 
 pub use config::{
-    FormatPolicy, Limits, ListenSource, NodeError, Polling, ReactorConfig, Routes, ShardSetup,
-    StreamListener, TenantFactory,
+    CheckpointStore, FormatPolicy, Limits, ListenSource, NodeError, Polling, ReactorConfig, Routes,
+    ShardSetup, StreamListener, TenantFactory,
 };
 pub use handle::{Mailbox, ReactorHandle, start};
 pub use status::{Counters, HostState, HostStatus, LinkStatus, ReactorStatus};

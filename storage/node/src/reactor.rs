@@ -5,6 +5,7 @@
 //! of the next turn's operations reach the kernel in the system call that waits for it.
 
 use crate::accept::Listener;
+use crate::checkpoints::Checkpoints;
 use crate::config::{NodeError, Notices, Polling, ReactorConfig};
 use crate::handle::Mail;
 use crate::host::Host;
@@ -56,6 +57,7 @@ pub(crate) struct Reactor {
     /// Tenants that got an event since their last `end_turn`.
     stirred: Vec<bool>,
     notices: Notices,
+    checkpoints: Checkpoints,
     mail: Receiver<Mail>,
     polling: Polling,
     spinner: Spinner,
@@ -81,7 +83,8 @@ pub(crate) struct Bound {
 
 impl Reactor {
     pub(crate) fn new(
-        config: ReactorConfig,
+        mut config: ReactorConfig,
+        checkpoints: Checkpoints,
         mail: Receiver<Mail>,
         wake: Arc<OwnedFd>,
     ) -> Result<(Reactor, Bound), NodeError> {
@@ -94,6 +97,9 @@ impl Reactor {
         // Without an arena, or without registering it, everything works at a higher price.
         if let Ok(arena) = Arena::install(config.limits.arena_bytes) {
             ring.use_arena(&arena);
+        }
+        if let Some(setup) = config.shard.as_mut().filter(|_| !checkpoints.is_there()) {
+            setup.config.checkpoint_bytes = 0;
         }
         let host = match config.shard {
             Some(setup) => Some(Host::open(setup, config.limits.reopen_attempts, &mut ring, now)?),
@@ -122,6 +128,7 @@ impl Reactor {
             stirred: vec![true; tenants.len()],
             tenants,
             notices: config.notices,
+            checkpoints,
             mail,
             polling: config.polling,
             spinner: Spinner::new(config.polling.spin_max),
@@ -272,6 +279,7 @@ impl Reactor {
                     self.net.counters.disk_ops += 1;
                     host.submit(op, &mut self.net.ring);
                 }
+                Effect::Store(op) => self.checkpoints.ask(op),
                 Effect::Send { to, frame } => self.net.send_peer(to, &frame),
                 Effect::Reply { link, reply } => self.net.reply(link, reply, now),
                 Effect::DeviceSuspect { reason } => {

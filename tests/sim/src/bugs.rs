@@ -3,7 +3,7 @@
 use basalt_core::planted::Bug;
 
 /// Every planted bug, with its name on the command line.
-pub const ALL: [(Bug, &str); 22] = [
+pub const ALL: [(Bug, &str); 26] = [
     (Bug::AckBeforeDurable, "ack-before-durable"),
     (Bug::NoFlush, "no-flush"),
     (Bug::DurableOutOfOrder, "durable-out-of-order"),
@@ -26,6 +26,10 @@ pub const ALL: [(Bug, &str); 22] = [
     (Bug::SleepsEarly, "sleeps-early"),
     (Bug::ReplacedAnswered, "replaced-answered"),
     (Bug::RoomUnchecked, "room-unchecked"),
+    (Bug::CheckpointBeyondLog, "checkpoint-beyond-log"),
+    (Bug::CheckpointNotDurable, "checkpoint-not-durable"),
+    (Bug::CheckpointTooEarly, "checkpoint-too-early"),
+    (Bug::CheckpointWithoutEpochs, "checkpoint-without-epochs"),
 ];
 
 /// The bug of a name.

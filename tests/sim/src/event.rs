@@ -39,6 +39,13 @@ pub enum Ev {
         /// Which.
         id: u32,
     },
+    /// A node's store does the next thing that it was asked for.
+    Store {
+        /// Of which node.
+        node: Who,
+        /// Of which boot.
+        boot: u32,
+    },
     /// A link is attempted.
     Connect {
         /// Which.

@@ -48,5 +48,6 @@ pub mod scenarios;
 pub mod script;
 pub mod shrink;
 pub mod stamp;
+pub mod store;
 pub mod workload;
 pub mod world;

@@ -177,6 +177,10 @@ impl World {
 
     fn damage(&mut self) {
         let victim = self.options.victim as usize;
+        if self.fault_rng.chance(0.2) {
+            self.disturb_store(victim, true);
+            return;
+        }
         let kind = *self.fault_rng.pick(&Damage::ALL);
         if let Some(text) = self.nodes[victim].disk.damage(kind) {
             self.damaged = true;
@@ -203,6 +207,9 @@ impl World {
     }
 
     fn start_later(&mut self, n: Who) {
+        if self.fault_rng.chance(0.1) {
+            self.disturb_store(n, false);
+        }
         let down = self.fault_rng.log_uniform(1e6, 4e9) as u64;
         self.queue.push_in(down, Ev::Start { node: n });
         if self.fault_rng.chance(0.3) {

@@ -7,6 +7,7 @@ use crate::event::{Ev, Who};
 use crate::net::{LinkIndex, LinkKind};
 use crate::queue::{Instant, MICRO, MILLI, SECOND};
 use crate::report::Class;
+use crate::store::Store;
 use crate::world::{PROBE, World};
 use basalt_core::Shard;
 use basalt_core::config::ShardConfig;
@@ -37,6 +38,8 @@ pub struct SimNode {
     pub config: ShardConfig,
     /// Its disk.
     pub disk: Disk,
+    /// Where its checkpoints stand.
+    pub store: Store,
     /// Its running process.
     pub shard: Option<Shard>,
     /// Counts its starts.
@@ -69,10 +72,11 @@ pub struct SimNode {
 
 impl SimNode {
     /// A node that was not started yet.
-    pub fn new(config: ShardConfig, disk: Disk, nodes: usize, rate: f64) -> SimNode {
+    pub fn new(config: ShardConfig, disk: Disk, store: Store, nodes: usize, rate: f64) -> SimNode {
         SimNode {
             config,
             disk,
+            store,
             shard: None,
             boot: 0,
             clock: Clock::new(0, 0, rate),
@@ -147,6 +151,7 @@ impl World {
         node.boot += 1;
         node.inbox.clear();
         node.held = None;
+        node.store.crash();
         match power {
             Some(policy) => node.disk.power_cut(policy),
             None => node.disk.kill(),
@@ -333,6 +338,7 @@ impl World {
                     let boot = node.boot;
                     self.queue.push(at, Ev::Disk { node: n, boot, id });
                 }
+                Effect::Store(op) => self.ask_store(n, op),
                 Effect::Send { to, frame } => self.send_peer(n, to, &frame, &mut sends),
                 Effect::Reply { link, reply } => self.send_reply(n, link, reply, &mut sends),
                 Effect::Proposed { token, result } => self.proposed(token, result.ok()),

@@ -13,6 +13,7 @@ use crate::options::{Family, Options};
 use crate::queue::{Instant, MILLI, Queue};
 use crate::report::{Class, Counts, Failure, Outcome};
 use crate::rng::{Rng, mix};
+use crate::store::{Store, draw_interval};
 use basalt_client::{ClientEvent, PoolMap};
 use basalt_core::Shard;
 use basalt_core::config::{GroupConfig, Limits, ShardConfig, Timing};
@@ -160,6 +161,7 @@ impl World {
     fn make_node(&mut self, n: Who, groups: &[Vec<Address>]) -> SimNode {
         let o = &self.options;
         let mut rng = Rng::stream(o.seed, "node", n as u64);
+        let mut store_rng = Rng::stream(o.seed, "store", n as u64);
         let own = address(n);
         let mut held: Vec<GroupConfig> = groups
             .iter()
@@ -183,6 +185,7 @@ impl World {
                 ..Timing::default()
             },
             limits: draw_limits(&mut rng),
+            checkpoint_bytes: draw_interval(&mut store_rng),
             seed: rng.bits(),
             planted: o.planted,
         };
@@ -198,7 +201,7 @@ impl World {
             disk.execute(op);
         }
         let rate = self.draw_rate();
-        SimNode::new(config, disk, self.options.nodes as usize, rate)
+        SimNode::new(config, disk, Store::new(store_rng), self.options.nodes as usize, rate)
     }
 
     /// How fast a clock runs.
@@ -306,6 +309,11 @@ impl World {
             Ev::Disk { node, boot, id } => {
                 if self.nodes[node].boot == boot {
                     self.disk_done(node, id);
+                }
+            }
+            Ev::Store { node, boot } => {
+                if self.nodes[node].boot == boot {
+                    self.store_done(node);
                 }
             }
             Ev::Connect { link } => self.connect(link),
@@ -506,6 +514,7 @@ fn code(event: &Ev) -> u64 {
         Ev::Heal { fault } => (13, u64::from(fault), 0),
         Ev::Think { who } => (14, who as u64, 0),
         Ev::Check => (15, 0, 0),
+        Ev::Store { node, boot } => (16, node as u64, u64::from(boot)),
     };
     mix(a << 8 | kind) ^ b.rotate_left(17)
 }

@@ -53,11 +53,13 @@ fn cluster(nodes: u32, device_bytes: u64) -> Vec<ReactorHandle> {
                     .collect(),
                 timing: Timing::default(),
                 limits: Limits::default(),
+                checkpoint_bytes: 0,
                 seed: u64::from(number),
                 planted: Planted::NONE,
             },
             device: DeviceSpec::memory(device_bytes),
             format: FormatPolicy::IfBlank,
+            checkpoints: None,
         });
         config.tenants.push(Box::new(|| Box::new(NbdDoor::new(DoorConfig::default()))));
         let source = ListenSource::Tcp(loopback);

@@ -1,5 +1,6 @@
 //! One replica's part in its group: its state, and the messages that reach it.
 
+use super::checkpoint::Commands;
 use super::convert::{self, Receiver};
 use super::election::Election;
 use super::health::{Impaired, OpenState};
@@ -9,6 +10,7 @@ use super::ready::Held;
 use super::shared::Cx;
 use super::table::{Content, ENTRY_SIZE, Table, weight};
 use crate::config::GroupConfig;
+use crate::event::Effect;
 use crate::log::{HardState, RecordSeq};
 use crate::mark;
 use crate::planted::Bug;
@@ -81,6 +83,9 @@ pub struct Group {
     pub(super) impaired: Option<Impaired>,
     pub(super) told: (Option<NodeId>, Role),
     pub(super) cached_seen: usize,
+    /// Entries up to here stand in the store.
+    pub(super) stored_entries: u64,
+    pub(super) commands: Commands,
 }
 
 impl Group {
@@ -113,6 +118,8 @@ impl Group {
             impaired: None,
             told: (None, Role::Follower),
             cached_seen: 0,
+            stored_entries: 0,
+            commands: Commands::default(),
         }
     }
 
@@ -131,6 +138,7 @@ impl Group {
             check_quorum: true,
             pre_vote: true,
             batch_append: true,
+            applied: self.replica.applied().0,
             ..Default::default()
         };
         let (table, impaired) = state.finish(cx.shared.planted.is(Bug::AmnesiacVotes));
@@ -144,6 +152,9 @@ impl Group {
             Err(_) => self.quarantine(cx, "the log's content contradicts itself"),
         }
         self.election.active_at = cx.now;
+        for (index, (term, command)) in (1..).zip(self.commands.take_restored()) {
+            cx.out.push(Effect::Applied { index: LogIndex(index), term, command });
+        }
         self.guard(cx, |group, cx| group.ready(cx));
         self.replica.replayed();
         if let Some(raft) = &mut self.raft {
@@ -385,6 +396,11 @@ impl Group {
         } else if !self.full.is_empty() {
             self.full.remove(&peer);
         }
+    }
+
+    /// Its voters.
+    pub fn voters(&self) -> &[Address] {
+        &self.voters
     }
 
     /// The voter's address.

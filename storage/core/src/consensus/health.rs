@@ -11,6 +11,7 @@ use super::shared::Cx;
 use super::table::{Content, Slot, Table};
 use crate::log::{Damage, DataLocation, HardState, Location, Record};
 use crate::mark;
+use basalt_wire::disk::checkpoint::GroupManifest;
 use basalt_wire::frame::Frame;
 use basalt_wire::ids::{Address, LogIndex, NodeId, Term};
 
@@ -23,6 +24,19 @@ pub struct OpenState {
     gap: Option<u64>,
     highest: u64,
     damage: Option<(u64, u64, bool)>,
+    base: Option<Base>,
+}
+
+/// The checkpoint that a group starts from.
+#[derive(Clone, Copy, Debug)]
+struct Base {
+    /// The last entry that is part of it.
+    applied: u64,
+    /// Replay must come so far.
+    end: u64,
+    /// The first entry that was replayed with another term than the checkpoint says, and was not
+    /// replaced by the right one since.
+    contradicts: Option<u64>,
 }
 
 /// What an impaired replica waits for.
@@ -53,7 +67,52 @@ impl OpenState {
             gap: None,
             highest: 0,
             damage: None,
+            base: None,
         }
+    }
+
+    /// Starts from a checkpoint: what follows is replayed from a place in the log before which
+    /// everything is part of it.
+    pub fn restore(&mut self, entries: Vec<(u64, Slot)>, manifest: &GroupManifest) {
+        let state = manifest.hard;
+        self.hard = HardState { term: state.term, vote: state.vote, commit: state.commit };
+        self.table.restore(entries);
+        let (applied, end) = (manifest.applied.0, manifest.end.0);
+        self.base = Some(Base { applied, end, contradicts: None });
+    }
+
+    /// Whether what was replayed fits the checkpoint.
+    pub fn fits(&self) -> Result<(), String> {
+        let Some(base) = self.base else { return Ok(()) };
+        if let Some(index) = base.contradicts {
+            return Err(format!("entry {index} has another term in the log"));
+        }
+        if self.gap.is_some() || self.damage.is_some() {
+            return Err("entries behind it are missing in the log".into());
+        }
+        if self.table.last() < base.end {
+            let last = self.table.last();
+            return Err(format!("it needs entries up to {}, the log ends at {last}", base.end));
+        }
+        Ok(())
+    }
+
+    /// An entry that is part of the checkpoint is replayed once more: it replaced what came after it.
+    fn replay_known(&mut self, index: u64, term: u64) -> bool {
+        let Some(base) = &mut self.base else { return false };
+        if index == 0 || index > base.applied {
+            return false;
+        }
+        if self.table.last() > base.applied {
+            self.table.truncate(base.applied + 1);
+        }
+        self.gap = None;
+        if self.table.term_of(index) != term {
+            base.contradicts = Some(base.contradicts.map_or(index, |known| known.min(index)));
+        } else if base.contradicts.is_some_and(|known| index <= known) {
+            base.contradicts = None;
+        }
+        true
     }
 
     /// Takes a record of the group.
@@ -68,6 +127,9 @@ impl OpenState {
             Record::HardState { state, .. } => self.hard = state,
             Record::Entry { term, index, data, .. } => {
                 let index = index.0;
+                if self.replay_known(index, term.0) {
+                    return;
+                }
                 self.highest = self.highest.max(index);
                 if self.gap.is_some_and(|gap| index <= gap) {
                     // Replaces the entries that are missing: the log is whole again from here.
@@ -119,7 +181,8 @@ impl OpenState {
         }
         let last = self.table.last();
         let mut hard = self.hard;
-        hard.commit = LogIndex(hard.commit.0.min(last));
+        let end = self.base.map_or(0, |base| base.end);
+        hard.commit = LogIndex(hard.commit.0.max(end).min(last));
         if hard.term.0 < self.table.term_of(last) {
             // Hard state is recorded before the entries of its term; without it there was no vote.
             hard = HardState { term: Term(self.table.term_of(last)), vote: NodeId(0), ..hard };

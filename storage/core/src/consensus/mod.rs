@@ -11,6 +11,7 @@
 //! * The library panics when its invariants break. Messages are checked before they reach it, and a
 //!   group that breaks all the same is stopped alone.
 
+mod checkpoint;
 mod convert;
 mod election;
 mod group;
@@ -21,6 +22,7 @@ mod ready;
 mod shared;
 mod table;
 
+pub use checkpoint::Frozen;
 pub use group::{Group, Role};
 pub use health::{Impaired, OpenState};
 pub use propose::{Asker, Proposal};

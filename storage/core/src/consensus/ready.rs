@@ -175,6 +175,9 @@ impl Group {
             if self.id == GroupId::METADATA {
                 let (index, command) = (LogIndex(index), data.clone());
                 self.replica.skip(index);
+                if cx.shared.checkpoints {
+                    self.commands.keep(index, Term(term), command.clone());
+                }
                 let proposed = !command.is_empty();
                 cx.out.push(Effect::Applied { index, term: Term(term), command });
                 if proposed {

@@ -161,6 +161,8 @@ pub struct Shared {
     pub recorded_bytes: usize,
     /// What may be read until the next tick for followers that are far behind.
     pub catch_up_bytes: usize,
+    /// Whether checkpoints are taken.
+    pub checkpoints: bool,
 }
 
 impl Shared {
@@ -191,6 +193,7 @@ impl Shared {
             cached_bytes: 0,
             recorded_bytes: 0,
             catch_up_bytes: CATCH_UP_MIN,
+            checkpoints: config.checkpoint_bytes > 0,
         }
     }
 

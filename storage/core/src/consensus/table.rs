@@ -6,6 +6,7 @@
 use crate::log::{DataLocation, HardState, Location, Record};
 use basalt_wire::block::BLOCK_BYTES;
 use basalt_wire::buffer::Payload;
+use basalt_wire::disk::checkpoint::EntryPlace;
 use basalt_wire::ids::{GroupId, LogIndex, NodeId, Term};
 use bytes::Bytes;
 use raft::eraftpb::{self, ConfState, Snapshot};
@@ -78,6 +79,34 @@ impl Table {
             cached: VecDeque::new(),
             cached_from: 1,
             cached_bytes: 0,
+        }
+    }
+
+    /// A table with the entries of a checkpoint: their terms and places, from index 1 on.
+    pub fn restore(&mut self, entries: Vec<(u64, Slot)>) {
+        self.terms.clear();
+        self.cached.clear();
+        self.cached_bytes = 0;
+        self.slots = Vec::with_capacity(entries.len());
+        for (index, (term, slot)) in (1..).zip(entries) {
+            if self.terms.last().is_none_or(|(_, last)| *last != term) {
+                self.terms.push((index, term));
+            }
+            self.slots.push(slot);
+        }
+        self.cached_from = self.slots.len() as u64 + 1;
+    }
+
+    /// An entry as a checkpoint says it. It has its place.
+    pub fn entry_place(&self, index: u64) -> EntryPlace {
+        let slot = &self.slots[index as usize - 1];
+        EntryPlace {
+            term: Term(self.term_of(index)),
+            segment: slot.data_at.segment,
+            batch_block: slot.data_at.block,
+            record: slot.data_at.record,
+            block: slot.location.block,
+            blocks: slot.blocks,
         }
     }
 

@@ -11,6 +11,7 @@ pub use page::{BlockPlace, Page};
 
 use basalt_wire::block::CHUNK_BLOCKS;
 use basalt_wire::command::BlockRange;
+use basalt_wire::disk::checkpoint::Granule;
 use basalt_wire::ids::LogIndex;
 use rustc_hash::FxHashMap;
 
@@ -38,32 +39,49 @@ impl VolumeIndex {
         VolumeIndex::default()
     }
 
-    /// Maps the blocks of `range` to consecutive places from `first` on.
+    /// Maps the blocks of `range` to consecutive places from `first` on. Gives the chunk, if nothing
+    /// of it had changed since it was given to a checkpoint.
     pub fn map(
         &mut self,
         range: BlockRange,
         first: BlockPlace,
         checksums: impl ExactSizeIterator<Item = u32>,
         at: LogIndex,
-    ) {
+    ) -> Option<u64> {
         assert_eq!(checksums.len(), range.count as usize, "one checksum for each block");
         let (chunk, block) = split(range);
         let page = self.pages.entry(chunk).or_default();
-        let before = page.footprint();
+        let (before, clean) = (page.footprint(), !page.is_dirty());
         page.map(block, first, checksums, at);
         let after = page.footprint();
         self.account(before, after);
+        clean.then_some(chunk)
     }
 
-    /// Unmaps the blocks of `range`. A chunk that was never written stays unknown.
-    pub fn unmap(&mut self, range: BlockRange, at: LogIndex) {
+    /// Unmaps the blocks of `range`. A chunk that was never written stays unknown. Gives the chunk as
+    /// [`VolumeIndex::map`] does.
+    pub fn unmap(&mut self, range: BlockRange, at: LogIndex) -> Option<u64> {
         let (chunk, block) = split(range);
-        if let Some(page) = self.pages.get_mut(&chunk) {
-            let before = page.footprint();
-            page.unmap(block, range.count as usize, at);
-            let after = page.footprint();
-            self.account(before, after);
-        }
+        let page = self.pages.get_mut(&chunk)?;
+        let (before, clean) = (page.footprint(), !page.is_dirty());
+        page.unmap(block, range.count as usize, at);
+        let after = page.footprint();
+        self.account(before, after);
+        clean.then_some(chunk)
+    }
+
+    /// A page that is to be given to a checkpoint.
+    pub fn page_mut(&mut self, chunk: u64) -> Option<&mut Page> {
+        self.pages.get_mut(&chunk)
+    }
+
+    /// Takes a granule of a chunk from a checkpoint.
+    pub fn restore(&mut self, chunk: u64, number: u8, granule: &Granule) {
+        let page = self.pages.entry(chunk).or_default();
+        let before = page.footprint();
+        page.restore(number, granule);
+        let after = page.footprint();
+        self.account(before, after);
     }
 
     /// The page that `range` lies in, and the number of its first block there.

@@ -1,6 +1,7 @@
 //! One page: the places of a chunk's 1024 blocks.
 
 use basalt_wire::block::CHUNK_BLOCKS;
+use basalt_wire::disk::checkpoint::{GRANULE_BLOCKS, Granule};
 use basalt_wire::ids::{LogIndex, SegmentId};
 
 const BLOCKS: usize = CHUNK_BLOCKS as usize;
@@ -31,6 +32,10 @@ const UNMAPPED: u32 = u32::MAX;
 pub struct Page {
     changed_at: LogIndex,
     mapped: u32,
+    /// Granules that changed since they were given to a checkpoint.
+    dirty: u64,
+    /// Granules that a checkpoint holds.
+    stored: u64,
     table: Option<Box<[Packed; BLOCKS]>>,
 }
 
@@ -72,11 +77,14 @@ impl Page {
         at: LogIndex,
     ) {
         let table = self.table.get_or_insert_with(empty_table);
+        let mut count = 0;
         for (i, (slot, checksum)) in table[block..].iter_mut().zip(sums).enumerate() {
             self.mapped += u32::from(slot.block == UNMAPPED);
             *slot = Packed { segment: first.segment.0, block: first.block + i as u32, checksum };
+            count = i + 1;
         }
         self.changed_at = at;
+        self.dirty |= granules(block, count);
     }
 
     pub(super) fn unmap(&mut self, block: usize, count: usize, at: LogIndex) {
@@ -90,6 +98,43 @@ impl Page {
             self.table = None;
         }
         self.changed_at = at;
+        self.dirty |= granules(block, count);
+    }
+
+    /// Whether it changed since it was given to a checkpoint.
+    pub(super) fn is_dirty(&self) -> bool {
+        self.dirty != 0
+    }
+
+    /// The next granule to be given to a checkpoint, and whether none holds it yet.
+    pub fn take_dirty(&mut self) -> Option<(u8, bool, Granule)> {
+        let number = self.dirty.trailing_zeros();
+        if self.dirty == 0 {
+            return None;
+        }
+        let bit = 1 << number;
+        self.dirty &= !bit;
+        let fresh = self.stored & bit == 0;
+        self.stored |= bit;
+        let mut granule = Granule { changed_at: self.changed_at, ..Granule::default() };
+        let first = number as usize * GRANULE_BLOCKS;
+        for (i, place) in granule.places.iter_mut().enumerate() {
+            *place = self.get(first + i).map(|p| (p.segment, p.block, p.checksum));
+        }
+        Some((number as u8, fresh, granule))
+    }
+
+    /// Takes a granule from a checkpoint.
+    pub(super) fn restore(&mut self, number: u8, granule: &Granule) {
+        let first = usize::from(number) * GRANULE_BLOCKS;
+        self.stored |= 1 << number;
+        self.changed_at = self.changed_at.max(granule.changed_at);
+        for (i, place) in granule.places.iter().enumerate() {
+            let Some((segment, block, checksum)) = *place else { continue };
+            let slot = &mut self.table.get_or_insert_with(empty_table)[first + i];
+            self.mapped += u32::from(slot.block == UNMAPPED);
+            *slot = Packed { segment: segment.0, block, checksum };
+        }
     }
 
     /// Mapped blocks and tables held, for the accounts of the index.
@@ -103,6 +148,17 @@ impl std::fmt::Debug for Page {
         write!(f, "Page({} mapped, changed at {})", self.mapped, self.changed_at)
     }
 }
+
+/// The granules that hold some blocks, a bit for each.
+fn granules(first: usize, count: usize) -> u64 {
+    if count == 0 {
+        return 0;
+    }
+    let (low, high) = (first / GRANULE_BLOCKS, (first + count - 1) / GRANULE_BLOCKS);
+    (u64::MAX >> (63 - (high - low))) << low
+}
+
+const _: () = assert!(BLOCKS / GRANULE_BLOCKS == 64, "a page has a bit for each granule");
 
 fn empty_table() -> Box<[Packed; BLOCKS]> {
     let table = vec![Packed { segment: 0, block: UNMAPPED, checksum: 0 }; BLOCKS];

@@ -20,6 +20,7 @@ mod writer;
 
 use crate::config::ShardConfig;
 use basalt_wire::buffer::Payload;
+use basalt_wire::disk::checkpoint::ChainPlace;
 use basalt_wire::ids::{GroupId, LogIndex, NodeId, SegmentId, Term};
 use basalt_wire::io::{DiskDone, DiskOp, OpToken};
 use basalt_wire::time::Time;
@@ -59,6 +60,8 @@ pub struct Log {
 }
 
 enum State {
+    /// It is not known yet from where to open.
+    Waiting,
     Opening(Box<Opening>),
     Open(Box<Writer>),
     Failed,
@@ -78,9 +81,21 @@ impl Log {
         opening::validate(config)
     }
 
+    /// A log that [`Log::open`] will take the place of.
+    pub fn waiting() -> Log {
+        Log { state: State::Waiting, reads: Reads::default(), idle_since: None }
+    }
+
     /// Starts to open a device. Ends with [`LogEvent::Opened`] or [`LogEvent::OpenFailed`].
     pub fn open(config: &ShardConfig, out: &mut Vec<DiskOp>) -> Log {
-        let opening = Opening::start(config, out);
+        Log::open_from(config, None, out)
+    }
+
+    /// Starts to open a device whose log is replayed from where a checkpoint says. If the log does not
+    /// support that, [`LogEvent::CheckpointRefused`] comes, and the whole log is replayed; if it does,
+    /// [`LogEvent::CheckpointReplayed`] comes, to be answered by [`Log::judge_checkpoint`].
+    pub fn open_from(config: &ShardConfig, start: Option<Start>, out: &mut Vec<DiskOp>) -> Log {
+        let opening = Opening::start(config, start, out);
         let reads = Reads::default();
         Log { state: State::Opening(Box::new(opening)), reads, idle_since: None }
     }
@@ -102,6 +117,33 @@ impl Log {
             _ => {}
         }
         self.reads.refused(events);
+    }
+
+    /// Says whether what was replayed fits the checkpoint. If not, the whole log is replayed.
+    pub fn judge_checkpoint(
+        &mut self,
+        fits: Result<(), String>,
+        out: &mut Vec<DiskOp>,
+        events: &mut Vec<LogEvent>,
+    ) {
+        if let State::Opening(opening) = &mut self.state {
+            opening.judge_checkpoint(fits, out, events);
+        }
+    }
+
+    /// Where the next batch goes, and the bytes of a segment.
+    pub fn end(&self) -> Option<(ChainPlace, u64)> {
+        self.writer().map(|w| (w.end(), w.geometry().segment_bytes))
+    }
+
+    /// The highest batch known durable, and the checksum of its header.
+    pub fn durable_batch(&self) -> (u64, u32) {
+        self.writer().map_or((0, 0), Writer::durable_batch)
+    }
+
+    /// The device's id and the bytes of its segments.
+    pub fn device(&self) -> (u64, u64) {
+        self.writer().map_or((0, 0), |w| (w.geometry().device, w.geometry().segment_bytes))
     }
 
     /// Queues a record; it is written by one of the next [`Log::flush`]es.
@@ -236,6 +278,17 @@ pub struct LogCounts {
     pub bytes: u64,
 }
 
+/// From where a log is replayed, as a checkpoint says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Start {
+    /// The device's id.
+    pub device: u64,
+    /// Where replay begins.
+    pub from: ChainPlace,
+    /// A batch that the log must hold: number and checksum of its header.
+    pub until: (u64, u32),
+}
+
 /// Where a record's block data stands: a run of blocks within one segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Location {
@@ -302,6 +355,11 @@ pub enum LogEvent {
         /// Where the record's `data` stands on the device, to be read again by [`Log::read_data`].
         data_at: DataLocation,
     },
+    /// Opening from a checkpoint: everything behind it was replayed, and the log supports it.
+    CheckpointReplayed,
+    /// Opening from a checkpoint: it does not fit the log, and everything told so far is void. The
+    /// whole log is replayed.
+    CheckpointRefused(String),
     /// Opening: acknowledged records are gone or unreadable. Comes after all `Replayed`.
     Damaged(Damage),
     /// Opening is over; appends are welcome.
@@ -378,4 +436,6 @@ pub struct OpenReport {
     pub torn: u64,
     /// Segments never used or free for reuse.
     pub segments_free: u32,
+    /// The checkpoint behind which replay began; nothing if the whole log was replayed.
+    pub checkpoint: Option<u64>,
 }

@@ -10,8 +10,9 @@ use super::place::Geometry;
 use super::recovery::{Recovered, Recovery};
 use super::window::Window;
 use super::writer::Writer;
-use super::{LogEvent, TOKEN_FORMAT, TOKEN_OPEN, token};
+use super::{LogEvent, Start, TOKEN_FORMAT, TOKEN_OPEN, token};
 use crate::config::ShardConfig;
+use crate::mark;
 use basalt_wire::block::BLOCK_BYTES;
 use basalt_wire::buffer::IoBuf;
 use basalt_wire::disk::superblock::{Superblock, choose};
@@ -25,6 +26,8 @@ const NUMBER_BOOT: u64 = 4;
 const NUMBER_FLUSH: u64 = 6;
 /// Reads of recovery have this number and higher ones.
 const NUMBER_READS: u64 = 8;
+/// Between the first reads of two attempts.
+const NUMBERS_APART: u64 = 1 << 40;
 /// Reads of a superblock before it counts as unreadable.
 const ATTEMPTS_MAX: u32 = 5;
 
@@ -105,6 +108,9 @@ pub struct Opening {
     first_copy: usize,
     recovery: Option<Recovery>,
     recovered: Option<Recovered>,
+    /// The checkpoint that is tried, and the number of recovery's first read.
+    start: Option<Start>,
+    first_read: u64,
 }
 
 /// How far opening came.
@@ -119,7 +125,7 @@ pub enum Progress {
 
 impl Opening {
     /// Starts with the superblocks.
-    pub fn start(config: &ShardConfig, out: &mut Vec<DiskOp>) -> Opening {
+    pub fn start(config: &ShardConfig, start: Option<Start>, out: &mut Vec<DiskOp>) -> Opening {
         out.extend([read_copy(0), read_copy(1)]);
         Opening {
             config: config.clone(),
@@ -129,6 +135,8 @@ impl Opening {
             first_copy: 0,
             recovery: None,
             recovered: None,
+            start,
+            first_read: NUMBER_READS,
         }
     }
 
@@ -191,23 +199,64 @@ impl Opening {
         refuse_foreign(&chosen, &self.config)?;
         self.first_copy = usize::from(a == Ok(chosen));
         self.superblock = Some(chosen);
-        let geometry = Geometry::of(&chosen);
-        let window = Window::new(token(TOKEN_OPEN, 0), NUMBER_READS);
-        self.recovery = Some(Recovery::new(&self.config, geometry, window));
-        self.recover(out, events);
+        if let Some(start) = self.start.take_if(|start| start.device != chosen.device) {
+            let (found, own) = (start.device, chosen.device);
+            let reason = format!("it is of the device {found:016x}, this one is {own:016x}");
+            events.push(LogEvent::CheckpointRefused(reason));
+        }
+        self.replay(out, events);
         Ok(())
+    }
+
+    fn replay(&mut self, out: &mut Vec<DiskOp>, events: &mut Vec<LogEvent>) {
+        let Some(superblock) = &self.superblock else { return };
+        let geometry = Geometry::of(superblock);
+        let window = Window::new(token(TOKEN_OPEN, 0), self.first_read);
+        let start = self.start.as_ref();
+        self.recovery = Some(Recovery::new(&self.config, geometry, window, start));
+        self.recover(out, events);
+    }
+
+    /// Says whether what was replayed fits the checkpoint.
+    pub fn judge_checkpoint(
+        &mut self,
+        fits: Result<(), String>,
+        out: &mut Vec<DiskOp>,
+        events: &mut Vec<LogEvent>,
+    ) {
+        match fits {
+            Ok(()) => self.write_boot(self.first_copy, out),
+            Err(reason) => self.replay_all(reason, out, events),
+        }
+    }
+
+    /// The checkpoint is not believed. Reads that are still under way for it end unseen.
+    fn replay_all(&mut self, reason: String, out: &mut Vec<DiskOp>, events: &mut Vec<LogEvent>) {
+        mark!("checkpoint refused");
+        events.push(LogEvent::CheckpointRefused(reason));
+        self.start = None;
+        self.recovered = None;
+        self.first_read += NUMBERS_APART;
+        self.replay(out, events);
     }
 
     fn recover(&mut self, out: &mut Vec<DiskOp>, events: &mut Vec<LogEvent>) {
         let Some(recovery) = &mut self.recovery else { return };
-        let Some(recovered) = recovery.advance(out, events) else { return };
+        let recovered = match recovery.advance(out, events) {
+            None => return,
+            Some(Ok(recovered)) => recovered,
+            Some(Err(reason)) => return self.replay_all(reason, out, events),
+        };
         self.recovery = None;
         if let Some(superblock) = &mut self.superblock {
             // A generation found in the log counts too, should both superblocks be from before it.
             superblock.boot = superblock.boot.max(recovered.boot) + 1;
         }
         self.recovered = Some(recovered);
-        self.write_boot(self.first_copy, out);
+        match self.start {
+            Some(_) => events.push(LogEvent::CheckpointReplayed),
+            None => self.write_boot(self.first_copy, out),
+        }
     }
 
     fn write_boot(&self, copy: usize, out: &mut Vec<DiskOp>) {

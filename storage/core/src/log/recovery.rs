@@ -16,7 +16,7 @@ use super::scan::{HeaderView, Scan, read_header};
 use super::table::{Facts, Header, Payload, Verdict, decide};
 use super::window::{View, Window};
 use super::writer::summaries_of;
-use super::{Damage, DataLocation, HardState, Location, LogEvent, OpenReport, Record};
+use super::{Damage, DataLocation, HardState, Location, LogEvent, OpenReport, Record, Start};
 use crate::config::ShardConfig;
 use crate::mark;
 use crate::planted::Bug;
@@ -56,6 +56,8 @@ pub struct Recovery {
     /// Damage of unknown extent.
     unknown: Option<Damage>,
     report: OpenReport,
+    /// The checkpoint behind which it began, and whether the batch that it stands for was found.
+    start: Option<(Start, bool)>,
 }
 
 enum Phase {
@@ -117,24 +119,42 @@ enum Step {
 }
 
 impl Recovery {
-    /// Starts at the first segment.
-    pub fn new(config: &ShardConfig, geometry: Geometry, window: Window) -> Recovery {
+    /// Starts at the first segment, or where a checkpoint says.
+    pub fn new(
+        config: &ShardConfig,
+        geometry: Geometry,
+        window: Window,
+        start: Option<&Start>,
+    ) -> Recovery {
+        let (mut tail, mut boot) = (Tail::start(), 0);
+        if let Some(Start { from, .. }) = start {
+            tail = Tail {
+                segment: from.segment,
+                segment_seq: from.segment_seq,
+                block: from.block,
+                seq: from.seq,
+                crc: from.previous_crc,
+                ..Tail::start()
+            };
+            boot = from.boot;
+        }
         Recovery {
             config: config.clone(),
             geometry,
             window,
             phase: Phase::Walk,
-            tail: Tail::start(),
-            boot: 0,
-            boot_highest: 0,
+            last_with_records: tail.seq - 1,
+            tail,
+            boot,
+            boot_highest: boot,
             chain_open: false,
             mark: 0,
             waiting: VecDeque::new(),
-            last_with_records: 0,
             last_summaries: Some(Vec::new()),
             damages: BTreeMap::new(),
             unknown: None,
             report: OpenReport::default(),
+            start: start.map(|start| (*start, false)),
         }
     }
 
@@ -143,18 +163,19 @@ impl Recovery {
         self.window.done(number, done);
     }
 
-    /// Goes on until a read is needed or everything is known.
+    /// Goes on until a read is needed or everything is known: the log, or why the checkpoint behind
+    /// which it began can not be believed.
     pub fn advance(
         &mut self,
         out: &mut Vec<DiskOp>,
         events: &mut Vec<LogEvent>,
-    ) -> Option<Recovered> {
+    ) -> Option<Result<Recovered, String>> {
         loop {
             let step = match &mut self.phase {
                 Phase::Walk => self.walk(out, events),
                 Phase::Scan(..) => self.scan(out, events),
                 Phase::Settle(_) => self.settle(out, events),
-                Phase::Done => return Some(self.finish(events)),
+                Phase::Done => return Some(self.check_start().map(|()| self.finish(events))),
             };
             if matches!(step, Step::Wait) {
                 return None;
@@ -208,6 +229,11 @@ impl Recovery {
 
     fn accept(&mut self, header: BatchHeader, events: &mut Vec<LogEvent>) {
         let fields = header.fields;
+        if let Some((start, found)) = &mut self.start
+            && start.until.0 == fields.seq
+        {
+            *found = start.until.1 == header.crc;
+        }
         let tells = fields.flags & FLAG_PREDECESSOR_LOST == 0;
         if let Some(Waiting::Gap(gap)) = self.waiting.back_mut()
             && tells
@@ -480,6 +506,22 @@ impl Recovery {
         damage.first_lost = damage.first_lost.map(|known| known.min(first));
         damage.last_known = damage.last_known.max(last);
         *known = term.max(*known);
+    }
+
+    /// Whether the log holds, undamaged, everything that the checkpoint stands for.
+    fn check_start(&self) -> Result<(), String> {
+        let Some((start, found)) = &self.start else { return Ok(()) };
+        if !self.damages.is_empty() || self.unknown.is_some() {
+            return Err("the log is damaged behind it".into());
+        }
+        let (seq, end) = (start.until.0, self.tail.seq);
+        if (*found && end > seq) || self.config.planted.is(Bug::CheckpointBeyondLog) {
+            return Ok(());
+        }
+        Err(format!(
+            "it stands for batch {seq}, which the log does not hold (it ends before batch {end}): the \
+             device has lost writes that were durable, or is an older image of itself"
+        ))
     }
 
     fn finish(&mut self, events: &mut Vec<LogEvent>) -> Recovered {

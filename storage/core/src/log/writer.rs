@@ -20,6 +20,7 @@ use basalt_wire::disk::batch::{
     HEADER_BYTES_MAX, HardStateFields, RECORDS_MAX,
 };
 use basalt_wire::disk::blocks_of;
+use basalt_wire::disk::checkpoint::ChainPlace;
 use basalt_wire::ids::{GroupId, SegmentId};
 use basalt_wire::io::{DiskError, DiskOp, DiskOpKind};
 use bytes::Bytes;
@@ -35,6 +36,7 @@ pub struct Writer {
     boot: u64,
     /// The highest batch known durable.
     durable: u64,
+    durable_crc: u32,
     /// The highest durable mark that a batch carries.
     mark_written: u64,
     /// The last batch that holds records.
@@ -63,6 +65,7 @@ struct InFlight {
     seq: u64,
     last_record: u64,
     done: bool,
+    crc: u32,
 }
 
 /// What the next batch will hold.
@@ -79,6 +82,7 @@ impl Writer {
             geometry,
             boot,
             durable: found.tail.seq - 1,
+            durable_crc: found.tail.crc,
             mark_written: found.mark,
             last_with_records: found.last_with_records,
             tail: found.tail,
@@ -103,6 +107,24 @@ impl Writer {
     /// How the device is cut up.
     pub fn geometry(&self) -> Geometry {
         self.geometry
+    }
+
+    /// Where the next batch goes.
+    pub fn end(&self) -> ChainPlace {
+        let tail = &self.tail;
+        ChainPlace {
+            segment: tail.segment,
+            segment_seq: tail.segment_seq,
+            block: tail.block,
+            seq: tail.seq,
+            previous_crc: tail.crc,
+            boot: self.boot,
+        }
+    }
+
+    /// The highest batch known durable, and the checksum of its header.
+    pub fn durable_batch(&self) -> (u64, u32) {
+        (self.durable, self.durable_crc)
     }
 
     /// Queues a record.
@@ -301,6 +323,7 @@ impl Writer {
             seq: fields.seq,
             last_record: self.placed,
             done: false,
+            crc,
         });
         if self.planted.is(Bug::AckBeforeDurable) {
             events.push(LogEvent::Durable(RecordSeq(self.placed)));
@@ -326,7 +349,7 @@ impl Writer {
         let before = self.durable;
         let mut last_record = 0;
         while let Some(batch) = self.in_flight.pop_front_if(|b| b.done) {
-            self.durable = batch.seq;
+            (self.durable, self.durable_crc) = (batch.seq, batch.crc);
             last_record = batch.last_record;
         }
         if self.durable > before && last_record > 0 {

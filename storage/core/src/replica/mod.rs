@@ -4,8 +4,10 @@
 //! content (invariant I6). The epoch that counts is the one in this state, put there by a committed
 //! fence, so a fenced session is shut out on every replica and after every restart (invariant I3).
 
+mod changes;
 mod read;
 
+pub use changes::DirtyPages;
 pub use read::{Plan, ReadError};
 
 use crate::index::{BlockPlace, VolumeIndex};
@@ -25,6 +27,8 @@ struct Volume {
     epoch: Epoch,
     deleted: bool,
     index: VolumeIndex,
+    /// Granules of it that the store holds.
+    stored: u64,
 }
 
 /// The volumes of a group.
@@ -34,6 +38,16 @@ pub struct Replica {
     applied: LogIndex,
     planted: Planted,
     replaying: bool,
+    changes: Changes,
+}
+
+/// What changed since it was given to a checkpoint.
+#[derive(Default, Debug)]
+struct Changes {
+    pages: Vec<(VolumeId, u64)>,
+    volumes: Vec<VolumeId>,
+    /// Granules that the store holds.
+    stored: u64,
 }
 
 /// What applying a command came to.
@@ -42,7 +56,13 @@ pub type Outcome = Result<(), Refusal>;
 impl Replica {
     /// The state before the first entry.
     pub fn new(planted: Planted) -> Replica {
-        Replica { volumes: FxHashMap::default(), applied: LogIndex(0), planted, replaying: true }
+        Replica {
+            volumes: FxHashMap::default(),
+            applied: LogIndex(0),
+            planted,
+            replaying: true,
+            changes: Changes::default(),
+        }
     }
 
     /// Everything up to here is applied.
@@ -89,21 +109,24 @@ impl Replica {
         first: BlockPlace,
     ) -> Outcome {
         match *command {
-            CommandView::Write { volume, epoch, range, checksums, .. } => {
-                let volume = self.writable(volume, epoch)?;
-                volume.index.map(range, first, checksums.iter(), at);
+            CommandView::Write { volume: id, epoch, range, checksums, .. } => {
+                let volume = self.writable(id, epoch)?;
+                let page = volume.index.map(range, first, checksums.iter(), at);
+                self.changes.pages.extend(page.map(|chunk| (id, chunk)));
             }
-            CommandView::Unmap { volume, epoch, range, .. } => {
+            CommandView::Unmap { volume: id, epoch, range, .. } => {
                 let short = self.planted.is(Bug::UnmapShort);
-                let volume = self.writable(volume, epoch)?;
+                let volume = self.writable(id, epoch)?;
                 let count = if short { range.count - 1 } else { range.count };
                 if count > 0 {
-                    volume.index.unmap(BlockRange { count, ..range }, at);
+                    let page = volume.index.unmap(BlockRange { count, ..range }, at);
+                    self.changes.pages.extend(page.map(|chunk| (id, chunk)));
                 }
             }
             CommandView::Fence { volume, epoch } => self.fence(volume, epoch)?,
-            CommandView::Delete { volume } => {
-                let volume = self.volumes.entry(volume).or_default();
+            CommandView::Delete { volume: id } => {
+                self.changes.volumes.push(id);
+                let volume = self.volumes.entry(id).or_default();
                 volume.deleted = true;
                 volume.index = VolumeIndex::new();
             }
@@ -122,6 +145,7 @@ impl Replica {
         // A deleted volume may be fenced: a deletion that broke off is taken up again by a session
         // of a higher epoch, which fences all groups before it deletes. Nothing else becomes possible.
         volume.epoch = epoch;
+        self.changes.volumes.push(id);
         Ok(())
     }
 

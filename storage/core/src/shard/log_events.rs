@@ -27,6 +27,8 @@ impl Shard {
                         self.opening[*slot].replay(record, location, blocks, data_at);
                     }
                 }
+                LogEvent::CheckpointReplayed => self.judge_checkpoint(),
+                LogEvent::CheckpointRefused(reason) => self.checkpoint_refused(&reason, out),
                 LogEvent::Damaged(damage) => self.damaged(damage, out),
                 LogEvent::Opened(report) => self.opened(now, report, out),
                 LogEvent::OpenFailed(reason) => {
@@ -70,10 +72,12 @@ impl Shard {
     }
 
     fn opened(&mut self, now: Time, report: OpenReport, out: &mut Vec<Effect>) {
-        self.open_report = Some(report);
+        let snapshot = self.start.snapshot.take();
+        self.tell_opening(now, report, snapshot.as_deref(), out);
         self.phase = Phase::Running;
         self.next_tick = now + self.shared.timing.tick;
         let states = std::mem::take(&mut self.opening);
+        self.restore(snapshot);
         let mut cx = Cx { shared: &mut self.shared, now, out };
         for (group, state) in self.groups.iter_mut().zip(states) {
             group.open(&mut cx, state);

@@ -1,5 +1,6 @@
 //! The shard: one core's share of a node.
 
+mod checkpoints;
 mod log_events;
 mod request;
 mod status;
@@ -8,6 +9,7 @@ mod tests;
 
 pub use status::{GroupRole, GroupStatus, Phase, ProposedCounts, ShardStatus};
 
+use crate::checkpoint::Taker;
 use crate::config::ShardConfig;
 use crate::consensus::{Cx, Group, OpenState, Proposal, Shared};
 use crate::event::{Effect, Event, ProposeError};
@@ -18,6 +20,7 @@ use basalt_wire::ids::{Address, GroupId, LogIndex};
 use basalt_wire::io::{DiskDone, DiskOp};
 use basalt_wire::time::Time;
 use bytes::Bytes;
+use checkpoints::Start;
 use rustc_hash::FxHashMap;
 
 /// The longest command of the metadata group, in bytes.
@@ -42,6 +45,8 @@ pub struct Shard {
     next_tick: Time,
     /// Whether an end of a drain was told, and when waiting for it ends.
     drain: Option<Drain>,
+    taker: Taker,
+    start: Start,
 }
 
 struct Drain {
@@ -58,17 +63,16 @@ impl Shard {
 
     /// Starts recovery. Requests are refused as unavailable until it is over.
     pub fn open(config: ShardConfig, now: Time, out: &mut Vec<Effect>) -> Shard {
-        let mut ops = Vec::new();
-        let log = Log::open(&config, &mut ops);
-        out.extend(ops.into_iter().map(Effect::Disk));
-        let mut shared = Shared::new(&config, log);
+        let mut shared = Shared::new(&config, Log::waiting());
         let mut configs = config.groups.clone();
         configs.sort_by_key(|group| group.id);
         configs.dedup_by_key(|group| group.id);
         let cx = Cx { shared: &mut shared, now, out };
         let groups: Vec<Group> =
             configs.iter().enumerate().map(|(slot, group)| Group::new(group, slot, &cx)).collect();
-        Shard {
+        let taker = Taker::new(&config);
+        let next_tick = now + config.timing.tick;
+        let mut shard = Shard {
             by_id: groups.iter().map(|group| (group.id, group.slot)).collect(),
             opening: configs.iter().map(|group| OpenState::new(&group.voters)).collect(),
             groups,
@@ -76,9 +80,13 @@ impl Shard {
             phase: Phase::Opening,
             open_report: None,
             events: Vec::new(),
-            next_tick: now + config.timing.tick,
+            next_tick,
             drain: None,
-        }
+            taker,
+            start: Start::new(config, now),
+        };
+        shard.find_checkpoint(out);
+        shard
     }
 
     /// Takes an event.
@@ -105,6 +113,7 @@ impl Shard {
             Event::Prefer { group, node } => {
                 self.with(now, out, group, |group, cx| group.prefer(cx, node));
             }
+            Event::Store(done) => self.store_done(done, out),
             Event::Drain => self.start_drain(now, out),
             // An answer to a link that is gone is dropped by the driver.
             Event::LinkClosed { .. } | Event::Peer { .. } => {}
@@ -126,6 +135,7 @@ impl Shard {
             self.trim_cache(now, out);
             self.check_drained(out);
             self.shared.log.seal_if_idle(now, &mut self.shared.ops);
+            self.take_checkpoint(out);
         }
         self.flush_ops(out);
     }
@@ -135,7 +145,7 @@ impl Shard {
         if !self.serves() {
             return None;
         }
-        if self.groups.iter().any(|group| group.dirty) {
+        if self.taker.is_busy() || self.groups.iter().any(|group| group.dirty) {
             return Some(Time::ZERO);
         }
         let clock = self.needs_clock().then_some(self.next_tick);
@@ -152,6 +162,8 @@ impl Shard {
             segments_free: self.shared.log.segments_free(),
             segments_total: self.shared.log.segments_total(),
             open_report: self.open_report.clone(),
+            opened_in: self.start.took,
+            checkpoint: self.taker.number(),
             mapped_blocks: self.groups.iter().map(|group| group.replica.mapped_blocks()).sum(),
             index_bytes: self.groups.iter().map(|group| group.replica.index_bytes()).sum(),
             pending_requests: self.shared.pending_requests + self.shared.client_reads.len(),
@@ -208,6 +220,8 @@ impl Shard {
     fn disk(&mut self, now: Time, done: DiskDone, out: &mut Vec<Effect>) {
         let mut events = std::mem::take(&mut self.events);
         self.shared.log.on_disk(done, &mut self.shared.ops, &mut events);
+        self.log_events(now, &mut events, out);
+        self.go_on_opening(&mut events);
         self.log_events(now, &mut events, out);
         self.events = events;
     }

@@ -2,6 +2,7 @@
 
 use crate::log::{LogCounts, OpenReport};
 use basalt_wire::ids::{GroupId, LogIndex, NodeId, Term};
+use std::time::Duration;
 
 /// Where a shard is in its life.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +68,10 @@ pub struct ShardStatus {
     pub segments_total: u32,
     /// What opening found, once it is over.
     pub open_report: Option<OpenReport>,
+    /// How long opening took.
+    pub opened_in: Duration,
+    /// The number of the last checkpoint; 0 if there is none.
+    pub checkpoint: u64,
     /// Blocks mapped, all volumes together.
     pub mapped_blocks: u64,
     /// Bytes of memory that the index uses.

@@ -1,15 +1,18 @@
 //! What a node remembers beside its device: which cluster it belongs to, which of its nodes it is,
-//! who the others are, and how often it was started. It stands in RocksDB, on a helper thread, and
-//! is written only at bootstrap, at a start and when an address changes.
+//! who the others are, and how often it was started; and the shard's index checkpoints, as records whose
+//! meaning is not known here. It stands in RocksDB, on a helper thread. The first part is written only
+//! at bootstrap, at a start and when an address changes, the second by volume of log written.
 //!
 //! Every change is one synced write batch: it took place whole, or not at all.
 
+mod checkpoint;
 mod record;
 
+pub use checkpoint::CheckpointBatch;
 pub use record::{Identity, MemberRecord};
 
 use record::Boots;
-use rocksdb::{DB, LogLevel, Options, WriteBatch, WriteOptions};
+use rocksdb::{DB, DEFAULT_COLUMN_FAMILY_NAME, LogLevel, Options, WriteBatch, WriteOptions};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
@@ -62,6 +65,8 @@ enum Call {
     Boot(Reply<u64>),
     Opened(Reply<bool>),
     MarkOpened(Reply<()>),
+    Save(checkpoint::Fill, Reply<()>),
+    Scan(checkpoint::Pieces, Reply<()>),
 }
 
 /// The store of one node. Calls block until they are done; they belong on a helper thread of the
@@ -159,7 +164,11 @@ impl Drop for Store {
 }
 
 fn run(path: &Path, opened: &Reply<()>, incoming: &mpsc::Receiver<Call>) {
-    let database = match DB::open(&options(), path) {
+    let families = [
+        (DEFAULT_COLUMN_FAMILY_NAME, options()),
+        (checkpoint::FAMILY, checkpoint::options(&options())),
+    ];
+    let database = match DB::open_cf_with_opts(&options(), path, families) {
         Ok(database) => Database { database, path: path.to_owned() },
         Err(error) => {
             let reason = error.to_string();
@@ -177,6 +186,8 @@ fn run(path: &Path, opened: &Reply<()>, incoming: &mpsc::Receiver<Call>) {
             Call::Boot(reply) => drop(reply.send(database.boot())),
             Call::Opened(reply) => drop(reply.send(database.opened())),
             Call::MarkOpened(reply) => drop(reply.send(database.mark_opened())),
+            Call::Save(fill, reply) => drop(reply.send(database.save(fill))),
+            Call::Scan(pieces, reply) => drop(reply.send(database.scan(&pieces))),
         }
     }
 }
@@ -185,6 +196,7 @@ fn run(path: &Path, opened: &Reply<()>, incoming: &mpsc::Receiver<Call>) {
 fn options() -> Options {
     let mut options = Options::default();
     options.create_if_missing(true);
+    options.create_missing_column_families(true);
     options.set_write_buffer_size(1 << 20);
     options.set_max_write_buffer_number(2);
     options.set_max_background_jobs(1);

@@ -61,6 +61,7 @@ pub fn shard_config(node: u32, voters: &[u32], groups: u32) -> ShardConfig {
         groups: (0..groups).map(group).collect(),
         timing: Timing::default(),
         limits: ShardLimits::default(),
+        checkpoint_bytes: 0,
         seed: u64::from(node),
         planted: Planted::NONE,
     }
@@ -76,6 +77,7 @@ pub fn node_config(node: u32, voters: &[u32], routes: &Routes) -> ReactorConfig 
         config: shard_config(node, voters, 4),
         device: DeviceSpec::memory(256 << 20),
         format: FormatPolicy::IfBlank,
+        checkpoints: None,
     });
     config
 }

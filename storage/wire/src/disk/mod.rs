@@ -6,12 +6,14 @@
 //!
 //! * [`superblock`]: who the device belongs to, and how often it was opened;
 //! * [`batch`]: the header of a batch, which names its records and summarises its predecessor;
+//! * [`checkpoint`]: the records of an index checkpoint, which stand in the node's store;
 //! * [`inspect`]: an offline checker that shares the decoders with the engine and nothing else.
 //!
 //! All integers are little endian. Every decoder validates before any field is used: what a device
 //! returns is data.
 
 pub mod batch;
+pub mod checkpoint;
 pub mod inspect;
 pub mod superblock;
 

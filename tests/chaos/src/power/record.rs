@@ -125,6 +125,7 @@ fn start(
             config: shard_config(n, seed),
             device,
             format: FormatPolicy::IfBlank,
+            checkpoints: None,
         });
         config.data_listen = Some("127.0.0.1:0".parse().context("loopback")?);
         config.notices = notices(complaints.clone());

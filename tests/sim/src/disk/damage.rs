@@ -36,6 +36,9 @@ impl Damage {
     ];
 }
 
+/// What stood on a disk's media at some time.
+pub struct Image(super::Pages);
+
 #[derive(Clone, Copy)]
 struct Extent {
     page: u32,
@@ -110,6 +113,18 @@ impl Disk {
             Damage::Superblock => unreachable!("handled above"),
         }
         Some(format!("{kind:?} at page {page} of the write {}+{}", extent.page, extent.count))
+    }
+
+    /// The media as they are now, to be put back by [`Disk::put_back`].
+    pub fn image(&self) -> Image {
+        Image(self.media.clone())
+    }
+
+    /// An older image of the media takes their place. Nothing may be in flight.
+    pub fn put_back(&mut self, image: Image) {
+        self.view = image.0.clone();
+        self.media = image.0;
+        self.dirty.clear();
     }
 
     fn flip(&mut self, page: u32) {

@@ -14,7 +14,7 @@ mod damage;
 mod tests;
 
 pub use cut::CutPolicy;
-pub use damage::Damage;
+pub use damage::{Damage, Image};
 
 use crate::queue::{Instant, MICRO};
 use crate::rng::Rng;

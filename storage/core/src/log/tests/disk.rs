@@ -165,6 +165,7 @@ pub fn config(segments: u64, planted: Planted) -> ShardConfig {
         groups: (0..3).map(|g| GroupConfig { id: GroupId(g), voters: vec![address] }).collect(),
         timing: Timing::default(),
         limits,
+        checkpoint_bytes: 0,
         seed: 42,
         planted,
     }

@@ -1,4 +1,5 @@
 mod corners;
+mod checkpoints;
 mod cuts;
 mod damage;
 mod election;

@@ -1,5 +1,6 @@
 //! Three shards, an instant network and memory for disks: small, deterministic, and stopped at will.
 
+use crate::checkpoint::{Change, Changes, Loader, Snapshot, StoreDone, StoreOp};
 use crate::config::{GroupConfig, Limits, ShardConfig, Timing};
 use crate::event::{Effect, Event, LinkId};
 use crate::planted::Planted;
@@ -37,6 +38,10 @@ pub struct Node {
     /// Writes that are carried out before the others wait for ever.
     pub writes_left: usize,
     pub effects: Vec<Effect>,
+    /// The store of its checkpoints.
+    pub store: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub saves_held: bool,
+    pub saves: VecDeque<Changes>,
 }
 
 pub struct World {
@@ -75,12 +80,21 @@ pub struct Options {
     pub planted: Planted,
     pub limits: Limits,
     pub segments: u64,
+    pub checkpoint_bytes: u64,
 }
 
 impl Default for Options {
     fn default() -> Options {
         let limits = Limits { segments_reserved: 1, ..Limits::default() };
-        Options { nodes: 3, groups: 1, seed: 1, planted: Planted::NONE, limits, segments: 32 }
+        Options {
+            nodes: 3,
+            groups: 1,
+            seed: 1,
+            planted: Planted::NONE,
+            limits,
+            segments: 32,
+            checkpoint_bytes: 0,
+        }
     }
 }
 
@@ -114,6 +128,7 @@ impl World {
                 groups: groups.clone(),
                 timing: Timing::default(),
                 limits: options.limits,
+                checkpoint_bytes: options.checkpoint_bytes,
                 seed: options.seed,
                 planted: options.planted,
             };
@@ -127,6 +142,9 @@ impl World {
                 writes_held: false,
                 writes_left: usize::MAX,
                 effects: Vec::new(),
+                store: BTreeMap::new(),
+                saves_held: false,
+                saves: VecDeque::new(),
             };
             for op in ops {
                 node.carry_out(op);
@@ -169,6 +187,7 @@ impl World {
         node.shard = None;
         node.ops.clear();
         node.effects.clear();
+        node.saves.clear();
         node.writes_held = false;
         node.writes_left = usize::MAX;
         self.net.retain(|(from, to, _)| *from != n && *to != n);
@@ -232,6 +251,13 @@ impl World {
             let done = carry_out(&mut node.disk, op);
             shard.handle(now, Event::Disk(done), &mut node.effects);
         }
+        if !node.saves_held {
+            while let Some(changes) = node.saves.pop_front() {
+                save(&mut node.store, &changes);
+                let event = Event::Store(StoreDone::Saved(Ok(())));
+                shard.handle(now, event, &mut node.effects);
+            }
+        }
         shard.end_turn(now, &mut node.effects);
         moved |= !node.effects.is_empty();
         let effects = std::mem::take(&mut node.effects);
@@ -244,6 +270,13 @@ impl World {
     fn effect(&mut self, n: u32, effect: Effect) {
         match effect {
             Effect::Disk(op) => self.nodes.get_mut(&n).unwrap().ops.push_back(op),
+            Effect::Store(StoreOp::Save(changes)) => {
+                self.nodes.get_mut(&n).unwrap().saves.push_back(changes);
+            }
+            Effect::Store(StoreOp::Load) => {
+                let loaded = load(&self.nodes[&n].store);
+                self.event(n, Event::Store(StoreDone::Loaded(loaded)));
+            }
             Effect::Send { to, frame } => {
                 if self.log_frames {
                     self.log.push(format!("{n}->{}: {frame:?}", to.node));
@@ -425,6 +458,21 @@ impl Node {
     fn carry_out(&mut self, op: DiskOp) {
         let _ = carry_out(&mut self.disk, op);
     }
+}
+
+fn save(store: &mut BTreeMap<Vec<u8>, Vec<u8>>, changes: &Changes) {
+    for change in changes.iter() {
+        match change {
+            Change::Put { key, value } => drop(store.insert(key.to_vec(), value.to_vec())),
+            Change::DeletePrefix(prefix) => store.retain(|key, _| !key.starts_with(prefix)),
+        }
+    }
+}
+
+pub fn load(store: &BTreeMap<Vec<u8>, Vec<u8>>) -> Result<Option<Box<Snapshot>>, String> {
+    let mut loader = Loader::default();
+    store.iter().try_for_each(|(key, value)| loader.add(key, value))?;
+    loader.finish()
 }
 
 fn carry_out(disk: &mut [u8], op: DiskOp) -> DiskDone {

@@ -1,0 +1,176 @@
+//! Reading a checkpoint: every record is checked, and that none is missing.
+
+use crate::consensus::Slot;
+use crate::log::{DataLocation, Location};
+use crate::planted::Planted;
+use crate::replica::Replica;
+use basalt_wire::disk::checkpoint::{EntryPlace, GroupManifest, Manifest, RUN_ENTRIES, Record};
+use basalt_wire::ids::{GroupId, Term, VolumeId};
+use bytes::Bytes;
+use rustc_hash::FxHashSet;
+use std::collections::BTreeMap;
+
+/// What a checkpoint says of one group.
+#[derive(Debug)]
+pub struct GroupSnapshot {
+    /// Its part of the manifest.
+    pub manifest: GroupManifest,
+    /// Its volumes.
+    pub replica: Replica,
+    /// Terms and places of its entries, from index 1 on.
+    pub entries: Vec<(u64, Slot)>,
+    /// Its commands from index 1 on, if it is the metadata group.
+    pub commands: Vec<(Term, Bytes)>,
+}
+
+/// A checkpoint that is whole.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// What it is of.
+    pub manifest: Manifest,
+    /// Its groups.
+    pub groups: BTreeMap<GroupId, GroupSnapshot>,
+}
+
+struct Part {
+    replica: Replica,
+    volumes: u64,
+    granules: u64,
+    seen: FxHashSet<VolumeId>,
+    entries: Vec<(u64, Slot)>,
+}
+
+/// Takes the records of a checkpoint in the order of their keys.
+pub struct Loader {
+    planted: Planted,
+    manifest: Option<Manifest>,
+    parts: BTreeMap<GroupId, Part>,
+    commands: Vec<(Term, Bytes)>,
+    records: u64,
+}
+
+impl Default for Loader {
+    fn default() -> Loader {
+        Loader::new(Planted::NONE)
+    }
+}
+
+impl Loader {
+    /// Nothing read yet.
+    pub fn new(planted: Planted) -> Loader {
+        Loader { planted, manifest: None, parts: BTreeMap::new(), commands: Vec::new(), records: 0 }
+    }
+
+    /// Takes the next record. After an error the checkpoint can not be used.
+    pub fn add(&mut self, key: &[u8], value: &[u8]) -> Result<(), String> {
+        let record = Record::decode(key, value).map_err(|e| e.to_string())?;
+        self.records += 1;
+        match record {
+            Record::Manifest(manifest) => self.manifest = Some(manifest),
+            Record::Command(index, term, command) => {
+                if index.0 != self.commands.len() as u64 + 1 {
+                    return Err(format!("metadata command {} is missing", self.commands.len() + 1));
+                }
+                self.commands.push((term, command));
+            }
+            Record::Entries(group, run, entries) => {
+                let part = self.part(group);
+                let first = part.entries.len() as u64;
+                if run * RUN_ENTRIES as u64 != first {
+                    return Err(format!("entries of group {group} after {first} are missing"));
+                }
+                part.entries.extend(entries.iter().map(slot_of));
+            }
+            Record::Granule(group, volume, chunk, number, granule) => {
+                let part = self.part(group);
+                part.granules += 1;
+                part.replica.restore_granule(volume, chunk, number, &granule);
+                part.seen.insert(volume);
+            }
+            Record::Volume(group, volume, epoch, deleted) => {
+                let part = self.part(group);
+                part.volumes += 1;
+                part.seen.insert(volume);
+                part.replica.restore_volume(volume, epoch, deleted);
+            }
+        }
+        Ok(())
+    }
+
+    fn part(&mut self, group: GroupId) -> &mut Part {
+        let planted = self.planted;
+        self.parts.entry(group).or_insert_with(|| Part {
+            replica: Replica::new(planted),
+            volumes: 0,
+            granules: 0,
+            seen: FxHashSet::default(),
+            entries: Vec::new(),
+        })
+    }
+
+    /// The checkpoint, or nothing if there is none.
+    pub fn finish(mut self) -> Result<Option<Box<Snapshot>>, String> {
+        if self.records == 0 {
+            return Ok(None);
+        }
+        let manifest = self.manifest.take().ok_or("it has no manifest")?;
+        let mut groups = BTreeMap::new();
+        for group in &manifest.groups {
+            self.part(group.group);
+            let part = self.parts.remove(&group.group).expect("made just now");
+            let commands = match group.group {
+                GroupId::METADATA => std::mem::take(&mut self.commands),
+                _ => Vec::new(),
+            };
+            groups.insert(group.group, join(group, part, commands)?);
+        }
+        if let Some(group) = self.parts.keys().next() {
+            return Err(format!(
+                "it has records of group {group}, which its manifest does not name"
+            ));
+        }
+        Ok(Some(Box::new(Snapshot { manifest, groups })))
+    }
+}
+
+/// Checks that nothing of a group is missing.
+fn join(
+    group: &GroupManifest,
+    part: Part,
+    commands: Vec<(Term, Bytes)>,
+) -> Result<GroupSnapshot, String> {
+    let Part { mut replica, volumes, granules, seen, entries } = part;
+    let metadata = group.group == GroupId::METADATA;
+    let numbers = [
+        ("volumes", volumes, group.volumes),
+        ("volumes with granules", seen.len() as u64, group.volumes),
+        ("granules", granules, group.granules),
+        ("entries", entries.len() as u64, group.applied.0),
+        ("commands", commands.len() as u64, if metadata { group.applied.0 } else { 0 }),
+    ];
+    for (what, found, named) in numbers {
+        if found != named {
+            let id = group.group;
+            return Err(format!("group {id} has {found} {what}, its manifest says {named}"));
+        }
+    }
+    if entries.windows(2).any(|w| w[0].0 > w[1].0) {
+        return Err(format!("the terms of group {} are out of order", group.group));
+    }
+    replica.restored(group.applied);
+    Ok(GroupSnapshot { manifest: *group, replica, entries, commands })
+}
+
+fn slot_of(entry: &EntryPlace) -> (u64, Slot) {
+    let slot = Slot {
+        location: Location { segment: entry.segment, block: entry.block },
+        blocks: entry.blocks,
+        data_at: DataLocation {
+            segment: entry.segment,
+            block: entry.batch_block,
+            record: entry.record,
+        },
+        placed: true,
+    };
+    (entry.term.0, slot)
+}

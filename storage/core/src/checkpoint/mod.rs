@@ -1,0 +1,45 @@
+//! Checkpoints: the state of a shard's replicas, in the node's store, so that a start replays only the
+//! log behind it.
+//!
+//! A checkpoint is a shortcut and nothing else: whatever it says also follows from the log. It is
+//! taken once so many bytes of log were written, in slices between other work ([`Taker`]):
+//!
+//! 1. The end of the log is noted: replay will begin there. Then it is waited until every entry that
+//!    stands before it is applied.
+//! 2. The groups' epochs and applied indexes are noted at one instant. Pages and entries that changed
+//!    since the last checkpoint are encoded in slices, each page as it is when its turn comes: it may
+//!    hold later entries already. Replaying an entry once more over such a page changes nothing, so it is
+//!    enough that a start replays beyond the last entry that any page has seen, which is noted too.
+//! 3. It is waited until everything that was recorded by then is durable. The last durable batch is
+//!    noted: a log without that batch is not the one that the checkpoint was taken of.
+//! 4. The driver puts all records into the store, together or not at all.
+//!
+//! At a start [`Loader`] checks the records one by one, and their numbers; the log checks that the
+//! batches from the noted end to the noted batch are there, undamaged; the groups check that entries
+//! and state fit each other. If anything is wrong the whole log is replayed.
+
+mod changes;
+mod loader;
+mod taker;
+
+pub use changes::{Change, Changes};
+pub use loader::{GroupSnapshot, Loader, Snapshot};
+pub use taker::Taker;
+
+/// What the driver is to do with its store, one after the other.
+#[derive(Debug)]
+pub enum StoreOp {
+    /// Give all records of the checkpoint to a [`Loader`]. Answered by [`StoreDone::Loaded`].
+    Load,
+    /// Make the changes durable, all or none. Answered by [`StoreDone::Saved`].
+    Save(Changes),
+}
+
+/// The end of a [`StoreOp`].
+#[derive(Debug)]
+pub enum StoreDone {
+    /// What the store holds; nothing if it holds no checkpoint.
+    Loaded(Result<Option<Box<Snapshot>>, String>),
+    /// Whether the changes are durable.
+    Saved(Result<(), String>),
+}

@@ -1,0 +1,225 @@
+//! Taking checkpoints: by volume of log written, a little in each turn.
+
+use super::{Changes, StoreOp};
+use crate::config::ShardConfig;
+use crate::consensus::{Frozen, Group};
+use crate::event::Effect;
+use crate::log::{Log, RecordSeq};
+use crate::mark;
+use crate::planted::{Bug, Planted};
+use basalt_wire::disk::checkpoint::{ChainPlace, GroupManifest, Manifest, Record, granules_prefix};
+use basalt_wire::ids::{Address, ClusterId};
+
+/// Granules, or as much of other records, that one turn encodes.
+const SLICE: usize = 512;
+
+/// Takes the checkpoints of a shard.
+pub struct Taker {
+    /// Bytes of log between two; 0 takes none.
+    interval: u64,
+    cluster: ClusterId,
+    address: Address,
+    planted: Planted,
+    /// Up to here of the log, in bytes since the device was formatted, the last one reaches.
+    reached: u64,
+    /// The number of the last one.
+    number: u64,
+    /// Whether what the store holds is not known: it is emptied with the next one.
+    fresh: bool,
+    stage: Stage,
+}
+
+enum Stage {
+    Idle,
+    /// Entries before the place are not applied yet.
+    Waiting(ChainPlace, u64),
+    Encoding(Box<Job>),
+    /// What was recorded up to here is not durable yet.
+    Settling(Box<Job>, RecordSeq),
+    Saving(u64),
+    /// The store failed: none is taken any more.
+    Stopped,
+}
+
+struct Job {
+    from: ChainPlace,
+    reached: u64,
+    changes: Changes,
+    groups: Vec<Frozen>,
+    at: usize,
+    manifests: Vec<GroupManifest>,
+}
+
+impl Taker {
+    /// For a shard that starts.
+    pub fn new(config: &ShardConfig) -> Taker {
+        Taker {
+            interval: config.checkpoint_bytes,
+            cluster: config.cluster,
+            address: config.address,
+            planted: config.planted,
+            reached: 0,
+            number: 0,
+            fresh: true,
+            stage: Stage::Idle,
+        }
+    }
+
+    /// Whether checkpoints are taken at all.
+    pub fn is_on(&self) -> bool {
+        self.interval > 0
+    }
+
+    /// The number of the last one.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// The shard started from this one.
+    pub fn started_from(&mut self, manifest: &Manifest) {
+        self.number = manifest.number;
+        self.reached = reached(&manifest.from, manifest.segment_bytes);
+        self.fresh = false;
+    }
+
+    /// Whether the next turn has a slice to encode.
+    pub fn is_busy(&self) -> bool {
+        matches!(self.stage, Stage::Encoding(_))
+    }
+
+    /// Does what one turn may do.
+    pub fn end_turn(
+        &mut self,
+        groups: &mut [Group],
+        log: &Log,
+        (recorded, durable): (RecordSeq, RecordSeq),
+        out: &mut Vec<Effect>,
+    ) {
+        match &mut self.stage {
+            Stage::Idle => {
+                let Some((place, segment_bytes)) = log.end() else { return };
+                let now = reached(&place, segment_bytes);
+                if self.interval == 0 || now.saturating_sub(self.reached) < self.interval {
+                    return;
+                }
+                self.stage = Stage::Waiting(place, now);
+                self.begin_if_ready(groups);
+            }
+            Stage::Waiting(..) => self.begin_if_ready(groups),
+            Stage::Encoding(_) => self.encode(groups, recorded),
+            Stage::Settling(job, until) => {
+                let (seq, crc) = match self.planted.is(Bug::CheckpointNotDurable) {
+                    true => log.end().map_or((0, 0), |(end, _)| (end.seq - 1, end.previous_crc)),
+                    false if durable < *until => return,
+                    false => log.durable_batch(),
+                };
+                if seq >= job.from.seq {
+                    self.save((seq, crc), log, out);
+                }
+            }
+            Stage::Saving(_) | Stage::Stopped => {}
+        }
+    }
+
+    fn begin_if_ready(&mut self, groups: &mut [Group]) {
+        let Stage::Waiting(from, reached) = self.stage else { return };
+        let late = self.planted.is(Bug::CheckpointTooEarly);
+        if !groups.iter().all(|group| group.is_sound() && (late || group.applied_before(&from))) {
+            return;
+        }
+        mark!("checkpoint begun");
+        let mut changes = Changes::default();
+        if self.fresh {
+            changes.delete_prefix(b"");
+        }
+        let mut frozen = Vec::with_capacity(groups.len());
+        for group in groups.iter_mut() {
+            let (volumes, deleted) = group.replica.take_dirty_volumes(group.id);
+            for volume in deleted {
+                changes.delete_prefix(&granules_prefix(group.id, volume));
+            }
+            if !self.planted.is(Bug::CheckpointWithoutEpochs) {
+                volumes.iter().for_each(|record| changes.put(record));
+            }
+            frozen.push(group.freeze());
+        }
+        let (at, manifests) = (0, Vec::new());
+        let job = Job { from, reached, changes, groups: frozen, at, manifests };
+        self.stage = Stage::Encoding(Box::new(job));
+    }
+
+    /// Encodes a slice. When everything is encoded, notes how far the pages may have come.
+    fn encode(&mut self, groups: &mut [Group], recorded: RecordSeq) {
+        let Stage::Encoding(job) = &mut self.stage else { return };
+        let mut budget = SLICE;
+        while budget > 0 {
+            let (Some(frozen), Some(group)) = (job.groups.get_mut(job.at), groups.get_mut(job.at))
+            else {
+                break;
+            };
+            if !group.encode(frozen, &mut job.changes, &mut budget) {
+                job.at += 1;
+            }
+        }
+        if job.at < job.groups.len() {
+            return;
+        }
+        if !groups.iter().all(Group::is_sound) {
+            // What was taken from the pages is not in the store: the next one would lack it.
+            mark!("checkpoint given up");
+            self.stage = Stage::Stopped;
+            return;
+        }
+        job.manifests = groups.iter().zip(&job.groups).map(|(g, f)| g.manifest(f)).collect();
+        let Stage::Encoding(job) = std::mem::replace(&mut self.stage, Stage::Idle) else { return };
+        self.stage = Stage::Settling(job, recorded);
+    }
+
+    fn save(&mut self, until: (u64, u32), log: &Log, out: &mut Vec<Effect>) {
+        let Stage::Settling(job, _) = std::mem::replace(&mut self.stage, Stage::Stopped) else {
+            return;
+        };
+        let Job { from, reached, mut changes, manifests, .. } = *job;
+        let (device, segment_bytes) = log.device();
+        self.number += 1;
+        changes.put(&Record::Manifest(Manifest {
+            cluster: self.cluster,
+            address: self.address,
+            device,
+            segment_bytes,
+            number: self.number,
+            from,
+            until,
+            groups: manifests,
+        }));
+        mark!("checkpoint handed to the store");
+        self.stage = Stage::Saving(reached);
+        out.push(Effect::Store(StoreOp::Save(changes)));
+    }
+
+    /// The store has ended a save.
+    pub fn saved(&mut self, result: Result<(), String>, out: &mut Vec<Effect>) {
+        let Stage::Saving(reached) = self.stage else { return };
+        match result {
+            Ok(()) => {
+                (self.reached, self.fresh) = (reached, false);
+                self.stage = Stage::Idle;
+            }
+            Err(reason) => {
+                self.number -= 1;
+                self.stage = Stage::Stopped;
+                let text = format!(
+                    "checkpoint {} was not kept: {reason}; none is taken until the node starts again, \
+                     and then more of the log is replayed",
+                    self.number + 1
+                );
+                out.push(Effect::Notice { alarm: true, text });
+            }
+        }
+    }
+}
+
+/// Bytes of log before a place, since the device was formatted.
+fn reached(place: &ChainPlace, segment_bytes: u64) -> u64 {
+    place.segment_seq * segment_bytes + u64::from(place.block) * 4096
+}

@@ -1,0 +1,176 @@
+//! Starting from a checkpoint, and taking the next ones.
+
+use super::{Phase, Shard};
+use crate::checkpoint::{Snapshot, StoreDone, StoreOp};
+use crate::config::ShardConfig;
+use crate::consensus::OpenState;
+use crate::event::Effect;
+use crate::log::{self, Log, OpenReport, RecordSeq};
+use crate::mark;
+use basalt_wire::time::Time;
+use std::time::Duration;
+
+/// How a shard starts.
+pub(super) struct Start {
+    pub(super) config: ShardConfig,
+    began: Time,
+    pub(super) took: Duration,
+    /// Whether the store was asked for its checkpoint and has not answered.
+    asked: bool,
+    /// The checkpoint that is tried.
+    pub(super) snapshot: Option<Box<Snapshot>>,
+    /// Whether entries do not fit it.
+    judged: Option<Result<(), String>>,
+}
+
+impl Start {
+    pub(super) fn new(config: ShardConfig, now: Time) -> Start {
+        let (took, asked) = (Duration::ZERO, false);
+        Start { config, began: now, took, asked, snapshot: None, judged: None }
+    }
+}
+
+impl Shard {
+    /// Asks the store for a checkpoint, or opens the log at once if none are taken.
+    pub(super) fn find_checkpoint(&mut self, out: &mut Vec<Effect>) {
+        if self.taker.is_on() {
+            self.start.asked = true;
+            out.push(Effect::Store(StoreOp::Load));
+            return;
+        }
+        self.open_log(out);
+    }
+
+    pub(super) fn store_done(&mut self, done: StoreDone, out: &mut Vec<Effect>) {
+        match done {
+            StoreDone::Loaded(found) if self.start.asked => {
+                self.start.asked = false;
+                let snapshot = match found {
+                    Ok(snapshot) => snapshot.map(|snapshot| self.check_owner(snapshot)).transpose(),
+                    Err(reason) => Err(reason),
+                };
+                match snapshot {
+                    Ok(snapshot) => self.start.snapshot = snapshot,
+                    Err(reason) => {
+                        mark!("checkpoint can not be read");
+                        self.tell_refusal(&reason, out);
+                    }
+                }
+                self.open_log(out);
+            }
+            StoreDone::Loaded(_) => {}
+            StoreDone::Saved(result) => self.taker.saved(result, out),
+        }
+    }
+
+    /// Refuses a checkpoint of another shard, or one that lacks a group.
+    fn check_owner(&self, snapshot: Box<Snapshot>) -> Result<Box<Snapshot>, String> {
+        let (found, config) = (&snapshot.manifest, &self.start.config);
+        let whose = |m: &basalt_wire::disk::checkpoint::Manifest| {
+            format!("shard {:?} of cluster {:016x}", m.address, m.cluster.0)
+        };
+        if found.cluster != config.cluster || found.address != config.address {
+            return Err(format!("it is of {}", whose(found)));
+        }
+        if found.segment_bytes != config.segment_bytes {
+            return Err(format!("it is of a device with segments of {}", found.segment_bytes));
+        }
+        match config.groups.iter().find(|group| !snapshot.groups.contains_key(&group.id)) {
+            Some(group) => Err(format!("it does not hold group {}", group.id)),
+            None => Ok(snapshot),
+        }
+    }
+
+    fn open_log(&mut self, out: &mut Vec<Effect>) {
+        self.begin_groups();
+        let start = self.start.snapshot.as_ref().map(|snapshot| {
+            let m = &snapshot.manifest;
+            log::Start { device: m.device, from: m.from, until: m.until }
+        });
+        let mut ops = Vec::new();
+        self.shared.log = Log::open_from(&self.start.config, start, &mut ops);
+        out.extend(ops.into_iter().map(Effect::Disk));
+    }
+
+    /// Sets what the log's records are added to.
+    fn begin_groups(&mut self) {
+        for (group, state) in self.groups.iter().zip(&mut self.opening) {
+            *state = OpenState::new(group.voters());
+            let part = self.start.snapshot.as_mut().and_then(|s| s.groups.get_mut(&group.id));
+            if let Some(part) = part {
+                state.restore(std::mem::take(&mut part.entries), &part.manifest);
+            }
+        }
+    }
+
+    /// Whether the groups' entries fit the checkpoint.
+    pub(super) fn judge_checkpoint(&mut self) {
+        let mut states = self.groups.iter().zip(&self.opening);
+        let judged = states.try_for_each(|(group, state)| {
+            state.fits().map_err(|reason| format!("group {}: {reason}", group.id))
+        });
+        self.start.judged = Some(judged);
+    }
+
+    /// Goes on with opening once the groups were asked.
+    pub(super) fn go_on_opening(&mut self, events: &mut Vec<log::LogEvent>) {
+        if let Some(judged) = self.start.judged.take() {
+            self.shared.log.judge_checkpoint(judged, &mut self.shared.ops, events);
+        }
+    }
+
+    /// The log does not support the checkpoint: everything is replayed.
+    pub(super) fn checkpoint_refused(&mut self, reason: &str, out: &mut Vec<Effect>) {
+        self.start.snapshot = None;
+        self.tell_refusal(reason, out);
+        self.begin_groups();
+    }
+
+    fn tell_refusal(&self, reason: &str, out: &mut Vec<Effect>) {
+        let text = format!("the checkpoint is not used, the whole log is replayed: {reason}");
+        out.push(Effect::Notice { alarm: true, text });
+    }
+
+    /// Hands the checkpoint's state to the groups.
+    pub(super) fn restore(&mut self, snapshot: Option<Box<Snapshot>>) {
+        let Some(mut snapshot) = snapshot else { return };
+        mark!("start from a checkpoint");
+        self.taker.started_from(&snapshot.manifest);
+        for group in &mut self.groups {
+            if let Some(part) = snapshot.groups.remove(&group.id) {
+                group.restore(part);
+            }
+        }
+    }
+
+    /// Says how the start went.
+    pub(super) fn tell_opening(
+        &mut self,
+        now: Time,
+        report: OpenReport,
+        snapshot: Option<&Snapshot>,
+        out: &mut Vec<Effect>,
+    ) {
+        self.start.took = now.since(self.start.began);
+        let checkpoint = snapshot.map(|snapshot| snapshot.manifest.number);
+        let from = match checkpoint {
+            Some(number) => format!("behind checkpoint {number}"),
+            None => "from its start".to_owned(),
+        };
+        let (bytes, seconds) = (report.bytes, self.start.took.as_secs_f64());
+        let text =
+            format!("the log is open: {bytes} bytes of it replayed {from} in {seconds:.3} s");
+        out.push(Effect::Notice { alarm: false, text });
+        self.open_report = Some(OpenReport { checkpoint, ..report });
+    }
+
+    /// Does what one turn may do for the next checkpoint.
+    pub(super) fn take_checkpoint(&mut self, out: &mut Vec<Effect>) {
+        if !self.taker.is_on() || !matches!(self.phase, Phase::Running | Phase::Draining) {
+            return;
+        }
+        let shared = &self.shared;
+        let recorded = RecordSeq(shared.durable.0 + shared.written.len() as u64);
+        self.taker.end_turn(&mut self.groups, &shared.log, (recorded, shared.durable), out);
+    }
+}

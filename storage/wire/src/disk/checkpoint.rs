@@ -1,0 +1,525 @@
+//! The records of an index checkpoint, as they stand in the node's store.
+//!
+//! A checkpoint is a set of records in a store of keys and values that are written all together or
+//! not at all. Keys sort by kind, group and place; numbers in keys are big endian, in values little
+//! endian. Every value begins with its version and ends with a CRC-32C over key and value, so that a
+//! value under another's key is refused as damaged.
+//!
+//! | key | value, between version and checksum |
+//! | --- | --- |
+//! | `C` index 8 | a metadata command: term 8, the command |
+//! | `E` group 4, run 8 | up to 256 entries of 26 bytes, see [`EntryPlace`] |
+//! | `M` | the manifest |
+//! | `P` group 4, volume 8, chunk 8, granule 1 | index of the last change 8, mask of mapped blocks 2, each 12 |
+//! | `V` group 4, volume 8 | epoch 8, deleted 1 |
+//!
+//! A mapped block: segment 4, block 4, checksum 4. An entry: term 8, segment 4, block of its batch 4, record 2,
+//! first payload block 4, payload blocks 4.
+//!
+//! The manifest: cluster 8, node 4, shard 2, device 8, segment_bytes 8, number 8; where replay begins:
+//! segment 4, segment sequence 8, block 4, batch 8, checksum of the batch before 4, boot 8; the last
+//! batch that the checkpoint stands for: batch 8, its checksum 4; number of groups 4, for each group 4,
+//! applied 8, end 8, hard state's term 8, vote 4, commit 8, volumes 8, granules 8.
+
+use crate::block::crc32c;
+use crate::disk::batch::HardStateFields;
+use crate::disk::field;
+use crate::ids::{
+    Address, ClusterId, Epoch, GroupId, LogIndex, NodeId, SegmentId, ShardId, Term, VolumeId,
+};
+use bytes::Bytes;
+
+/// Version of all records of a checkpoint.
+pub const CHECKPOINT_VERSION: u8 = 1;
+/// Blocks of a granule: what a checkpoint writes of a page that has changed.
+pub const GRANULE_BLOCKS: usize = 16;
+/// Entries of a run.
+pub const RUN_ENTRIES: usize = 256;
+/// The most groups that a manifest may name.
+const GROUPS_MAX: usize = 1 << 16;
+
+const ENTRY_BYTES: usize = 26;
+const PLACE_BYTES: usize = 12;
+const MANIFEST_BYTES: usize = 38 + 36 + 12 + 4;
+const GROUP_BYTES: usize = 56;
+
+/// Why a record was not accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CheckpointError {
+    /// The key is of no kind that is known.
+    #[error("a key that is not known")]
+    Key,
+    /// The value is shorter or longer than its kind asks for.
+    #[error("a record of an impossible length")]
+    Length,
+    /// The checksum over key and value does not match.
+    #[error("a record whose checksum does not match")]
+    Checksum,
+    /// The version is unknown.
+    #[error("a record of version {0}, known is {CHECKPOINT_VERSION}")]
+    Version(u8),
+    /// A field has an impossible value.
+    #[error("a record whose field {0} has an impossible value")]
+    Field(&'static str),
+}
+
+/// A place in the chain of batches: where the next one is expected.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ChainPlace {
+    /// The segment.
+    pub segment: u32,
+    /// Its use.
+    pub segment_seq: u64,
+    /// The block in it.
+    pub block: u32,
+    /// The number of the batch expected there.
+    pub seq: u64,
+    /// Checksum of the header of the batch before.
+    pub previous_crc: u32,
+    /// The boot generation that wrote the batch before.
+    pub boot: u64,
+}
+
+/// One group in a manifest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GroupManifest {
+    /// The group.
+    pub group: GroupId,
+    /// The state is that of the entries up to here, some pages excepted.
+    pub applied: LogIndex,
+    /// No page has seen a later entry than this one; all up to it are committed.
+    pub end: LogIndex,
+    /// The hard state.
+    pub hard: HardStateFields,
+    /// Volumes of the group.
+    pub volumes: u64,
+    /// Granules of the group.
+    pub granules: u64,
+}
+
+/// What a checkpoint is, and of what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Manifest {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The shard.
+    pub address: Address,
+    /// The device's id.
+    pub device: u64,
+    /// Bytes in its segments.
+    pub segment_bytes: u64,
+    /// Counts the checkpoints of the device.
+    pub number: u64,
+    /// Where replay begins.
+    pub from: ChainPlace,
+    /// The last batch that the checkpoint stands for: number and checksum of its header. A log that
+    /// does not hold it does not support the checkpoint.
+    pub until: (u64, u32),
+    /// The groups.
+    pub groups: Vec<GroupManifest>,
+}
+
+/// An entry of a group, as a run of entries says it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EntryPlace {
+    /// Its term.
+    pub term: Term,
+    /// Its segment.
+    pub segment: SegmentId,
+    /// The first block of its batch.
+    pub batch_block: u32,
+    /// Its ordinal in the batch.
+    pub record: u16,
+    /// The first block of its payload.
+    pub block: u32,
+    /// Blocks of payload.
+    pub blocks: u32,
+}
+
+/// Segment, block and checksum of a mapped block.
+pub type Place = (SegmentId, u32, u32);
+
+/// Some blocks of a page.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Granule {
+    /// The index of the entry that changed its page last.
+    pub changed_at: LogIndex,
+    /// Where its blocks stand.
+    pub places: [Option<Place>; GRANULE_BLOCKS],
+}
+
+/// A decoded record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Record {
+    /// A metadata command.
+    Command(LogIndex, Term, Bytes),
+    /// Entries of a group, from the first of a run on.
+    Entries(GroupId, u64, Vec<EntryPlace>),
+    /// The manifest.
+    Manifest(Manifest),
+    /// A granule: group, volume, chunk, ordinal in the chunk.
+    Granule(GroupId, VolumeId, u64, u8, Granule),
+    /// A volume: group, volume, epoch, whether it is deleted.
+    Volume(GroupId, VolumeId, Epoch, bool),
+}
+
+/// The key of the manifest.
+pub const MANIFEST_KEY: &[u8] = b"M";
+
+/// The prefix of the keys of a volume's granules.
+pub fn granules_prefix(group: GroupId, volume: VolumeId) -> [u8; 13] {
+    let mut key = [b'P'; 13];
+    key[1..5].copy_from_slice(&group.0.to_be_bytes());
+    key[5..].copy_from_slice(&volume.0.to_be_bytes());
+    key
+}
+
+impl Record {
+    /// Appends the key.
+    pub fn key(&self, out: &mut Vec<u8>) {
+        match self {
+            Record::Command(index, ..) => {
+                out.push(b'C');
+                out.extend_from_slice(&index.0.to_be_bytes());
+            }
+            Record::Entries(group, run, _) => {
+                out.push(b'E');
+                out.extend_from_slice(&group.0.to_be_bytes());
+                out.extend_from_slice(&run.to_be_bytes());
+            }
+            Record::Manifest(_) => out.extend_from_slice(MANIFEST_KEY),
+            Record::Granule(group, volume, chunk, granule, _) => {
+                out.extend_from_slice(&granules_prefix(*group, *volume));
+                out.extend_from_slice(&chunk.to_be_bytes());
+                out.push(*granule);
+            }
+            Record::Volume(group, volume, ..) => {
+                out.push(b'V');
+                out.extend_from_slice(&group.0.to_be_bytes());
+                out.extend_from_slice(&volume.0.to_be_bytes());
+            }
+        }
+    }
+
+    /// Appends the value, whose key is `key`.
+    pub fn value(&self, key: &[u8], out: &mut Vec<u8>) {
+        let start = out.len();
+        out.push(CHECKPOINT_VERSION);
+        match self {
+            Record::Command(_, term, command) => {
+                out.extend_from_slice(&term.0.to_le_bytes());
+                out.extend_from_slice(command);
+            }
+            Record::Entries(_, _, entries) => entries.iter().for_each(|e| put_entry(e, out)),
+            Record::Manifest(manifest) => put_manifest(manifest, out),
+            Record::Granule(.., granule) => put_granule(granule, out),
+            Record::Volume(_, _, epoch, deleted) => {
+                out.extend_from_slice(&epoch.0.to_le_bytes());
+                out.push(u8::from(*deleted));
+            }
+        }
+        let crc = checksum(key, &out[start..]);
+        out.extend_from_slice(&crc.to_le_bytes());
+    }
+
+    /// Reads and validates a record.
+    pub fn decode(key: &[u8], value: &[u8]) -> Result<Record, CheckpointError> {
+        let Some(at) = value.len().checked_sub(4).filter(|at| *at > 0) else {
+            return Err(CheckpointError::Length);
+        };
+        if field::u32(value, at) != checksum(key, &value[..at]) {
+            return Err(CheckpointError::Checksum);
+        }
+        if value[0] != CHECKPOINT_VERSION {
+            return Err(CheckpointError::Version(value[0]));
+        }
+        let body = &value[1..at];
+        match (key.first(), key.len()) {
+            (Some(b'C'), 9) if body.len() >= 8 => {
+                let term = Term(field::u64(body, 0));
+                let command = Bytes::copy_from_slice(&body[8..]);
+                Ok(Record::Command(LogIndex(be64(key, 1)), term, command))
+            }
+            (Some(b'E'), 13) => Ok(Record::Entries(group(key), be64(key, 5), entries(body)?)),
+            (Some(b'M'), 1) => Ok(Record::Manifest(manifest(body)?)),
+            (Some(b'P'), 22) => {
+                let (volume, chunk) = (VolumeId(be64(key, 5)), be64(key, 13));
+                if usize::from(key[21]) >= 1024 / GRANULE_BLOCKS {
+                    return Err(CheckpointError::Field("granule"));
+                }
+                Ok(Record::Granule(group(key), volume, chunk, key[21], granule(body)?))
+            }
+            (Some(b'V'), 13) if body.len() == 9 => {
+                let epoch = Epoch(field::u64(body, 0));
+                Ok(Record::Volume(group(key), VolumeId(be64(key, 5)), epoch, body[8] != 0))
+            }
+            (Some(b'C' | b'V'), 9 | 13) => Err(CheckpointError::Length),
+            _ => Err(CheckpointError::Key),
+        }
+    }
+}
+
+fn checksum(key: &[u8], value: &[u8]) -> u32 {
+    crc32c(value) ^ crc32c(key).rotate_left(7)
+}
+
+fn group(key: &[u8]) -> GroupId {
+    GroupId(u32::from_be_bytes([key[1], key[2], key[3], key[4]]))
+}
+
+fn be64(key: &[u8], at: usize) -> u64 {
+    key[at..at + 8].iter().fold(0, |n, byte| n << 8 | u64::from(*byte))
+}
+
+fn put_entry(e: &EntryPlace, out: &mut Vec<u8>) {
+    out.extend_from_slice(&e.term.0.to_le_bytes());
+    out.extend_from_slice(&e.segment.0.to_le_bytes());
+    out.extend_from_slice(&e.batch_block.to_le_bytes());
+    out.extend_from_slice(&e.record.to_le_bytes());
+    out.extend_from_slice(&e.block.to_le_bytes());
+    out.extend_from_slice(&e.blocks.to_le_bytes());
+}
+
+fn entries(body: &[u8]) -> Result<Vec<EntryPlace>, CheckpointError> {
+    let count = body.len() / ENTRY_BYTES;
+    if !body.len().is_multiple_of(ENTRY_BYTES) || count == 0 || count > RUN_ENTRIES {
+        return Err(CheckpointError::Length);
+    }
+    let entry = |b: &[u8]| EntryPlace {
+        term: Term(field::u64(b, 0)),
+        segment: SegmentId(field::u32(b, 8)),
+        batch_block: field::u32(b, 12),
+        record: field::u16(b, 16),
+        block: field::u32(b, 18),
+        blocks: field::u32(b, 22),
+    };
+    let entries: Vec<EntryPlace> = body.chunks_exact(ENTRY_BYTES).map(entry).collect();
+    if entries.iter().any(|e| e.term.0 == 0) || entries.windows(2).any(|w| w[0].term > w[1].term) {
+        return Err(CheckpointError::Field("term"));
+    }
+    Ok(entries)
+}
+
+fn put_granule(g: &Granule, out: &mut Vec<u8>) {
+    out.extend_from_slice(&g.changed_at.0.to_le_bytes());
+    let mask = g.places.iter().enumerate().fold(0, |m, (i, p)| m | u16::from(p.is_some()) << i);
+    out.extend_from_slice(&mask.to_le_bytes());
+    for (segment, block, checksum) in g.places.iter().flatten() {
+        out.extend_from_slice(&segment.0.to_le_bytes());
+        out.extend_from_slice(&block.to_le_bytes());
+        out.extend_from_slice(&checksum.to_le_bytes());
+    }
+}
+
+fn granule(body: &[u8]) -> Result<Granule, CheckpointError> {
+    if body.len() < 10 {
+        return Err(CheckpointError::Length);
+    }
+    let mask = field::u16(body, 8);
+    if body.len() != 10 + mask.count_ones() as usize * PLACE_BYTES {
+        return Err(CheckpointError::Length);
+    }
+    let mut granule = Granule { changed_at: LogIndex(field::u64(body, 0)), ..Granule::default() };
+    let mut places = body[10..].chunks_exact(PLACE_BYTES);
+    for (i, slot) in granule.places.iter_mut().enumerate() {
+        if mask >> i & 1 == 1
+            && let Some(b) = places.next()
+        {
+            let place = (SegmentId(field::u32(b, 0)), field::u32(b, 4), field::u32(b, 8));
+            if place.1 == u32::MAX {
+                return Err(CheckpointError::Field("block"));
+            }
+            *slot = Some(place);
+        }
+    }
+    Ok(granule)
+}
+
+fn put_manifest(m: &Manifest, out: &mut Vec<u8>) {
+    out.extend_from_slice(&m.cluster.0.to_le_bytes());
+    out.extend_from_slice(&m.address.node.0.to_le_bytes());
+    out.extend_from_slice(&m.address.shard.0.to_le_bytes());
+    for number in [m.device, m.segment_bytes, m.number] {
+        out.extend_from_slice(&number.to_le_bytes());
+    }
+    out.extend_from_slice(&m.from.segment.to_le_bytes());
+    out.extend_from_slice(&m.from.segment_seq.to_le_bytes());
+    out.extend_from_slice(&m.from.block.to_le_bytes());
+    out.extend_from_slice(&m.from.seq.to_le_bytes());
+    out.extend_from_slice(&m.from.previous_crc.to_le_bytes());
+    out.extend_from_slice(&m.from.boot.to_le_bytes());
+    out.extend_from_slice(&m.until.0.to_le_bytes());
+    out.extend_from_slice(&m.until.1.to_le_bytes());
+    out.extend_from_slice(&(m.groups.len() as u32).to_le_bytes());
+    for g in &m.groups {
+        out.extend_from_slice(&g.group.0.to_le_bytes());
+        for number in [g.applied.0, g.end.0, g.hard.term.0] {
+            out.extend_from_slice(&number.to_le_bytes());
+        }
+        out.extend_from_slice(&g.hard.vote.0.to_le_bytes());
+        for number in [g.hard.commit.0, g.volumes, g.granules] {
+            out.extend_from_slice(&number.to_le_bytes());
+        }
+    }
+}
+
+fn manifest(b: &[u8]) -> Result<Manifest, CheckpointError> {
+    if b.len() < MANIFEST_BYTES {
+        return Err(CheckpointError::Length);
+    }
+    let count = field::u32(b, MANIFEST_BYTES - 4) as usize;
+    if count > GROUPS_MAX || b.len() != MANIFEST_BYTES + count * GROUP_BYTES {
+        return Err(CheckpointError::Length);
+    }
+    let group = |b: &[u8]| GroupManifest {
+        group: GroupId(field::u32(b, 0)),
+        applied: LogIndex(field::u64(b, 4)),
+        end: LogIndex(field::u64(b, 12)),
+        hard: HardStateFields {
+            term: Term(field::u64(b, 20)),
+            vote: NodeId(field::u32(b, 28)),
+            commit: LogIndex(field::u64(b, 32)),
+        },
+        volumes: field::u64(b, 40),
+        granules: field::u64(b, 48),
+    };
+    let manifest = Manifest {
+        cluster: ClusterId(field::u64(b, 0)),
+        address: Address { node: NodeId(field::u32(b, 8)), shard: ShardId(field::u16(b, 12)) },
+        device: field::u64(b, 14),
+        segment_bytes: field::u64(b, 22),
+        number: field::u64(b, 30),
+        from: ChainPlace {
+            segment: field::u32(b, 38),
+            segment_seq: field::u64(b, 42),
+            block: field::u32(b, 50),
+            seq: field::u64(b, 54),
+            previous_crc: field::u32(b, 62),
+            boot: field::u64(b, 66),
+        },
+        until: (field::u64(b, 74), field::u32(b, 82)),
+        groups: b[MANIFEST_BYTES..].chunks_exact(GROUP_BYTES).map(group).collect(),
+    };
+    manifest.validate()?;
+    Ok(manifest)
+}
+
+impl Manifest {
+    fn validate(&self) -> Result<(), CheckpointError> {
+        if self.from.seq == 0 || self.from.segment_seq == 0 || self.until.0 < self.from.seq {
+            return Err(CheckpointError::Field("place in the log"));
+        }
+        if self.groups.windows(2).any(|w| w[0].group >= w[1].group) {
+            return Err(CheckpointError::Field("group"));
+        }
+        if self.groups.iter().any(|g| g.end < g.applied) {
+            return Err(CheckpointError::Field("end"));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn samples() -> Vec<Record> {
+        let mut granule = Granule { changed_at: LogIndex(9), ..Granule::default() };
+        granule.places[0] = Some((SegmentId(3), 7, 0xdead_beef));
+        granule.places[15] = Some((SegmentId(4), 8, 1));
+        let entry = EntryPlace {
+            term: Term(3),
+            segment: SegmentId(9),
+            batch_block: 4,
+            record: 2,
+            block: 6,
+            blocks: 5,
+        };
+        let group = |id| GroupManifest {
+            group: GroupId(id),
+            applied: LogIndex(5),
+            end: LogIndex(6),
+            hard: HardStateFields { term: Term(2), vote: NodeId(1), commit: LogIndex(5) },
+            volumes: 3,
+            granules: 4,
+        };
+        let manifest = Manifest {
+            cluster: ClusterId(7),
+            address: Address { node: NodeId(2), shard: ShardId(1) },
+            device: 0x1234_5678_9abc_def0,
+            segment_bytes: 1 << 20,
+            number: 11,
+            from: ChainPlace {
+                segment: 2,
+                segment_seq: 3,
+                block: 40,
+                seq: 77,
+                previous_crc: 5,
+                boot: 4,
+            },
+            until: (80, 99),
+            groups: vec![group(0), group(u32::MAX)],
+        };
+        vec![
+            Record::Command(LogIndex(1), Term(1), Bytes::from_static(b"create")),
+            Record::Command(LogIndex(2), Term(1), Bytes::new()),
+            Record::Entries(GroupId(3), 2, vec![entry, EntryPlace { term: Term(4), ..entry }]),
+            Record::Manifest(manifest),
+            Record::Granule(GroupId(1), VolumeId(5), 1 << 40, 63, granule),
+            Record::Granule(GroupId(1), VolumeId(5), 0, 0, Granule::default()),
+            Record::Volume(GroupId(1), VolumeId(5), Epoch(8), true),
+        ]
+    }
+
+    fn encoded(record: &Record) -> (Vec<u8>, Vec<u8>) {
+        let (mut key, mut value) = (Vec::new(), Vec::new());
+        record.key(&mut key);
+        record.value(&key, &mut value);
+        (key, value)
+    }
+
+    #[test]
+    fn records_survive_a_round_trip() {
+        for record in samples() {
+            let (key, value) = encoded(&record);
+            assert_eq!(Record::decode(&key, &value), Ok(record));
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_cut_is_refused() {
+        for record in samples() {
+            let (key, value) = encoded(&record);
+            for bit in 0..value.len() * 8 {
+                let mut bad = value.clone();
+                bad[bit / 8] ^= 1 << (bit % 8);
+                assert!(Record::decode(&key, &bad).is_err(), "{record:?} bit {bit}");
+            }
+            for len in 0..value.len() {
+                assert!(Record::decode(&key, &value[..len]).is_err(), "{record:?} cut at {len}");
+            }
+            for bit in 0..key.len() * 8 {
+                let mut bad = key.clone();
+                bad[bit / 8] ^= 1 << (bit % 8);
+                assert!(Record::decode(&bad, &value).is_err(), "{record:?} key bit {bit}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_manifest_that_contradicts_itself_is_refused() {
+        let Record::Manifest(good) = samples().remove(3) else { panic!("the order of samples") };
+        let spoils: [fn(&mut Manifest); 4] = [
+            |m| m.from.seq = 0,
+            |m| m.until.0 = m.from.seq - 1,
+            |m| m.groups[1].group = GroupId(0),
+            |m| m.groups[0].end = LogIndex(4),
+        ];
+        for spoil in spoils {
+            let mut bad = good.clone();
+            spoil(&mut bad);
+            let (key, value) = encoded(&Record::Manifest(bad));
+            assert!(matches!(Record::decode(&key, &value), Err(CheckpointError::Field(_))));
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! The simulated twin of a node's store: checkpoints that land whole or not at all, late, and that are
+//! lost, damaged or put back to an older state while nobody looks.
+
+use crate::event::{Ev, Who};
+use crate::rng::Rng;
+use crate::world::World;
+use basalt_core::checkpoint::{Change, Changes, Loader, Snapshot, StoreDone, StoreOp};
+use basalt_core::event::Event;
+use basalt_core::planted::Planted;
+use bytes::Bytes;
+use std::collections::{BTreeMap, VecDeque};
+
+type Content = BTreeMap<Vec<u8>, Bytes>;
+
+/// Older states that are remembered, to be put back.
+const HISTORY: usize = 4;
+
+/// The store of one node.
+pub struct Store {
+    content: Content,
+    history: VecDeque<Content>,
+    /// What was asked and has not taken place.
+    waiting: VecDeque<StoreOp>,
+    /// Checkpoints that landed.
+    pub saved: u64,
+    rng: Rng,
+}
+
+impl Store {
+    /// An empty store.
+    pub fn new(rng: Rng) -> Store {
+        let (content, history, waiting) = (Content::new(), VecDeque::new(), VecDeque::new());
+        Store { content, history, waiting, saved: 0, rng }
+    }
+
+    /// The next operation takes place.
+    fn perform(&mut self, planted: Planted) -> Option<StoreDone> {
+        Some(match self.waiting.pop_front()? {
+            StoreOp::Load => StoreDone::Loaded(self.load(planted)),
+            StoreOp::Save(changes) => {
+                self.save(&changes);
+                StoreDone::Saved(Ok(()))
+            }
+        })
+    }
+
+    fn load(&self, planted: Planted) -> Result<Option<Box<Snapshot>>, String> {
+        let mut loader = Loader::new(planted);
+        self.content.iter().try_for_each(|(key, value)| loader.add(key, value))?;
+        loader.finish()
+    }
+
+    fn save(&mut self, changes: &Changes) {
+        self.saved += 1;
+        self.history.push_back(self.content.clone());
+        if self.history.len() > HISTORY {
+            self.history.pop_front();
+        }
+        for change in changes.iter() {
+            match change {
+                Change::Put { key, value } => {
+                    self.content.insert(key.to_vec(), Bytes::copy_from_slice(value));
+                }
+                Change::DeletePrefix(prefix) => {
+                    self.content.retain(|key, _| !key.starts_with(prefix));
+                }
+            }
+        }
+    }
+
+    /// The process is gone: what it asked for takes place or does not, in order.
+    pub fn crash(&mut self) {
+        while let Some(op) = self.waiting.pop_front() {
+            match op {
+                StoreOp::Save(changes) if self.rng.chance(0.5) => self.save(&changes),
+                StoreOp::Save(_) => break,
+                StoreOp::Load => {}
+            }
+        }
+        self.waiting.clear();
+    }
+
+    /// Everything is gone, as if the directory had been lost.
+    pub fn lose(&mut self) {
+        self.content.clear();
+    }
+
+    /// An older state is put back, if there is one.
+    pub fn go_back(&mut self) -> bool {
+        match self.history.is_empty() {
+            true => false,
+            false => {
+                let at = self.rng.below(self.history.len() as u64) as usize;
+                self.content = self.history[at].clone();
+                true
+            }
+        }
+    }
+
+    /// A record is damaged, or lost, or stands under another's key.
+    pub fn damage(&mut self) -> Option<&'static str> {
+        if self.content.is_empty() {
+            return None;
+        }
+        let mut keys = self.content.keys();
+        let at = self.rng.below(keys.len() as u64) as usize;
+        let key = keys.nth(at).expect("counted just now").clone();
+        Some(match self.rng.below(3) {
+            0 => {
+                self.content.remove(&key);
+                "a record is lost"
+            }
+            1 => {
+                let other = self.rng.below(self.content.len() as u64) as usize;
+                let value = self.content.values().nth(other).expect("counted just now").clone();
+                self.content.insert(key, value);
+                "a record holds another's value"
+            }
+            _ => {
+                let mut value = self.content[&key].to_vec();
+                let bit = self.rng.below(value.len() as u64 * 8) as usize;
+                value[bit / 8] ^= 1 << (bit % 8);
+                self.content.insert(key, value.into());
+                "a bit flips"
+            }
+        })
+    }
+}
+
+impl World {
+    /// A node asks something of its store.
+    pub fn ask_store(&mut self, n: Who, op: StoreOp) {
+        let node = &mut self.nodes[n];
+        let quick = matches!(op, StoreOp::Load) || node.store.rng.chance(0.5);
+        let delay = node.store.rng.log_uniform(10e3, if quick { 2e6 } else { 500e6 }) as u64;
+        node.store.waiting.push_back(op);
+        let boot = node.boot;
+        self.queue.push_in(delay, Ev::Store { node: n, boot });
+    }
+
+    /// A node's store has done the next thing.
+    pub fn store_done(&mut self, n: Who) {
+        let planted = self.options.planted;
+        if let Some(done) = self.nodes[n].store.perform(planted) {
+            self.trace(|| match &done {
+                StoreDone::Loaded(found) => {
+                    let number = found.as_ref().map(|s| s.as_ref().map(|s| s.manifest.number));
+                    format!("node {n} store gives checkpoint {number:?}")
+                }
+                StoreDone::Saved(_) => format!("node {n} store holds a new checkpoint"),
+            });
+            self.give(n, Event::Store(done), 0);
+        }
+    }
+
+    /// Something happens to a store behind its node's back: harm that must be noticed if `may_harm`,
+    /// or a loss or an older state, which cost time and nothing else.
+    pub fn disturb_store(&mut self, n: Who, may_harm: bool) {
+        let up = self.nodes[n].is_up();
+        let store = &mut self.nodes[n].store;
+        let text = match store.rng.below(if may_harm { 4 } else { 2 }) {
+            // A store that a process has open is not exchanged under it.
+            0 | 1 if up => return,
+            0 => {
+                store.lose();
+                "is lost"
+            }
+            1 if store.go_back() => "is put back to an older state",
+            1 => return,
+            _ => match store.damage() {
+                Some(text) => {
+                    self.damaged = true;
+                    text
+                }
+                None => return,
+            },
+        };
+        self.trace(|| format!("the store of node {n}: {text}"));
+    }
+}
+
+/// Bytes of log between two checkpoints of a node: tiny, so that a run takes some.
+pub fn draw_interval(rng: &mut Rng) -> u64 {
+    match rng.chance(0.8) {
+        true => rng.log_uniform(4096.0, (1 << 20) as f64) as u64,
+        false => 0,
+    }
+}

@@ -240,8 +240,11 @@ impl Group {
             }
             MessageType::MsgHeartbeat => {
                 self.heard(message.term, message.commit.0, None);
-                // A leader that does not know yet what was lost here promises too much.
-                library.commit = library.commit.min(receiver.last.0);
+                if library.commit > receiver.last.0 {
+                    // A leader tells nobody of more than it was acknowledged.
+                    self.lacks_acknowledged(cx, message.term, message.commit.0);
+                    library.commit = receiver.last.0;
+                }
             }
             MessageType::MsgAppendResponse | MessageType::MsgHeartbeatResponse => {
                 self.note_room(from.node, message.priority != 0);

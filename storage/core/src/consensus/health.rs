@@ -212,6 +212,32 @@ impl Group {
         }
     }
 
+    /// A leader counts on entries up to `known` here, and the log ends before: the device has gone
+    /// back to an older state, which nothing on it tells.
+    pub(super) fn lacks_acknowledged(&mut self, cx: &mut Cx<'_>, term: Term, known: u64) {
+        let Some(raft) = &self.raft else { return };
+        if self.impaired.is_some() || term < self.term() {
+            return;
+        }
+        mark!("entries that were acknowledged are not here");
+        let intact = raft.raft.raft_log.last_index();
+        self.impaired = Some(Impaired {
+            intact,
+            last_known: known,
+            open_term: raft.raft.term,
+            restarted: false,
+            commit: known,
+            mute: false,
+            report_at: 0,
+        });
+        let text = format!(
+            "group {}: the leader counts on entries up to {known}, but the log ends at {intact}: the \
+             device holds an older state; what it lacks is asked for",
+            self.id
+        );
+        cx.notice(true, text);
+    }
+
     /// Tells the peers what was lost, again and again until a leader starts over.
     pub(super) fn report_damage(&mut self, cx: &mut Cx<'_>) {
         let tick = cx.shared.tick;

@@ -1,5 +1,5 @@
-mod corners;
 mod checkpoints;
+mod corners;
 mod cuts;
 mod damage;
 mod election;

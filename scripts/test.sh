@@ -27,7 +27,7 @@ for one in "${stages[@]}"; do
         ;;
     unit)
         stage "unit tests"
-        cargo test --release --locked --workspace --exclude basalt-interop --exclude basalt-chaos
+        cargo test --release --locked --no-fail-fast --workspace --exclude basalt-interop --exclude basalt-chaos
         ;;
     sim)
         cargo build --release --locked -p basalt-sim
@@ -45,12 +45,12 @@ for one in "${stages[@]}"; do
     interop)
         cargo build --release --locked --bins "${programs[@]}"
         stage "foreign clients against a three-node cluster"
-        cargo test --release --locked -p basalt-interop -- --test-threads 1
+        cargo test --release --locked --no-fail-fast -p basalt-interop -- --test-threads 1
         ;;
     chaos)
         cargo build --release --locked --bins "${programs[@]}"
         stage "real processes under faults (short)"
-        cargo test --release --locked -p basalt-chaos -- --test-threads 1
+        cargo test --release --locked --no-fail-fast -p basalt-chaos -- --test-threads 1
         ;;
     *)
         echo "test.sh: unknown stage '$one' (lint unit sim interop chaos)" >&2

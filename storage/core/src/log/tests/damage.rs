@@ -270,7 +270,7 @@ fn one_superblock_is_enough_and_a_foreign_one_is_refused() {
     let other = ShardConfig { cluster: ClusterId(78), ..world.config.clone() };
     let refused = World::open(other, TestDisk::from_image(world.disk.content.clone()));
     let reason = refused.opened.failed.expect("a device of another cluster");
-    assert!(reason.contains("77") && reason.contains("78"), "{reason}");
+    assert!(reason.contains("4d (node 1)") && reason.contains("4e;"), "{reason}");
 }
 
 #[test]

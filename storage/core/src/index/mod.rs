@@ -3,12 +3,17 @@
 //! A [`VolumeIndex`] maps block numbers of one volume, in one group, to places in the log and the
 //! checksums of their content. It has two levels: a directory of pages, one for each chunk of
 //! 1024 blocks, and in a page 12 bytes a block. A page that maps nothing keeps only the log index
-//! of its last change.
+//! of its last change. Every change also tells [`Usage`], which counts live blocks by segment.
 
 mod page;
+#[cfg(test)]
+mod random;
+mod usage;
 
 pub use page::{BlockPlace, Page};
+pub use usage::Usage;
 
+use crate::log::Location;
 use basalt_wire::block::CHUNK_BLOCKS;
 use basalt_wire::command::BlockRange;
 use basalt_wire::disk::checkpoint::Granule;
@@ -47,12 +52,13 @@ impl VolumeIndex {
         first: BlockPlace,
         checksums: impl ExactSizeIterator<Item = u32>,
         at: LogIndex,
+        usage: &mut Usage,
     ) -> Option<u64> {
         assert_eq!(checksums.len(), range.count as usize, "one checksum for each block");
         let (chunk, block) = split(range);
         let page = self.pages.entry(chunk).or_default();
         let (before, clean) = (page.footprint(), !page.is_dirty());
-        page.map(block, first, checksums, at);
+        page.map(block, first, checksums, at, usage);
         let after = page.footprint();
         self.account(before, after);
         clean.then_some(chunk)
@@ -60,14 +66,44 @@ impl VolumeIndex {
 
     /// Unmaps the blocks of `range`. A chunk that was never written stays unknown. Gives the chunk as
     /// [`VolumeIndex::map`] does.
-    pub fn unmap(&mut self, range: BlockRange, at: LogIndex) -> Option<u64> {
+    pub fn unmap(&mut self, range: BlockRange, at: LogIndex, usage: &mut Usage) -> Option<u64> {
         let (chunk, block) = split(range);
         let page = self.pages.get_mut(&chunk)?;
         let (before, clean) = (page.footprint(), !page.is_dirty());
-        page.unmap(block, range.count as usize, at);
+        page.unmap(block, range.count as usize, at, usage);
         let after = page.footprint();
         self.account(before, after);
         clean.then_some(chunk)
+    }
+
+    /// Points a block at another place with the same content, if it still stands at `from`: says whether
+    /// it did, and gives the chunk as [`VolumeIndex::map`] does.
+    pub fn relocate(
+        &mut self,
+        block: u64,
+        from: BlockPlace,
+        to: Location,
+        usage: &mut Usage,
+    ) -> (bool, Option<u64>) {
+        let (chunk, block) = split(BlockRange { block, count: 1 });
+        let Some(page) = self.pages.get_mut(&chunk) else { return (false, None) };
+        let clean = !page.is_dirty();
+        let moved = page.relocate(block, from, to, usage);
+        (moved, (moved && clean).then_some(chunk))
+    }
+
+    /// Where a block stands.
+    pub fn place(&self, block: u64) -> Option<BlockPlace> {
+        let (page, block) = self.page(BlockRange { block, count: 1 });
+        page?.get(block)
+    }
+
+    /// Unmaps everything and forgets all pages.
+    pub fn clear(&mut self, usage: &mut Usage) {
+        for page in self.pages.values_mut() {
+            page.unmap(0, CHUNK_BLOCKS as usize, LogIndex(0), usage);
+        }
+        *self = VolumeIndex::default();
     }
 
     /// A page that is to be given to a checkpoint.
@@ -76,12 +112,19 @@ impl VolumeIndex {
     }
 
     /// Takes a granule of a chunk from a checkpoint.
-    pub fn restore(&mut self, chunk: u64, number: u8, granule: &Granule) {
+    pub fn restore(&mut self, chunk: u64, number: u8, granule: &Granule, usage: &mut Usage) {
         let page = self.pages.entry(chunk).or_default();
         let before = page.footprint();
-        page.restore(number, granule);
+        page.restore(number, granule, usage);
         let after = page.footprint();
         self.account(before, after);
+    }
+
+    /// Counts the live blocks of all pages.
+    pub fn recount(&self, usage: &mut Usage) {
+        for (_, place) in self.pages.values().flat_map(Page::iter) {
+            usage.add(place.segment, 1);
+        }
     }
 
     /// The page that `range` lies in, and the number of its first block there.
@@ -129,9 +172,9 @@ mod tests {
 
     #[test]
     fn maps_overwrites_and_unmaps() {
-        let mut index = VolumeIndex::new();
-        index.map(range(1030, 3), place(1, 100), [7, 8, 9].into_iter(), LogIndex(4));
-        index.map(range(1031, 1), place(2, 5), [88].into_iter(), LogIndex(6));
+        let (mut index, mut usage) = (VolumeIndex::new(), Usage::default());
+        index.map(range(1030, 3), place(1, 100), [7, 8, 9].into_iter(), LogIndex(4), &mut usage);
+        index.map(range(1031, 1), place(2, 5), [88].into_iter(), LogIndex(6), &mut usage);
         let (page, first) = index.page(range(1030, 3));
         let page = page.unwrap();
         assert_eq!(first, 6);
@@ -142,7 +185,7 @@ mod tests {
         assert_eq!(page.get(8), Some(BlockPlace { checksum: 9, ..place(1, 102) }));
         assert_eq!(index.mapped_blocks(), 3);
 
-        index.unmap(range(1024, 8), LogIndex(9));
+        index.unmap(range(1024, 8), LogIndex(9), &mut usage);
         assert_eq!(index.mapped_blocks(), 1);
         let (page, _) = index.page(range(1024, 1));
         assert_eq!(page.unwrap().changed_at(), LogIndex(9));
@@ -150,10 +193,10 @@ mod tests {
 
     #[test]
     fn an_empty_page_gives_its_memory_back_and_keeps_its_change() {
-        let mut index = VolumeIndex::new();
-        index.map(range(0, 1), place(0, 1), [1].into_iter(), LogIndex(1));
+        let (mut index, mut usage) = (VolumeIndex::new(), Usage::default());
+        index.map(range(0, 1), place(0, 1), [1].into_iter(), LogIndex(1), &mut usage);
         let full = index.memory();
-        index.unmap(range(0, 1024), LogIndex(2));
+        index.unmap(range(0, 1024), LogIndex(2), &mut usage);
         assert!(index.memory() + Page::TABLE_BYTES <= full);
         assert_eq!(index.page(range(0, 1)).0.unwrap().changed_at(), LogIndex(2));
         assert_eq!(index.page(range(0, 1)).0.unwrap().get(0), None);
@@ -161,8 +204,8 @@ mod tests {
 
     #[test]
     fn unmapping_what_was_never_written_changes_nothing() {
-        let mut index = VolumeIndex::new();
-        index.unmap(range(5, 5), LogIndex(3));
+        let (mut index, mut usage) = (VolumeIndex::new(), Usage::default());
+        index.unmap(range(5, 5), LogIndex(3), &mut usage);
         assert!(index.page(range(5, 5)).0.is_none());
         assert_eq!(index.mapped_blocks(), 0);
     }
@@ -170,7 +213,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "crosses the border of a chunk")]
     fn a_range_across_chunks_is_a_bug_of_the_caller() {
-        VolumeIndex::new().unmap(range(1023, 2), LogIndex(1));
+        VolumeIndex::new().unmap(range(1023, 2), LogIndex(1), &mut Usage::default());
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! One page: the places of a chunk's 1024 blocks.
 
+use super::usage::{Dying, Usage};
+use crate::log::Location;
 use basalt_wire::block::CHUNK_BLOCKS;
 use basalt_wire::disk::checkpoint::{GRANULE_BLOCKS, Granule};
 use basalt_wire::ids::{LogIndex, SegmentId};
@@ -75,30 +77,66 @@ impl Page {
         first: BlockPlace,
         sums: impl Iterator<Item = u32>,
         at: LogIndex,
+        usage: &mut Usage,
     ) {
         let table = self.table.get_or_insert_with(empty_table);
-        let mut count = 0;
+        let (mut count, mut fresh) = (0, 0);
+        let mut dying = Dying::new(usage);
         for (i, (slot, checksum)) in table[block..].iter_mut().zip(sums).enumerate() {
-            self.mapped += u32::from(slot.block == UNMAPPED);
+            if slot.block == UNMAPPED {
+                fresh += 1;
+            } else {
+                dying.push(slot.segment);
+            }
             *slot = Packed { segment: first.segment.0, block: first.block + i as u32, checksum };
             count = i + 1;
         }
+        dying.finish();
+        usage.add(first.segment, count as u32);
+        self.mapped += fresh;
         self.changed_at = at;
         self.dirty |= granules(block, count);
     }
 
-    pub(super) fn unmap(&mut self, block: usize, count: usize, at: LogIndex) {
+    pub(super) fn unmap(&mut self, block: usize, count: usize, at: LogIndex, usage: &mut Usage) {
         if let Some(table) = &mut self.table {
+            let mut dying = Dying::new(usage);
             for slot in &mut table[block..block + count] {
-                self.mapped -= u32::from(slot.block != UNMAPPED);
-                slot.block = UNMAPPED;
+                if slot.block != UNMAPPED {
+                    self.mapped -= 1;
+                    dying.push(slot.segment);
+                    slot.block = UNMAPPED;
+                }
             }
+            dying.finish();
         }
         if self.mapped == 0 {
             self.table = None;
         }
         self.changed_at = at;
         self.dirty |= granules(block, count);
+    }
+
+    /// Points a block at another place with the same content, if it still stands at `from`. For those
+    /// who read the volume nothing changes: the page keeps the index of its last change.
+    pub(super) fn relocate(
+        &mut self,
+        block: usize,
+        from: BlockPlace,
+        to: Location,
+        usage: &mut Usage,
+    ) -> bool {
+        if self.get(block) != Some(from) {
+            return false;
+        }
+        if let Some(table) = &mut self.table {
+            table[block].segment = to.segment.0;
+            table[block].block = to.block;
+        }
+        usage.sub(from.segment, 1);
+        usage.add(to.segment, 1);
+        self.dirty |= granules(block, 1);
+        true
     }
 
     /// Whether it changed since it was given to a checkpoint.
@@ -125,15 +163,20 @@ impl Page {
     }
 
     /// Takes a granule from a checkpoint.
-    pub(super) fn restore(&mut self, number: u8, granule: &Granule) {
+    pub(super) fn restore(&mut self, number: u8, granule: &Granule, usage: &mut Usage) {
         let first = usize::from(number) * GRANULE_BLOCKS;
         self.stored |= 1 << number;
         self.changed_at = self.changed_at.max(granule.changed_at);
         for (i, place) in granule.places.iter().enumerate() {
             let Some((segment, block, checksum)) = *place else { continue };
             let slot = &mut self.table.get_or_insert_with(empty_table)[first + i];
-            self.mapped += u32::from(slot.block == UNMAPPED);
+            if slot.block == UNMAPPED {
+                self.mapped += 1;
+            } else {
+                usage.sub(SegmentId(slot.segment), 1);
+            }
             *slot = Packed { segment: segment.0, block, checksum };
+            usage.add(segment, 1);
         }
     }
 

@@ -56,7 +56,7 @@ impl Replica {
         let volume: &mut Volume = self.volumes.entry(id).or_default();
         volume.stored += 1;
         self.changes.stored += 1;
-        volume.index.restore(chunk, number, granule);
+        volume.index.restore(chunk, number, granule, &mut self.usage);
     }
 
     /// Goes on behind an entry whose state was taken from a checkpoint.

@@ -5,12 +5,13 @@
 //! fence, so a fenced session is shut out on every replica and after every restart (invariant I3).
 
 mod changes;
+mod moves;
 mod read;
 
 pub use changes::DirtyPages;
 pub use read::{Plan, ReadError};
 
-use crate::index::{BlockPlace, VolumeIndex};
+use crate::index::{BlockPlace, Usage, VolumeIndex};
 use crate::log::Location;
 use crate::planted::{Bug, Planted};
 use basalt_wire::block::{BLOCK_BYTES, crc32c};
@@ -35,6 +36,8 @@ struct Volume {
 #[derive(Debug)]
 pub struct Replica {
     volumes: FxHashMap<VolumeId, Volume>,
+    /// Live blocks of all volumes by segment.
+    usage: Usage,
     applied: LogIndex,
     planted: Planted,
     replaying: bool,
@@ -58,6 +61,7 @@ impl Replica {
     pub fn new(planted: Planted) -> Replica {
         Replica {
             volumes: FxHashMap::default(),
+            usage: Usage::default(),
             applied: LogIndex(0),
             planted,
             replaying: true,
@@ -110,16 +114,16 @@ impl Replica {
     ) -> Outcome {
         match *command {
             CommandView::Write { volume: id, epoch, range, checksums, .. } => {
-                let volume = self.writable(id, epoch)?;
-                let page = volume.index.map(range, first, checksums.iter(), at);
+                let (index, usage) = self.writable(id, epoch)?;
+                let page = index.map(range, first, checksums.iter(), at, usage);
                 self.changes.pages.extend(page.map(|chunk| (id, chunk)));
             }
             CommandView::Unmap { volume: id, epoch, range, .. } => {
                 let short = self.planted.is(Bug::UnmapShort);
-                let volume = self.writable(id, epoch)?;
+                let (index, usage) = self.writable(id, epoch)?;
                 let count = if short { range.count - 1 } else { range.count };
                 if count > 0 {
-                    let page = volume.index.unmap(BlockRange { count, ..range }, at);
+                    let page = index.unmap(BlockRange { count, ..range }, at, usage);
                     self.changes.pages.extend(page.map(|chunk| (id, chunk)));
                 }
             }
@@ -128,7 +132,7 @@ impl Replica {
                 self.changes.volumes.push(id);
                 let volume = self.volumes.entry(id).or_default();
                 volume.deleted = true;
-                volume.index = VolumeIndex::new();
+                volume.index.clear(&mut self.usage);
             }
         }
         Ok(())
@@ -149,8 +153,12 @@ impl Replica {
         Ok(())
     }
 
-    /// The volume, if a change of this epoch may be applied to it.
-    fn writable(&mut self, id: VolumeId, epoch: Epoch) -> Result<&mut Volume, Refusal> {
+    /// The volume's index and the account of live blocks, if a change of this epoch may be applied.
+    fn writable(
+        &mut self,
+        id: VolumeId,
+        epoch: Epoch,
+    ) -> Result<(&mut VolumeIndex, &mut Usage), Refusal> {
         let unchecked =
             self.planted.is(Bug::StaleEpochApplied) || self.planted.is(Bug::EpochForgotten);
         if !unchecked {
@@ -160,7 +168,7 @@ impl Replica {
         if volume.deleted {
             return Err(Refusal::Fenced);
         }
-        Ok(volume)
+        Ok((&mut volume.index, &mut self.usage))
     }
 
     /// The highest epoch that was fenced in.

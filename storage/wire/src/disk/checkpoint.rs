@@ -23,7 +23,7 @@
 
 use crate::block::crc32c;
 use crate::disk::batch::HardStateFields;
-use crate::disk::field;
+use crate::disk::{SEGMENTS_MAX, field};
 use crate::ids::{
     Address, ClusterId, Epoch, GroupId, LogIndex, NodeId, SegmentId, ShardId, Term, VolumeId,
 };
@@ -328,6 +328,9 @@ fn granule(body: &[u8]) -> Result<Granule, CheckpointError> {
             let place = (SegmentId(field::u32(b, 0)), field::u32(b, 4), field::u32(b, 8));
             if place.1 == u32::MAX {
                 return Err(CheckpointError::Field("block"));
+            }
+            if place.0.0 >= SEGMENTS_MAX {
+                return Err(CheckpointError::Field("segment"));
             }
             *slot = Some(place);
         }

@@ -33,6 +33,9 @@ pub const SEGMENT_BYTES_UNIT: u64 = 64 << 10;
 /// The largest segment: 1 GiB.
 pub const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 
+/// The most segments of a device: their table fits in memory whatever a record says.
+pub const SEGMENTS_MAX: u32 = 1 << 22;
+
 const _: () = assert!(SUPERBLOCK_OFFSETS[1] + BLOCK_BYTES as u64 <= SUPERBLOCK_AREA_BYTES);
 
 /// Why bytes were not accepted as a structure of the log.
@@ -64,13 +67,13 @@ pub enum DiskFormatError {
     Field(&'static str),
 }
 
-/// Segments on a device of `device_bytes`.
+/// Segments on a device of `device_bytes`; what is beyond [`SEGMENTS_MAX`] of them stays unused.
 pub fn segment_count(device_bytes: u64, segment_bytes: u64) -> u32 {
     if segment_bytes == 0 {
         return 0;
     }
     let count = device_bytes.saturating_sub(SUPERBLOCK_AREA_BYTES) / segment_bytes;
-    u32::try_from(count).unwrap_or(u32::MAX)
+    u32::try_from(count).unwrap_or(u32::MAX).min(SEGMENTS_MAX)
 }
 
 /// The byte at which a block of a segment stands on the device.

@@ -79,6 +79,8 @@ struct Running {
     cursor: u64,
     /// When each slot's request was submitted; the slot is its tag.
     submitted: Vec<Time>,
+    /// Slots without a request.
+    free: Vec<usize>,
 }
 
 /// The tenant.
@@ -90,6 +92,8 @@ pub struct Load {
     data: Payload,
     random: u64,
     effects: Vec<ClientEffect>,
+    /// Scratch, kept between turns.
+    carried: Vec<ClientEffect>,
 }
 
 impl Load {
@@ -109,18 +113,21 @@ impl Load {
             data: Payload::from(block.freeze()),
             random: 1,
             effects: Vec::new(),
+            carried: Vec::new(),
         }
     }
 
-    fn client(&mut self, now: Time) -> &mut VolumeClient {
-        let (config, effects) = (&self.config, &mut self.effects);
-        self.client.get_or_insert_with(|| VolumeClient::new(config.clone(), now, effects))
+    fn begin(&mut self, now: Time) {
+        if self.client.is_none() {
+            let config = self.config.clone();
+            self.client = Some(VolumeClient::new(config, now, &mut self.effects));
+        }
     }
 
     fn feed(&mut self, now: Time, event: ClientEvent) {
-        let mut effects = std::mem::take(&mut self.effects);
-        self.client(now).handle(now, event, &mut effects);
-        self.effects.append(&mut effects);
+        if let Some(client) = &mut self.client {
+            client.handle(now, event, &mut self.effects);
+        }
     }
 
     /// Submits until the wanted depth is under way.
@@ -131,8 +138,7 @@ impl Load {
             if over || run.open >= run.job.depth || !self.ready {
                 return;
             }
-            // Tags of finished requests are free again: any slot without an open request will do.
-            let tag = run.submitted.iter().position(|t| *t == Time::ZERO).expect("a free slot");
+            let tag = run.free.pop().expect("fewer requests than slots are under way");
             run.submitted[tag] = now;
             run.issued += 1;
             run.open += 1;
@@ -160,6 +166,7 @@ impl Load {
     fn completed(&mut self, now: Time, tag: u64, good: bool) {
         let Some(run) = &mut self.running else { return };
         let began = std::mem::replace(&mut run.submitted[tag as usize], Time::ZERO);
+        run.free.push(tag as usize);
         let nanos = now.since(began).as_nanos().max(1) as u64;
         run.outcome.latency.saturating_record(nanos);
         run.open -= 1;
@@ -172,7 +179,9 @@ impl Load {
 
     fn carry_out(&mut self, now: Time, cx: &mut TenantCx<'_>) {
         while !self.effects.is_empty() {
-            for effect in std::mem::take(&mut self.effects) {
+            let mut effects = std::mem::take(&mut self.carried);
+            std::mem::swap(&mut effects, &mut self.effects);
+            for effect in effects.drain(..) {
                 match effect {
                     ClientEffect::Dial { to } => cx.dial(to),
                     ClientEffect::Reset { to } => cx.reset(to),
@@ -189,6 +198,7 @@ impl Load {
                     }
                 }
             }
+            self.carried = effects;
             self.submit(now);
         }
     }
@@ -227,7 +237,7 @@ impl Tenant for Load {
             }
             TenantEvent::Command(command) => {
                 if let Ok(run) = command.downcast::<Run>() {
-                    self.client(now);
+                    self.begin(now);
                     let latency = Histogram::new_with_bounds(1, 60_000_000_000, 3)
                         .expect("the bounds are legal");
                     self.running = Some(Running {
@@ -242,6 +252,7 @@ impl Tenant for Load {
                         open: 0,
                         cursor: 0,
                         submitted: vec![Time::ZERO; run.job.depth],
+                        free: (0..run.job.depth).rev().collect(),
                         job: run.job,
                         reply: run.reply,
                     });
@@ -257,10 +268,8 @@ impl Tenant for Load {
 
     fn end_turn(&mut self, now: Time, cx: &mut TenantCx<'_>) {
         self.submit(now);
-        if self.client.is_some() {
-            let mut effects = std::mem::take(&mut self.effects);
-            self.client(now).end_turn(now, &mut effects);
-            self.effects.append(&mut effects);
+        if let Some(client) = &mut self.client {
+            client.end_turn(now, &mut self.effects);
         }
         self.carry_out(now, cx);
         self.finish(now);

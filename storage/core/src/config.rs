@@ -60,16 +60,21 @@ pub struct Timing {
     pub election_ticks: u32,
     /// Idle time after which a group sleeps.
     pub sleep_after: Duration,
+    /// How long a leader waits for an append that takes a new commit index along before it sends the
+    /// index alone. Until then followers refuse reads of what was just acknowledged.
+    pub announce_after: Duration,
 }
 
 impl Default for Timing {
-    /// 50 ms ticks, a heartbeat every 100 ms, elections after 500 to 1000 ms.
+    /// 50 ms ticks, a heartbeat every 100 ms, elections after 500 to 1000 ms, commit indexes alone
+    /// after 1 ms.
     fn default() -> Timing {
         Timing {
             tick: Duration::from_millis(50),
             heartbeat_ticks: 2,
             election_ticks: 10,
             sleep_after: Duration::from_secs(5),
+            announce_after: Duration::from_millis(1),
         }
     }
 }

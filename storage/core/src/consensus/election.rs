@@ -125,7 +125,8 @@ impl Group {
 
     /// When the group must be looked at before the next tick.
     pub fn deadline(&self) -> Option<Time> {
-        self.election.campaign_at.map(|(at, _)| at)
+        let campaign = self.election.campaign_at.map(|(at, _)| at);
+        campaign.into_iter().chain(self.announce_at).min()
     }
 
     /// Asks for votes if the leader's link went down a little while ago.

@@ -19,6 +19,7 @@ use crate::shard::{GroupRole, GroupStatus};
 use basalt_wire::block::BLOCK_BYTES;
 use basalt_wire::frame::RaftMessage;
 use basalt_wire::ids::{Address, Epoch, GroupId, Incarnation, LogIndex, NodeId, Term, VolumeId};
+use basalt_wire::time::Time;
 use raft::eraftpb::{self, MessageType};
 use raft::{ProgressState, RawNode, StateRole};
 use rustc_hash::FxHashMap;
@@ -80,6 +81,8 @@ pub struct Group {
     /// was sent again what it lacks.
     pub(super) moved: BTreeMap<NodeId, (u64, u64)>,
     pub(super) election: Election,
+    /// When followers are told of the commit index if no append has told them by then.
+    pub(super) announce_at: Option<Time>,
     pub(super) impaired: Option<Impaired>,
     pub(super) told: (Option<NodeId>, Role),
     pub(super) cached_seen: usize,
@@ -115,6 +118,7 @@ impl Group {
             starting_over: BTreeMap::new(),
             moved: BTreeMap::new(),
             election: Election::default(),
+            announce_at: None,
             impaired: None,
             told: (None, Role::Follower),
             cached_seen: 0,
@@ -138,6 +142,8 @@ impl Group {
             check_quorum: true,
             pre_vote: true,
             batch_append: true,
+            // See `announce`.
+            skip_bcast_commit: true,
             applied: self.replica.applied().0,
             ..Default::default()
         };
@@ -534,8 +540,11 @@ impl Group {
     pub fn end_turn(&mut self, cx: &mut Cx<'_>) {
         self.dirty = false;
         self.guard(cx, |group, cx| {
+            // First, so that what is appended takes along what is committed by it.
+            group.release(cx);
             group.propose(cx);
             group.ready(cx);
+            group.plan_announcement(cx);
             group.doze(cx);
         });
         let more = self.leads() && !self.inbox.is_empty();

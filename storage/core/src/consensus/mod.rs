@@ -11,6 +11,7 @@
 //! * The library panics when its invariants break. Messages are checked before they reach it, and a
 //!   group that breaks all the same is stopped alone.
 
+mod announce;
 mod checkpoint;
 mod convert;
 mod election;

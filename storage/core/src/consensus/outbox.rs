@@ -33,6 +33,8 @@ pub struct Outbox {
     progress_at: u64,
     /// Whether something that the follower needs can not be read here.
     stuck: bool,
+    /// The highest commit index that the follower was told.
+    pub(super) told: u64,
 }
 
 #[derive(Debug)]

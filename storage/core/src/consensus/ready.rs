@@ -55,12 +55,10 @@ impl Group {
         self.settle_cache(cx);
     }
 
-    /// Goes on with what has become durable.
-    pub fn durable(&mut self, cx: &mut Cx<'_>) {
-        self.guard(cx, |group, cx| group.release(cx));
-    }
-
-    fn release(&mut self, cx: &mut Cx<'_>) {
+    /// Goes on with what has become durable. Of acknowledgements that the last of them contains only
+    /// that one is sent.
+    pub(super) fn release(&mut self, cx: &mut Cx<'_>) {
+        let mut acknowledgement: Option<Message> = None;
         while self.held.front().is_some_and(|held| held.seq <= cx.shared.durable) {
             let held = self.held.pop_front().expect("seen above");
             if held.told {
@@ -69,10 +67,20 @@ impl Group {
             }
             for message in held.messages {
                 // An append that was waiting here when its sender stopped leading is not sent.
-                if message.get_msg_type() != MessageType::MsgAppend {
-                    self.send(cx, message);
+                if message.get_msg_type() == MessageType::MsgAppend {
+                    continue;
+                }
+                let contained = |before: &mut Message| contains(&message, before);
+                if acknowledgement.take_if(contained).is_some() {
+                    mark!("acknowledgement contained in the next");
+                }
+                if let Some(before) = acknowledgement.replace(message) {
+                    self.send(cx, before);
                 }
             }
+        }
+        if let Some(last) = acknowledgement {
+            self.send(cx, last);
         }
     }
 
@@ -146,6 +154,7 @@ impl Group {
             MessageType::MsgAppend => {
                 let raft = self.raft.as_ref().expect("only a panic stops it");
                 let outbox = self.outboxes.entry(to.node).or_default();
+                outbox.told = outbox.told.max(frame.commit.0);
                 outbox::Courier { group: self.slot, to, table: raft.store(), outbox }
                     .append(cx, frame, &entries);
             }
@@ -236,6 +245,18 @@ impl Group {
             _ => {}
         }
     }
+}
+
+/// Whether a message acknowledges everything that an earlier one acknowledges, to the same leader.
+fn contains(message: &Message, earlier: &Message) -> bool {
+    let acknowledges = |message: &Message| {
+        message.get_msg_type() == MessageType::MsgAppendResponse && !message.reject
+    };
+    acknowledges(message)
+        && acknowledges(earlier)
+        && (message.to, message.term) == (earlier.to, earlier.term)
+        && message.index >= earlier.index
+        && message.commit >= earlier.commit
 }
 
 /// Whether a message may leave before what was recorded ahead of it is durable, if only the term that

@@ -43,7 +43,7 @@ impl Shard {
                         self.groups[written.group].placed(entry, location, data_at);
                     }
                 }
-                LogEvent::Durable(seq) => self.durable(now, seq, out),
+                LogEvent::Durable(seq) => self.durable(seq),
                 LogEvent::Read { token, result } => self.read_done(now, token, result.ok(), out),
                 LogEvent::ReadData { token, result } => {
                     let read = self.shared.log_reads.take(token as usize);
@@ -87,18 +87,12 @@ impl Shard {
         }
     }
 
-    fn durable(&mut self, now: Time, seq: RecordSeq, out: &mut Vec<Effect>) {
+    /// What became durable is acknowledged when the turn ends, all of it together.
+    fn durable(&mut self, seq: RecordSeq) {
         let count = (seq.0.saturating_sub(self.shared.durable.0)) as usize;
         self.shared.durable = self.shared.durable.max(seq);
-        let done: Vec<usize> = self.shared.written.drain(..count).map(|w| w.group).collect();
-        let mut cx = Cx { shared: &mut self.shared, now, out };
-        // Groups are visited in the order of their first record, each once.
-        let mut before = usize::MAX;
-        for slot in done {
-            if slot != before {
-                self.groups[slot].durable(&mut cx);
-                before = slot;
-            }
+        for written in self.shared.written.drain(..count) {
+            self.groups[written.group].dirty = true;
         }
     }
 

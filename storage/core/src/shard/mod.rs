@@ -246,7 +246,10 @@ impl Shard {
             self.shared.set_pace();
             self.each(now, out, |group, cx| group.tick(cx));
         }
-        self.each(now, out, |group, cx| group.campaign_if_due(cx));
+        self.each(now, out, |group, cx| {
+            group.campaign_if_due(cx);
+            group.announce_if_due(cx);
+        });
     }
 
     fn run_groups(&mut self, now: Time, out: &mut Vec<Effect>) {

@@ -20,6 +20,7 @@ fn a_damaged_block_is_never_returned() {
     let mut world = World::new(Options::default());
     world.fence(1);
     let at = index(&world.write(1, 0, 0xab));
+    world.announce();
     let leader = world.elect();
     let place = find(&world, leader, 0xab);
     flip(&mut world, leader, place + 100);

@@ -287,6 +287,7 @@ fn idle_groups_sleep_and_wake() {
     world.pass(ms(60_000));
     assert_eq!(world.log.len(), sent, "sleeping groups say nothing");
     let at = index(&world.write(1, 1, 1));
+    world.announce();
     for n in 1..=3 {
         assert_eq!(world.read(n, 1, 1, at), Ok(1));
     }

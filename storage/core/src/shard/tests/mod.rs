@@ -1,3 +1,4 @@
+mod announce;
 mod checkpoints;
 mod corners;
 mod cuts;
@@ -42,6 +43,7 @@ fn a_write_is_replicated_applied_and_read_everywhere() {
     let mut world = World::new(Options::default());
     index(&world.fence(1));
     let at = index(&world.write(1, 3, 0xaa));
+    world.announce();
     for n in 1..=3 {
         assert_eq!(world.read(n, 1, 3, at), Ok(0xaa), "node {n}");
         assert_eq!(world.read(n, 1, 4, at), Ok(0), "node {n}");
@@ -95,7 +97,7 @@ fn the_leader_counts_itself_only_when_its_own_write_is_durable() {
     world.run();
     index(&world.replies[&id]);
     world.nodes.get_mut(&a).unwrap().writes_held = false;
-    world.run();
+    world.announce();
     world.check_converged();
 }
 

@@ -77,6 +77,7 @@ fn an_attachment_moves_while_writes_of_the_old_one_are_under_way() {
     index(&world.replies[&before]);
     let at = index(&world.replies[&fence]);
     assert_eq!(world.replies[&after], ReplyResult::Refused(Refusal::Fenced), "refused at apply");
+    world.announce();
     for n in 1..=3 {
         assert_eq!(world.read(n, 2, 0, at), Ok(1));
     }

@@ -339,6 +339,11 @@ impl World {
         self.run();
     }
 
+    /// Lets the time pass after which every follower that can be reached knows what is committed.
+    pub fn announce(&mut self) {
+        self.pass(Timing::default().announce_after);
+    }
+
     pub fn shard(&self, n: u32) -> &Shard {
         self.nodes[&n].shard.as_ref().expect("the node runs")
     }

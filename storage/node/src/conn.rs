@@ -269,7 +269,7 @@ impl Tx {
         self.flight.pieces.clear();
         if !self.encoder.is_empty() {
             self.flight.left = self.encoder.len();
-            self.flight.pieces = self.encoder.take();
+            self.encoder.take_into(&mut self.flight.pieces);
         } else if self.queued > 0 {
             self.end_run();
             std::mem::swap(&mut self.flight.pieces, &mut self.pieces);

@@ -5,6 +5,7 @@
 //! that a device still uses cannot be touched.
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
@@ -191,7 +192,8 @@ impl std::fmt::Debug for IoBuf {
 /// Block data in shared pieces, in order; what a frame or a log record carries beside its fields.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Payload {
-    pieces: Vec<Bytes>,
+    /// One piece is by far the usual case, and takes no memory of its own.
+    pieces: SmallVec<[Bytes; 1]>,
     len: usize,
 }
 

@@ -61,9 +61,17 @@ impl Encoder {
 
     /// The bytes collected, in order; none of the pieces is empty.
     pub fn take(&mut self) -> Vec<Bytes> {
+        let mut pieces = Vec::new();
+        self.take_into(&mut pieces);
+        pieces
+    }
+
+    /// As [`Encoder::take`], in place of what `pieces` holds; its memory is used again.
+    pub fn take_into(&mut self, pieces: &mut Vec<Bytes>) {
         self.end_run();
         self.len = 0;
-        std::mem::take(&mut self.out)
+        pieces.clear();
+        std::mem::swap(&mut self.out, pieces);
     }
 
     /// Fills in the header of the frame whose body ends the run.

@@ -12,6 +12,8 @@ pub enum Bug {
     NoFlush,
     /// A batch counts as durable although an earlier one is still in flight.
     DurableOutOfOrder,
+    /// An acknowledgement that is due is replaced by the next, which is not due yet.
+    AcknowledgesAhead,
     /// A client is answered when its write is proposed, not when it is committed.
     ReplyBeforeCommit,
     /// A failed log write counts as done.

@@ -3,10 +3,11 @@
 use basalt_core::planted::Bug;
 
 /// Every planted bug, with its name on the command line.
-pub const ALL: [(Bug, &str); 26] = [
+pub const ALL: [(Bug, &str); 27] = [
     (Bug::AckBeforeDurable, "ack-before-durable"),
     (Bug::NoFlush, "no-flush"),
     (Bug::DurableOutOfOrder, "durable-out-of-order"),
+    (Bug::AcknowledgesAhead, "acknowledges-ahead"),
     (Bug::ReplyBeforeCommit, "reply-before-commit"),
     (Bug::WriteErrorIgnored, "write-error-ignored"),
     (Bug::VoteNotPersisted, "vote-not-persisted"),

@@ -58,8 +58,14 @@ impl Group {
     /// Goes on with what has become durable. Of acknowledgements that the last of them contains only
     /// that one is sent.
     pub(super) fn release(&mut self, cx: &mut Cx<'_>) {
-        let mut acknowledgement: Option<Message> = None;
-        while self.held.front().is_some_and(|held| held.seq <= cx.shared.durable) {
+        let mut latest: Option<Message> = None;
+        let durable = cx.shared.durable;
+        let ahead = cx.shared.planted.is(Bug::AcknowledgesAhead);
+        loop {
+            let is_due = |held: &Held| held.seq <= durable || (ahead && latest.is_some());
+            if !self.held.front().is_some_and(is_due) {
+                break;
+            }
             let held = self.held.pop_front().expect("seen above");
             if held.told {
                 // With it the library learns of those before it that it was not told of.
@@ -71,16 +77,16 @@ impl Group {
                     continue;
                 }
                 let contained = |before: &mut Message| contains(&message, before);
-                if acknowledgement.take_if(contained).is_some() {
+                if latest.take_if(contained).is_some() {
                     mark!("acknowledgement contained in the next");
                 }
-                if let Some(before) = acknowledgement.replace(message) {
+                if let Some(before) = latest.replace(message) {
                     self.send(cx, before);
                 }
             }
         }
-        if let Some(last) = acknowledgement {
-            self.send(cx, last);
+        if let Some(message) = latest {
+            self.send(cx, message);
         }
     }
 

@@ -20,6 +20,7 @@ use basalt_wire::block::BLOCK_BYTES;
 use basalt_wire::frame::RaftMessage;
 use basalt_wire::ids::{Address, Epoch, GroupId, Incarnation, LogIndex, NodeId, Term, VolumeId};
 use basalt_wire::time::Time;
+use bytes::Bytes;
 use raft::eraftpb::{self, MessageType};
 use raft::{ProgressState, RawNode, StateRole};
 use rustc_hash::FxHashMap;
@@ -30,6 +31,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 const ENTRIES_PER_MESSAGE: u64 = 64;
 /// Data of an entry that fits a batch's header in any case; no entry of ours has more.
 const ENTRY_DATA_USUAL: usize = 1 << 20;
+/// Data of an entry that is copied out of the memory that it was received in.
+const COPIED_DATA_MAX: usize = 4 << 10;
 /// Entries that are applied in one go.
 const ENTRIES_PER_APPLY: u64 = 4096;
 
@@ -324,7 +327,8 @@ impl Group {
             if !metadata {
                 check_entry(&entry.data, &entry.payload, verify)?;
             }
-            let content = Content { data: entry.data, payload: Some(entry.payload) };
+            let data = own_copy(entry.data);
+            let content = Content { data, payload: Some(entry.payload) };
             let long = content.data.len() > ENTRY_DATA_USUAL;
             if long || !cx.shared.fits_surely(weight(&content)) {
                 let record = content.record(self.id, entry.term.0, entry.index.0);
@@ -457,15 +461,15 @@ impl Group {
         self.raft.is_none()
     }
 
-    /// Notes where an entry stands.
+    /// Notes where an entry stands, on the device and in memory.
     pub fn placed(
         &mut self,
-        (index, term): (u64, u64),
-        location: crate::log::Location,
-        data_at: crate::log::DataLocation,
+        entry: (u64, u64),
+        place: (crate::log::Location, crate::log::DataLocation),
+        payload: Bytes,
     ) {
         if let Some(raft) = &mut self.raft {
-            raft.mut_store().place(index, term, location, data_at);
+            raft.mut_store().place(entry, place, payload);
         }
     }
 
@@ -533,6 +537,11 @@ impl Group {
     pub fn waiting(&self) -> impl Iterator<Item = &Asker> {
         self.pending.iter().map(|p| &p.asker).chain(self.inbox.iter().map(|p| &p.asker))
     }
+}
+
+/// Short data in memory of its own: kept as received it would keep a whole receive buffer.
+fn own_copy(data: Bytes) -> Bytes {
+    if data.len() <= COPIED_DATA_MAX { Bytes::copy_from_slice(&data) } else { data }
 }
 
 impl Group {

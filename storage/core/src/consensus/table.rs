@@ -169,11 +169,25 @@ impl Table {
         self.cached.push_back(content);
     }
 
-    /// Notes where an entry stands, unless it was replaced meanwhile.
-    pub fn place(&mut self, index: u64, term: u64, location: Location, data_at: DataLocation) {
-        if self.term_of(index) == term {
-            let slot = &mut self.slots[index as usize - 1];
-            (slot.location, slot.data_at, slot.placed) = (location, data_at, true);
+    /// Notes where an entry stands, unless it was replaced meanwhile. Its payload is kept in the
+    /// memory from which it is written, so that what it was received in can be received into again
+    /// while it is warm.
+    pub fn place(
+        &mut self,
+        (index, term): (u64, u64),
+        (location, data_at): (Location, DataLocation),
+        payload: Bytes,
+    ) {
+        if self.term_of(index) != term {
+            return;
+        }
+        let slot = &mut self.slots[index as usize - 1];
+        (slot.location, slot.data_at, slot.placed) = (location, data_at, true);
+        let content = index.checked_sub(self.cached_from);
+        if let Some(content) = content.and_then(|at| self.cached.get_mut(at as usize))
+            && content.payload.is_some()
+        {
+            content.payload = Some(Payload::from(payload));
         }
     }
 
@@ -314,7 +328,7 @@ mod tests {
         table.append(3, 5, Slot::default(), Content::default());
         assert_eq!((table.last(), table.term_of(2), table.term_of(3)), (3, 1, 5));
         assert!(table.content(4).is_none());
-        table.place(3, 2, Location::default(), DataLocation::default());
+        table.place((3, 2), Default::default(), Bytes::new());
         assert!(!table.slot(3).unwrap().placed, "the place of a replaced entry is not taken");
     }
 

@@ -374,6 +374,8 @@ pub enum LogEvent {
         location: Location,
         /// Where its `data` stands.
         data_at: DataLocation,
+        /// The block data as it is written: the memory that it came in is needed no more.
+        payload: Bytes,
     },
     /// All records up to here are durable.
     Durable(RecordSeq),

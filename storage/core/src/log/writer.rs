@@ -59,6 +59,7 @@ pub struct Writer {
     /// Scratch, kept between batches.
     descriptors: Vec<Descriptor<Bytes>>,
     groups: Vec<GroupId>,
+    payload_blocks: Vec<u32>,
 }
 
 struct InFlight {
@@ -101,6 +102,7 @@ impl Writer {
             full: false,
             descriptors: Vec::new(),
             groups: Vec::new(),
+            payload_blocks: Vec::new(),
         }
     }
 
@@ -216,25 +218,16 @@ impl Writer {
         let mut buf = IoBuf::alloc(header_len + plan.payload_blocks as usize * BLOCK_BYTES);
         let (mut payload_at, mut payload_block) = (header_len, 0);
         let mut descriptors = std::mem::take(&mut self.descriptors);
-        for ordinal in 0..plan.records {
+        for _ in 0..plan.records {
             let Some(record) = self.queue.pop_front() else { break };
             let (data, payload) = sizes(&record);
             self.queued_bytes -= data + payload;
             self.placed += 1;
-            let block = self.tail.block + plan.header_blocks + payload_block;
-            events.push(LogEvent::Placed {
-                seq: RecordSeq(self.placed),
-                location: Location { segment: SegmentId(self.tail.segment), block },
-                data_at: DataLocation {
-                    segment: SegmentId(self.tail.segment),
-                    block: self.tail.block,
-                    record: ordinal as u16,
-                },
-            });
             let (descriptor, payload) = describe(record, payload_block);
             payload.copy_to(&mut buf[payload_at..payload_at + payload.len()]);
             payload_at += payload.len();
             payload_block += blocks_of(payload.len());
+            self.payload_blocks.push(blocks_of(payload.len()));
             descriptors.push(descriptor);
         }
         assert_eq!(payload_block, plan.payload_blocks, "payload differs from what was planned");
@@ -250,8 +243,27 @@ impl Writer {
         self.last_with_records = fields.seq;
         self.counts.records += plan.records as u64;
         self.counts.payload_blocks += u64::from(plan.payload_blocks);
+        let data = buf.freeze();
+        self.tell_places(plan, &data, events);
         self.tail.block += plan.header_blocks + plan.payload_blocks;
-        self.submit(&fields, crc, buf, out, events);
+        self.submit(&fields, crc, data, out, events);
+    }
+
+    /// Tells where the records of the batch at the tail stand, on the device and in memory.
+    fn tell_places(&mut self, plan: &Plan, data: &Bytes, events: &mut Vec<LogEvent>) {
+        let (segment, first) = (SegmentId(self.tail.segment), self.tail.block);
+        let (mut seq, mut at) = (self.placed - plan.records as u64, plan.header_blocks);
+        for (ordinal, blocks) in self.payload_blocks.drain(..).enumerate() {
+            seq += 1;
+            let bytes = at as usize * BLOCK_BYTES..(at + blocks) as usize * BLOCK_BYTES;
+            events.push(LogEvent::Placed {
+                seq: RecordSeq(seq),
+                location: Location { segment, block: first + at },
+                data_at: DataLocation { segment, block: first, record: ordinal as u16 },
+                payload: data.slice(bytes),
+            });
+            at += blocks;
+        }
     }
 
     /// Writes a batch without records: it closes the segment or seals the log.
@@ -267,7 +279,7 @@ impl Writer {
         self.tail.summaries.clear();
         self.tail.block += blocks;
         assert!(self.tail.block <= self.geometry.segment_blocks, "no room for a closing batch");
-        self.submit(fields, crc, buf, out, events);
+        self.submit(fields, crc, buf.freeze(), out, events);
     }
 
     fn close_segment(&mut self, out: &mut Vec<DiskOp>, events: &mut Vec<LogEvent>) {
@@ -301,17 +313,17 @@ impl Writer {
         &mut self,
         fields: &BatchFields,
         crc: u32,
-        buf: IoBuf,
+        data: Bytes,
         out: &mut Vec<DiskOp>,
         events: &mut Vec<LogEvent>,
     ) {
         self.counts.batches += 1;
-        self.counts.bytes += buf.len() as u64;
+        self.counts.bytes += data.len() as u64;
         out.push(DiskOp {
             token: super::token(super::TOKEN_BATCH, fields.seq),
             kind: DiskOpKind::Write {
                 offset: self.geometry.offset(fields.segment, fields.block),
-                data: buf.freeze(),
+                data,
                 durable: self.write_durably,
             },
         });

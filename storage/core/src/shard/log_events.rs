@@ -36,11 +36,11 @@ impl Shard {
                     out.push(Effect::Notice { alarm: true, text });
                     self.phase = Phase::Failed(reason);
                 }
-                LogEvent::Placed { seq, location, data_at } => {
+                LogEvent::Placed { seq, location, data_at, payload } => {
                     let at = (seq.0 - self.shared.durable.0) as usize - 1;
                     let written = self.shared.written[at];
                     if let Some(entry) = written.entry {
-                        self.groups[written.group].placed(entry, location, data_at);
+                        self.groups[written.group].placed(entry, (location, data_at), payload);
                     }
                 }
                 LogEvent::Durable(seq) => self.durable(seq),

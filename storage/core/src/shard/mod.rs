@@ -28,7 +28,7 @@ const METADATA_BYTES_MAX: usize = 1 << 20;
 /// Entries that one turn finds not to be forgotten yet before it leaves the rest to the next.
 const KEPT_MAX: usize = 64;
 /// Bytes of content that are kept although no voter lacks it: a new leader may find that one does.
-const SPARE_BYTES: usize = 1 << 20;
+const SPARE_BYTES: usize = 128 << 10;
 /// Times that one turn goes over its groups, for what becomes ready within it.
 const ROUNDS_MAX: usize = 8;
 

@@ -60,6 +60,10 @@ pub enum Bug {
     CheckpointTooEarly,
     /// A checkpoint does not hold the epochs that changed since the last one.
     CheckpointWithoutEpochs,
+    /// What a segment held in an earlier use is taken for what the log holds.
+    StaleSegmentAccepted,
+    /// Segments that a checkpoint gives up are written to before it is durable.
+    SegmentReleasedEarly,
 }
 
 /// The bug that is planted in this run, if any.

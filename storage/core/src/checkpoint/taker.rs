@@ -8,7 +8,7 @@ use crate::log::{Log, RecordSeq};
 use crate::mark;
 use crate::planted::{Bug, Planted};
 use basalt_wire::disk::checkpoint::{ChainPlace, GroupManifest, Manifest, Record, granules_prefix};
-use basalt_wire::ids::{Address, ClusterId};
+use basalt_wire::ids::{Address, ClusterId, SegmentId};
 
 /// Granules, or as much of other records, that one turn encodes.
 const SLICE: usize = 512;
@@ -26,6 +26,10 @@ pub struct Taker {
     number: u64,
     /// Whether what the store holds is not known: it is emptied with the next one.
     fresh: bool,
+    /// Segments that the next checkpoint gives up.
+    to_give_up: Vec<SegmentId>,
+    /// Segments that the durable checkpoint does not need.
+    released: Vec<SegmentId>,
     stage: Stage,
 }
 
@@ -36,7 +40,7 @@ enum Stage {
     Encoding(Box<Job>),
     /// What was recorded up to here is not durable yet.
     Settling(Box<Job>, RecordSeq),
-    Saving(u64),
+    Saving(u64, Vec<SegmentId>),
     /// The store failed: none is taken any more.
     Stopped,
 }
@@ -48,6 +52,8 @@ struct Job {
     groups: Vec<Frozen>,
     at: usize,
     manifests: Vec<GroupManifest>,
+    /// Segments that it gives up.
+    given_up: Vec<SegmentId>,
 }
 
 impl Taker {
@@ -61,7 +67,21 @@ impl Taker {
             reached: 0,
             number: 0,
             fresh: true,
+            to_give_up: Vec::new(),
+            released: Vec::new(),
             stage: Stage::Idle,
+        }
+    }
+
+    /// Has a checkpoint that begins after this give up segments: it does not list them, and
+    /// [`Taker::take_released`] hands them back once it is durable. To be called for closed segments in which
+    /// nothing is live and no entry stands that a group still holds. Those in which replay would begin, or
+    /// that lie behind that place, are kept for the checkpoint after.
+    pub fn give_up(&mut self, segments: impl IntoIterator<Item = SegmentId>) {
+        for segment in segments {
+            if !self.to_give_up.contains(&segment) {
+                self.to_give_up.push(segment);
+            }
         }
     }
 
@@ -103,9 +123,9 @@ impl Taker {
                     return;
                 }
                 self.stage = Stage::Waiting(place, now);
-                self.begin_if_ready(groups);
+                self.begin_if_ready(groups, log);
             }
-            Stage::Waiting(..) => self.begin_if_ready(groups),
+            Stage::Waiting(..) => self.begin_if_ready(groups, log),
             Stage::Encoding(_) => self.encode(groups, recorded),
             Stage::Settling(job, until) => {
                 let (seq, crc) = match self.planted.is(Bug::CheckpointNotDurable) {
@@ -117,16 +137,23 @@ impl Taker {
                     self.save((seq, crc), log, out);
                 }
             }
-            Stage::Saving(_) | Stage::Stopped => {}
+            Stage::Saving(..) | Stage::Stopped => {}
         }
     }
 
-    fn begin_if_ready(&mut self, groups: &mut [Group]) {
+    fn begin_if_ready(&mut self, groups: &mut [Group], log: &Log) {
         let Stage::Waiting(from, reached) = self.stage else { return };
+        let Some(segments) = log.segments() else { return };
         let late = self.planted.is(Bug::CheckpointTooEarly);
-        if !groups.iter().all(|group| group.is_sound() && (late || group.applied_before(&from))) {
+        let ready = |g: &Group| g.is_sound() && (late || g.applied_before(&from, segments));
+        if !groups.iter().all(ready) {
             return;
         }
+        let lies_before = |id: &mut SegmentId| {
+            let used = segments.get(*id).map_or(0, |segment| segment.seq);
+            0 < used && used < from.segment_seq
+        };
+        let given_up = self.to_give_up.extract_if(.., lies_before).collect();
         mark!("checkpoint begun");
         let mut changes = Changes::default();
         if self.fresh {
@@ -144,7 +171,7 @@ impl Taker {
             frozen.push(group.freeze());
         }
         let (at, manifests) = (0, Vec::new());
-        let job = Job { from, reached, changes, groups: frozen, at, manifests };
+        let job = Job { from, reached, changes, groups: frozen, at, manifests, given_up };
         self.stage = Stage::Encoding(Box::new(job));
     }
 
@@ -179,8 +206,10 @@ impl Taker {
         let Stage::Settling(job, _) = std::mem::replace(&mut self.stage, Stage::Stopped) else {
             return;
         };
-        let Job { from, reached, mut changes, manifests, .. } = *job;
+        let Job { from, reached, mut changes, manifests, mut given_up, .. } = *job;
         let (device, segment_bytes) = log.device();
+        let mut segments = log.segments().map_or(Vec::new(), |s| s.used_before(from.segment_seq));
+        segments.retain(|used| !given_up.contains(&used.segment));
         self.number += 1;
         changes.put(&Record::Manifest(Manifest {
             cluster: self.cluster,
@@ -191,18 +220,29 @@ impl Taker {
             from,
             until,
             groups: manifests,
+            segments,
         }));
+        if self.planted.is(Bug::SegmentReleasedEarly) {
+            self.released.append(&mut given_up);
+        }
         mark!("checkpoint handed to the store");
-        self.stage = Stage::Saving(reached);
+        self.stage = Stage::Saving(reached, given_up);
         out.push(Effect::Store(StoreOp::Save(changes)));
+    }
+
+    /// The segments that may be [released](Log::release) now: the checkpoint that has become durable
+    /// does not need them.
+    pub fn take_released(&mut self) -> Vec<SegmentId> {
+        std::mem::take(&mut self.released)
     }
 
     /// The store has ended a save.
     pub fn saved(&mut self, result: Result<(), String>, out: &mut Vec<Effect>) {
-        let Stage::Saving(reached) = self.stage else { return };
+        let Stage::Saving(reached, given_up) = &mut self.stage else { return };
         match result {
             Ok(()) => {
-                (self.reached, self.fresh) = (reached, false);
+                (self.reached, self.fresh) = (*reached, false);
+                self.released.append(given_up);
                 self.stage = Stage::Idle;
             }
             Err(reason) => {

@@ -2,6 +2,7 @@
 
 use super::group::Group;
 use crate::checkpoint::{Changes, GroupSnapshot};
+use crate::log::Segments;
 use crate::mark;
 use crate::replica::DirtyPages;
 use basalt_wire::disk::batch::HardStateFields;
@@ -47,12 +48,12 @@ impl Group {
     }
 
     /// Whether everything that stands before a place is applied. Entries that are not are replayed.
-    pub fn applied_before(&self, place: &ChainPlace) -> bool {
+    pub fn applied_before(&self, place: &ChainPlace, segments: &Segments) -> bool {
         let Some(raft) = &self.raft else { return false };
         let next = self.replica.applied().0 + 1;
         raft.store().slot(next).is_none_or(|slot| {
-            let at = (slot.data_at.segment.0, slot.data_at.block);
-            !slot.placed || at >= (place.segment, place.block)
+            let at = (segments.use_of(slot.data_at.segment.0), slot.data_at.block);
+            !slot.placed || at >= (Some(place.segment_seq), place.block)
         })
     }
 

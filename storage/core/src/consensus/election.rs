@@ -401,6 +401,11 @@ impl Group {
         self.give_up(cx);
     }
 
+    /// The log takes records again: the replica votes and may lead.
+    pub fn log_has_room(&mut self, cx: &mut Cx<'_>) {
+        self.wake(cx);
+    }
+
     /// Whether somebody could take over leadership.
     pub fn has_heir(&self, down: &BTreeSet<NodeId>) -> bool {
         self.peers().any(|peer| !down.contains(&peer.node))

@@ -87,8 +87,13 @@ impl OpenState {
         if let Some(index) = base.contradicts {
             return Err(format!("entry {index} has another term in the log"));
         }
-        if self.gap.is_some() || self.damage.is_some() {
-            return Err("entries behind it are missing in the log".into());
+        // What is missing behind all that its pages have seen is missing with a checkpoint or without.
+        let damaged = self.damage.map(|(first, ..)| first);
+        if let Some(first) = self.gap.into_iter().chain(damaged).min().filter(|i| *i <= base.end) {
+            return Err(format!(
+                "entries from {first} on are missing in the log, it needs {}",
+                base.end
+            ));
         }
         if self.table.last() < base.end {
             let last = self.table.last();

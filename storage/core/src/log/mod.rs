@@ -12,6 +12,7 @@ mod place;
 mod reads;
 mod recovery;
 mod scan;
+mod segments;
 pub mod table;
 #[cfg(test)]
 mod tests;
@@ -19,14 +20,16 @@ mod window;
 mod writer;
 
 use crate::config::ShardConfig;
+use crate::mark;
 use basalt_wire::buffer::Payload;
-use basalt_wire::disk::checkpoint::ChainPlace;
+use basalt_wire::disk::checkpoint::{ChainPlace, SegmentUse};
 use basalt_wire::ids::{GroupId, LogIndex, NodeId, SegmentId, Term};
 use basalt_wire::io::{DiskDone, DiskOp, OpToken};
 use basalt_wire::time::Time;
 use bytes::Bytes;
 use opening::Opening;
 use reads::Reads;
+pub use segments::{Segment, SegmentState, Segments};
 use std::time::Duration;
 use writer::Writer;
 
@@ -57,6 +60,8 @@ pub struct Log {
     reads: Reads,
     /// Since when the log is known to be idle and unsealed.
     idle_since: Option<Time>,
+    /// Segments that are released as soon as nothing is read from them.
+    leaving: Vec<SegmentId>,
 }
 
 enum State {
@@ -83,7 +88,7 @@ impl Log {
 
     /// A log that [`Log::open`] will take the place of.
     pub fn waiting() -> Log {
-        Log { state: State::Waiting, reads: Reads::default(), idle_since: None }
+        Log::in_state(State::Waiting)
     }
 
     /// Starts to open a device. Ends with [`LogEvent::Opened`] or [`LogEvent::OpenFailed`].
@@ -95,9 +100,11 @@ impl Log {
     /// support that, [`LogEvent::CheckpointRefused`] comes, and the whole log is replayed; if it does,
     /// [`LogEvent::CheckpointReplayed`] comes, to be answered by [`Log::judge_checkpoint`].
     pub fn open_from(config: &ShardConfig, start: Option<Start>, out: &mut Vec<DiskOp>) -> Log {
-        let opening = Opening::start(config, start, out);
-        let reads = Reads::default();
-        Log { state: State::Opening(Box::new(opening)), reads, idle_since: None }
+        Log::in_state(State::Opening(Box::new(Opening::start(config, start, out))))
+    }
+
+    fn in_state(state: State) -> Log {
+        Log { state, reads: Reads::default(), idle_since: None, leaving: Vec::new() }
     }
 
     /// An operation ended.
@@ -113,7 +120,10 @@ impl Log {
                 opening::Progress::Failed => self.state = State::Failed,
             },
             (TOKEN_BATCH, State::Open(writer)) => writer.written(number, done.result, events),
-            (TOKEN_READ, _) => self.reads.on_disk(number, done, out, events),
+            (TOKEN_READ, _) => {
+                self.reads.on_disk(number, done, out, events);
+                self.let_go();
+            }
             _ => {}
         }
         self.reads.refused(events);
@@ -126,8 +136,11 @@ impl Log {
         out: &mut Vec<DiskOp>,
         events: &mut Vec<LogEvent>,
     ) {
-        if let State::Opening(opening) = &mut self.state {
-            opening.judge_checkpoint(fits, out, events);
+        if let State::Opening(opening) = &mut self.state
+            && let Err(reason) = opening.judge_checkpoint(fits, out, events)
+        {
+            events.push(LogEvent::OpenFailed(reason));
+            self.state = State::Failed;
         }
     }
 
@@ -242,7 +255,36 @@ impl Log {
         self.writer().is_some_and(|w| w.has_room(ELECTIONS_ALONE, Some(0)))
     }
 
-    /// Segments that were never used.
+    /// All segments of an open log: their uses, and which are free.
+    pub fn segments(&self) -> Option<&Segments> {
+        self.writer().map(Writer::segments)
+    }
+
+    /// Frees segments: they may be written to. To be called when a checkpoint is durable that needs
+    /// nothing in them, in the run of the log in which it was taken. What is being read from one of them
+    /// is read to its end first.
+    ///
+    /// Panics if one of them is free, or is the one where the log goes on.
+    pub fn release(&mut self, segments: &[SegmentId]) {
+        let Some(table) = self.segments() else { return };
+        for id in segments {
+            let closed = table.get(*id).is_some_and(|s| s.state == SegmentState::Closed);
+            assert!(closed && !self.leaving.contains(id), "segment {id} can not be released");
+        }
+        self.leaving.extend(segments);
+        self.let_go();
+    }
+
+    fn let_go(&mut self) {
+        let State::Open(writer) = &mut self.state else { return };
+        let reads = &self.reads;
+        for id in self.leaving.extract_if(.., |id| !reads.is_reading(*id)) {
+            mark!("log.segment_released");
+            writer.release_segment(id.0);
+        }
+    }
+
+    /// Segments that may be written to.
     pub fn segments_free(&self) -> u32 {
         self.writer().map_or(0, Writer::segments_free)
     }
@@ -279,7 +321,7 @@ pub struct LogCounts {
 }
 
 /// From where a log is replayed, as a checkpoint says it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Start {
     /// The device's id.
     pub device: u64,
@@ -287,6 +329,9 @@ pub struct Start {
     pub from: ChainPlace,
     /// A batch that the log must hold: number and checksum of its header.
     pub until: (u64, u32),
+    /// The segments that the checkpoint needs besides those that the log visits from `from` on, without
+    /// repetition, all in uses before that of `from`. All others may have been written to.
+    pub segments: Vec<SegmentUse>,
 }
 
 /// Where a record's block data stands: a run of blocks within one segment.
@@ -394,8 +439,10 @@ pub enum LogEvent {
         result: Option<Bytes>,
     },
     /// There is no room for the next record: no record that is not durable yet will be, nor any later
-    /// one. What stands in the log can be read as ever.
+    /// one, until segments are released. What stands in the log can be read as ever.
     Full,
+    /// Segments were released while the log was full: it goes on with what is queued.
+    Room,
     /// A log write failed: nothing more will become durable. The shard must be opened again.
     Suspect(String),
 }
@@ -436,7 +483,7 @@ pub struct OpenReport {
     pub bytes: u64,
     /// Batches of a torn, never acknowledged tail that were dropped.
     pub torn: u64,
-    /// Segments never used or free for reuse.
+    /// Segments that may be written to.
     pub segments_free: u32,
     /// The checkpoint behind which replay began; nothing if the whole log was replayed.
     pub checkpoint: Option<u64>,

@@ -111,6 +111,8 @@ pub struct Opening {
     /// The checkpoint that is tried, and the number of recovery's first read.
     start: Option<Start>,
     first_read: u64,
+    /// Why a checkpoint was not used.
+    refused: Option<String>,
 }
 
 /// How far opening came.
@@ -137,6 +139,7 @@ impl Opening {
             recovered: None,
             start,
             first_read: NUMBER_READS,
+            refused: None,
         }
     }
 
@@ -153,9 +156,8 @@ impl Opening {
             NUMBER_READS.. => {
                 if let Some(recovery) = &mut self.recovery {
                     recovery.read_done(number, done);
-                    self.recover(out, events);
                 }
-                Ok(())
+                self.recover(out, events)
             }
             _ => match done.result {
                 Err(error) => Err(format!("writing the superblock failed: {error}")),
@@ -199,22 +201,21 @@ impl Opening {
         refuse_foreign(&chosen, &self.config)?;
         self.first_copy = usize::from(a == Ok(chosen));
         self.superblock = Some(chosen);
-        if let Some(start) = self.start.take_if(|start| start.device != chosen.device) {
-            let (found, own) = (start.device, chosen.device);
-            let reason = format!("it is of the device {found:016x}, this one is {own:016x}");
-            events.push(LogEvent::CheckpointRefused(reason));
+        if let Some(start) = &self.start
+            && let Err(reason) = check_place(start, &Geometry::of(&chosen))
+        {
+            return self.replay_all(reason, out, events);
         }
-        self.replay(out, events);
-        Ok(())
+        self.replay(out, events)
     }
 
-    fn replay(&mut self, out: &mut Vec<DiskOp>, events: &mut Vec<LogEvent>) {
-        let Some(superblock) = &self.superblock else { return };
+    fn replay(&mut self, out: &mut Vec<DiskOp>, events: &mut Vec<LogEvent>) -> Result<(), String> {
+        let Some(superblock) = &self.superblock else { return Ok(()) };
         let geometry = Geometry::of(superblock);
         let window = Window::new(token(TOKEN_OPEN, 0), self.first_read);
         let start = self.start.as_ref();
         self.recovery = Some(Recovery::new(&self.config, geometry, window, start));
-        self.recover(out, events);
+        self.recover(out, events)
     }
 
     /// Says whether what was replayed fits the checkpoint.
@@ -223,29 +224,45 @@ impl Opening {
         fits: Result<(), String>,
         out: &mut Vec<DiskOp>,
         events: &mut Vec<LogEvent>,
-    ) {
+    ) -> Result<(), String> {
         match fits {
-            Ok(()) => self.write_boot(self.first_copy, out),
+            Ok(()) => {
+                self.write_boot(self.first_copy, out);
+                Ok(())
+            }
             Err(reason) => self.replay_all(reason, out, events),
         }
     }
 
     /// The checkpoint is not believed. Reads that are still under way for it end unseen.
-    fn replay_all(&mut self, reason: String, out: &mut Vec<DiskOp>, events: &mut Vec<LogEvent>) {
+    fn replay_all(
+        &mut self,
+        reason: String,
+        out: &mut Vec<DiskOp>,
+        events: &mut Vec<LogEvent>,
+    ) -> Result<(), String> {
         mark!("checkpoint refused");
-        events.push(LogEvent::CheckpointRefused(reason));
+        events.push(LogEvent::CheckpointRefused(reason.clone()));
+        self.refused = Some(reason);
         self.start = None;
         self.recovered = None;
         self.first_read += NUMBERS_APART;
-        self.replay(out, events);
+        self.replay(out, events)
     }
 
-    fn recover(&mut self, out: &mut Vec<DiskOp>, events: &mut Vec<LogEvent>) {
-        let Some(recovery) = &mut self.recovery else { return };
+    fn recover(&mut self, out: &mut Vec<DiskOp>, events: &mut Vec<LogEvent>) -> Result<(), String> {
+        let Some(recovery) = &mut self.recovery else { return Ok(()) };
         let recovered = match recovery.advance(out, events) {
-            None => return,
+            None => return Ok(()),
             Some(Ok(recovered)) => recovered,
-            Some(Err(reason)) => return self.replay_all(reason, out, events),
+            Some(Err(reason)) if self.start.is_some() => {
+                return self.replay_all(reason, out, events);
+            }
+            Some(Err(reason)) => {
+                let why =
+                    self.refused.iter().map(|why| format!(" (the checkpoint was refused: {why})"));
+                return Err(reason + &why.collect::<String>());
+            }
         };
         self.recovery = None;
         if let Some(superblock) = &mut self.superblock {
@@ -257,6 +274,7 @@ impl Opening {
             Some(_) => events.push(LogEvent::CheckpointReplayed),
             None => self.write_boot(self.first_copy, out),
         }
+        Ok(())
     }
 
     fn write_boot(&self, copy: usize, out: &mut Vec<DiskOp>) {
@@ -282,11 +300,6 @@ impl Opening {
             return Progress::Going;
         };
         let geometry = Geometry::of(&superblock);
-        if found.tail.segment >= geometry.segments {
-            let reason = "the end of the log can not be read, and no segment is free behind it";
-            events.push(LogEvent::OpenFailed(reason.into()));
-            return Progress::Failed;
-        }
         let mut report = found.report.clone();
         let writer = Writer::new(&self.config, geometry, found, superblock.boot);
         report.segments_free = writer.segments_free();
@@ -299,6 +312,21 @@ fn read_copy(copy: usize) -> DiskOp {
     DiskOp {
         token: token(TOKEN_OPEN, copy as u64),
         kind: DiskOpKind::Read { offset: SUPERBLOCK_OFFSETS[copy], buf: IoBuf::alloc(BLOCK_BYTES) },
+    }
+}
+
+/// Refuses a checkpoint of another device, or one that names places which this device does not have.
+fn check_place(start: &Start, geometry: &Geometry) -> Result<(), String> {
+    if start.device != geometry.device {
+        let (found, own) = (start.device, geometry.device);
+        return Err(format!("it is of the device {found:016x}, this one is {own:016x}"));
+    }
+    let ids = start.segments.iter().map(|used| used.segment.0).chain([start.from.segment]);
+    match ids.max() {
+        Some(last) if last >= geometry.segments => {
+            Err(format!("it names segment {last} of a device of {} segments", geometry.segments))
+        }
+        _ => Ok(()),
     }
 }
 

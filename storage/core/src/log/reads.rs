@@ -7,6 +7,7 @@ use basalt_wire::buffer::IoBuf;
 use basalt_wire::disk::DiskFormatError;
 use basalt_wire::disk::batch::{BatchHeader, Descriptor};
 use basalt_wire::disk::blocks_of;
+use basalt_wire::ids::SegmentId;
 use basalt_wire::io::{DiskDone, DiskError, DiskOp, DiskOpKind};
 use bytes::Bytes;
 use rustc_hash::FxHashMap;
@@ -18,7 +19,7 @@ const HEADER_BLOCKS_FIRST: u32 = 2;
 #[derive(Default)]
 pub struct Reads {
     geometry: Option<Geometry>,
-    pending: FxHashMap<u64, Pending>,
+    pending: FxHashMap<u64, (SegmentId, Pending)>,
     next: u64,
     refused: Vec<LogEvent>,
 }
@@ -37,6 +38,11 @@ impl Reads {
     /// Hands out the ends of reads that were refused without asking the device.
     pub fn refused(&mut self, events: &mut Vec<LogEvent>) {
         events.append(&mut self.refused);
+    }
+
+    /// Whether a read of a segment is under way.
+    pub fn is_reading(&self, segment: SegmentId) -> bool {
+        self.pending.values().any(|(at, _)| *at == segment)
     }
 
     /// Starts a read of blocks; `held` says whether the log gave them to a record.
@@ -84,7 +90,7 @@ impl Reads {
     ) -> bool {
         let Some(geometry) = self.geometry else { return false };
         self.next += 1;
-        self.pending.insert(self.next, pending);
+        self.pending.insert(self.next, (at.segment, pending));
         out.push(DiskOp {
             token: token(TOKEN_READ, self.next),
             kind: DiskOpKind::Read {
@@ -108,7 +114,7 @@ impl Reads {
             (Ok(()), None) => Err(DiskError::Gone),
             (Err(error), _) => Err(error),
         };
-        match self.pending.remove(&number) {
+        match self.pending.remove(&number).map(|(_, pending)| pending) {
             Some(Pending::Blocks { token }) => {
                 events.push(LogEvent::Read { token, result: buf.map(IoBuf::freeze) });
             }

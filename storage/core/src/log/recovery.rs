@@ -1,6 +1,6 @@
 //! Opening a device: find its superblock, replay its log, decide what its end is.
 //!
-//! Recovery walks from batch to batch along the chain. A batch whose successor proves that it had
+//! Recovery walks from batch to batch along the chain, through the segments in the order of their use. A batch whose successor proves that it had
 //! been durable is replayed from its header alone. The others wait: when the walk reaches a place
 //! without a next batch, everything behind that place is searched for valid batches, the facts are
 //! looked up in the [decision table](super::table), and the waiting batches are verified down to
@@ -13,6 +13,7 @@
 
 use super::place::{Geometry, Tail};
 use super::scan::{HeaderView, Scan, read_header};
+use super::segments::Segments;
 use super::table::{Facts, Header, Payload, Verdict, decide};
 use super::window::{View, Window};
 use super::writer::summaries_of;
@@ -58,6 +59,12 @@ pub struct Recovery {
     report: OpenReport,
     /// The checkpoint behind which it began, and whether the batch that it stands for was found.
     start: Option<(Start, bool)>,
+    /// The segments that the checkpoint lists, and those visited.
+    segments: Segments,
+    /// Segments whose heads were damaged where a batch was missing: they may be in use.
+    damaged_heads: Vec<u32>,
+    /// Why the log can not be recovered from where it began.
+    refused: Option<String>,
 }
 
 enum Phase {
@@ -110,6 +117,8 @@ pub struct Recovered {
     pub boot: u64,
     /// What was found.
     pub report: OpenReport,
+    /// The segments in use, that of the tail included.
+    pub segments: Segments,
 }
 
 /// Whether recovery can go on at once.
@@ -127,7 +136,9 @@ impl Recovery {
         start: Option<&Start>,
     ) -> Recovery {
         let (mut tail, mut boot) = (Tail::start(), 0);
-        if let Some(Start { from, .. }) = start {
+        let mut segments = Segments::new(geometry.segments);
+        if let Some(Start { from, segments: used, .. }) = start {
+            used.iter().for_each(|used| segments.note(used.segment.0, used.seq));
             tail = Tail {
                 segment: from.segment,
                 segment_seq: from.segment_seq,
@@ -138,6 +149,7 @@ impl Recovery {
             };
             boot = from.boot;
         }
+        segments.note(tail.segment, tail.segment_seq);
         Recovery {
             config: config.clone(),
             geometry,
@@ -154,7 +166,10 @@ impl Recovery {
             damages: BTreeMap::new(),
             unknown: None,
             report: OpenReport::default(),
-            start: start.map(|start| (*start, false)),
+            start: start.map(|start| (start.clone(), false)),
+            segments,
+            damaged_heads: Vec::new(),
+            refused: None,
         }
     }
 
@@ -163,14 +178,17 @@ impl Recovery {
         self.window.done(number, done);
     }
 
-    /// Goes on until a read is needed or everything is known: the log, or why the checkpoint behind
-    /// which it began can not be believed.
+    /// Goes on until a read is needed or everything is known: the log, or why it can not be recovered
+    /// from where it began.
     pub fn advance(
         &mut self,
         out: &mut Vec<DiskOp>,
         events: &mut Vec<LogEvent>,
     ) -> Option<Result<Recovered, String>> {
         loop {
+            if let Some(reason) = self.refused.take() {
+                return Some(Err(reason));
+            }
             let step = match &mut self.phase {
                 Phase::Walk => self.walk(out, events),
                 Phase::Scan(..) => self.scan(out, events),
@@ -186,7 +204,7 @@ impl Recovery {
     /// Looks at the place where the next batch is expected.
     fn walk(&mut self, out: &mut Vec<DiskOp>, events: &mut Vec<LogEvent>) -> Step {
         let (segment, block) = (self.tail.segment, self.tail.block);
-        if segment >= self.geometry.segments || block >= self.geometry.segment_blocks {
+        if block >= self.geometry.segment_blocks {
             // A closing batch always has room, so nothing can follow a full segment.
             self.begin_scan(Header::Blank);
             return Step::Again;
@@ -216,6 +234,9 @@ impl Recovery {
     /// Whether a valid header is that of the batch expected at the tail.
     fn is_next(&self, header: &BatchHeader) -> bool {
         let f = &header.fields;
+        if self.config.planted.is(Bug::StaleSegmentAccepted) && f.block == 0 && self.tail.seq > 1 {
+            return true;
+        }
         if f.device != self.geometry.device || f.seq != self.tail.seq {
             return false;
         }
@@ -240,6 +261,12 @@ impl Recovery {
             && gap.seq + 1 == fields.seq
         {
             gap.summaries = Some(header.summaries.clone());
+            if let Some((start, found)) = &mut self.start
+                && start.until.0 == gap.seq
+            {
+                // What it is chained to tells that the lost batch was that one.
+                *found = start.until.1 == fields.previous_crc;
+            }
         }
         self.mark = self.mark.max(fields.durable);
         self.boot = fields.boot;
@@ -248,6 +275,38 @@ impl Recovery {
         self.tail = Tail { summaries: Vec::new(), ..Tail::after(&header) };
         self.waiting.push_back(Waiting::Batch(header));
         self.release(events);
+        self.visit();
+    }
+
+    /// Notes the segment where the log goes on.
+    fn visit(&mut self) {
+        let Tail { segment, segment_seq, .. } = self.tail;
+        match self.segments.use_of(segment) {
+            Some(seq) if seq == segment_seq => {}
+            Some(seq) => {
+                mark!("log.segment_contradicts");
+                self.refused = Some(format!(
+                    "it needs what stood in segment {segment} in its use {seq}, and the log used that \
+                     segment again"
+                ));
+            }
+            None => self.segments.note(segment, segment_seq),
+        }
+        self.check_uses(segment_seq);
+    }
+
+    /// Without a checkpoint everything must be here that was ever written. The first use of each segment
+    /// is in order; a higher use than there are segments means that one was used again.
+    fn check_uses(&mut self, highest: u64) {
+        let segments = u64::from(self.geometry.segments);
+        if self.start.is_none() && highest > segments {
+            mark!("log.recycled_without_checkpoint");
+            self.refused = Some(format!(
+                "the {segments} segments of the device were used {highest} times in all, so that only a \
+                 checkpoint tells what stands in them, and none can be used; what this shard held must \
+                 be rebuilt from its peers; nothing was changed on the device"
+            ));
+        }
     }
 
     /// Replays what the durable mark covers.
@@ -274,7 +333,7 @@ impl Recovery {
 
     /// Searches what lies behind the tail for valid batches.
     fn begin_scan(&mut self, header: Header) {
-        let scan = Scan::behind(&self.tail, self.boot);
+        let scan = Scan::behind(&self.tail, self.boot, &self.segments);
         self.phase = Phase::Scan(scan, header);
     }
 
@@ -284,8 +343,11 @@ impl Recovery {
             return Step::Wait;
         }
         let (header, next) = (*header, scan.next());
+        let highest_use = scan.highest_use();
+        self.damaged_heads.extend(scan.damaged());
         self.mark = self.mark.max(scan.highest_mark());
         self.boot_highest = self.boot_highest.max(scan.highest_boot());
+        self.check_uses(highest_use);
         let seq = self.tail.seq;
         if let Some(next) = next
             && next.seq == seq
@@ -333,6 +395,7 @@ impl Recovery {
         self.chain_open = true;
         self.window.go_back();
         self.phase = Phase::Walk;
+        self.visit();
     }
 
     /// Verifies the waiting batches; the first torn one ends the log.
@@ -384,13 +447,19 @@ impl Recovery {
     }
 
     /// The place behind the last batch can not be read, so it can not be said that nothing stood
-    /// there. It is left as it is, counted as one lost batch, and the log goes on behind it.
+    /// there. It is left as it is, counted as one lost batch, and the log goes on in another segment.
     fn leave_unreadable_end(&mut self, events: &mut Vec<LogEvent>) {
         let seq = self.tail.seq;
         self.lose(Gap { seq, summaries: None }, events);
         self.last_with_records = seq;
+        let Some(next) = self.segments.next_free(self.tail.segment) else {
+            let reason = "the end of the log can not be read, and no segment is free to go on in";
+            self.refused = Some(reason.into());
+            return;
+        };
+        self.segments.note(next, self.tail.segment_seq + 1);
         self.tail = Tail {
-            segment: self.tail.segment + 1,
+            segment: next,
             segment_seq: self.tail.segment_seq + 1,
             seq: seq + 1,
             predecessor_lost: true,
@@ -511,9 +580,6 @@ impl Recovery {
     /// Whether the log holds, undamaged, everything that the checkpoint stands for.
     fn check_start(&self) -> Result<(), String> {
         let Some((start, found)) = &self.start else { return Ok(()) };
-        if !self.damages.is_empty() || self.unknown.is_some() {
-            return Err("the log is damaged behind it".into());
-        }
         let (seq, end) = (start.until.0, self.tail.seq);
         if (*found && end > seq) || self.config.planted.is(Bug::CheckpointBeyondLog) {
             return Ok(());
@@ -525,6 +591,7 @@ impl Recovery {
     }
 
     fn finish(&mut self, events: &mut Vec<LogEvent>) -> Recovered {
+        self.settle_segments();
         let known = std::mem::take(&mut self.damages).into_values().map(|lost| lost.damage);
         let damages = self.unknown.take().into_iter().chain(known);
         events.extend(damages.map(LogEvent::Damaged));
@@ -538,7 +605,35 @@ impl Recovery {
             last_with_records: self.last_with_records,
             boot: self.boot_highest,
             report: self.report.clone(),
+            segments: self.segments.clone(),
         }
+    }
+
+    /// Settles which segments are in use: of those visited, the ones that the log reaches, and in their
+    /// places those that it must have used and that were not found.
+    fn settle_segments(&mut self) {
+        let last = self.tail.segment_seq;
+        let used = self.segments.used_before(last);
+        let mut segments = Segments::new(self.geometry.segments);
+        used.iter().for_each(|used| segments.note(used.segment.0, used.seq));
+        segments.note(self.tail.segment, last);
+        let first = self.start.as_ref().map_or(1, |(start, _)| start.from.segment_seq);
+        let mut damaged = std::mem::take(&mut self.damaged_heads).into_iter();
+        for seq in first..last {
+            if used.iter().any(|used| used.seq == seq) {
+                continue;
+            }
+            // Blocks in it may still be mapped, so it is not written to.
+            let lost = match self.start {
+                None => u32::try_from(seq - 1).ok(),
+                Some(_) => damaged.find(|segment| segments.use_of(*segment).is_none()),
+            };
+            if let Some(segment) = lost {
+                mark!("log.lost_segment_kept");
+                segments.note(segment, seq);
+            }
+        }
+        self.segments = segments;
     }
 }
 

@@ -1,20 +1,26 @@
 //! What lies behind a place where the expected batch is missing.
 //!
-//! The rest of the segment is searched block by block, then the heads of the following segments,
-//! and whole segments behind a head that is not blank. The search ends early once a valid batch
-//! proves that the missing one had been durable.
+//! The rest of the segment is searched block by block. If it does not prove that the missing batch had
+//! been durable, the heads of all segments are read that are not known to be in use, for the log may go
+//! on in any of them, and whole segments whose head is damaged or holds a batch of the log. Valid
+//! headers of earlier uses are stale: their sequences are lower.
 
 use super::place::{Geometry, Tail};
+use super::segments::Segments;
 use super::window::{View, Window};
 use basalt_wire::block::BLOCK_BYTES;
 use basalt_wire::disk::DiskFormatError;
-use basalt_wire::disk::batch::{BatchHeader, FLAG_PREDECESSOR_LOST, bytes_needed};
+use basalt_wire::disk::batch::{BatchHeader, FLAG_PREDECESSOR_LOST, bytes_needed, claimed_place};
 use basalt_wire::disk::blocks_of;
 use basalt_wire::io::DiskOp;
+use std::collections::VecDeque;
 
-/// Segments searched behind the one in which a batch is missing. Only if the heads of so many
-/// segments were lost together would a later batch stay unseen.
-const SCAN_SEGMENTS: u32 = 64;
+/// Segments that are searched as a whole because their heads are damaged, next ones first. Only if the
+/// heads of more segments were lost together would a later batch stay unseen. It bounds the search of
+/// a device that held other data before it was formatted.
+const DAMAGED_HEADS_MAX: usize = 64;
+/// Heads that are read at a time.
+const HEADS_IN_FLIGHT: usize = 32;
 
 /// A header at a place, as far as it is known.
 pub enum HeaderView {
@@ -41,6 +47,10 @@ pub fn read_header(
         View::Pending => return HeaderView::Pending,
         View::Unreadable => return HeaderView::Unreadable,
         View::Have(first) => match bytes_needed(first) {
+            // Old block data may look like a long header: it is not read for nothing.
+            Ok(_) if claimed_place(first) != Some((geometry.device, segment, block)) => {
+                return HeaderView::Bad(DiskFormatError::Foreign);
+            }
             Ok(bytes) => bytes,
             Err(error) => return HeaderView::Bad(error),
         },
@@ -92,23 +102,46 @@ pub struct Scan {
     /// The missing batch.
     seq: u64,
     boot: u64,
-    first: (u32, u64),
-    at: (u32, u32),
-    /// Whether the segment is searched as a whole.
-    whole: bool,
+    /// The segment in which it is missing, and its use.
+    here: (u32, u64),
+    stage: Stage,
+    /// Segments whose heads are to be read, next ones first.
+    heads: VecDeque<u32>,
+    /// Segments to be searched as a whole, from a block on.
+    whole: VecDeque<(u32, u32)>,
+    /// Those of them whose heads are damaged or can not be read.
+    damaged: Vec<u32>,
+    /// Where later closing batches say that the log goes on: searched too, whatever their heads are.
+    named: Vec<u32>,
     found: Vec<Candidate>,
+    /// The highest use of a segment in any valid header of this device.
+    highest_use: u64,
+}
+
+enum Stage {
+    /// The segment in which the batch is missing, from a block on.
+    Rest(u32),
+    Heads,
+    Whole,
 }
 
 impl Scan {
-    /// Searches for batches behind the one missing at `tail`, written in generation `boot` or later.
-    pub fn behind(tail: &Tail, boot: u64) -> Scan {
+    /// Searches for batches behind the one missing at `tail`, written in generation `boot` or later, in
+    /// the rest of its segment and in all segments but those in use.
+    pub fn behind(tail: &Tail, boot: u64, in_use: &Segments) -> Scan {
+        let free = in_use.iter().filter(|s| s.seq == 0 && s.id.0 != tail.segment).map(|s| s.id.0);
+        let (before, behind): (Vec<u32>, Vec<u32>) = free.partition(|id| *id < tail.segment);
         Scan {
             seq: tail.seq,
             boot,
-            first: (tail.segment, tail.segment_seq),
-            at: (tail.segment, tail.block.saturating_add(1)),
-            whole: true,
+            here: (tail.segment, tail.segment_seq),
+            stage: Stage::Rest(tail.block.saturating_add(1)),
+            heads: behind.into_iter().chain(before).collect(),
+            whole: VecDeque::new(),
+            damaged: Vec::new(),
+            named: Vec::new(),
             found: Vec::new(),
+            highest_use: 0,
         }
     }
 
@@ -120,46 +153,155 @@ impl Scan {
         out: &mut Vec<DiskOp>,
     ) -> bool {
         loop {
-            let (segment, block) = self.at;
-            if segment >= geometry.segments || segment > self.first.0 + SCAN_SEGMENTS {
-                return true;
+            let over = match self.stage {
+                Stage::Rest(block) => self.search_rest(block, window, geometry, out),
+                Stage::Heads => self.read_heads(window, geometry, out),
+                Stage::Whole => return self.search_whole(window, geometry, out),
+            };
+            if !over {
+                return false;
             }
-            if block >= geometry.segment_blocks {
-                self.at = (segment + 1, 0);
-                self.whole = false;
-                continue;
-            }
-            let view = read_header(window, geometry, segment, block, out);
-            match view {
-                HeaderView::Pending => return false,
-                HeaderView::Good(header) => {
-                    let candidate = self.candidate(&header);
-                    self.whole |= candidate.is_some();
-                    self.found.extend(candidate);
-                    if self.highest_mark() >= self.seq {
-                        return true;
-                    }
-                }
-                HeaderView::Bad(DiskFormatError::Blank) => {}
-                HeaderView::Bad(_) | HeaderView::Unreadable => self.whole = true,
-            }
-            self.at = if self.whole { (segment, block + 1) } else { (segment + 1, 0) };
+            self.stage = match self.stage {
+                // A batch in the same segment is nearer than any other.
+                Stage::Rest(_) if self.highest_mark() >= self.seq => return true,
+                Stage::Rest(_) => Stage::Heads,
+                _ => Stage::Whole,
+            };
         }
     }
 
-    /// A batch that can stand behind the missing one.
-    fn candidate(&self, header: &BatchHeader) -> Option<Candidate> {
+    fn search_rest(
+        &mut self,
+        mut block: u32,
+        window: &mut Window,
+        geometry: &Geometry,
+        out: &mut Vec<DiskOp>,
+    ) -> bool {
+        while block < geometry.segment_blocks && self.highest_mark() < self.seq {
+            match read_header(window, geometry, self.here.0, block, out) {
+                HeaderView::Pending => {
+                    self.stage = Stage::Rest(block);
+                    return false;
+                }
+                HeaderView::Good(header) => drop(self.note(&header)),
+                HeaderView::Bad(_) | HeaderView::Unreadable => {}
+            }
+            block += 1;
+        }
+        true
+    }
+
+    /// Reads heads, many at a time. A head of the log, or a damaged one, makes its segment be searched.
+    fn read_heads(
+        &mut self,
+        window: &mut Window,
+        geometry: &Geometry,
+        out: &mut Vec<DiskOp>,
+    ) -> bool {
+        while let Some((segment, bytes)) = window.take_probed() {
+            match bytes.as_deref().map(|bytes| head_of(bytes, geometry, segment)) {
+                Some(Head::Blank | Head::Stale) => {}
+                Some(Head::Longer(blocks)) => window.probe(geometry, segment, blocks, out),
+                Some(Head::Good(header)) => {
+                    if self.note(&header) {
+                        self.whole.push_back((segment, 1));
+                    }
+                }
+                Some(Head::Damaged) | None => {
+                    self.damaged.push(segment);
+                    self.whole.push_back((segment, 0));
+                }
+            }
+        }
+        while window.probes() < HEADS_IN_FLIGHT
+            && let Some(segment) = self.heads.pop_front()
+        {
+            window.probe(geometry, segment, 1, out);
+        }
+        if window.probes() > 0 {
+            return false;
+        }
+        self.order_whole(geometry);
+        true
+    }
+
+    /// Next segments first, and not too many with damaged heads.
+    fn order_whole(&mut self, geometry: &Geometry) {
+        let here = self.here.0;
+        let distance = |segment: u32| match segment > here {
+            true => segment - here,
+            false => segment + (geometry.segments - here),
+        };
+        self.whole.make_contiguous().sort_by_key(|(segment, _)| distance(*segment));
+        self.damaged.sort_by_key(|segment| distance(*segment));
+        let mut damaged = 0;
+        self.whole.retain(|(_, from)| {
+            damaged += usize::from(*from == 0);
+            *from > 0 || damaged <= DAMAGED_HEADS_MAX
+        });
+    }
+
+    fn search_whole(
+        &mut self,
+        window: &mut Window,
+        geometry: &Geometry,
+        out: &mut Vec<DiskOp>,
+    ) -> bool {
+        let mut searched = 0;
+        while let Some((segment, block)) = self.whole.get(searched).copied() {
+            if block >= geometry.segment_blocks {
+                searched += 1;
+                self.search_named(searched);
+                continue;
+            }
+            match read_header(window, geometry, segment, block, out) {
+                HeaderView::Pending => return false,
+                HeaderView::Good(header) => drop(self.note(&header)),
+                HeaderView::Bad(_) | HeaderView::Unreadable => {}
+            }
+            self.whole[searched].1 += 1;
+        }
+        true
+    }
+
+    /// Once all others are searched: segments that later batches name and whose heads are none of theirs.
+    fn search_named(&mut self, searched: usize) {
+        if searched == self.whole.len() {
+            let known =
+                |whole: &VecDeque<(u32, u32)>, n| whole.iter().any(|(known, _)| *known == n);
+            for segment in std::mem::take(&mut self.named) {
+                if segment != self.here.0 && !known(&self.whole, segment) {
+                    self.whole.push_back((segment, 0));
+                }
+            }
+        }
+    }
+
+    /// Notes a valid header of this device; says whether it can stand behind the missing one.
+    fn note(&mut self, header: &BatchHeader) -> bool {
         let f = &header.fields;
+        self.highest_use = self.highest_use.max(f.segment_seq);
         let predecessor_lost = f.flags & FLAG_PREDECESSOR_LOST != 0;
-        let behind = f.seq > self.seq || (f.seq == self.seq && predecessor_lost);
-        let use_fits = f.segment_seq == self.first.1 + u64::from(f.segment - self.first.0);
-        (behind && use_fits && f.boot >= self.boot).then_some(Candidate {
+        let (segment, segment_seq) = self.here;
+        let is_behind = f.seq > self.seq || (f.seq == self.seq && predecessor_lost);
+        let is_later_use = match f.segment == segment {
+            true => f.segment_seq == segment_seq,
+            false => f.segment_seq > segment_seq,
+        };
+        if !is_behind || !is_later_use || f.boot < self.boot {
+            return false;
+        }
+        if header.is_closing() {
+            self.named.push(f.next_segment);
+        }
+        self.found.push(Candidate {
             place: (f.segment, f.block),
             segment_seq: f.segment_seq,
             seq: f.seq,
             boot: f.boot,
             mark: f.durable,
-        })
+        });
+        true
     }
 
     /// The highest durable mark found.
@@ -172,11 +314,47 @@ impl Scan {
         self.found.iter().map(|c| c.boot).max().unwrap_or(0)
     }
 
-    /// The first batch found that no batch of a later boot generation supersedes: those belong to
+    /// The highest use of a segment found, stale ones included.
+    pub fn highest_use(&self) -> u64 {
+        self.highest_use
+    }
+
+    /// Segments whose heads are damaged, next ones first.
+    pub fn damaged(&self) -> &[u32] {
+        &self.damaged
+    }
+
+    /// The nearest batch found that no batch of a later boot generation supersedes: those belong to
     /// a tail that was dropped and written anew.
     pub fn next(&self) -> Option<Candidate> {
         let superseded =
             |c: &Candidate| self.found.iter().any(|d| d.boot > c.boot && d.seq <= c.seq);
-        self.found.iter().copied().find(|c| !superseded(c))
+        self.found.iter().copied().filter(|c| !superseded(c)).min_by_key(|c| c.seq)
+    }
+}
+
+/// What the first block of a segment tells of it.
+enum Head {
+    Good(BatchHeader),
+    /// So many blocks must be read to know.
+    Longer(u32),
+    Blank,
+    /// A valid header of an earlier life of the device.
+    Stale,
+    Damaged,
+}
+
+fn head_of(bytes: &[u8], geometry: &Geometry, segment: u32) -> Head {
+    match BatchHeader::decode(bytes) {
+        Ok(header) if stands_at(&header, geometry, segment, 0) => Head::Good(header),
+        Ok(header) if header.fields.device != geometry.device => Head::Stale,
+        Err(DiskFormatError::Blank) => Head::Blank,
+        Err(DiskFormatError::Short(needed))
+            if claimed_place(bytes).is_some_and(|(_, at, block)| (at, block) == (segment, 0))
+                && blocks_of(needed as usize) <= geometry.segment_blocks =>
+        {
+            Head::Longer(blocks_of(needed as usize))
+        }
+        Ok(_) | Err(_) => Head::Damaged,
     }
 }

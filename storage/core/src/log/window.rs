@@ -1,9 +1,9 @@
 //! Reads for recovery: a few large ones in flight ahead of where recovery looks.
 //!
 //! Recovery asks for a range of blocks again and again until it is there. It reads ahead while headers
-//! stand close together, more of it the longer that lasts, on into the next segments; while payload is
+//! stand close together, more of it the longer that lasts, to the end of the segment; while payload is
 //! jumped over it reads only what it is asked for. A range that the device does not give in
-//! [`ATTEMPTS_MAX`] attempts is unreadable.
+//! [`ATTEMPTS_MAX`] attempts is unreadable. Beside that it probes the heads of segments, many at a time.
 
 use super::place::Geometry;
 use basalt_wire::block::BLOCK_BYTES;
@@ -52,8 +52,8 @@ impl Range {
             && other.block + other.blocks <= self.block + self.blocks
     }
 
-    fn ends_before(&self, segment: u32, block: u32) -> bool {
-        (self.segment, self.block + self.blocks) <= (segment, block)
+    fn ends_before(&self, block: u32) -> bool {
+        self.block + self.blocks <= block
     }
 }
 
@@ -66,22 +66,32 @@ struct Piece {
 
 /// The part of the device that recovery sees.
 pub struct Window {
-    /// Of the walk, in order of their places.
+    /// Of the segment that was asked for last, in order of their places.
     pieces: VecDeque<Piece>,
     /// A range that was asked for outside of them: behind them, across two of them, or once more.
     single: Option<Piece>,
     /// Ranges whose reads failed, the latest first, and how often.
     failed: Vec<(Range, u32)>,
-    /// Up to here nothing more is read than what is asked for.
+    /// Up to this block of a segment nothing more is read than what is asked for.
     careful_until: (u32, u32),
     /// The place that was asked for last, and how far apart such places stand on average.
-    last: (u32, u32),
+    last: Option<(u32, u32)>,
     distance: u32,
     /// How much is read ahead now.
     piece_blocks: u32,
     ahead: usize,
+    /// Heads of segments.
+    probes: Vec<Probe>,
     tokens: u64,
     next: u64,
+}
+
+struct Probe {
+    segment: u32,
+    blocks: u32,
+    number: u64,
+    /// Its content, or nothing if the read failed, once it ended.
+    content: Option<Option<IoBuf>>,
 }
 
 impl Window {
@@ -92,10 +102,11 @@ impl Window {
             single: None,
             failed: Vec::new(),
             careful_until: (0, 0),
-            last: (0, 0),
+            last: None,
             distance: 0,
             piece_blocks: PIECE_BLOCKS_FIRST,
             ahead: 1,
+            probes: Vec::new(),
             tokens,
             next: first_number,
         }
@@ -110,7 +121,7 @@ impl Window {
     ) -> View<'_> {
         assert!(block + blocks <= geometry.segment_blocks, "a range beyond its segment");
         let range = Range { segment, block, blocks };
-        self.follow(geometry, segment, block);
+        self.follow(segment, block);
         if let Some(at) = self.pieces.iter().position(|piece| piece.range.holds(&range)) {
             self.read_ahead(geometry, out);
             return match &self.pieces[at].content {
@@ -137,23 +148,25 @@ impl Window {
         self.failed.iter().find(|(failed, _)| failed == range).map_or(0, |(_, tries)| *tries)
     }
 
-    /// Notes where recovery looks: what lies before is not needed any more.
-    fn follow(&mut self, geometry: &Geometry, segment: u32, block: u32) {
-        let (from, to) = (self.last, (segment, block));
-        if to <= from {
-            return;
-        }
-        let near = match to.0 - from.0 {
-            0 => block - from.1,
+    /// Notes where recovery looks: what lies before, or in another segment, is not needed any more.
+    fn follow(&mut self, segment: u32, block: u32) {
+        let near = match self.last {
+            Some((last, from)) if last == segment => {
+                if block <= from {
+                    return;
+                }
+                block - from
+            }
             // The rest of a segment is not counted: it holds nothing that had to be jumped over.
-            1 => block.max(1),
-            _ => geometry.segment_blocks,
+            _ => {
+                self.pieces.clear();
+                block.max(1)
+            }
         };
         self.distance = (self.distance * 7 + near.min(PIECE_BLOCKS_MAX * 8)) / 8;
-        self.last = to;
+        self.last = Some((segment, block));
         let is_read = |piece: &Piece| piece.content.is_some();
-        while self.pieces.front().is_some_and(|p| is_read(p) && p.range.ends_before(segment, block))
-        {
+        while self.pieces.front().is_some_and(|p| is_read(p) && p.range.ends_before(block)) {
             self.pieces.pop_front();
             // One more piece was of use.
             self.ahead = (self.ahead * 2).min(PIECES_MAX);
@@ -171,12 +184,8 @@ impl Window {
             && self.pieces.len() < self.ahead
             && let Some(last) = self.pieces.back()
         {
-            let (mut segment, mut block) =
-                (last.range.segment, last.range.block + last.range.blocks);
+            let (segment, block) = (last.range.segment, last.range.block + last.range.blocks);
             if block >= geometry.segment_blocks {
-                (segment, block) = (segment + 1, 0);
-            }
-            if segment >= geometry.segments {
                 break;
             }
             let blocks = self.piece_blocks.min(geometry.segment_blocks - block);
@@ -187,9 +196,10 @@ impl Window {
     }
 
     fn start(&mut self, geometry: &Geometry, range: Range, out: &mut Vec<DiskOp>) {
-        let at = (range.segment, range.block);
-        let forward = self.pieces.back().is_none_or(|last| last.range.ends_before(at.0, at.1));
-        if forward && at >= self.last && at >= self.careful_until {
+        let careful = range.segment == self.careful_until.0 && range.block < self.careful_until.1;
+        let forward = self.last == Some((range.segment, range.block))
+            && self.pieces.back().is_none_or(|last| last.range.ends_before(range.block));
+        if forward && !careful {
             // The walk goes on here: what it had in sight is behind it. Reads in flight end unseen.
             self.pieces.clear();
             let wide = if self.distance > NEAR_BLOCKS { JUMP_BLOCKS } else { self.piece_blocks };
@@ -202,6 +212,24 @@ impl Window {
         }
         let number = self.submit(geometry, range, out);
         self.single = Some(Piece { range, number, content: None });
+    }
+
+    /// Starts to read the first blocks of a segment, once.
+    pub fn probe(&mut self, geometry: &Geometry, segment: u32, blocks: u32, out: &mut Vec<DiskOp>) {
+        let number = self.submit(geometry, Range { segment, block: 0, blocks }, out);
+        self.probes.push(Probe { segment, blocks, number, content: None });
+    }
+
+    /// Probes that were started and not taken.
+    pub fn probes(&self) -> usize {
+        self.probes.len()
+    }
+
+    /// Takes a probe that ended: its segment, and what stands there unless the read failed.
+    pub fn take_probed(&mut self) -> Option<(u32, Option<IoBuf>)> {
+        let at = self.probes.iter().position(|probe| probe.content.is_some())?;
+        let probe = self.probes.swap_remove(at);
+        Some((probe.segment, probe.content.flatten()))
     }
 
     fn submit(&mut self, geometry: &Geometry, range: Range, out: &mut Vec<DiskOp>) -> u64 {
@@ -234,6 +262,11 @@ impl Window {
             }
             return;
         }
+        if let Some(probe) = self.probes.iter_mut().find(|probe| probe.number == number) {
+            let blocks = probe.blocks as usize;
+            probe.content = Some(content.filter(|buf| buf.len() == blocks * BLOCK_BYTES));
+            return;
+        }
         let Some(at) = self.pieces.iter().position(|piece| piece.number == number) else { return };
         let content = content.filter(|buf| fits(&self.pieces[at], buf));
         if content.is_none() {
@@ -260,7 +293,7 @@ impl Window {
     /// Recovery goes back to a place before the one that it asked for last, and walks on from there.
     pub fn go_back(&mut self) {
         self.pieces.clear();
-        self.last = (0, 0);
+        self.last = None;
     }
 }
 

@@ -9,6 +9,7 @@
 
 use super::place::{Geometry, Tail};
 use super::recovery::Recovered;
+use super::segments::Segments;
 use super::{DataLocation, HardState, Location, LogCounts, LogEvent, Record, RecordSeq};
 use crate::config::ShardConfig;
 use crate::mark;
@@ -33,6 +34,7 @@ const IN_FLIGHT_MAX: usize = 64;
 pub struct Writer {
     geometry: Geometry,
     tail: Tail,
+    segments: Segments,
     boot: u64,
     /// The highest batch known durable.
     durable: u64,
@@ -87,6 +89,7 @@ impl Writer {
             mark_written: found.mark,
             last_with_records: found.last_with_records,
             tail: found.tail,
+            segments: found.segments,
             queue: VecDeque::new(),
             queued_bytes: 0,
             placed: 0,
@@ -166,18 +169,23 @@ impl Writer {
 
     /// Starts as many batches as may be in flight.
     pub fn flush(&mut self, out: &mut Vec<DiskOp>, events: &mut Vec<LogEvent>) {
+        if self.full && self.segments_free() > 0 {
+            mark!("log.room_again");
+            self.full = false;
+            events.push(LogEvent::Room);
+        }
         let stopped = self.failed || self.full;
         while !stopped && !self.queue.is_empty() && self.in_flight.len() < self.in_flight_max {
-            match self.plan() {
-                Some(plan) => self.start_batch(&plan, out, events),
-                None if self.segments_free() == 0 => {
+            match (self.plan(), self.segments.next_free(self.tail.segment)) {
+                (Some(plan), _) => self.start_batch(&plan, out, events),
+                (None, None) => {
                     // What was written before becomes durable as ever.
                     mark!("log.full");
                     self.full = true;
                     events.push(LogEvent::Full);
                     break;
                 }
-                None => self.close_segment(out, events),
+                (None, Some(next)) => self.close_segment(next, out, events),
             }
         }
     }
@@ -282,14 +290,14 @@ impl Writer {
         self.submit(fields, crc, buf.freeze(), out, events);
     }
 
-    fn close_segment(&mut self, out: &mut Vec<DiskOp>, events: &mut Vec<LogEvent>) {
+    fn close_segment(&mut self, next: u32, out: &mut Vec<DiskOp>, events: &mut Vec<LogEvent>) {
         mark!("log.segment_roll");
-        let next = self.tail.segment + 1;
         let fields = self.fields(FLAG_CLOSING, 0, next);
         self.write_empty(&fields, out, events);
         self.tail.segment = next;
         self.tail.segment_seq += 1;
         self.tail.block = 0;
+        self.segments.note(next, self.tail.segment_seq);
     }
 
     fn fields(&self, flags: u16, payload_blocks: u32, next_segment: u32) -> BatchFields {
@@ -390,13 +398,13 @@ impl Writer {
         assert!(self.wants_seal(), "a log that is busy or sealed");
         let own = blocks_of(batch::header_bytes(self.tail.summaries.len(), 0, 0));
         let closing = blocks_of(batch::header_bytes(0, 0, 0));
-        if self.segments_free() == 0 {
+        let Some(next) = self.segments.next_free(self.tail.segment) else {
             // The last blocks are for elections.
             self.mark_written = self.last_with_records;
             return;
-        }
+        };
         if self.tail.block + own + closing > self.geometry.segment_blocks {
-            self.close_segment(out, events);
+            self.close_segment(next, out, events);
             return;
         }
         mark!("log.sealed");
@@ -404,9 +412,19 @@ impl Writer {
         self.write_empty(&fields, out, events);
     }
 
-    /// Segments that were never used.
+    /// Segments that may be written to.
     pub fn segments_free(&self) -> u32 {
-        self.geometry.segments - 1 - self.tail.segment
+        self.segments.free()
+    }
+
+    /// All segments.
+    pub fn segments(&self) -> &Segments {
+        &self.segments
+    }
+
+    /// Frees a segment. Of it nothing is in flight, for its batches are durable.
+    pub fn release_segment(&mut self, segment: u32) {
+        self.segments.release(segment);
     }
 
     /// Whether a record with so many blocks of payload still leaves so many segments of the reserve
@@ -440,11 +458,11 @@ impl Writer {
     /// Whether blocks at a location were given to a record.
     pub fn holds(&self, at: Location, blocks: u32) -> bool {
         let end = u64::from(at.block) + u64::from(blocks);
-        match at.segment.0.cmp(&self.tail.segment) {
-            std::cmp::Ordering::Less => end <= u64::from(self.geometry.segment_blocks),
-            std::cmp::Ordering::Equal => end <= u64::from(self.tail.block),
-            std::cmp::Ordering::Greater => false,
-        }
+        let used = match at.segment.0 == self.tail.segment {
+            true => self.tail.block,
+            false => self.geometry.segment_blocks,
+        };
+        self.segments.use_of(at.segment.0).is_some() && end <= u64::from(used)
     }
 }
 

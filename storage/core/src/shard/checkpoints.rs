@@ -59,7 +59,10 @@ impl Shard {
                 self.open_log(out);
             }
             StoreDone::Loaded(_) => {}
-            StoreDone::Saved(result) => self.taker.saved(result, out),
+            StoreDone::Saved(result) => {
+                self.taker.saved(result, out);
+                self.shared.log.release(&self.taker.take_released());
+            }
         }
     }
 
@@ -85,7 +88,8 @@ impl Shard {
         self.begin_groups();
         let start = self.start.snapshot.as_ref().map(|snapshot| {
             let m = &snapshot.manifest;
-            log::Start { device: m.device, from: m.from, until: m.until }
+            let segments = m.segments.clone();
+            log::Start { device: m.device, from: m.from, until: m.until, segments }
         });
         let mut ops = Vec::new();
         self.shared.log = Log::open_from(&self.start.config, start, &mut ops);
@@ -172,5 +176,6 @@ impl Shard {
         let shared = &self.shared;
         let recorded = RecordSeq(shared.durable.0 + shared.written.len() as u64);
         self.taker.end_turn(&mut self.groups, &shared.log, (recorded, shared.durable), out);
+        self.shared.log.release(&self.taker.take_released());
     }
 }

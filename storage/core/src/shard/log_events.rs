@@ -50,6 +50,7 @@ impl Shard {
                     self.entry_read(now, read, result, None, out);
                 }
                 LogEvent::Full => self.log_full(now, out),
+                LogEvent::Room => self.log_has_room(now, out),
                 LogEvent::Suspect(reason) => self.suspect(reason, out),
             }
         }
@@ -100,9 +101,19 @@ impl Shard {
     fn log_full(&mut self, now: Time, out: &mut Vec<Effect>) {
         mark!("shard is read only");
         self.shared.read_only = true;
-        let text = "the device is full to the last block: it only serves reads from here on";
+        let text =
+            "the device is full to the last block: it only serves reads until space is freed";
         out.push(Effect::Notice { alarm: true, text: text.to_owned() });
         self.each(now, out, |group, cx| group.log_full(cx));
+    }
+
+    /// Space was freed: what waited is being written, and replicas vote and lead again.
+    fn log_has_room(&mut self, now: Time, out: &mut Vec<Effect>) {
+        mark!("shard is writable again");
+        self.shared.read_only = false;
+        let text = "the device has room again: it takes full part from here on";
+        out.push(Effect::Notice { alarm: false, text: text.to_owned() });
+        self.each(now, out, |group, cx| group.log_has_room(cx));
     }
 
     /// Nothing more becomes durable, so nothing more may be answered.

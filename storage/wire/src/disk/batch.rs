@@ -307,6 +307,13 @@ pub fn bytes_needed(first: &[u8]) -> Result<usize, DiskFormatError> {
     Ok((bytes as usize).next_multiple_of(BLOCK_BYTES))
 }
 
+/// What the first block of a header says of where it stands: device, segment, block. Not verified: it
+/// tells only what can not be a header of a place, before all of it is read.
+pub fn claimed_place(first: &[u8]) -> Option<(u64, u32, u32)> {
+    (first.len() >= FIXED_BYTES)
+        .then(|| (field::u64(first, 16), field::u32(first, 32), field::u32(first, 36)))
+}
+
 impl BatchHeader {
     /// Decodes and validates a header that starts with `bytes`; more may follow it there.
     pub fn decode(bytes: &[u8]) -> Result<BatchHeader, DiskFormatError> {

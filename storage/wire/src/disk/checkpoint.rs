@@ -19,7 +19,8 @@
 //! The manifest: cluster 8, node 4, shard 2, device 8, segment_bytes 8, number 8; where replay begins:
 //! segment 4, segment sequence 8, block 4, batch 8, checksum of the batch before 4, boot 8; the last
 //! batch that the checkpoint stands for: batch 8, its checksum 4; number of groups 4, for each group 4,
-//! applied 8, end 8, hard state's term 8, vote 4, commit 8, volumes 8, granules 8.
+//! applied 8, end 8, hard state's term 8, vote 4, commit 8, volumes 8, granules 8; number of segments that
+//! it needs 4, for each its id 4 and the sequence of its use 8.
 
 use crate::block::crc32c;
 use crate::disk::batch::HardStateFields;
@@ -30,7 +31,7 @@ use crate::ids::{
 use bytes::Bytes;
 
 /// Version of all records of a checkpoint.
-pub const CHECKPOINT_VERSION: u8 = 1;
+pub const CHECKPOINT_VERSION: u8 = 2;
 /// Blocks of a granule: what a checkpoint writes of a page that has changed.
 pub const GRANULE_BLOCKS: usize = 16;
 /// Entries of a run.
@@ -42,6 +43,7 @@ const ENTRY_BYTES: usize = 26;
 const PLACE_BYTES: usize = 12;
 const MANIFEST_BYTES: usize = 38 + 36 + 12 + 4;
 const GROUP_BYTES: usize = 56;
+const SEGMENT_USE_BYTES: usize = 12;
 
 /// Why a record was not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -78,6 +80,15 @@ pub struct ChainPlace {
     pub previous_crc: u32,
     /// The boot generation that wrote the batch before.
     pub boot: u64,
+}
+
+/// A segment and the sequence of its use: what stands in it is told from what stood there before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SegmentUse {
+    /// The segment.
+    pub segment: SegmentId,
+    /// Its use, counted over the whole device from 1.
+    pub seq: u64,
 }
 
 /// One group in a manifest.
@@ -117,6 +128,9 @@ pub struct Manifest {
     pub until: (u64, u32),
     /// The groups.
     pub groups: Vec<GroupManifest>,
+    /// The segments that it needs besides those that the log visits from `from` on, in order of their
+    /// ids. All others of the device may be written to.
+    pub segments: Vec<SegmentUse>,
 }
 
 /// An entry of a group, as a run of entries says it.
@@ -364,6 +378,11 @@ fn put_manifest(m: &Manifest, out: &mut Vec<u8>) {
             out.extend_from_slice(&number.to_le_bytes());
         }
     }
+    out.extend_from_slice(&(m.segments.len() as u32).to_le_bytes());
+    for used in &m.segments {
+        out.extend_from_slice(&used.segment.0.to_le_bytes());
+        out.extend_from_slice(&used.seq.to_le_bytes());
+    }
 }
 
 fn manifest(b: &[u8]) -> Result<Manifest, CheckpointError> {
@@ -371,9 +390,16 @@ fn manifest(b: &[u8]) -> Result<Manifest, CheckpointError> {
         return Err(CheckpointError::Length);
     }
     let count = field::u32(b, MANIFEST_BYTES - 4) as usize;
-    if count > GROUPS_MAX || b.len() != MANIFEST_BYTES + count * GROUP_BYTES {
+    let segments_at = MANIFEST_BYTES + count.min(GROUPS_MAX) * GROUP_BYTES;
+    if count > GROUPS_MAX || b.len() < segments_at + 4 {
         return Err(CheckpointError::Length);
     }
+    let segments = &b[segments_at + 4..];
+    if segments.len() as u64 != u64::from(field::u32(b, segments_at)) * SEGMENT_USE_BYTES as u64 {
+        return Err(CheckpointError::Length);
+    }
+    let used =
+        |b: &[u8]| SegmentUse { segment: SegmentId(field::u32(b, 0)), seq: field::u64(b, 4) };
     let group = |b: &[u8]| GroupManifest {
         group: GroupId(field::u32(b, 0)),
         applied: LogIndex(field::u64(b, 4)),
@@ -401,7 +427,8 @@ fn manifest(b: &[u8]) -> Result<Manifest, CheckpointError> {
             boot: field::u64(b, 66),
         },
         until: (field::u64(b, 74), field::u32(b, 82)),
-        groups: b[MANIFEST_BYTES..].chunks_exact(GROUP_BYTES).map(group).collect(),
+        groups: b[MANIFEST_BYTES..segments_at].chunks_exact(GROUP_BYTES).map(group).collect(),
+        segments: segments.chunks_exact(SEGMENT_USE_BYTES).map(used).collect(),
     };
     manifest.validate()?;
     Ok(manifest)
@@ -417,6 +444,23 @@ impl Manifest {
         }
         if self.groups.iter().any(|g| g.end < g.applied) {
             return Err(CheckpointError::Field("end"));
+        }
+        self.validate_segments()
+    }
+
+    /// No segment stands twice, and all uses are different ones before that in which replay begins.
+    fn validate_segments(&self) -> Result<(), CheckpointError> {
+        let here = |used: &SegmentUse| used.segment.0 == self.from.segment;
+        let mut seqs: Vec<u64> = self.segments.iter().map(|used| used.seq).collect();
+        seqs.sort_unstable();
+        let in_range = seqs.first().is_none_or(|first| *first > 0)
+            && seqs.last().is_none_or(|last| *last < self.from.segment_seq);
+        if !in_range
+            || seqs.windows(2).any(|w| w[0] == w[1])
+            || self.segments.windows(2).any(|w| w[0].segment >= w[1].segment)
+            || self.segments.iter().any(here)
+        {
+            return Err(CheckpointError::Field("segment"));
         }
         Ok(())
     }
@@ -446,6 +490,7 @@ mod tests {
             volumes: 3,
             granules: 4,
         };
+        let used = |segment, seq| SegmentUse { segment: SegmentId(segment), seq };
         let manifest = Manifest {
             cluster: ClusterId(7),
             address: Address { node: NodeId(2), shard: ShardId(1) },
@@ -462,6 +507,7 @@ mod tests {
             },
             until: (80, 99),
             groups: vec![group(0), group(u32::MAX)],
+            segments: vec![used(1, 2), used(7, 1)],
         };
         vec![
             Record::Command(LogIndex(1), Term(1), Bytes::from_static(b"create")),
@@ -512,11 +558,16 @@ mod tests {
     #[test]
     fn a_manifest_that_contradicts_itself_is_refused() {
         let Record::Manifest(good) = samples().remove(3) else { panic!("the order of samples") };
-        let spoils: [fn(&mut Manifest); 4] = [
+        let spoils: [fn(&mut Manifest); 9] = [
             |m| m.from.seq = 0,
             |m| m.until.0 = m.from.seq - 1,
             |m| m.groups[1].group = GroupId(0),
             |m| m.groups[0].end = LogIndex(4),
+            |m| m.segments[0].seq = 0,
+            |m| m.segments[0].seq = m.from.segment_seq,
+            |m| m.segments[1].seq = m.segments[0].seq,
+            |m| m.segments[1].segment = m.segments[0].segment,
+            |m| m.segments[0].segment = SegmentId(m.from.segment),
         ];
         for spoil in spoils {
             let mut bad = good.clone();

@@ -22,7 +22,7 @@ use crate::command::{Command, decode_commands};
 use bytes::Bytes;
 
 /// Version of everything in this module. A device of another version is refused.
-pub const FORMAT_VERSION: u16 = 1;
+pub const FORMAT_VERSION: u16 = 2;
 /// Bytes at the start of a device that hold the superblocks; the first segment follows. The second
 /// copy stands well away from the first, so that one bad spot does not take both.
 pub const SUPERBLOCK_AREA_BYTES: u64 = 128 << 10;

@@ -7,8 +7,10 @@ use crate::event::Effect;
 use crate::log::{Log, RecordSeq};
 use crate::mark;
 use crate::planted::{Bug, Planted};
-use basalt_wire::disk::checkpoint::{ChainPlace, GroupManifest, Manifest, Record, granules_prefix};
-use basalt_wire::ids::{Address, ClusterId, SegmentId};
+use basalt_wire::disk::checkpoint::{
+    ChainPlace, GroupManifest, Manifest, Record, SegmentUse, granules_prefix,
+};
+use basalt_wire::ids::{Address, ClusterId};
 
 /// Granules, or as much of other records, that one turn encodes.
 const SLICE: usize = 512;
@@ -26,10 +28,12 @@ pub struct Taker {
     number: u64,
     /// Whether what the store holds is not known: it is emptied with the next one.
     fresh: bool,
+    /// Whether the next one is not to wait for more of the log.
+    hurried: bool,
     /// Segments that the next checkpoint gives up.
-    to_give_up: Vec<SegmentId>,
+    to_give_up: Vec<SegmentUse>,
     /// Segments that the durable checkpoint does not need.
-    released: Vec<SegmentId>,
+    released: Vec<SegmentUse>,
     stage: Stage,
 }
 
@@ -40,7 +44,7 @@ enum Stage {
     Encoding(Box<Job>),
     /// What was recorded up to here is not durable yet.
     Settling(Box<Job>, RecordSeq),
-    Saving(u64, Vec<SegmentId>),
+    Saving(u64, Vec<SegmentUse>),
     /// The store failed: none is taken any more.
     Stopped,
 }
@@ -53,7 +57,7 @@ struct Job {
     at: usize,
     manifests: Vec<GroupManifest>,
     /// Segments that it gives up.
-    given_up: Vec<SegmentId>,
+    given_up: Vec<SegmentUse>,
 }
 
 impl Taker {
@@ -67,6 +71,7 @@ impl Taker {
             reached: 0,
             number: 0,
             fresh: true,
+            hurried: false,
             to_give_up: Vec::new(),
             released: Vec::new(),
             stage: Stage::Idle,
@@ -77,10 +82,10 @@ impl Taker {
     /// [`Taker::take_released`] hands them back once it is durable. To be called for closed segments in which
     /// nothing is live and no entry stands that a group still holds. Those in which replay would begin, or
     /// that lie behind that place, are kept for the checkpoint after.
-    pub fn give_up(&mut self, segments: impl IntoIterator<Item = SegmentId>) {
-        for segment in segments {
-            if !self.to_give_up.contains(&segment) {
-                self.to_give_up.push(segment);
+    pub fn give_up(&mut self, segments: impl IntoIterator<Item = SegmentUse>) {
+        for used in segments {
+            if !self.to_give_up.contains(&used) {
+                self.to_give_up.push(used);
             }
         }
     }
@@ -102,9 +107,16 @@ impl Taker {
         self.fresh = false;
     }
 
-    /// Whether the next turn has a slice to encode.
+    /// Has a checkpoint begin as soon as no other is under way, however little was written since the last
+    /// one: space is needed that it gives up.
+    pub fn hurry(&mut self) {
+        self.hurried = self.is_on() && !matches!(self.stage, Stage::Stopped);
+    }
+
+    /// Whether the next turn has something to do.
     pub fn is_busy(&self) -> bool {
         matches!(self.stage, Stage::Encoding(_))
+            || self.hurried && matches!(self.stage, Stage::Idle)
     }
 
     /// Does what one turn may do.
@@ -117,11 +129,16 @@ impl Taker {
     ) {
         match &mut self.stage {
             Stage::Idle => {
-                let Some((place, segment_bytes)) = log.end() else { return };
-                let now = reached(&place, segment_bytes);
-                if self.interval == 0 || now.saturating_sub(self.reached) < self.interval {
+                let Some(place) = log.durable_place() else {
+                    self.hurried = false;
+                    return;
+                };
+                let now = reached(&place, log.device().1);
+                let due = now.saturating_sub(self.reached) >= self.interval || self.hurried;
+                if self.interval == 0 || !due {
                     return;
                 }
+                self.hurried = false;
                 self.stage = Stage::Waiting(place, now);
                 self.begin_if_ready(groups, log);
             }
@@ -129,13 +146,12 @@ impl Taker {
             Stage::Encoding(_) => self.encode(groups, recorded),
             Stage::Settling(job, until) => {
                 let (seq, crc) = match self.planted.is(Bug::CheckpointNotDurable) {
-                    true => log.end().map_or((0, 0), |(end, _)| (end.seq - 1, end.previous_crc)),
+                    true => log.end().map_or((0, 0), |end| (end.seq - 1, end.previous_crc)),
                     false if durable < *until => return,
                     false => log.durable_batch(),
                 };
-                if seq >= job.from.seq {
-                    self.save((seq, crc), log, out);
-                }
+                assert!(seq >= job.from.seq, "batch {} was durable", job.from.seq);
+                self.save((seq, crc), log, out);
             }
             Stage::Saving(..) | Stage::Stopped => {}
         }
@@ -149,10 +165,9 @@ impl Taker {
         if !groups.iter().all(ready) {
             return;
         }
-        let lies_before = |id: &mut SegmentId| {
-            let used = segments.get(*id).map_or(0, |segment| segment.seq);
-            0 < used && used < from.segment_seq
-        };
+        // What was released meanwhile may be in another use by now.
+        self.to_give_up.retain(|used| segments.use_of(used.segment.0) == Some(used.seq));
+        let lies_before = |used: &mut SegmentUse| used.seq < from.segment_seq;
         let given_up = self.to_give_up.extract_if(.., lies_before).collect();
         mark!("checkpoint begun");
         let mut changes = Changes::default();
@@ -209,7 +224,7 @@ impl Taker {
         let Job { from, reached, mut changes, manifests, mut given_up, .. } = *job;
         let (device, segment_bytes) = log.device();
         let mut segments = log.segments().map_or(Vec::new(), |s| s.used_before(from.segment_seq));
-        segments.retain(|used| !given_up.contains(&used.segment));
+        segments.retain(|used| !given_up.contains(used));
         self.number += 1;
         changes.put(&Record::Manifest(Manifest {
             cluster: self.cluster,
@@ -232,7 +247,7 @@ impl Taker {
 
     /// The segments that may be [released](Log::release) now: the checkpoint that has become durable
     /// does not need them.
-    pub fn take_released(&mut self) -> Vec<SegmentId> {
+    pub fn take_released(&mut self) -> Vec<SegmentUse> {
         std::mem::take(&mut self.released)
     }
 

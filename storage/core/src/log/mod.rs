@@ -61,7 +61,7 @@ pub struct Log {
     /// Since when the log is known to be idle and unsealed.
     idle_since: Option<Time>,
     /// Segments that are released as soon as nothing is read from them.
-    leaving: Vec<SegmentId>,
+    leaving: Vec<SegmentUse>,
 }
 
 enum State {
@@ -144,9 +144,15 @@ impl Log {
         }
     }
 
-    /// Where the next batch goes, and the bytes of a segment.
-    pub fn end(&self) -> Option<(ChainPlace, u64)> {
-        self.writer().map(|w| (w.end(), w.geometry().segment_bytes))
+    /// Where the next batch goes.
+    pub fn end(&self) -> Option<ChainPlace> {
+        self.writer().map(Writer::end)
+    }
+
+    /// Where the highest batch known durable stands: replay may begin with it. Nothing if there is none,
+    /// or if it is lost.
+    pub fn durable_place(&self) -> Option<ChainPlace> {
+        self.writer().and_then(Writer::durable_place)
     }
 
     /// The highest batch known durable, and the checksum of its header.
@@ -264,12 +270,13 @@ impl Log {
     /// nothing in them, in the run of the log in which it was taken. What is being read from one of them
     /// is read to its end first.
     ///
-    /// Panics if one of them is free, or is the one where the log goes on.
-    pub fn release(&mut self, segments: &[SegmentId]) {
+    /// Panics if one of them is not in that use, or is the one where the log goes on.
+    pub fn release(&mut self, segments: &[SegmentUse]) {
         let Some(table) = self.segments() else { return };
-        for id in segments {
-            let closed = table.get(*id).is_some_and(|s| s.state == SegmentState::Closed);
-            assert!(closed && !self.leaving.contains(id), "segment {id} can not be released");
+        for used in segments {
+            let is_closed = |s: Segment| s.state == SegmentState::Closed && s.seq == used.seq;
+            let closed = table.get(used.segment).is_some_and(is_closed);
+            assert!(closed && !self.leaving.contains(used), "{used:?} can not be released");
         }
         self.leaving.extend(segments);
         self.let_go();
@@ -278,9 +285,9 @@ impl Log {
     fn let_go(&mut self) {
         let State::Open(writer) = &mut self.state else { return };
         let reads = &self.reads;
-        for id in self.leaving.extract_if(.., |id| !reads.is_reading(*id)) {
+        for used in self.leaving.extract_if(.., |used| !reads.is_reading(used.segment)) {
             mark!("log.segment_released");
-            writer.release_segment(id.0);
+            writer.release_segment(used.segment.0);
         }
     }
 

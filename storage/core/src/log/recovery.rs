@@ -25,6 +25,7 @@ use basalt_wire::block::{BLOCK_BYTES, crc32c};
 use basalt_wire::disk::batch::{
     BatchHeader, Descriptor, EntryRange, FLAG_PREDECESSOR_LOST, GroupSummary, HardStateFields,
 };
+use basalt_wire::disk::checkpoint::ChainPlace;
 use basalt_wire::disk::{DiskFormatError, payload_checksums};
 use basalt_wire::ids::{GroupId, LogIndex, SegmentId, Term};
 use basalt_wire::io::DiskOp;
@@ -53,6 +54,8 @@ pub struct Recovery {
     last_with_records: u64,
     /// What the last batch held, if it is known.
     last_summaries: Option<Vec<GroupSummary>>,
+    /// Where it stands.
+    last: Option<ChainPlace>,
     damages: BTreeMap<GroupId, Lost>,
     /// Damage of unknown extent.
     unknown: Option<Damage>,
@@ -109,6 +112,8 @@ struct Settle {
 pub struct Recovered {
     /// Where it goes on.
     pub tail: Tail,
+    /// Where the last batch stands; nothing if there is none, or if it is lost.
+    pub last: Option<ChainPlace>,
     /// The highest durable mark that it carries.
     pub mark: u64,
     /// The last batch that holds records.
@@ -163,6 +168,7 @@ impl Recovery {
             mark: 0,
             waiting: VecDeque::new(),
             last_summaries: Some(Vec::new()),
+            last: None,
             damages: BTreeMap::new(),
             unknown: None,
             report: OpenReport::default(),
@@ -505,6 +511,14 @@ impl Recovery {
             self.last_with_records = f.seq;
         }
         self.last_summaries = Some(summaries_of(header));
+        self.last = Some(ChainPlace {
+            segment: f.segment,
+            segment_seq: f.segment_seq,
+            block: f.block,
+            seq: f.seq,
+            previous_crc: f.previous_crc,
+            boot: f.boot,
+        });
     }
 
     /// An entry at or before the first lost one replaces everything from there on. If its term is
@@ -527,6 +541,7 @@ impl Recovery {
     /// Notes what was lost with a batch. Its hard states are known from its successor's summary.
     fn lose(&mut self, gap: Gap, events: &mut Vec<LogEvent>) {
         self.last_with_records = gap.seq;
+        self.last = None;
         let Some(summaries) = gap.summaries else {
             let text = format!("batch {} of the log can not be read, nor what it held", gap.seq);
             self.unknown.get_or_insert(Damage {
@@ -601,6 +616,7 @@ impl Recovery {
         let tail = Tail { predecessor_lost, summaries, ..self.tail.clone() };
         Recovered {
             tail,
+            last: self.last,
             mark: self.mark,
             last_with_records: self.last_with_records,
             boot: self.boot_highest,

@@ -99,6 +99,12 @@ impl Segments {
         (0..self.uses.len() as u32).filter_map(|id| self.get(SegmentId(id)))
     }
 
+    /// Those that are filled and closed, in order of their ids.
+    pub fn closed(&self) -> impl Iterator<Item = SegmentUse> + '_ {
+        let closed = self.iter().filter(|s| s.state == SegmentState::Closed);
+        closed.map(|s| SegmentUse { segment: s.id, seq: s.seq })
+    }
+
     /// Those in a use before `seq`, in order of their ids.
     pub fn used_before(&self, seq: u64) -> Vec<SegmentUse> {
         let used = self.iter().filter(|s| s.seq > 0 && s.seq < seq);

@@ -39,6 +39,8 @@ pub struct Writer {
     /// The highest batch known durable.
     durable: u64,
     durable_crc: u32,
+    /// Its place, if it is known.
+    durable_at: Option<ChainPlace>,
     /// The highest durable mark that a batch carries.
     mark_written: u64,
     /// The last batch that holds records.
@@ -69,6 +71,7 @@ struct InFlight {
     last_record: u64,
     done: bool,
     crc: u32,
+    place: ChainPlace,
 }
 
 /// What the next batch will hold.
@@ -86,6 +89,7 @@ impl Writer {
             boot,
             durable: found.tail.seq - 1,
             durable_crc: found.tail.crc,
+            durable_at: found.last,
             mark_written: found.mark,
             last_with_records: found.last_with_records,
             tail: found.tail,
@@ -130,6 +134,11 @@ impl Writer {
     /// The highest batch known durable, and the checksum of its header.
     pub fn durable_batch(&self) -> (u64, u32) {
         (self.durable, self.durable_crc)
+    }
+
+    /// The place of the highest batch known durable; nothing if there is none, or if it is lost.
+    pub fn durable_place(&self) -> Option<ChainPlace> {
+        self.durable_at
     }
 
     /// Queues a record.
@@ -344,6 +353,14 @@ impl Writer {
             last_record: self.placed,
             done: false,
             crc,
+            place: ChainPlace {
+                segment: fields.segment,
+                segment_seq: fields.segment_seq,
+                block: fields.block,
+                seq: fields.seq,
+                previous_crc: fields.previous_crc,
+                boot: fields.boot,
+            },
         });
         if self.planted.is(Bug::AckBeforeDurable) {
             events.push(LogEvent::Durable(RecordSeq(self.placed)));
@@ -370,6 +387,7 @@ impl Writer {
         let mut last_record = 0;
         while let Some(batch) = self.in_flight.pop_front_if(|b| b.done) {
             (self.durable, self.durable_crc) = (batch.seq, batch.crc);
+            self.durable_at = Some(batch.place);
             last_record = batch.last_record;
         }
         if self.durable > before && last_record > 0 {

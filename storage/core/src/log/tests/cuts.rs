@@ -6,7 +6,7 @@
 //! order, with its payload; opening it twice, or cutting the power while it is being opened, must
 //! give the same. From some images the run goes on, so that new batches overwrite dropped ones.
 
-use super::disk::{Random, TestDisk, World, config, cuts, entry};
+use super::disk::{Random, World, config, cuts, entry};
 use super::hard_state;
 use crate::config::ShardConfig;
 use crate::planted::Planted;
@@ -46,7 +46,7 @@ fn check_recovery_again(
         Err(format!("opened {when}: {} records", other.opened.records.len()))
     };
     same(&first.reopen_image(first.disk.content.clone()), "a second time")?;
-    let mut opening = World::start(world.config.clone(), TestDisk::from_image(image.to_vec()));
+    let mut opening = world.restart(image.to_vec(), None);
     while opening.step_first() {
         let at_risk = opening.disk.at_risk(&opening.ops);
         if at_risk.is_empty() {

@@ -1,11 +1,14 @@
 //! A disk in memory with a volatile cache, and a log driven over it, for the tests of this module.
 
-use super::super::{Damage, DataLocation, Location, Log, LogEvent, OpenReport, Record, RecordSeq};
+use super::super::{
+    Damage, DataLocation, Location, Log, LogEvent, OpenReport, Record, RecordSeq, Start,
+};
 use crate::config::{GroupConfig, Limits, ShardConfig, Timing};
 use crate::planted::Planted;
 use basalt_wire::block::{BLOCK_BYTES, crc32c};
 use basalt_wire::buffer::Payload;
 use basalt_wire::command::{BlockRange, Command, encode_commands};
+use basalt_wire::disk::checkpoint::SegmentUse;
 use basalt_wire::ids::{
     Address, ClusterId, Epoch, Generation, GroupId, LogIndex, NodeId, ShardId, Term, VolumeId,
 };
@@ -227,6 +230,26 @@ pub struct Opened {
     pub damages: Vec<Damage>,
     pub report: Option<OpenReport>,
     pub failed: Option<String>,
+    pub refused: Option<String>,
+}
+
+/// Where a record stands.
+#[derive(Clone, Copy, Debug)]
+pub struct Stands {
+    /// Its payload, and the blocks of it.
+    pub at: Location,
+    blocks: u32,
+    /// Its batch.
+    batch_block: u32,
+    /// The use of the segment.
+    used: u64,
+}
+
+/// A checkpoint: all records before its place are part of it.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    pub start: Start,
+    pub before: usize,
 }
 
 /// A log over a disk.
@@ -236,13 +259,20 @@ pub struct World {
     pub log: Log,
     pub ops: VecDeque<DiskOp>,
     pub events: Vec<LogEvent>,
-    /// All records of the log's life, replayed ones first.
+    /// All records of the log's life: those of the checkpoint, then replayed ones.
     pub appended: Vec<Seen>,
+    /// Blocks of payload of each.
+    blocks: Vec<u32>,
+    /// Where they stand, as far as they have a place.
+    pub stands: Vec<Stands>,
     /// How many of them stood in the log when it was opened.
     pub replayed: usize,
+    /// The checkpoint from which it was opened.
+    pub checkpoint: Option<Checkpoint>,
     pub durable: RecordSeq,
     pub opened: Opened,
     pub suspect: bool,
+    to_judge: bool,
 }
 
 impl World {
@@ -255,10 +285,11 @@ impl World {
         World::open(config, disk)
     }
 
-    pub fn start(config: ShardConfig, mut disk: TestDisk) -> World {
+    pub fn start(config: ShardConfig, mut disk: TestDisk, from: Option<Checkpoint>) -> World {
         disk.volatile_cache = config.volatile_cache;
         let mut out = Vec::new();
-        let log = Log::open(&config, &mut out);
+        let start = from.as_ref().map(|checkpoint| checkpoint.start.clone());
+        let log = Log::open_from(&config, start, &mut out);
         World {
             config,
             disk,
@@ -266,22 +297,81 @@ impl World {
             ops: out.into(),
             events: Vec::new(),
             appended: Vec::new(),
+            blocks: Vec::new(),
+            stands: Vec::new(),
             replayed: 0,
+            checkpoint: from,
             durable: RecordSeq(0),
             opened: Opened::default(),
             suspect: false,
+            to_judge: false,
         }
     }
 
     /// Opens the device to the end.
     pub fn open(config: ShardConfig, disk: TestDisk) -> World {
-        let mut world = World::start(config, disk);
+        let mut world = World::start(config, disk, None);
         while world.step_first() {}
         world
     }
 
     pub fn reopen_image(&self, image: Vec<u8>) -> World {
         World::open(self.config.clone(), TestDisk::from_image(image))
+    }
+
+    /// Begins to open an image of this log from a checkpoint of it.
+    pub fn restart(&self, image: Vec<u8>, from: Option<&Checkpoint>) -> World {
+        let disk = TestDisk::from_image(image);
+        let mut world = World::start(self.config.clone(), disk, from.cloned());
+        let before = from.map_or(0, |checkpoint| checkpoint.before);
+        world.appended = self.appended[..before].to_vec();
+        world.blocks = self.blocks[..before].to_vec();
+        world.stands = self.stands[..before].to_vec();
+        world.replayed = before;
+        world
+    }
+
+    /// Opens an image of this log from a checkpoint of it.
+    pub fn reopen_from(&self, image: Vec<u8>, from: Option<&Checkpoint>) -> World {
+        let mut world = self.restart(image, from);
+        while world.step_first() {}
+        world
+    }
+
+    /// A checkpoint of what stands before the end of the log now, without some segments; complete once
+    /// its last batch is set.
+    pub fn begin_checkpoint(&self, given_up: &[SegmentUse]) -> Checkpoint {
+        let from = self.log.durable_place().expect("it has batches");
+        let (device, _) = self.log.device();
+        let mut segments = self.log.segments().expect("it is open").used_before(from.segment_seq);
+        segments.retain(|used| !given_up.contains(used));
+        let start = Start { device, from, until: (0, 0), segments };
+        let lies_before =
+            |stands: &&Stands| (stands.used, stands.batch_block) < (from.segment_seq, from.block);
+        Checkpoint { start, before: self.stands.iter().filter(lies_before).count() }
+    }
+
+    /// Whether the payload of every record stands undamaged whose segment is in the same use still.
+    pub fn check_places(&self) -> Result<(), String> {
+        let table = self.log.segments().expect("the log is open");
+        for (i, Stands { at, blocks, used, .. }) in self.stands.iter().enumerate() {
+            let Seen(what, Some(crc)) = &self.appended[i] else { continue };
+            let from = 128 * 1024 + at.segment.0 as usize * (64 << 10) + at.block as usize * 4096;
+            let bytes = &self.disk.content[from..from + *blocks as usize * BLOCK_BYTES];
+            if table.use_of(at.segment.0) == Some(*used) && crc32c(bytes) != *crc {
+                return Err(format!(
+                    "record {i} ({what}) in segment {} is overwritten",
+                    at.segment
+                ));
+            }
+        }
+        let listed = self.checkpoint.iter().flat_map(|checkpoint| &checkpoint.start.segments);
+        for used in listed {
+            if table.use_of(used.segment.0) != Some(used.seq) {
+                return Err(format!("{used:?} is not kept"));
+            }
+        }
+        Ok(())
     }
 
     /// Carries out the oldest operation.
@@ -301,8 +391,13 @@ impl World {
         let mut out = Vec::new();
         let mut events = Vec::new();
         self.log.on_disk(done, &mut out, &mut events);
-        self.ops.extend(out);
         self.take_events(events);
+        if std::mem::take(&mut self.to_judge) {
+            let mut events = Vec::new();
+            self.log.judge_checkpoint(Ok(()), &mut out, &mut events);
+            self.take_events(events);
+        }
+        self.ops.extend(out);
     }
 
     fn take_events(&mut self, events: Vec<LogEvent>) {
@@ -315,12 +410,36 @@ impl World {
                     let payload = &self.disk.content[from..from + blocks as usize * BLOCK_BYTES];
                     let seen = seen(&record, payload);
                     self.appended.push(seen.clone());
+                    self.blocks.push(blocks);
+                    let (at, batch_block) = (location, data_at.block);
+                    self.stands.push(Stands { at, blocks, batch_block, used: 0 });
                     self.opened.records.push(seen);
                     self.opened.places.push((location, blocks, data_at));
                     self.replayed += 1;
                 }
                 LogEvent::Damaged(damage) => self.opened.damages.push(damage),
-                LogEvent::Opened(report) => self.opened.report = Some(report),
+                LogEvent::Opened(report) => {
+                    self.opened.report = Some(report);
+                    let table = self.log.segments().expect("it is open");
+                    for stands in self.stands.iter_mut().filter(|stands| stands.used == 0) {
+                        // A hard state out of a summary has no place.
+                        stands.used = table.use_of(stands.at.segment.0).unwrap_or(0);
+                    }
+                }
+                LogEvent::CheckpointReplayed => self.to_judge = true,
+                LogEvent::CheckpointRefused(reason) => {
+                    self.opened = Opened { refused: Some(reason), ..Opened::default() };
+                    (self.appended, self.stands, self.blocks) = Default::default();
+                    (self.replayed, self.checkpoint) = (0, None);
+                }
+                LogEvent::Placed { seq, location, data_at } => {
+                    assert_eq!(seq.0 as usize, self.stands.len() - self.replayed + 1);
+                    let table = self.log.segments().expect("it is open");
+                    let used = table.use_of(location.segment.0).expect("it was given to a record");
+                    let (blocks, batch_block) = (self.blocks[self.stands.len()], data_at.block);
+                    self.stands.push(Stands { at: location, blocks, batch_block, used });
+                    self.events.push(event);
+                }
                 LogEvent::OpenFailed(reason) => self.opened.failed = Some(reason),
                 LogEvent::Durable(seq) => self.durable = self.durable.max(seq),
                 LogEvent::Suspect(_) => self.suspect = true,
@@ -331,6 +450,10 @@ impl World {
 
     pub fn append(&mut self, record: Record) {
         self.appended.push(seen_appended(&record));
+        self.blocks.push(match &record {
+            Record::Entry { payload, .. } => (payload.len() / BLOCK_BYTES) as u32,
+            Record::HardState { .. } => 0,
+        });
         let seq = self.log.append(record);
         assert_eq!(seq.0 as usize, self.appended.len() - self.replayed);
     }

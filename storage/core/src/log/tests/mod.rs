@@ -3,6 +3,7 @@
 mod cuts;
 mod damage;
 mod disk;
+mod recycled;
 
 use super::*;
 use crate::planted::Planted;

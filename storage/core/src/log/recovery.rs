@@ -47,8 +47,9 @@ pub struct Recovery {
     boot_highest: u64,
     /// Whether the next batch follows a lost one, so that it can not be checked against the chain.
     chain_open: bool,
-    /// The highest durable mark seen.
+    /// The highest durable mark seen, and the boot generation that wrote it.
     mark: u64,
+    mark_boot: u64,
     /// Batches and gaps that no mark covers yet, in order.
     waiting: VecDeque<Waiting>,
     last_with_records: u64,
@@ -166,6 +167,7 @@ impl Recovery {
             boot_highest: boot,
             chain_open: false,
             mark: 0,
+            mark_boot: 0,
             waiting: VecDeque::new(),
             last_summaries: Some(Vec::new()),
             last: None,
@@ -274,7 +276,11 @@ impl Recovery {
                 *found = start.until.1 == fields.previous_crc;
             }
         }
-        self.mark = self.mark.max(fields.durable);
+        if fields.boot > self.mark_boot {
+            // This generation uses the numbers from here on anew: older marks do not speak of them.
+            self.mark = self.mark.min(fields.seq - 1);
+        }
+        self.raise_mark(fields.durable, fields.boot);
         self.boot = fields.boot;
         self.boot_highest = self.boot_highest.max(fields.boot);
         self.chain_open = false;
@@ -282,6 +288,12 @@ impl Recovery {
         self.waiting.push_back(Waiting::Batch(header));
         self.release(events);
         self.visit();
+    }
+
+    fn raise_mark(&mut self, mark: u64, boot: u64) {
+        if mark > self.mark {
+            (self.mark, self.mark_boot) = (mark, boot);
+        }
     }
 
     /// Notes the segment where the log goes on.
@@ -349,10 +361,11 @@ impl Recovery {
             return Step::Wait;
         }
         let (header, next) = (*header, scan.next());
-        let highest_use = scan.highest_use();
+        let (highest_use, highest_boot) = (scan.highest_use(), scan.highest_boot());
         self.damaged_heads.extend(scan.damaged());
-        self.mark = self.mark.max(scan.highest_mark());
-        self.boot_highest = self.boot_highest.max(scan.highest_boot());
+        let (mark, mark_boot) = scan.highest_mark();
+        self.raise_mark(mark, mark_boot);
+        self.boot_highest = self.boot_highest.max(highest_boot);
         self.check_uses(highest_use);
         let seq = self.tail.seq;
         if let Some(next) = next
@@ -363,6 +376,13 @@ impl Recovery {
             return Step::Again;
         }
         let covered = seq <= self.mark;
+        if covered && next.is_none() {
+            // What proved it was read before and is not given any more: nothing can be said of the rest.
+            mark!("log.proof_vanished");
+            self.phase = Phase::Settle(Settle { unreadable_end: true, ..Settle::default() });
+            self.release(events);
+            return Step::Again;
+        }
         let facts = Facts { header, payload: Payload::NotRead, covered, later: next.is_some() };
         let mut verdict = decide(facts);
         if self.config.planted.is(Bug::CutOnChecksumError) && verdict == Verdict::Damage {

@@ -13,7 +13,7 @@ use basalt_wire::disk::DiskFormatError;
 use basalt_wire::disk::batch::{BatchHeader, FLAG_PREDECESSOR_LOST, bytes_needed, claimed_place};
 use basalt_wire::disk::blocks_of;
 use basalt_wire::io::DiskOp;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 /// Segments that are searched as a whole because their heads are damaged, next ones first. Only if the
 /// heads of more segments were lost together would a later batch stay unseen. It bounds the search of
@@ -163,7 +163,7 @@ impl Scan {
             }
             self.stage = match self.stage {
                 // A batch in the same segment is nearer than any other.
-                Stage::Rest(_) if self.highest_mark() >= self.seq => return true,
+                Stage::Rest(_) if self.is_proven() => return true,
                 Stage::Rest(_) => Stage::Heads,
                 _ => Stage::Whole,
             };
@@ -177,7 +177,7 @@ impl Scan {
         geometry: &Geometry,
         out: &mut Vec<DiskOp>,
     ) -> bool {
-        while block < geometry.segment_blocks && self.highest_mark() < self.seq {
+        while block < geometry.segment_blocks && !self.is_proven() {
             match read_header(window, geometry, self.here.0, block, out) {
                 HeaderView::Pending => {
                     self.stage = Stage::Rest(block);
@@ -304,9 +304,31 @@ impl Scan {
         true
     }
 
-    /// The highest durable mark found.
-    pub fn highest_mark(&self) -> u64 {
-        self.found.iter().map(|c| c.mark).max().unwrap_or(0)
+    /// The highest durable mark found, and the boot generation that wrote it. It says nothing of the
+    /// numbers that a later generation used anew.
+    pub fn highest_mark(&self) -> (u64, u64) {
+        let void = self.void_from();
+        self.found.iter().map(|c| (c.mark.min(void[&c.boot] - 1), c.boot)).max().unwrap_or((0, 0))
+    }
+
+    fn is_proven(&self) -> bool {
+        self.highest_mark().0 >= self.seq
+    }
+
+    /// For each boot generation found, from which number on later ones wrote anew.
+    fn void_from(&self) -> BTreeMap<u64, u64> {
+        let mut lowest = BTreeMap::new();
+        for c in &self.found {
+            let seq = lowest.entry(c.boot).or_insert(c.seq);
+            *seq = c.seq.min(*seq);
+        }
+        let mut later = u64::MAX;
+        let voids = lowest.into_iter().rev().map(|(boot, seq)| {
+            let void = later;
+            later = later.min(seq);
+            (boot, void)
+        });
+        voids.collect()
     }
 
     /// The highest boot generation found.
@@ -327,9 +349,8 @@ impl Scan {
     /// The nearest batch found that no batch of a later boot generation supersedes: those belong to
     /// a tail that was dropped and written anew.
     pub fn next(&self) -> Option<Candidate> {
-        let superseded =
-            |c: &Candidate| self.found.iter().any(|d| d.boot > c.boot && d.seq <= c.seq);
-        self.found.iter().copied().filter(|c| !superseded(c)).min_by_key(|c| c.seq)
+        let void = self.void_from();
+        self.found.iter().copied().filter(|c| c.seq < void[&c.boot]).min_by_key(|c| c.seq)
     }
 }
 

@@ -1,8 +1,10 @@
 //! An offline checker: walks a device with the decoders of this module, not with the engine.
 //!
-//! It follows the chain of batches from the first segment, looks for batches behind a place where
-//! the chain breaks, verifies payload against the checksums in the commands, and tells what it saw.
-//! It decides nothing and writes nothing.
+//! It reads the heads of all segments, follows the chain of batches from the oldest use of a segment that
+//! leads to the newest without one missing, looks for batches behind a place where the chain breaks,
+//! verifies payload against the checksums in the commands, and tells what it saw. What stands in segments
+//! of older uses, it can not tell: only a checkpoint says whether they are needed. It decides nothing and
+//! writes nothing.
 
 use super::batch::{BatchHeader, Descriptor, FLAG_PREDECESSOR_LOST, FLAG_SEAL, bytes_needed};
 use super::superblock::{Superblock, choose};
@@ -10,7 +12,7 @@ use super::{DiskFormatError, SUPERBLOCK_OFFSETS, block_offset, payload_checksums
 use crate::block::{BLOCK_BYTES, crc32c};
 use crate::ids::GroupId;
 use bytes::Bytes;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Reads a range of the device: `(offset, buffer)`. An error is a place that can not be read.
 pub type ReadAt<'a> = dyn FnMut(u64, &mut [u8]) -> Result<(), String> + 'a;
@@ -36,7 +38,9 @@ pub struct Inspection {
     pub durable: u64,
     /// Whether the log was sealed: nothing stands behind the durable mark but the seal.
     pub sealed: bool,
-    /// Segments in use.
+    /// The use of a segment with which the chain begins, counted over the whole device from 1.
+    pub first_use: u64,
+    /// Segments that the chain visits.
     pub segments_used: u32,
     /// The last index seen of each group.
     pub last_index: BTreeMap<GroupId, u64>,
@@ -83,6 +87,11 @@ struct Walk<'a, 'r> {
     crc: Option<u32>,
     /// Places where the chain broke.
     missing: Vec<u64>,
+    /// Segments by the use of which their heads are, of the latest boot generation that began it.
+    uses: BTreeMap<u64, (u64, u32)>,
+    /// Segments whose heads are damaged or can not be read.
+    damaged: Vec<u32>,
+    visited: BTreeSet<u32>,
 }
 
 impl<'a, 'r> Walk<'a, 'r> {
@@ -99,10 +108,50 @@ impl<'a, 'r> Walk<'a, 'r> {
             boot: 0,
             crc: Some(0),
             missing: Vec::new(),
+            uses: BTreeMap::new(),
+            damaged: Vec::new(),
+            visited: BTreeSet::new(),
+        }
+    }
+
+    /// Reads the heads of all segments.
+    fn survey(&mut self) {
+        for segment in 0..self.segments {
+            match self.header(segment, 0) {
+                Ok(header) => {
+                    let place = (header.fields.boot, segment);
+                    let known = self.uses.entry(header.fields.segment_seq).or_insert(place);
+                    *known = place.max(*known);
+                }
+                Err(why) if why == BLANK || why == OTHER_LIFE => {}
+                Err(_) => self.damaged.push(segment),
+            }
+        }
+    }
+
+    /// Where the walk begins: with the first batch of all, unless segments were used again.
+    fn begin(&mut self) {
+        let Some(mut first) = self.uses.keys().next_back().copied() else { return };
+        if first <= u64::from(self.segments) {
+            return;
+        }
+        while self.uses.contains_key(&(first - 1)) {
+            first -= 1;
+        }
+        let (_, segment) = self.uses[&first];
+        if let Ok(header) = self.header(segment, 0) {
+            self.place = (segment, 0);
+            self.segment_seq = first;
+            self.seq = header.fields.seq;
+            self.boot = header.fields.boot;
+            self.crc = None;
         }
     }
 
     fn run(&mut self, found: &mut Inspection) {
+        self.survey();
+        self.begin();
+        found.first_use = self.segment_seq;
         while let Some(header) = self.next(found) {
             let f = header.fields;
             found.batches += 1;
@@ -111,7 +160,8 @@ impl<'a, 'r> Walk<'a, 'r> {
             found.last_seq = f.seq;
             found.durable = found.durable.max(f.durable);
             found.sealed = f.flags & FLAG_SEAL != 0 && f.durable + 1 == f.seq;
-            found.segments_used = found.segments_used.max(f.segment + 1);
+            self.visited.insert(f.segment);
+            found.segments_used = self.visited.len() as u32;
             self.records(&header, found);
             self.seq = f.seq + 1;
             self.boot = f.boot;
@@ -166,25 +216,42 @@ impl<'a, 'r> Walk<'a, 'r> {
             && self.crc.is_none_or(|crc| crc == f.previous_crc)
     }
 
-    /// The first batch behind the current place that can belong to this log: the rest of the
-    /// segment, then the segments behind it up to the first blank one.
+    /// The nearest batch behind the current place that can belong to this log: in the rest of the
+    /// segment, else at the head of a segment of a later use or anywhere in one whose head is damaged.
     fn search(&mut self) -> Option<BatchHeader> {
-        let (first, from) = self.place;
-        for segment in first..self.segments {
-            let start = if segment == first { from.saturating_add(1) } else { 0 };
-            for block in start..self.segment_blocks {
-                match self.header(segment, block) {
-                    Ok(header)
-                        if header.fields.seq > self.seq && header.fields.boot >= self.boot =>
-                    {
-                        return Some(header);
-                    }
-                    Err(why) if segment > first && block == 0 && why == BLANK => return None,
-                    _ => {}
+        let (here, from) = self.place;
+        let start = from.saturating_add(1);
+        if let Some(header) = self.search_segment(here, start, self.segment_seq) {
+            return Some(header);
+        }
+        let later: Vec<u32> =
+            self.uses.range(self.segment_seq + 1..).map(|(_, (_, segment))| *segment).collect();
+        let heads = later.into_iter().map(|segment| (segment, 1));
+        let all = self.damaged.iter().map(|segment| (*segment, self.segment_blocks));
+        let mut nearest: Option<BatchHeader> = None;
+        for (segment, blocks) in heads.chain(all).collect::<Vec<_>>() {
+            for block in 0..blocks {
+                let Ok(header) = self.header(segment, block) else { continue };
+                let near = nearest.as_ref().is_none_or(|n| header.fields.seq < n.fields.seq);
+                if near && self.is_later(&header) && header.fields.segment_seq > self.segment_seq {
+                    nearest = Some(header);
                 }
             }
         }
-        None
+        nearest
+    }
+
+    fn search_segment(&mut self, segment: u32, from: u32, used: u64) -> Option<BatchHeader> {
+        (from..self.segment_blocks).find_map(|block| {
+            let header = self.header(segment, block).ok()?;
+            (header.fields.segment_seq == used && self.is_later(&header)).then_some(header)
+        })
+    }
+
+    fn is_later(&self, header: &BatchHeader) -> bool {
+        let lost = header.fields.flags & FLAG_PREDECESSOR_LOST != 0;
+        let behind = header.fields.seq > self.seq || lost && header.fields.seq == self.seq;
+        behind && header.fields.boot >= self.boot
     }
 
     /// A valid header that says that it stands at this place.
@@ -211,7 +278,7 @@ impl<'a, 'r> Walk<'a, 'r> {
         let header = BatchHeader::decode(&bytes).map_err(|e| e.to_string())?;
         let f = &header.fields;
         if f.device != self.superblock.device {
-            return Err("a header of another device or an earlier life of this one".into());
+            return Err(OTHER_LIFE.into());
         }
         if (f.segment, f.block) != (segment, block) {
             return Err(format!("a header of segment {} block {}", f.segment, f.block));
@@ -275,3 +342,4 @@ impl<'a, 'r> Walk<'a, 'r> {
 }
 
 const BLANK: &str = "blank";
+const OTHER_LIFE: &str = "a header of another device or an earlier life of this one";

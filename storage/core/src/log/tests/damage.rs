@@ -366,7 +366,7 @@ fn the_summary_restores_a_lost_vote() {
     assert_eq!(again.opened.damages, []);
 }
 
-fn inspected(image: &[u8]) -> Inspection {
+pub fn inspected(image: &[u8]) -> Inspection {
     let mut read = |offset: u64, buf: &mut [u8]| {
         let from = offset as usize;
         let content = image.get(from..from + buf.len()).ok_or("beyond the end")?;

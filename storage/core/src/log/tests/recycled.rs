@@ -6,6 +6,7 @@
 //! that one too. Everything declared durable must be there, and every block in a segment that the
 //! checkpoint needs or the log visits.
 
+use super::damage::inspected;
 use super::disk::{Checkpoint, Random, World, config, cuts, entry};
 use super::hard_state;
 use crate::config::ShardConfig;
@@ -342,6 +343,36 @@ fn garbage_in_a_log_that_went_around_never_panics_nor_invents_a_record() {
             let known = run.world.appended.iter().any(|known| known.0 == record.0);
             assert!(known, "{record:?} was never appended");
         }
+    }
+}
+
+#[test]
+fn the_offline_checker_finds_the_chain_of_a_log_that_went_around() {
+    for seed in 0..20 {
+        let mut run = Run::new(config(6, Planted::NONE), seed);
+        run.go_around(10 + seed);
+        run.rest();
+        let image = run.world.disk.content.clone();
+        let found = inspected(&image);
+        assert_eq!(found.findings, Vec::<String>::new(), "seed {seed}");
+        let end = run.world.log.end().expect("the log is open");
+        assert_eq!(found.last_seq + 1, end.seq, "seed {seed}");
+        let from = &run.kept.as_ref().expect("it has a checkpoint").start.from;
+        assert!(1 < found.first_use && found.first_use <= from.segment_seq, "{found:?}");
+        assert_eq!(found.blocks_bad, 0, "seed {seed}");
+        // A log without a free segment is not sealed.
+        let (sealed, free) = (found.sealed, run.world.log.segments_free());
+        assert!(sealed || free == 0, "seed {seed}");
+        let whole = run.world.reopen_from(image.clone(), run.kept.as_ref());
+        let (.., last) = whole.opened.places.last().expect("records behind the checkpoint");
+        let mut bad = image;
+        let at = (128 << 10) + last.segment.0 as usize * (64 << 10) + last.block as usize * 4096;
+        bad[at + 30] ^= 1;
+        let found = inspected(&bad);
+        let told = |f: &String| f.contains("had been durable: it is lost");
+        // Without its head the last segment does not tell that it was begun.
+        let tells = sealed && last.block > 0;
+        assert!(!tells || found.findings.iter().any(told), "{:?}", found.findings);
     }
 }
 

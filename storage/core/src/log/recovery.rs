@@ -1,11 +1,11 @@
 //! Opening a device: find its superblock, replay its log, decide what its end is.
 //!
-//! Recovery walks from batch to batch along the chain, through the segments in the order of their use. A batch whose successor proves that it had
-//! been durable is replayed from its header alone. The others wait: when the walk reaches a place
-//! without a next batch, everything behind that place is searched for valid batches, the facts are
-//! looked up in the [decision table](super::table), and the waiting batches are verified down to
-//! their payload. Crash and corruption thus take different paths: only what no later batch covers
-//! can be cut.
+//! Recovery walks from batch to batch along the chain, through the segments in the order of their use.
+//! A batch whose successor proves that it had been durable is replayed from its header alone. The others
+//! wait: when the walk reaches a place without a next batch, everything behind that place is searched for
+//! valid batches, the facts are looked up in the [decision table](super::table), and the waiting batches
+//! are verified down to their payload. Crash and corruption thus take different paths: only what no later
+//! batch covers can be cut.
 //!
 //! Before the log is declared open, a new boot generation is made durable, so that nothing of a
 //! dropped tail can ever be taken for what is written now, and the device's cache is flushed, so

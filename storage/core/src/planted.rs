@@ -64,6 +64,8 @@ pub enum Bug {
     StaleSegmentAccepted,
     /// Segments that a checkpoint gives up are written to before it is durable.
     SegmentReleasedEarly,
+    /// A block is pointed at its copy although it was overwritten since the copy was taken.
+    MoveAppliedBlindly,
 }
 
 /// The bug that is planted in this run, if any.

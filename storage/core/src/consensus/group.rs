@@ -17,6 +17,7 @@ use crate::planted::Bug;
 use crate::replica::{Replica, check_entry};
 use crate::shard::{GroupRole, GroupStatus};
 use basalt_wire::block::BLOCK_BYTES;
+use basalt_wire::disk::moved::decode_moved;
 use basalt_wire::frame::RaftMessage;
 use basalt_wire::ids::{Address, Epoch, GroupId, Incarnation, LogIndex, NodeId, Term, VolumeId};
 use basalt_wire::time::Time;
@@ -131,7 +132,7 @@ impl Group {
     }
 
     /// Starts Raft on what the log held, and applies what is known to be committed.
-    pub fn open(&mut self, cx: &mut Cx<'_>, state: OpenState) {
+    pub fn open(&mut self, cx: &mut Cx<'_>, mut state: OpenState) {
         let timing = cx.shared.timing;
         let election_tick =
             (timing.election_ticks as usize).max(timing.heartbeat_ticks as usize + 1);
@@ -150,6 +151,7 @@ impl Group {
             applied: self.replica.applied().0,
             ..Default::default()
         };
+        let moves = state.take_moves();
         let (table, impaired) = state.finish(cx.shared.planted.is(Bug::AmnesiacVotes));
         self.recorded = table.hard_state();
         self.impaired = impaired;
@@ -165,6 +167,13 @@ impl Group {
             cx.out.push(Effect::Applied { index: LogIndex(index), term, command });
         }
         self.guard(cx, |group, cx| group.ready(cx));
+        // Behind what is known to be committed: a block that was moved, and then written, stands where it
+        // was written.
+        for (data, at) in moves {
+            if let Ok(blocks) = decode_moved(&data) {
+                self.replica.moved(&blocks, at);
+            }
+        }
         self.replica.replayed();
         if let Some(raft) = &mut self.raft {
             // Nothing of what was replayed is kept in memory but the part not applied yet.

@@ -14,6 +14,7 @@ use crate::mark;
 use basalt_wire::disk::checkpoint::GroupManifest;
 use basalt_wire::frame::Frame;
 use basalt_wire::ids::{Address, LogIndex, NodeId, Term};
+use bytes::Bytes;
 
 /// Gathers one group's records while the log is replayed.
 #[derive(Debug)]
@@ -25,6 +26,8 @@ pub struct OpenState {
     highest: u64,
     damage: Option<(u64, u64, bool)>,
     base: Option<Base>,
+    /// Blocks that were moved, in order, and where they stand.
+    moves: Vec<(Bytes, Location)>,
 }
 
 /// The checkpoint that a group starts from.
@@ -68,7 +71,13 @@ impl OpenState {
             highest: 0,
             damage: None,
             base: None,
+            moves: Vec::new(),
         }
+    }
+
+    /// What was moved, in order.
+    pub fn take_moves(&mut self) -> Vec<(Bytes, Location)> {
+        std::mem::take(&mut self.moves)
     }
 
     /// Starts from a checkpoint: what follows is replayed from a place in the log before which
@@ -130,6 +139,7 @@ impl OpenState {
     ) {
         match record {
             Record::HardState { state, .. } => self.hard = state,
+            Record::Moved { data, .. } => self.moves.push((data, location)),
             Record::Entry { term, index, data, .. } => {
                 let index = index.0;
                 if self.replay_known(index, term.0) {

@@ -92,6 +92,15 @@ impl VolumeIndex {
         (moved, (moved && clean).then_some(chunk))
     }
 
+    /// Where a block stands, after it was given the checksum of a copy (a planted bug).
+    pub fn forge(&mut self, block: u64, copy: BlockPlace, usage: &mut Usage) -> BlockPlace {
+        let Some(place) = self.place(block) else { return copy };
+        let (range, sums) = (BlockRange { block, count: 1 }, std::iter::once(copy.checksum));
+        let at = self.page(range).0.map_or(LogIndex(0), Page::changed_at);
+        self.map(range, place, sums, at, usage);
+        BlockPlace { checksum: copy.checksum, ..place }
+    }
+
     /// Where a block stands.
     pub fn place(&self, block: u64) -> Option<BlockPlace> {
         let (page, block) = self.page(BlockRange { block, count: 1 });

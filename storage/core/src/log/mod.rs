@@ -387,6 +387,27 @@ pub enum Record {
         /// The state.
         state: HardState,
     },
+    /// Blocks of a group that stood elsewhere. Nobody depends on the record before the index points
+    /// into it.
+    Moved {
+        /// The group.
+        group: GroupId,
+        /// Which blocks they are: see [`basalt_wire::disk::moved`].
+        data: Bytes,
+        /// The blocks.
+        payload: Payload,
+    },
+}
+
+impl Record {
+    /// The group that it is of.
+    pub fn group(&self) -> GroupId {
+        match self {
+            Record::Entry { group, .. }
+            | Record::HardState { group, .. }
+            | Record::Moved { group, .. } => *group,
+        }
+    }
 }
 
 /// Counts records from the start of a run; the first appended record has 1.
@@ -398,9 +419,9 @@ pub struct RecordSeq(pub u64);
 pub enum LogEvent {
     /// Opening: a record that stands in the log, in order. Its payload was not read.
     Replayed {
-        /// The record; an entry's payload is empty.
+        /// The record; its payload is empty.
         record: Record,
-        /// An entry's block data.
+        /// Where its block data stands.
         location: Location,
         /// Blocks of it.
         blocks: u32,
@@ -422,7 +443,7 @@ pub enum LogEvent {
     Placed {
         /// Which, as returned by [`Log::append`].
         seq: RecordSeq,
-        /// An entry's block data.
+        /// Where its block data stands.
         location: Location,
         /// Where its `data` stands.
         data_at: DataLocation,

@@ -22,11 +22,11 @@ use crate::config::ShardConfig;
 use crate::mark;
 use crate::planted::Bug;
 use basalt_wire::block::{BLOCK_BYTES, crc32c};
+use basalt_wire::disk::DiskFormatError;
 use basalt_wire::disk::batch::{
     BatchHeader, Descriptor, EntryRange, FLAG_PREDECESSOR_LOST, GroupSummary, HardStateFields,
 };
 use basalt_wire::disk::checkpoint::ChainPlace;
-use basalt_wire::disk::{DiskFormatError, payload_checksums};
 use basalt_wire::ids::{GroupId, LogIndex, SegmentId, Term};
 use basalt_wire::io::DiskOp;
 use std::collections::{BTreeMap, VecDeque};
@@ -521,6 +521,11 @@ impl Recovery {
                     let record = Record::HardState { group, state: hard_state(&state) };
                     (record, payload_at, 0)
                 }
+                Descriptor::Moved { group, payload_block, payload_blocks, data } => {
+                    let payload = basalt_wire::buffer::Payload::empty();
+                    let record = Record::Moved { group, data, payload };
+                    (record, payload_at + payload_block, payload_blocks)
+                }
             };
             let location = Location { segment, block };
             events.push(LogEvent::Replayed { record, location, blocks, data_at });
@@ -685,7 +690,7 @@ fn classify(error: DiskFormatError) -> Header {
     }
 }
 
-/// Verifies the payload of a batch against the checksums in its commands, piece by piece; nothing
+/// Verifies the payload of a batch against the checksums in its data, piece by piece; nothing
 /// if a read must end first.
 fn verify(
     window: &mut Window,
@@ -695,10 +700,10 @@ fn verify(
     out: &mut Vec<DiskOp>,
 ) -> Option<Payload> {
     while let Some(record) = header.record(settle.ordinal) {
-        if let Descriptor::Entry { payload_block, payload_blocks, data, .. } = record
+        if let Some((payload_block, payload_blocks)) = record.payload()
             && settle.blocks < payload_blocks
         {
-            let checksums = payload_checksums(&data);
+            let checksums = record.payload_checksums();
             if checksums.len() != payload_blocks as usize {
                 // The header is whole, so this is what was appended: it says nothing of its payload,
                 // and nothing can be verified.

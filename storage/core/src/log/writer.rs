@@ -209,7 +209,7 @@ impl Writer {
         self.groups.clear();
         for (n, record) in self.queue.iter().enumerate() {
             let (data, payload) = sizes(record);
-            let group = group_of(record);
+            let group = record.group();
             if !self.groups.contains(&group) {
                 self.groups.push(group);
             }
@@ -486,14 +486,10 @@ impl Writer {
 
 fn sizes(record: &Record) -> (usize, usize) {
     match record {
-        Record::Entry { data, payload, .. } => (data.len(), payload.len()),
+        Record::Entry { data, payload, .. } | Record::Moved { data, payload, .. } => {
+            (data.len(), payload.len())
+        }
         Record::HardState { .. } => (0, 0),
-    }
-}
-
-fn group_of(record: &Record) -> GroupId {
-    match record {
-        Record::Entry { group, .. } | Record::HardState { group, .. } => *group,
     }
 }
 
@@ -509,6 +505,10 @@ fn describe(record: Record, payload_block: u32) -> (Descriptor<Bytes>, Payload) 
             let HardState { term, vote, commit } = state;
             let state = HardStateFields { term, vote, commit };
             (Descriptor::HardState { group, state }, Payload::empty())
+        }
+        Record::Moved { group, data, payload } => {
+            let payload_blocks = blocks_of(payload.len());
+            (Descriptor::Moved { group, payload_block, payload_blocks, data }, payload)
         }
     }
 }

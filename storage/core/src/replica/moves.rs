@@ -5,6 +5,8 @@
 use super::Replica;
 use crate::index::{BlockPlace, Usage};
 use crate::log::Location;
+use crate::planted::Bug;
+use basalt_wire::disk::moved::MovedBlock;
 use basalt_wire::ids::VolumeId;
 
 impl Replica {
@@ -23,8 +25,26 @@ impl Replica {
     /// given to the next checkpoint.
     pub fn relocate(&mut self, id: VolumeId, block: u64, from: BlockPlace, to: Location) -> bool {
         let Some(volume) = self.volumes.get_mut(&id) else { return false };
+        let from = match self.planted.is(Bug::MoveAppliedBlindly) {
+            true => volume.index.forge(block, from, &mut self.usage),
+            false => from,
+        };
         let (moved, page) = volume.index.relocate(block, from, to, &mut self.usage);
         self.changes.pages.extend(page.map(|chunk| (id, chunk)));
+        moved
+    }
+
+    /// Points blocks at their copies, which stand one behind the other from `at` on and are durable. A
+    /// block that does not stand any more where it was copied from stays as it is. Gives the number of
+    /// those that were pointed anew.
+    pub fn moved(&mut self, blocks: &[MovedBlock], at: Location) -> u64 {
+        let mut moved = 0;
+        for (to, block) in (at.block..).zip(blocks) {
+            let Some((segment, from)) = block.from else { continue };
+            let from = BlockPlace { segment, block: from, checksum: block.checksum };
+            let to = Location { block: to, ..at };
+            moved += u64::from(self.relocate(block.volume, block.block, from, to));
+        }
         moved
     }
 

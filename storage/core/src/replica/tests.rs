@@ -1,6 +1,7 @@
 use super::*;
 use basalt_wire::buffer::Payload;
 use basalt_wire::command::{Command, encode_commands};
+use basalt_wire::disk::moved::MovedBlock;
 use basalt_wire::ids::{Generation, SegmentId};
 
 const V: VolumeId = VolumeId(1);
@@ -147,4 +148,52 @@ fn entries_are_checked_against_their_payload() {
     assert_eq!(check_entry(&data, &wrong, true), Err("a block does not match its checksum"));
     assert_eq!(check_entry(&data, &wrong, false), Ok(()));
     assert!(check_entry(&Bytes::from_static(b"junk"), &Payload::empty(), true).is_err());
+}
+
+fn moved_block(block: u64, checksum: u32, from: (u32, u32)) -> MovedBlock {
+    let from = Some((SegmentId(from.0), from.1));
+    MovedBlock { volume: V, block, checksum, from }
+}
+
+#[test]
+fn blocks_follow_their_copies_only_from_where_they_stand() {
+    let mut replica = Replica::new(Planted::NONE);
+    apply(&mut replica, &[fence(1), write(1, 10, &[1, 2, 3, 4])], at(2, 40));
+    apply(&mut replica, &[write(1, 11, &[22])], at(3, 0));
+    apply(&mut replica, &[unmap(1, 13, 1)], at(3, 9));
+    let digest = replica.digest();
+    let index = replica.plan(V, BlockRange { block: 10, count: 1 }).index;
+    // Block 11 was overwritten meanwhile, 13 unmapped, and 12 is said to have had another content.
+    let blocks = [
+        moved_block(10, 1, (2, 40)),
+        moved_block(11, 2, (2, 41)),
+        moved_block(12, 99, (2, 42)),
+        moved_block(13, 4, (2, 43)),
+    ];
+    assert_eq!(replica.moved(&blocks, at(7, 100)), 1);
+    assert_eq!(mapped(&replica, 10), Some((at(7, 100), 1)));
+    assert_eq!(mapped(&replica, 11), Some((at(3, 0), 22)));
+    assert_eq!(mapped(&replica, 12), Some((at(2, 42), 3)));
+    assert_eq!(mapped(&replica, 13), None);
+    // Nobody who reads notices, and the account follows.
+    assert_eq!(replica.digest(), digest);
+    assert_eq!(replica.plan(V, BlockRange { block: 10, count: 1 }).index, index);
+    assert_eq!(*replica.usage(), replica.recount());
+    let live: Vec<_> = replica.usage().segments().map(|(s, live)| (s.0, live)).collect();
+    assert_eq!(live, [(2, 1), (3, 1), (7, 1)]);
+    // A second time there is nothing left to move.
+    assert_eq!(replica.moved(&blocks, at(8, 0)), 0);
+}
+
+#[test]
+fn a_deleted_volume_leaves_nothing_live() {
+    let mut replica = Replica::new(Planted::NONE);
+    apply(&mut replica, &[fence(1), write(1, 10, &[1, 2]), write(1, 5000, &[3])], at(2, 40));
+    assert_eq!(replica.mapped_by_volume(), [(V, 3)]);
+    let place = BlockPlace { segment: SegmentId(2), block: 42, checksum: 3 };
+    assert!(replica.is_live(V, 5000, place));
+    apply(&mut replica, &[Command::Delete { volume: V }], at(3, 0));
+    assert!(!replica.is_live(V, 5000, place));
+    assert_eq!((replica.usage().total(), replica.mapped_by_volume().len()), (0, 0));
+    assert_eq!(replica.moved(&[moved_block(10, 1, (2, 40))], at(7, 0)), 0);
 }

@@ -3,7 +3,7 @@
 use super::{Phase, Shard};
 use crate::consensus::{Cx, LogRead};
 use crate::event::Effect;
-use crate::log::{Damage, LogEvent, OpenReport, Record, RecordSeq};
+use crate::log::{Damage, LogEvent, OpenReport, RecordSeq};
 use crate::mark;
 use crate::planted::Bug;
 use basalt_wire::frame::{Refusal, ReplyResult};
@@ -21,9 +21,8 @@ impl Shard {
         for event in events.drain(..) {
             match event {
                 LogEvent::Replayed { record, location, blocks, data_at } => {
-                    let (Record::Entry { group, .. } | Record::HardState { group, .. }) = &record;
                     // A group that is not configured here any more leaves its records behind.
-                    if let Some(slot) = self.by_id.get(group) {
+                    if let Some(slot) = self.by_id.get(&record.group()) {
                         self.opening[*slot].replay(record, location, blocks, data_at);
                     }
                 }

@@ -27,11 +27,13 @@
 //! A summary: group 4, flags 4 (1 has entries, 2 has a hard state), first index 8, last index 8,
 //! term of the last 8, hard state's term 8, commit 8, vote 4, zero 4.
 //!
-//! A descriptor: kind 1 (1 entry, 2 hard state), entry type 1, zero 2, group 4, term 8, index or
-//! commit 8, first payload block (or vote) 4, payload blocks 4, byte of the data in the header 4,
-//! its length 4.
+//! A descriptor: kind 1 (1 entry, 2 hard state, 3 moved blocks), entry type 1, zero 2, group 4, term 8,
+//! index or commit 8, first payload block (or vote) 4, payload blocks 4, byte of the data in the header
+//! 4, its length 4. Moved blocks have neither type nor term nor index, and no summary: what they say may
+//! be lost.
 
-use super::{DiskFormatError, FORMAT_VERSION, blocks_of, field, is_blank};
+use super::moved::decode_moved;
+use super::{DiskFormatError, FORMAT_VERSION, blocks_of, field, is_blank, payload_checksums};
 use crate::block::{BLOCK_BYTES, crc32c};
 use crate::ids::{GroupId, LogIndex, NodeId, Term};
 use bytes::Bytes;
@@ -62,6 +64,7 @@ const SUMMARY_ENTRIES: u32 = 1;
 const SUMMARY_HARD_STATE: u32 = 2;
 const KIND_ENTRY: u8 = 1;
 const KIND_HARD_STATE: u8 = 2;
+const KIND_MOVED: u8 = 3;
 
 /// The fixed fields of a batch header.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -150,6 +153,51 @@ pub enum Descriptor<D> {
         /// The state.
         state: HardStateFields,
     },
+    /// Blocks of a group that were moved here.
+    Moved {
+        /// The group.
+        group: GroupId,
+        /// Their first payload block, counted from the end of the header.
+        payload_block: u32,
+        /// Payload blocks.
+        payload_blocks: u32,
+        /// Which blocks they are: see [`super::moved`].
+        data: D,
+    },
+}
+
+impl<D> Descriptor<D> {
+    /// First block and number of blocks of the payload; nothing if there can be none.
+    pub fn payload(&self) -> Option<(u32, u32)> {
+        match self {
+            Descriptor::Entry { payload_block, payload_blocks, .. }
+            | Descriptor::Moved { payload_block, payload_blocks, .. } => {
+                Some((*payload_block, *payload_blocks))
+            }
+            Descriptor::HardState { .. } => None,
+        }
+    }
+
+    fn data(&self) -> Option<&D> {
+        match self {
+            Descriptor::Entry { data, .. } | Descriptor::Moved { data, .. } => Some(data),
+            Descriptor::HardState { .. } => None,
+        }
+    }
+}
+
+impl Descriptor<Bytes> {
+    /// The checksums of the payload's blocks, in order, as its data says them. Empty if it says none.
+    pub fn payload_checksums(&self) -> Vec<u32> {
+        match self {
+            Descriptor::Entry { data, .. } => payload_checksums(data),
+            Descriptor::Moved { data, .. } => {
+                let blocks = decode_moved(data).unwrap_or_default();
+                blocks.iter().map(|block| block.checksum).collect()
+            }
+            Descriptor::HardState { .. } => Vec::new(),
+        }
+    }
 }
 
 /// Bytes of a header with so many summaries, records and bytes of entry data.
@@ -161,6 +209,7 @@ pub fn header_bytes(summaries: usize, records: usize, data_bytes: usize) -> usiz
 pub fn summarise<D>(summaries: &mut Vec<GroupSummary>, record: &Descriptor<D>) {
     let group = match record {
         Descriptor::Entry { group, .. } | Descriptor::HardState { group, .. } => *group,
+        Descriptor::Moved { .. } => return,
     };
     let at = summaries.iter().rposition(|s| s.group == group).unwrap_or_else(|| {
         summaries.push(GroupSummary { group, ..GroupSummary::default() });
@@ -173,6 +222,7 @@ pub fn summarise<D>(summaries: &mut Vec<GroupSummary>, record: &Descriptor<D>) {
             summary.entries = Some(EntryRange { first, last: *index, term: *term });
         }
         Descriptor::HardState { state, .. } => summary.hard_state = Some(*state),
+        Descriptor::Moved { .. } => {}
     }
 }
 
@@ -193,7 +243,7 @@ pub fn encode<D: AsRef<[u8]>>(
     }
     let mut data_at = at + records.len() * DESCRIPTOR_BYTES;
     for record in records {
-        if let Descriptor::Entry { data, .. } = record {
+        if let Some(data) = record.data() {
             let data = data.as_ref();
             target[data_at..data_at + data.len()].copy_from_slice(data);
         }
@@ -260,11 +310,12 @@ fn put_descriptor<D: AsRef<[u8]>>(b: &mut [u8], r: &Descriptor<D>, data_at: usiz
             field::put_u32(b, 4, group.0);
             field::put_u64(b, 8, term.0);
             field::put_u64(b, 16, index.0);
-            field::put_u32(b, 24, *payload_block);
-            field::put_u32(b, 28, *payload_blocks);
-            field::put_u32(b, 32, data_at as u32);
-            field::put_u32(b, 36, len as u32);
-            len
+            put_payload(b, (*payload_block, *payload_blocks), (data_at, len))
+        }
+        Descriptor::Moved { group, payload_block, payload_blocks, data } => {
+            b[0] = KIND_MOVED;
+            field::put_u32(b, 4, group.0);
+            put_payload(b, (*payload_block, *payload_blocks), (data_at, data.as_ref().len()))
         }
         Descriptor::HardState { group, state } => {
             b[0] = KIND_HARD_STATE;
@@ -275,6 +326,14 @@ fn put_descriptor<D: AsRef<[u8]>>(b: &mut [u8], r: &Descriptor<D>, data_at: usiz
             0
         }
     }
+}
+
+fn put_payload(b: &mut [u8], payload: (u32, u32), (data_at, data_len): (usize, usize)) -> usize {
+    field::put_u32(b, 24, payload.0);
+    field::put_u32(b, 28, payload.1);
+    field::put_u32(b, 32, data_at as u32);
+    field::put_u32(b, 36, data_len as u32);
+    data_len
 }
 
 /// A decoded and validated batch header.
@@ -381,15 +440,12 @@ impl BatchHeader {
         }
         let data_at = field::u32(b, 32) as usize;
         let data = self.bytes.slice(data_at..data_at + field::u32(b, 36) as usize);
-        Some(Descriptor::Entry {
-            group,
-            term,
-            index,
-            kind: b[1],
-            payload_block: field::u32(b, 24),
-            payload_blocks: field::u32(b, 28),
-            data,
-        })
+        let (payload_block, payload_blocks) = (field::u32(b, 24), field::u32(b, 28));
+        if b[0] == KIND_MOVED {
+            return Some(Descriptor::Moved { group, payload_block, payload_blocks, data });
+        }
+        let kind = b[1];
+        Some(Descriptor::Entry { group, term, index, kind, payload_block, payload_blocks, data })
     }
 
     /// All records in order.
@@ -406,11 +462,14 @@ impl BatchHeader {
             let b = &self.bytes[start + i * DESCRIPTOR_BYTES..][..DESCRIPTOR_BYTES];
             match b[0] {
                 KIND_HARD_STATE => continue,
-                KIND_ENTRY => {}
+                KIND_ENTRY if field::u64(b, 16) == 0 => {
+                    return Err(DiskFormatError::Field("entry index"));
+                }
+                KIND_MOVED if b[1] != 0 || field::u64(b, 8) != 0 || field::u64(b, 16) != 0 => {
+                    return Err(DiskFormatError::Field("moved blocks"));
+                }
+                KIND_ENTRY | KIND_MOVED => {}
                 _ => return Err(DiskFormatError::Field("record kind")),
-            }
-            if field::u64(b, 16) == 0 {
-                return Err(DiskFormatError::Field("entry index"));
             }
             if field::u32(b, 32) as usize != data_at || field::u32(b, 24) != payload_block {
                 return Err(DiskFormatError::Field("place of an entry"));
@@ -541,14 +600,21 @@ mod tests {
         );
         let hard = (any::<u32>(), hard_states())
             .prop_map(|(group, state)| Descriptor::HardState { group: GroupId(group), state });
-        prop_oneof![3 => entry, 1 => hard]
+        let data = prop::collection::vec(any::<u8>(), 0..300);
+        let moved = (any::<u32>(), 0u32..9, data).prop_map(|(group, payload_blocks, data)| {
+            let (group, data) = (GroupId(group), Bytes::from(data));
+            Descriptor::Moved { group, payload_block: 0, payload_blocks, data }
+        });
+        prop_oneof![3 => entry, 1 => hard, 1 => moved]
     }
 
     /// Puts the payload of the records one behind the other and gives its blocks.
     fn place(records: &mut [Descriptor<Bytes>]) -> u32 {
         let mut at = 0;
         for record in records {
-            if let Descriptor::Entry { payload_block, payload_blocks, .. } = record {
+            if let Descriptor::Entry { payload_block, payload_blocks, .. }
+            | Descriptor::Moved { payload_block, payload_blocks, .. } = record
+            {
                 *payload_block = at;
                 at += *payload_blocks;
             }
@@ -561,10 +627,7 @@ mod tests {
         summaries: &[GroupSummary],
         records: &[Descriptor<Bytes>],
     ) -> (Vec<u8>, u32) {
-        let data = records.iter().map(|r| match r {
-            Descriptor::Entry { data, .. } => data.len(),
-            Descriptor::HardState { .. } => 0,
-        });
+        let data = records.iter().map(|r| r.data().map_or(0, Bytes::len));
         let bytes = header_bytes(summaries.len(), records.len(), data.sum());
         let mut target = vec![0xaa; blocks_of(bytes) as usize * BLOCK_BYTES];
         let crc = encode(fields, summaries, records, &mut target);

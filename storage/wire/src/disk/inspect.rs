@@ -8,10 +8,9 @@
 
 use super::batch::{BatchHeader, Descriptor, FLAG_PREDECESSOR_LOST, FLAG_SEAL, bytes_needed};
 use super::superblock::{Superblock, choose};
-use super::{DiskFormatError, SUPERBLOCK_OFFSETS, block_offset, payload_checksums, segment_count};
+use super::{DiskFormatError, SUPERBLOCK_OFFSETS, block_offset, segment_count};
 use crate::block::{BLOCK_BYTES, crc32c};
 use crate::ids::GroupId;
-use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Reads a range of the device: `(offset, buffer)`. An error is a place that can not be read.
@@ -32,6 +31,8 @@ pub struct Inspection {
     pub blocks_verified: u64,
     /// Blocks of payload whose checksum does not match, or that could not be read.
     pub blocks_bad: u64,
+    /// Blocks of payload that were moved from elsewhere on the device, or came from a peer.
+    pub blocks_moved: u64,
     /// The last batch.
     pub last_seq: u64,
     /// The highest durable mark.
@@ -293,16 +294,23 @@ impl<'a, 'r> Walk<'a, 'r> {
         let f = header.fields;
         let payload_at = f.block + header.header_blocks();
         for record in header.records() {
-            let Descriptor::Entry { group, index, payload_block, payload_blocks, data, .. } =
-                record
-            else {
-                continue;
+            let what = match &record {
+                Descriptor::Entry { group, index, .. } => {
+                    found.last_index.insert(*group, index.0);
+                    format!("batch {} group {group} entry {index}", f.seq)
+                }
+                Descriptor::Moved { group, payload_blocks, .. } => {
+                    found.blocks_moved += u64::from(*payload_blocks);
+                    format!("batch {} group {group} moved blocks", f.seq)
+                }
+                Descriptor::HardState { .. } => continue,
             };
-            found.last_index.insert(group, index.0);
-            if self.payload && payload_blocks > 0 {
-                let start = (f.segment, payload_at + payload_block);
-                let what = format!("batch {} group {group} entry {index}", f.seq);
-                self.blocks(start, payload_blocks, &data, &what, found);
+            if let Some((block, count)) = record.payload()
+                && self.payload
+                && count > 0
+            {
+                let start = (f.segment, payload_at + block);
+                self.blocks(start, count, &record.payload_checksums(), &what, found);
             }
         }
     }
@@ -311,11 +319,10 @@ impl<'a, 'r> Walk<'a, 'r> {
         &mut self,
         (segment, block): (u32, u32),
         count: u32,
-        data: &Bytes,
+        checksums: &[u32],
         what: &str,
         found: &mut Inspection,
     ) {
-        let checksums = payload_checksums(data);
         if checksums.len() != count as usize {
             found.findings.push(format!(
                 "{what}: {count} blocks of payload, {} checksums for them",
@@ -324,7 +331,7 @@ impl<'a, 'r> Walk<'a, 'r> {
             return;
         }
         let mut bytes = vec![0; BLOCK_BYTES];
-        for (i, checksum) in (0..count).zip(checksums) {
+        for (i, checksum) in (0..count).zip(checksums.iter().copied()) {
             let at = block + i;
             let offset = block_offset(self.superblock.segment_bytes, segment, at);
             let error = match (self.read)(offset, &mut bytes) {

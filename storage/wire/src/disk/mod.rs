@@ -6,6 +6,7 @@
 //!
 //! * [`superblock`]: who the device belongs to, and how often it was opened;
 //! * [`batch`]: the header of a batch, which names its records and summarises its predecessor;
+//! * [`moved`]: the data of a record of blocks that were moved;
 //! * [`checkpoint`]: the records of an index checkpoint, which stand in the node's store;
 //! * [`inspect`]: an offline checker that shares the decoders with the engine and nothing else.
 //!
@@ -15,6 +16,7 @@
 pub mod batch;
 pub mod checkpoint;
 pub mod inspect;
+pub mod moved;
 pub mod superblock;
 
 use crate::block::BLOCK_BYTES;

@@ -6,7 +6,7 @@
 //! order, with its payload; opening it twice, or cutting the power while it is being opened, must
 //! give the same. From some images the run goes on, so that new batches overwrite dropped ones.
 
-use super::disk::{Random, World, config, cuts, entry};
+use super::disk::{Random, World, config, cuts, entry, moved};
 use super::hard_state;
 use crate::config::ShardConfig;
 use crate::planted::Planted;
@@ -63,7 +63,8 @@ fn check_recovery_again(
 fn act(world: &mut World, random: &mut Random, tag: &mut u64) {
     *tag += 1;
     match random.below(10) {
-        0..=3 => {
+        0 => world.append(moved(random.below(3) as u32, random.below(2) as u32 + 1, *tag)),
+        1..=3 => {
             world.append(entry(random.below(3) as u32, *tag, random.below(2) as u32 + 1, *tag))
         }
         4 => world.append(hard_state(random.below(3) as u32, *tag)),

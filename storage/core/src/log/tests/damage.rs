@@ -71,7 +71,7 @@ fn check_damaged(
     let gone = missing(&world.appended, &again.opened.records)?;
     let lost = header.records().filter_map(|r| match r {
         Descriptor::Entry { group, index, .. } => Some((group, index)),
-        Descriptor::HardState { .. } => None,
+        Descriptor::HardState { .. } | Descriptor::Moved { .. } => None,
     });
     let lost: Vec<_> = lost.collect();
     if gone.len() > lost.len() {

@@ -9,8 +9,10 @@ use basalt_wire::block::{BLOCK_BYTES, crc32c};
 use basalt_wire::buffer::Payload;
 use basalt_wire::command::{BlockRange, Command, encode_commands};
 use basalt_wire::disk::checkpoint::SegmentUse;
+use basalt_wire::disk::moved::{MovedBlock, encode_moved};
 use basalt_wire::ids::{
-    Address, ClusterId, Epoch, Generation, GroupId, LogIndex, NodeId, ShardId, Term, VolumeId,
+    Address, ClusterId, Epoch, Generation, GroupId, LogIndex, NodeId, SegmentId, ShardId, Term,
+    VolumeId,
 };
 use basalt_wire::io::{DiskDone, DiskError, DiskOp, DiskOpKind};
 use bytes::Bytes;
@@ -201,6 +203,21 @@ pub fn entry(group: u32, index: u64, blocks: u32, tag: u64) -> Record {
     }
 }
 
+/// Moved blocks, each with content of its own.
+pub fn moved(group: u32, count: u32, tag: u64) -> Record {
+    let (mut payload, mut blocks) = (Payload::empty(), Vec::new());
+    for b in 0..count {
+        let mut content = vec![0u8; BLOCK_BYTES];
+        content[..8].copy_from_slice(&tag.to_le_bytes());
+        content[8] = b as u8 + 1;
+        let checksum = crc32c(&content);
+        payload.push(Bytes::from(content));
+        let from = Some((SegmentId(0), b));
+        blocks.push(MovedBlock { volume: VolumeId(1), block: u64::from(b), checksum, from });
+    }
+    Record::Moved { group: GroupId(group), data: encode_moved(&blocks), payload }
+}
+
 /// What is compared of a record: everything but its payload, and its payload's checksum.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen(pub String, pub Option<u32>);
@@ -212,12 +229,18 @@ pub fn seen(record: &Record, payload: &[u8]) -> Seen {
             (!payload.is_empty()).then(|| crc32c(payload)),
         ),
         Record::HardState { group, state } => Seen(format!("{group:?} {state:?}"), None),
+        Record::Moved { group, data, .. } => Seen(
+            format!("{group:?} moved {:08x}", crc32c(data)),
+            (!payload.is_empty()).then(|| crc32c(payload)),
+        ),
     }
 }
 
 pub fn seen_appended(record: &Record) -> Seen {
     match record {
-        Record::Entry { payload, .. } => seen(record, &payload.contiguous()),
+        Record::Entry { payload, .. } | Record::Moved { payload, .. } => {
+            seen(record, &payload.contiguous())
+        }
         Record::HardState { .. } => seen(record, &[]),
     }
 }
@@ -451,7 +474,9 @@ impl World {
     pub fn append(&mut self, record: Record) {
         self.appended.push(seen_appended(&record));
         self.blocks.push(match &record {
-            Record::Entry { payload, .. } => (payload.len() / BLOCK_BYTES) as u32,
+            Record::Entry { payload, .. } | Record::Moved { payload, .. } => {
+                (payload.len() / BLOCK_BYTES) as u32
+            }
             Record::HardState { .. } => 0,
         });
         let seq = self.log.append(record);

@@ -7,7 +7,7 @@ mod recycled;
 
 use super::*;
 use crate::planted::Planted;
-use disk::{World, config, entry};
+use disk::{World, config, entry, moved};
 
 fn hard_state(group: u32, term: u64) -> Record {
     let state = HardState { term: Term(term), vote: NodeId(2), commit: LogIndex(term * 2) };
@@ -22,11 +22,12 @@ fn what_is_appended_is_replayed_and_read_back() {
         world.append(entry((i % 3) as u32, i, (i % 4) as u32, i * 17));
         if i % 5 == 0 {
             world.append(hard_state((i % 3) as u32, i));
+            world.append(moved((i % 3) as u32, 2, i));
         }
         world.flush();
     }
     world.settle();
-    assert_eq!(world.durable.0, 36);
+    assert_eq!(world.durable.0, 42);
     let again = world.reopen_image(world.disk.durable.clone());
     assert_eq!(again.opened.records, world.appended);
     assert_eq!(again.opened.damages, []);

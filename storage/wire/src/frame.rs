@@ -10,6 +10,7 @@ use crate::ids::{
     Address, ClusterId, Epoch, Generation, GroupId, Incarnation, LogIndex, NodeId, RequestId, Term,
     VolumeId,
 };
+use crate::pages::Pages;
 use bytes::Bytes;
 
 /// Version of this protocol. A node refuses a version that it does not know.
@@ -63,6 +64,8 @@ pub enum Frame {
         /// As in the ping.
         nonce: u64,
     },
+    /// Peer to peer: brings a replica up that the leader's log does not reach back to.
+    Pages(Box<Pages>),
 }
 
 /// Who dials, and whom.

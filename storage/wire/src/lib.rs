@@ -8,6 +8,7 @@
 //! * [`io`]: device operations and their completions, shared by the real devices and the simulator;
 //! * [`command`]: what a Raft entry of a volume group says (write, unmap, fence);
 //! * [`frame`]: the messages between nodes and between a client and a node;
+//! * [`pages`]: the messages that bring a replica up that is too far behind for the log;
 //! * [`codec`]: frames to bytes and back, with length checked before allocation;
 //! * [`disk`]: the structures on a device: superblock, batch header, records;
 //! * [`time`]: monotonic time as the state machines see it.
@@ -22,4 +23,5 @@ pub mod disk;
 pub mod frame;
 pub mod ids;
 pub mod io;
+pub mod pages;
 pub mod time;

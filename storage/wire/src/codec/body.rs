@@ -2,7 +2,7 @@
 
 use super::{
     BLOCK_END_MAX, CLIENT_NAME_BYTES_MAX, CONTEXT_BYTES_MAX, CodecError, RAFT_ENTRY_KIND_MAX,
-    RAFT_MESSAGE_KIND_MAX, REFUSAL_BYTES_MAX, kind, op, outcome, role,
+    RAFT_MESSAGE_KIND_MAX, REFUSAL_BYTES_MAX, kind, op, outcome, pages, role,
 };
 use crate::block::{BLOCK_BYTES, CHUNK_BLOCKS, COMMAND_BLOCKS_MAX};
 use crate::buffer::Payload;
@@ -15,6 +15,7 @@ use crate::ids::{
     Address, ClusterId, Epoch, Generation, GroupId, Incarnation, LogIndex, NodeId, RequestId,
     ShardId, Term, VolumeId,
 };
+use crate::pages::Step;
 use bytes::Bytes;
 
 type Result<T> = std::result::Result<T, CodecError>;
@@ -178,6 +179,11 @@ pub(super) fn parse(
             let want = reply_blocks(&reply.result);
             (Frame::Reply(reply), want)
         }
+        kind::PAGES => {
+            let pages = pages::parse(&mut r)?;
+            let want = pages::payload_blocks(&pages);
+            (Frame::Pages(Box::new(pages)), want)
+        }
         _ => (small(kind, &mut r)?, 0),
     };
     r.end("frame's body")?;
@@ -194,6 +200,11 @@ fn with_payload(
         Frame::Request(Request { op: RequestOp::Write { payload, .. }, .. })
         | Frame::Reply(Reply { result: ReplyResult::Data { payload, .. }, .. }) => {
             *payload = take(payload_len);
+        }
+        Frame::Pages(pages) => {
+            if let Step::Blocks { payload, .. } = &mut pages.step {
+                *payload = take(payload_len);
+            }
         }
         _ => {}
     }

@@ -2,7 +2,7 @@
 
 use super::{
     BODY_BYTES_MAX, CLIENT_NAME_BYTES_MAX, HEADER_BYTES, HEADER_VERSION, MAGIC, PAYLOAD_BYTES_MAX,
-    REFUSAL_BYTES_MAX, kind, op, outcome, role,
+    REFUSAL_BYTES_MAX, kind, op, outcome, pages, role,
 };
 use crate::block::{BLOCK_BYTES, crc32c};
 use crate::buffer::Payload;
@@ -11,6 +11,7 @@ use crate::frame::{
     Frame, Hello, RaftMessage, Reply, ReplyResult, Request, RequestOp, Role, Welcome,
 };
 use crate::ids::{Address, NodeId};
+use crate::pages::Step;
 use bytes::{BufMut, Bytes, BytesMut};
 
 /// Payload pieces shorter than this are copied into the run of small fields: another entry in a
@@ -99,6 +100,11 @@ impl Encoder {
             | Frame::Reply(Reply { result: ReplyResult::Data { payload, .. }, .. }) => {
                 self.put_payload(payload);
             }
+            Frame::Pages(pages) => {
+                if let Step::Blocks { payload, .. } = &pages.step {
+                    self.put_payload(payload);
+                }
+            }
             _ => {}
         }
     }
@@ -126,6 +132,10 @@ fn payload_bytes(frame: &Frame) -> usize {
         Frame::Raft(message) => message.entries.iter().map(|entry| entry.payload.len()).sum(),
         Frame::Request(Request { op: RequestOp::Write { payload, .. }, .. })
         | Frame::Reply(Reply { result: ReplyResult::Data { payload, .. }, .. }) => payload.len(),
+        Frame::Pages(pages) => match &pages.step {
+            Step::Blocks { payload, .. } => payload.len(),
+            _ => 0,
+        },
         _ => 0,
     }
 }
@@ -177,6 +187,10 @@ fn put_body(out: &mut BytesMut, frame: &Frame) -> u8 {
         Frame::Pong { nonce } => {
             out.put_u64_le(*nonce);
             kind::PONG
+        }
+        Frame::Pages(message) => {
+            pages::put(out, message);
+            kind::PAGES
         }
     }
 }

@@ -28,6 +28,7 @@
 pub(crate) mod body;
 mod decode;
 mod encode;
+mod pages;
 #[cfg(test)]
 mod tests;
 
@@ -189,7 +190,8 @@ mod kind {
     pub const SLEEP: u8 = 8;
     pub const PING: u8 = 9;
     pub const PONG: u8 = 10;
-    pub const MAX: u8 = PONG;
+    pub const PAGES: u8 = 11;
+    pub const MAX: u8 = PAGES;
 }
 
 /// Numbers of the roles in `Hello`.

@@ -9,8 +9,10 @@ use crate::ids::{
     Address, ClusterId, Epoch, Generation, GroupId, Incarnation, LogIndex, NodeId, RequestId,
     ShardId, Term, VolumeId,
 };
+use crate::pages::{PageSums, Pages, Step, VolumeState};
 use bytes::Bytes;
 use proptest::prelude::*;
+use std::collections::BTreeMap;
 
 fn wire(frames: &[Frame]) -> Vec<u8> {
     let mut encoder = Encoder::new();
@@ -49,6 +51,11 @@ fn joined(mut frame: Frame) -> Frame {
         Frame::Request(Request { op: RequestOp::Write { payload, .. }, .. })
         | Frame::Reply(Reply { result: ReplyResult::Data { payload, .. }, .. }) => {
             *payload = Payload::from(payload.contiguous());
+        }
+        Frame::Pages(pages) => {
+            if let Step::Blocks { payload, .. } = &mut pages.step {
+                *payload = Payload::from(payload.contiguous());
+            }
         }
         _ => {}
     }
@@ -216,8 +223,65 @@ fn small() -> impl Strategy<Value = Frame> {
     })
 }
 
+fn rising(blocks: BTreeMap<u16, Option<u32>>) -> Vec<(u16, Option<u32>)> {
+    blocks.into_iter().map(|(block, sum)| (block % 1024, sum)).collect()
+}
+
+fn pages() -> impl Strategy<Value = Frame> {
+    let numbers = any::<(u64, u64, u32)>();
+    let some = prop::collection::btree_map(0..1024u16, prop::option::of(any::<u32>()), 1..9);
+    let volumes = prop::collection::btree_map(any::<u64>(), any::<(u64, bool)>(), 0..5);
+    (numbers, some, volumes, any::<u8>(), 0..8).prop_map(|((a, b, ask), some, vs, seed, which)| {
+        let (at, volume, chunk) = (LogIndex(a), VolumeId(b), a % (1 << 41));
+        let some = rising(some);
+        let mapped = || some.iter().filter_map(|(block, sum)| Some((*block, (*sum)?)));
+        let step = match which {
+            0 => Step::Behind,
+            1 => Step::Open,
+            2 => Step::Begin {
+                start: LogIndex(a.max(1)),
+                start_term: Term(b.max(1)),
+                volumes: vs
+                    .into_iter()
+                    .map(|(id, (epoch, deleted))| VolumeState {
+                        volume: VolumeId(id),
+                        epoch: Epoch(epoch),
+                        deleted,
+                    })
+                    .collect(),
+            },
+            3 => Step::Next { ask, since: at, volume, chunk },
+            4 => {
+                let page = |chunk| {
+                    let sums = mapped().collect();
+                    PageSums { volume, chunk, changed_at: LogIndex(b), sums }
+                };
+                let pages = vec![page(chunk / 2), page(chunk / 2 + 1)];
+                Step::Offer { ask, at, more: seed > 99, pages }
+            }
+            5 => {
+                let blocks = some.iter().map(|(block, _)| *block).collect();
+                Step::Want { ask, volume, chunk, blocks }
+            }
+            6 => {
+                let payload = blocks(mapped().count(), seed);
+                Step::Blocks { ask, at, blocks: some.clone(), payload }
+            }
+            _ => Step::Stop,
+        };
+        Frame::Pages(Box::new(Pages { group: GroupId(ask), term: Term(b), session: a, step }))
+    })
+}
+
 fn any_frame() -> impl Strategy<Value = Frame> {
-    prop_oneof![1 => handshake(), 3 => raft(), 3 => request(), 3 => reply(), 1 => small()]
+    prop_oneof![
+        1 => handshake(),
+        3 => raft(),
+        3 => request(),
+        3 => reply(),
+        1 => small(),
+        3 => pages()
+    ]
 }
 
 /// One frame of each shape that has something to get wrong.
@@ -285,7 +349,77 @@ fn samples() -> Vec<Frame> {
         }),
         reply(ReplyResult::Extents { index: LogIndex(9), runs: vec![(1000, true), (24, false)] }),
         reply(ReplyResult::Refused(Refusal::NoSpace)),
+        page_message(Step::Begin {
+            start: LogIndex(9),
+            start_term: Term(3),
+            volumes: vec![VolumeState::default(), volume_state(7)],
+        }),
+        page_message(Step::Offer {
+            ask: 4,
+            at: LogIndex(9),
+            more: true,
+            pages: vec![page_sums(1, 0), page_sums(1, 1), page_sums(2, 0)],
+        }),
+        page_message(Step::Want {
+            ask: 5,
+            volume: VolumeId(1),
+            chunk: 3,
+            blocks: vec![0, 5, 1023],
+        }),
+        page_message(Step::Blocks {
+            ask: 5,
+            at: LogIndex(9),
+            blocks: vec![(0, Some(1)), (5, None), (1023, Some(2))],
+            payload: blocks(2, 5),
+        }),
     ]
+}
+
+fn page_message(step: Step) -> Frame {
+    Frame::Pages(Box::new(Pages { group: GroupId(4), term: Term(5), session: 6, step }))
+}
+
+fn volume_state(id: u64) -> VolumeState {
+    VolumeState { volume: VolumeId(id), epoch: Epoch(3), deleted: true }
+}
+
+fn page_sums(volume: u64, chunk: u64) -> PageSums {
+    let (volume, changed_at) = (VolumeId(volume), LogIndex(8));
+    PageSums { volume, chunk, changed_at, sums: vec![(3, 77), (1023, 88)] }
+}
+
+#[test]
+fn page_messages_out_of_order_or_bounds_are_refused() {
+    let offer = |pages| Step::Offer { ask: 4, at: LogIndex(9), more: false, pages };
+    let want = |chunk, blocks| Step::Want { ask: 5, volume: VolumeId(1), chunk, blocks };
+    let blocks = |blocks| {
+        let payload = Payload::empty();
+        Step::Blocks { ask: 5, at: LogIndex(9), blocks, payload }
+    };
+    let unsorted = PageSums { sums: vec![(3, 1), (3, 2)], ..page_sums(1, 0) };
+    let begin = |start, start_term, volumes| Step::Begin { start, start_term, volumes };
+    let bad = [
+        offer(vec![page_sums(1, 1), page_sums(1, 0)]),
+        offer(vec![page_sums(2, 0), page_sums(1, 0)]),
+        offer(vec![page_sums(1, 1), page_sums(1, 1)]),
+        offer(vec![unsorted]),
+        offer(vec![page_sums(1, 1 << 41)]),
+        offer((0..17).map(|chunk| page_sums(1, chunk)).collect()),
+        want(0, Vec::new()),
+        want(0, vec![5, 4]),
+        want(0, vec![1024]),
+        want(0, (0..257).collect()),
+        want(1 << 41, vec![1]),
+        blocks(Vec::new()),
+        blocks(vec![(7, None), (7, None)]),
+        begin(LogIndex(0), Term(1), Vec::new()),
+        begin(LogIndex(1), Term(0), Vec::new()),
+        begin(LogIndex(1), Term(1), vec![volume_state(7), volume_state(7)]),
+    ];
+    for step in bad {
+        let bytes = wire(&[page_message(step.clone())]);
+        assert!(decode(&bytes).is_err(), "{step:?}");
+    }
 }
 
 fn body_end(bytes: &[u8]) -> usize {

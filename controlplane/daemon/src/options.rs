@@ -56,7 +56,8 @@ pub struct Options {
     pub segment_size: u64,
 
     /// Bytes of log after which a checkpoint of the index is taken, such as 256MiB; 0 takes none. A
-    /// start replays about as much; each checkpoint costs a part of it in writes.
+    /// start replays about as much; each checkpoint costs a part of it in writes. Without checkpoints
+    /// the log is never truncated, and a replica that the others' logs do not reach back to stays behind.
     #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = basalt_api::size::parse)]
     pub checkpoint_every: u64,
 

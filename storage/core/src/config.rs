@@ -98,6 +98,9 @@ pub struct Limits {
     pub appends_in_flight: usize,
     /// Segments kept free for Raft's own records when clients get ENOSPC.
     pub segments_reserved: u32,
+    /// Bytes of Raft entries, all groups together, that a checkpoint leaves in the log for followers
+    /// that come back: those that need older ones get pages.
+    pub log_retain_bytes: u64,
 }
 
 impl Default for Limits {
@@ -111,6 +114,7 @@ impl Default for Limits {
             batches_in_flight: 4,
             appends_in_flight: 64,
             segments_reserved: 2,
+            log_retain_bytes: 1 << 30,
         }
     }
 }

@@ -64,6 +64,14 @@ pub enum Bug {
     StaleSegmentAccepted,
     /// Segments that a checkpoint gives up are written to before it is durable.
     SegmentReleasedEarly,
+    /// A page that changed is not offered to a replica that is brought up by pages.
+    PagesSkipped,
+    /// A replica that was brought up by pages acknowledges that before it is durable.
+    RestoredTooEarly,
+    /// A replica serves reads of pages that are ahead of what it has applied.
+    FuzzyPagesServed,
+    /// Blocks for a replica that is brought up are not verified.
+    RebuildFromCorrupt,
     /// A block is pointed at its copy although it was overwritten since the copy was taken.
     MoveAppliedBlindly,
 }

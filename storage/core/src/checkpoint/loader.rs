@@ -17,7 +17,7 @@ pub struct GroupSnapshot {
     pub manifest: GroupManifest,
     /// Its volumes.
     pub replica: Replica,
-    /// Terms and places of its entries, from index 1 on.
+    /// Terms and places of its entries, from the manifest's first one on.
     pub entries: Vec<(u64, Slot)>,
     /// Its commands from index 1 on, if it is the metadata group.
     pub commands: Vec<(Term, Bytes)>,
@@ -37,7 +37,8 @@ struct Part {
     volumes: u64,
     granules: u64,
     seen: FxHashSet<VolumeId>,
-    entries: Vec<(u64, Slot)>,
+    /// Runs of entries, in order.
+    runs: Vec<(u64, Vec<EntryPlace>)>,
 }
 
 /// Takes the records of a checkpoint in the order of their keys.
@@ -74,12 +75,7 @@ impl Loader {
                 self.commands.push((term, command));
             }
             Record::Entries(group, run, entries) => {
-                let part = self.part(group);
-                let first = part.entries.len() as u64;
-                if run * RUN_ENTRIES as u64 != first {
-                    return Err(format!("entries of group {group} after {first} are missing"));
-                }
-                part.entries.extend(entries.iter().map(slot_of));
+                self.part(group).runs.push((run, entries));
             }
             Record::Granule(group, volume, chunk, number, granule) => {
                 let part = self.part(group);
@@ -104,7 +100,7 @@ impl Loader {
             volumes: 0,
             granules: 0,
             seen: FxHashSet::default(),
-            entries: Vec::new(),
+            runs: Vec::new(),
         })
     }
 
@@ -139,13 +135,13 @@ fn join(
     part: Part,
     commands: Vec<(Term, Bytes)>,
 ) -> Result<GroupSnapshot, String> {
-    let Part { mut replica, volumes, granules, seen, entries } = part;
+    let Part { mut replica, volumes, granules, seen, runs } = part;
     let metadata = group.group == GroupId::METADATA;
+    let entries = if metadata { Vec::new() } else { join_runs(group, &runs)? };
     let numbers = [
         ("volumes", volumes, group.volumes),
         ("volumes with granules", seen.len() as u64, group.volumes),
         ("granules", granules, group.granules),
-        ("entries", entries.len() as u64, group.applied.0),
         ("commands", commands.len() as u64, if metadata { group.applied.0 } else { 0 }),
     ];
     for (what, found, named) in numbers {
@@ -157,8 +153,36 @@ fn join(
     if entries.windows(2).any(|w| w[0].0 > w[1].0) {
         return Err(format!("the terms of group {} are out of order", group.group));
     }
+    if entries.first().is_some_and(|(term, _)| *term < group.before.0) {
+        return Err(format!("the terms of group {} begin too low", group.group));
+    }
     replica.restored(group.applied);
+    replica.note_ahead(group.ahead);
     Ok(GroupSnapshot { manifest: *group, replica, entries, commands })
+}
+
+/// The entries from the first one that is held to the last one applied. A run ends where the next one
+/// begins, so its length tells where it begins.
+fn join_runs(
+    group: &GroupManifest,
+    runs: &[(u64, Vec<EntryPlace>)],
+) -> Result<Vec<(u64, Slot)>, String> {
+    let (id, applied, first) = (group.group, group.applied.0, group.first.0);
+    let mut entries: Vec<(u64, Slot)> = Vec::new();
+    for (run, places) in runs {
+        let end = run.saturating_add(1).saturating_mul(RUN_ENTRIES as u64).min(applied);
+        let next = first + entries.len() as u64;
+        let start = end.saturating_add(1).saturating_sub(places.len() as u64);
+        if start <= run.saturating_mul(RUN_ENTRIES as u64) || start > next {
+            return Err(format!("entries of group {id} from {next} on are missing"));
+        }
+        entries.extend(places.iter().skip((next - start) as usize).map(slot_of));
+    }
+    let next = first + entries.len() as u64;
+    if next - 1 != applied {
+        return Err(format!("entries of group {id} from {next} on are missing"));
+    }
+    Ok(entries)
 }
 
 fn slot_of(entry: &EntryPlace) -> (u64, Slot) {

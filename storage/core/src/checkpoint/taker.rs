@@ -2,9 +2,9 @@
 
 use super::{Changes, StoreOp};
 use crate::config::ShardConfig;
-use crate::consensus::{Frozen, Group};
+use crate::consensus::{Cx, Frozen, Group, Retention};
 use crate::event::Effect;
-use crate::log::{Log, RecordSeq};
+use crate::log::RecordSeq;
 use crate::mark;
 use crate::planted::{Bug, Planted};
 use basalt_wire::disk::checkpoint::{
@@ -44,9 +44,16 @@ enum Stage {
     Encoding(Box<Job>),
     /// What was recorded up to here is not durable yet.
     Settling(Box<Job>, RecordSeq),
-    Saving(u64, Vec<SegmentUse>),
+    Saving(Box<Saving>),
     /// The store failed: none is taken any more.
     Stopped,
+}
+
+struct Saving {
+    reached: u64,
+    groups: Vec<Frozen>,
+    /// Segments that are free once it is durable.
+    given_up: Vec<SegmentUse>,
 }
 
 struct Job {
@@ -120,51 +127,66 @@ impl Taker {
     }
 
     /// Does what one turn may do.
-    pub fn end_turn(
-        &mut self,
-        groups: &mut [Group],
-        log: &Log,
-        (recorded, durable): (RecordSeq, RecordSeq),
-        out: &mut Vec<Effect>,
-    ) {
+    pub fn end_turn(&mut self, groups: &mut [Group], cx: &mut Cx<'_>) {
         match &mut self.stage {
             Stage::Idle => {
-                let Some(place) = log.durable_place() else {
+                // A state that came in pages takes effect with a checkpoint and no sooner.
+                let asked = groups.iter().any(|group| group.may_restore(cx));
+                let Some(place) = cx.shared.log.durable_place() else {
                     self.hurried = false;
+                    if self.interval > 0 && asked {
+                        mark!("checkpoint waits on an idle log");
+                        cx.shared.log.write_on(&mut cx.shared.ops);
+                    }
                     return;
                 };
-                let now = reached(&place, log.device().1);
+                let now = reached(&place, cx.shared.log.device().1);
                 let due = now.saturating_sub(self.reached) >= self.interval || self.hurried;
-                if self.interval == 0 || !due {
+                if self.interval == 0 || !(due || asked) {
                     return;
                 }
                 self.hurried = false;
+                groups.iter_mut().for_each(|group| group.promise_restore(cx));
                 self.stage = Stage::Waiting(place, now);
-                self.begin_if_ready(groups, log);
+                self.begin_if_ready(groups, cx);
             }
-            Stage::Waiting(..) => self.begin_if_ready(groups, log),
-            Stage::Encoding(_) => self.encode(groups, recorded),
+            Stage::Waiting(..) if groups.iter().any(|g| g.may_restore(cx) && !g.will_restore()) => {
+                // What holds the others up may be what this one leaves behind.
+                self.stage = Stage::Idle;
+                self.end_turn(groups, cx);
+            }
+            Stage::Waiting(..) => self.begin_if_ready(groups, cx),
+            Stage::Encoding(_) => self.encode(groups, cx),
             Stage::Settling(job, until) => {
+                let log = &cx.shared.log;
                 let (seq, crc) = match self.planted.is(Bug::CheckpointNotDurable) {
                     true => log.end().map_or((0, 0), |end| (end.seq - 1, end.previous_crc)),
-                    false if durable < *until => return,
+                    false if cx.shared.durable < *until => return,
                     false => log.durable_batch(),
                 };
                 assert!(seq >= job.from.seq, "batch {} was durable", job.from.seq);
-                self.save((seq, crc), log, out);
+                self.save((seq, crc), cx);
             }
             Stage::Saving(..) | Stage::Stopped => {}
         }
     }
 
-    fn begin_if_ready(&mut self, groups: &mut [Group], log: &Log) {
+    fn begin_if_ready(&mut self, groups: &mut [Group], cx: &mut Cx<'_>) {
         let Stage::Waiting(from, reached) = self.stage else { return };
-        let Some(segments) = log.segments() else { return };
         let late = self.planted.is(Bug::CheckpointTooEarly);
-        let ready = |g: &Group| g.is_sound() && (late || g.applied_before(&from, segments));
-        if !groups.iter().all(ready) {
+        let ready = |groups: &[Group], cx: &Cx<'_>| {
+            let segments = cx.shared.log.segments();
+            let applied = |g: &Group| segments.is_some_and(|s| g.applied_before(&from, s));
+            groups.iter().all(|g| g.is_sound() && (late || g.will_restore() || applied(g)))
+        };
+        if !ready(groups, cx) {
             return;
         }
+        groups.iter_mut().for_each(|group| group.restore_as_promised(cx));
+        if !ready(groups, cx) {
+            return;
+        }
+        let Some(segments) = cx.shared.log.segments() else { return };
         // What was released meanwhile may be in another use by now.
         self.to_give_up.retain(|used| segments.use_of(used.segment.0) == Some(used.seq));
         let lies_before = |used: &mut SegmentUse| used.seq < from.segment_seq;
@@ -174,6 +196,9 @@ impl Taker {
         if self.fresh {
             changes.delete_prefix(b"");
         }
+        let share = cx.shared.limits.log_retain_bytes / groups.len().max(1) as u64;
+        let bytes = (!cx.shared.pressure).then_some(share);
+        let retention = Retention { bytes, down: &cx.shared.down };
         let mut frozen = Vec::with_capacity(groups.len());
         for group in groups.iter_mut() {
             let (volumes, deleted) = group.replica.take_dirty_volumes(group.id);
@@ -183,7 +208,7 @@ impl Taker {
             if !self.planted.is(Bug::CheckpointWithoutEpochs) {
                 volumes.iter().for_each(|record| changes.put(record));
             }
-            frozen.push(group.freeze());
+            frozen.push(group.freeze(&retention, &mut changes));
         }
         let (at, manifests) = (0, Vec::new());
         let job = Job { from, reached, changes, groups: frozen, at, manifests, given_up };
@@ -191,7 +216,7 @@ impl Taker {
     }
 
     /// Encodes a slice. When everything is encoded, notes how far the pages may have come.
-    fn encode(&mut self, groups: &mut [Group], recorded: RecordSeq) {
+    fn encode(&mut self, groups: &mut [Group], cx: &Cx<'_>) {
         let Stage::Encoding(job) = &mut self.stage else { return };
         let mut budget = SLICE;
         while budget > 0 {
@@ -214,16 +239,17 @@ impl Taker {
         }
         job.manifests = groups.iter().zip(&job.groups).map(|(g, f)| g.manifest(f)).collect();
         let Stage::Encoding(job) = std::mem::replace(&mut self.stage, Stage::Idle) else { return };
-        self.stage = Stage::Settling(job, recorded);
+        self.stage = Stage::Settling(job, cx.shared.recorded());
     }
 
-    fn save(&mut self, until: (u64, u32), log: &Log, out: &mut Vec<Effect>) {
+    fn save(&mut self, until: (u64, u32), cx: &mut Cx<'_>) {
         let Stage::Settling(job, _) = std::mem::replace(&mut self.stage, Stage::Stopped) else {
             return;
         };
-        let Job { from, reached, mut changes, manifests, mut given_up, .. } = *job;
-        let (device, segment_bytes) = log.device();
-        let mut segments = log.segments().map_or(Vec::new(), |s| s.used_before(from.segment_seq));
+        let Job { from, reached, mut changes, manifests, mut given_up, groups, .. } = *job;
+        let (device, segment_bytes) = cx.shared.log.device();
+        let segments = cx.shared.log.segments();
+        let mut segments = segments.map_or(Vec::new(), |s| s.used_before(from.segment_seq));
         segments.retain(|used| !given_up.contains(used));
         self.number += 1;
         changes.put(&Record::Manifest(Manifest {
@@ -241,8 +267,8 @@ impl Taker {
             self.released.append(&mut given_up);
         }
         mark!("checkpoint handed to the store");
-        self.stage = Stage::Saving(reached, given_up);
-        out.push(Effect::Store(StoreOp::Save(changes)));
+        self.stage = Stage::Saving(Box::new(Saving { reached, groups, given_up }));
+        cx.out.push(Effect::Store(StoreOp::Save(changes)));
     }
 
     /// The segments that may be [released](Log::release) now: the checkpoint that has become durable
@@ -252,13 +278,20 @@ impl Taker {
     }
 
     /// The store has ended a save.
-    pub fn saved(&mut self, result: Result<(), String>, out: &mut Vec<Effect>) {
-        let Stage::Saving(reached, given_up) = &mut self.stage else { return };
+    pub fn saved(&mut self, result: Result<(), String>, groups: &mut [Group], cx: &mut Cx<'_>) {
+        if !matches!(self.stage, Stage::Saving(_)) {
+            return;
+        }
+        let Stage::Saving(saving) = std::mem::replace(&mut self.stage, Stage::Idle) else {
+            return;
+        };
         match result {
             Ok(()) => {
-                (self.reached, self.fresh) = (*reached, false);
-                self.released.append(given_up);
-                self.stage = Stage::Idle;
+                (self.reached, self.fresh) = (saving.reached, false);
+                self.released.extend(saving.given_up);
+                for (group, frozen) in groups.iter_mut().zip(&saving.groups) {
+                    group.checkpointed(cx, frozen);
+                }
             }
             Err(reason) => {
                 self.number -= 1;
@@ -268,7 +301,7 @@ impl Taker {
                      and then more of the log is replayed",
                     self.number + 1
                 );
-                out.push(Effect::Notice { alarm: true, text });
+                cx.notice(true, text);
             }
         }
     }

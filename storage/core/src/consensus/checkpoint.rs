@@ -1,50 +1,47 @@
 //! What a group gives to checkpoints, and how it starts from one.
 
 use super::group::Group;
+use super::shared::Cx;
 use crate::checkpoint::{Changes, GroupSnapshot};
 use crate::log::Segments;
 use crate::mark;
 use crate::replica::DirtyPages;
 use basalt_wire::disk::batch::HardStateFields;
-use basalt_wire::disk::checkpoint::{ChainPlace, GroupManifest, RUN_ENTRIES, Record};
-use basalt_wire::ids::{LogIndex, Term};
-use bytes::Bytes;
+use basalt_wire::disk::checkpoint::{ChainPlace, GroupManifest, RUN_ENTRIES, Record, entries_key};
+use basalt_wire::ids::{LogIndex, NodeId, SegmentId, Term};
+use std::collections::BTreeSet;
 
 /// What a run of entries is counted with, in granules.
 const RUN_COST: usize = 16;
+/// A follower that is at work is waited for while it is behind by so many times what is kept anyway.
+const PATIENCE: u64 = 4;
 
 /// A group at the instant that a checkpoint is of.
 pub struct Frozen {
     applied: u64,
+    /// The first entry that the log holds once the checkpoint is durable, and the term before it.
+    first: (u64, u64),
     pages: DirtyPages,
     volumes: u64,
     /// The next run of entries.
     run: u64,
+    /// Whether the state came in pages, and this checkpoint is what makes that durable.
+    restored: bool,
 }
 
-/// Commands of the metadata group that no checkpoint holds yet, and those that one gave back.
-#[derive(Default)]
-pub struct Commands {
-    kept: Vec<(LogIndex, Term, Bytes)>,
-    restored: Vec<(Term, Bytes)>,
-}
-
-impl Commands {
-    /// Keeps a command until a checkpoint holds it.
-    pub fn keep(&mut self, index: LogIndex, term: Term, command: Bytes) {
-        self.kept.push((index, term, command));
-    }
-
-    /// Takes what a checkpoint gave back.
-    pub fn take_restored(&mut self) -> Vec<(Term, Bytes)> {
-        std::mem::take(&mut self.restored)
-    }
+/// How much of the log a checkpoint leaves to followers that come back.
+#[derive(Clone, Copy, Debug)]
+pub struct Retention<'a> {
+    /// Bytes of entries for each group; nothing is left if room is needed.
+    pub bytes: Option<u64>,
+    /// Peers that can not be reached.
+    pub down: &'a BTreeSet<NodeId>,
 }
 
 impl Group {
-    /// Whether a checkpoint of it can be believed: it holds everything that it promised.
+    /// Whether a checkpoint of it can be believed.
     pub fn is_sound(&self) -> bool {
-        self.raft.is_some() && self.impaired.is_none()
+        self.raft.is_some() && !self.is_mute()
     }
 
     /// Whether everything that stands before a place is applied. Entries that are not are replayed.
@@ -58,11 +55,50 @@ impl Group {
     }
 
     /// Notes the instant.
-    pub fn freeze(&mut self) -> Frozen {
+    pub fn freeze(&mut self, retention: &Retention<'_>, out: &mut Changes) -> Frozen {
         let applied = self.replica.applied().0;
-        let run = self.stored_entries / RUN_ENTRIES as u64;
-        let volumes = self.replica.stored().0;
-        Frozen { applied, pages: self.replica.take_dirty_pages(), volumes, run }
+        let first = self.first_to_keep(retention);
+        let first_run = (first.0 - 1) / RUN_ENTRIES as u64;
+        let restored = self.limbo.is_some();
+        // What came in pages replaces all entries that the store knows.
+        let (from, end) = (self.stored.0, self.stored.1.div_ceil(RUN_ENTRIES as u64));
+        for run in from..if restored { end } else { first_run.min(end) } {
+            out.delete_prefix(&entries_key(self.id, run));
+        }
+        let run = if restored { 0 } else { self.stored.1 / RUN_ENTRIES as u64 };
+        let (pages, volumes) = (self.replica.take_dirty_pages(), self.replica.stored().0);
+        Frozen { applied, first, pages, volumes, run: run.max(first_run), restored }
+    }
+
+    /// The first entry to be kept behind a checkpoint of this instant, and the term of the one before.
+    fn first_to_keep(&self, retention: &Retention<'_>) -> (u64, u64) {
+        let Some(raft) = &self.raft else { return (1, 0) };
+        let table = raft.store();
+        if table.is_resident() {
+            return (1, 0);
+        }
+        let mut keep = self.replica.applied().0 + 1;
+        if let Some(bytes) = retention.bytes {
+            // Whoever is at work and behind by no more than this is waited for.
+            let patience = table.first_within(bytes.saturating_mul(PATIENCE));
+            let needed = self.needed_by_others(retention.down).filter(|index| *index >= patience);
+            keep = keep.min(table.first_within(bytes)).min(needed.min().unwrap_or(keep));
+        }
+        let keep = keep.max(table.first().0);
+        (keep, table.term_of(keep - 1))
+    }
+
+    /// The entries that followers need next, as far as this leader knows.
+    fn needed_by_others<'a>(
+        &'a self,
+        down: &'a BTreeSet<NodeId>,
+    ) -> impl Iterator<Item = u64> + 'a {
+        let raft = self.raft.as_ref().filter(|_| self.leads());
+        let peers = raft.into_iter().flat_map(|raft| raft.raft.prs().iter());
+        let behind = peers
+            .filter(|(id, peer)| peer.recent_active && !down.contains(&NodeId(**id as u32)))
+            .map(|(_, peer)| peer.matched + 1);
+        behind.chain(self.helping.values().map(|help| help.start + 1))
     }
 
     /// Encodes what the budget allows; false when nothing is left.
@@ -86,28 +122,37 @@ impl Group {
 
     fn encode_entries(&mut self, job: &mut Frozen, out: &mut Changes, budget: &mut usize) -> bool {
         let Some(raft) = &self.raft else { return false };
+        let table = raft.store();
+        if table.is_resident() {
+            // Its commands are its log, and few.
+            for index in self.stored.1 + 1..=job.applied {
+                let data = table.content(index).expect("a resident entry").data.clone();
+                out.put(&Record::Command(LogIndex(index), Term(table.term_of(index)), data));
+            }
+            self.stored = (0, job.applied);
+            return false;
+        }
         while job.run * (RUN_ENTRIES as u64) < job.applied {
             if *budget == 0 {
                 return true;
             }
             *budget = budget.saturating_sub(RUN_COST);
-            let first = job.run * RUN_ENTRIES as u64 + 1;
-            let last = job.applied.min(first + RUN_ENTRIES as u64 - 1);
-            let entries = (first..=last).map(|index| raft.store().entry_place(index)).collect();
-            out.put(&Record::Entries(self.id, job.run, entries));
+            let first = (job.run * RUN_ENTRIES as u64 + 1).max(job.first.0);
+            let last = job.applied.min((job.run + 1) * RUN_ENTRIES as u64);
+            if first <= last {
+                let entries = (first..=last).map(|index| table.entry_place(index)).collect();
+                out.put(&Record::Entries(self.id, job.run, entries));
+            }
             job.run += 1;
         }
-        self.stored_entries = job.applied;
-        let upto = self.commands.kept.partition_point(|(index, ..)| index.0 <= job.applied);
-        for (index, term, command) in self.commands.kept.drain(..upto) {
-            out.put(&Record::Command(index, term, command));
-        }
+        self.stored = ((job.first.0 - 1) / RUN_ENTRIES as u64, job.applied);
         false
     }
 
     /// How far the group is, once everything is encoded.
     pub fn manifest(&self, job: &Frozen) -> GroupManifest {
         let hard = self.recorded;
+        let (owed, owed_term) = self.owed();
         GroupManifest {
             group: self.id,
             applied: LogIndex(job.applied),
@@ -115,14 +160,41 @@ impl Group {
             hard: HardStateFields { term: hard.term, vote: hard.vote, commit: hard.commit },
             volumes: job.volumes,
             granules: self.replica.stored().1,
+            first: LogIndex(job.first.0),
+            before: Term(job.first.1),
+            ahead: self.replica.ahead(),
+            owed,
+            owed_term,
         }
+    }
+
+    /// A checkpoint of the group is durable: what it stands for leaves the log.
+    pub fn checkpointed(&mut self, cx: &mut Cx<'_>, job: &Frozen) {
+        if let Some(raft) = &mut self.raft
+            && job.first.0 > raft.store().first().0
+        {
+            mark!("log truncated behind a checkpoint");
+            raft.mut_store().truncate_front(job.first.0 - 1);
+            self.settle_cache(cx);
+        }
+        if job.restored {
+            self.restored_durably(cx);
+        }
+    }
+
+    /// The segment of the first entry that is held on the device: with it begins what the group's log
+    /// needs there. Nothing if it needs none.
+    pub fn first_segment(&self) -> Option<SegmentId> {
+        let table = self.raft.as_ref()?.store();
+        let slot = table.slot(table.first().0).filter(|slot| slot.placed && !table.is_resident());
+        slot.map(|slot| slot.data_at.segment)
     }
 
     /// Starts from a checkpoint.
     pub fn restore(&mut self, snapshot: GroupSnapshot) {
         mark!("group starts from a checkpoint");
-        self.stored_entries = snapshot.manifest.applied.0;
+        let manifest = &snapshot.manifest;
+        self.stored = ((manifest.first.0 - 1) / RUN_ENTRIES as u64, manifest.applied.0);
         self.replica = snapshot.replica;
-        self.commands.restored = snapshot.commands;
     }
 }

@@ -65,6 +65,7 @@ impl Group {
         }
         // A replica that may not lead must not disturb those who may.
         let may_campaign = self.impaired.is_none()
+            && self.limbo.is_none()
             && !cx.shared.draining
             && !cx.shared.read_only
             && cx.shared.tick >= self.election.abstains_until;
@@ -74,6 +75,8 @@ impl Group {
             self.guard(cx, |group, _| group.forget_silent_leader());
         }
         self.report_damage(cx);
+        self.help_others(cx);
+        self.tick_session(cx);
         self.watch_pace(cx);
         self.place_leader(cx);
         self.catch_up(cx);
@@ -136,7 +139,7 @@ impl Group {
             return;
         }
         self.election.campaign_at = None;
-        let may = self.impaired.is_none() && !cx.shared.read_only;
+        let may = self.impaired.is_none() && self.limbo.is_none() && !cx.shared.read_only;
         if self.term() != Term(term) || self.role() == Role::Leader || !may {
             return;
         }
@@ -208,7 +211,8 @@ impl Group {
                 true
             }
             MessageType::MsgTimeoutNow => {
-                self.impaired.is_none() && !cx.shared.draining && self.leader() == Some(from)
+                let whole = self.impaired.is_none() && self.limbo.is_none();
+                whole && !cx.shared.draining && self.leader() == Some(from)
             }
             _ => true,
         }
@@ -250,6 +254,9 @@ impl Group {
                 self.hand_over(cx);
             }
             return;
+        }
+        if self.leads() && std::mem::take(&mut self.page_damage) {
+            self.leave_pages_to_others(cx);
         }
         if self.leads() && self.outboxes.values().any(|outbox| outbox.is_stuck()) {
             // A follower needs what is damaged here; the others may have it intact.
@@ -366,6 +373,18 @@ impl Group {
                 self.transfer(cx, heir.node);
             }
             None => self.stand_down(cx),
+        }
+    }
+
+    /// Hands leadership to a voter that may have intact what is damaged here and a follower needs.
+    fn leave_pages_to_others(&mut self, cx: &mut Cx<'_>) {
+        let helped = |node| self.helping.contains_key(&node);
+        let heir = self
+            .peers()
+            .find(|peer| !helped(peer.node) && self.could_lead(cx, peer.node).is_some());
+        if let Some(heir) = heir.filter(|_| cx.shared.tick >= self.election.transfer_after) {
+            mark!("leader whose pages are damaged leaves");
+            self.transfer(cx, heir.node);
         }
     }
 

@@ -1,12 +1,12 @@
 //! One replica's part in its group: its state, and the messages that reach it.
 
-use super::checkpoint::Commands;
 use super::convert::{self, Receiver};
 use super::election::Election;
 use super::health::{Impaired, OpenState};
 use super::outbox::Outbox;
 use super::propose::{Asker, Pending, Proposal};
 use super::ready::Held;
+use super::resync::{Help, Session};
 use super::shared::Cx;
 use super::table::{Content, ENTRY_SIZE, Table, weight};
 use crate::config::GroupConfig;
@@ -20,6 +20,7 @@ use basalt_wire::block::BLOCK_BYTES;
 use basalt_wire::disk::moved::decode_moved;
 use basalt_wire::frame::RaftMessage;
 use basalt_wire::ids::{Address, Epoch, GroupId, Incarnation, LogIndex, NodeId, Term, VolumeId};
+use basalt_wire::pages::VolumeState;
 use basalt_wire::time::Time;
 use bytes::Bytes;
 use raft::eraftpb::{self, MessageType};
@@ -90,9 +91,20 @@ pub struct Group {
     pub(super) impaired: Option<Impaired>,
     pub(super) told: (Option<NodeId>, Role),
     pub(super) cached_seen: usize,
-    /// Entries up to here stand in the store.
-    pub(super) stored_entries: u64,
-    pub(super) commands: Commands,
+    /// The first run of entries that the store may hold, and the last entry that it knows.
+    pub(super) stored: (u64, u64),
+    /// The session by which this replica is brought up by pages.
+    pub(super) session: Option<Session>,
+    /// No new session before this tick.
+    pub(super) session_after: u64,
+    /// The volumes of the state that the library is about to go over to.
+    pub(super) incoming: Vec<VolumeState>,
+    /// The entry of the state that came in pages, until a checkpoint makes it durable.
+    pub(super) limbo: Option<u64>,
+    /// The sessions by which this leader brings others up.
+    pub(super) helping: BTreeMap<NodeId, Help>,
+    /// Whether a block that a follower needs is damaged here.
+    pub(super) page_damage: bool,
 }
 
 impl Group {
@@ -126,8 +138,13 @@ impl Group {
             impaired: None,
             told: (None, Role::Follower),
             cached_seen: 0,
-            stored_entries: 0,
-            commands: Commands::default(),
+            stored: (0, 0),
+            session: None,
+            session_after: 0,
+            incoming: Vec::new(),
+            limbo: None,
+            helping: BTreeMap::new(),
+            page_damage: false,
         }
     }
 
@@ -163,9 +180,7 @@ impl Group {
             Err(_) => self.quarantine(cx, "the log's content contradicts itself"),
         }
         self.election.active_at = cx.now;
-        for (index, (term, command)) in (1..).zip(self.commands.take_restored()) {
-            cx.out.push(Effect::Applied { index: LogIndex(index), term, command });
-        }
+        self.tell_commands(cx);
         self.guard(cx, |group, cx| group.ready(cx));
         // Behind what is known to be committed: a block that was moved, and then written, stands where it
         // was written.
@@ -185,6 +200,19 @@ impl Group {
         self.report_damage(cx);
     }
 
+    /// Tells the control plane the metadata commands that a checkpoint stands for.
+    fn tell_commands(&self, cx: &mut Cx<'_>) {
+        let Some(raft) = self.raft.as_ref().filter(|_| self.id == GroupId::METADATA) else {
+            return;
+        };
+        let table = raft.store();
+        for index in 1..=self.replica.applied().0 {
+            let command = table.content(index).expect("a resident entry").data.clone();
+            let (term, index) = (Term(table.term_of(index)), LogIndex(index));
+            cx.out.push(Effect::Applied { index, term, command });
+        }
+    }
+
     /// Runs a step of the library, or of ours that depends on it, and stops the group if it breaks.
     pub fn guard(&mut self, cx: &mut Cx<'_>, step: impl FnOnce(&mut Group, &mut Cx<'_>)) {
         if self.raft.is_none() {
@@ -202,6 +230,8 @@ impl Group {
     /// Stops the group for good; the others go on. What it applied can still be read.
     fn quarantine(&mut self, cx: &mut Cx<'_>, why: &str) {
         self.raft = None;
+        self.end_help(cx);
+        self.end_session(cx);
         self.outboxes.clear();
         self.staged.clear();
         self.held.clear();
@@ -246,6 +276,10 @@ impl Group {
         }
         if cx.shared.read_only && self.would_record(kind, &message) {
             mark!("message that a full log can not take");
+            return Ok(());
+        }
+        if kind == MessageType::MsgAppend && self.awaits_restore(cx) {
+            mark!("append to a replica that goes over to another state");
             return Ok(());
         }
         let mut library = convert::to_library(&message, kind);
@@ -525,6 +559,8 @@ impl Group {
             term: self.term(),
             commit: log.map_or(applied, |log| LogIndex(log.committed)),
             applied,
+            first: self.raft.as_ref().map_or(LogIndex(1), |raft| LogIndex(raft.store().first().0)),
+            fuzzy: self.replica.is_fuzzy(),
             last: log.map_or(applied, |log| LogIndex(log.last_index())),
             asleep: self.asleep,
         }
@@ -560,6 +596,7 @@ impl Group {
         self.guard(cx, |group, cx| {
             // First, so that what is appended takes along what is committed by it.
             group.release(cx);
+            group.install_fills(cx);
             group.propose(cx);
             group.ready(cx);
             group.plan_announcement(cx);

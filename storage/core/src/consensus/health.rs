@@ -9,11 +9,11 @@
 use super::group::Group;
 use super::shared::Cx;
 use super::table::{Content, Slot, Table};
+use crate::checkpoint::GroupSnapshot;
 use crate::log::{Damage, DataLocation, HardState, Location, Record};
 use crate::mark;
-use basalt_wire::disk::checkpoint::GroupManifest;
 use basalt_wire::frame::Frame;
-use basalt_wire::ids::{Address, LogIndex, NodeId, Term};
+use basalt_wire::ids::{Address, GroupId, LogIndex, NodeId, Term};
 use bytes::Bytes;
 
 /// Gathers one group's records while the log is replayed.
@@ -26,6 +26,8 @@ pub struct OpenState {
     highest: u64,
     damage: Option<(u64, u64, bool)>,
     base: Option<Base>,
+    /// What a checkpoint says that the replica owes: an index, and its term when that was noticed.
+    owed: Option<(u64, u64)>,
     /// Blocks that were moved, in order, and where they stand.
     moves: Vec<(Bytes, Location)>,
 }
@@ -61,16 +63,26 @@ pub struct Impaired {
     report_at: u64,
 }
 
+impl Impaired {
+    fn new(intact: u64, last_known: u64) -> Impaired {
+        let (open_term, restarted, commit, mute, report_at) = (0, false, 0, false, 0);
+        Impaired { intact, last_known, open_term, restarted, commit, mute, report_at }
+    }
+}
+
 impl OpenState {
     /// Nothing replayed yet.
-    pub fn new(voters: &[Address]) -> OpenState {
+    pub fn new(group: GroupId, voters: &[Address]) -> OpenState {
+        let voters = voters.iter().map(|a| u64::from(a.node.0)).collect();
+        let metadata = group == GroupId::METADATA;
         OpenState {
-            table: Table::new(voters.iter().map(|a| u64::from(a.node.0)).collect()),
+            table: if metadata { Table::resident(voters) } else { Table::new(voters) },
             hard: HardState::default(),
             gap: None,
             highest: 0,
             damage: None,
             base: None,
+            owed: None,
             moves: Vec::new(),
         }
     }
@@ -82,10 +94,17 @@ impl OpenState {
 
     /// Starts from a checkpoint: what follows is replayed from a place in the log before which
     /// everything is part of it.
-    pub fn restore(&mut self, entries: Vec<(u64, Slot)>, manifest: &GroupManifest) {
+    pub fn restore(&mut self, snapshot: &mut GroupSnapshot) {
+        let manifest = &snapshot.manifest;
         let state = manifest.hard;
         self.hard = HardState { term: state.term, vote: state.vote, commit: state.commit };
-        self.table.restore(entries);
+        if self.table.is_resident() {
+            self.table.restore_commands(std::mem::take(&mut snapshot.commands));
+        } else {
+            let entries = std::mem::take(&mut snapshot.entries);
+            self.table.restore(manifest.first.0, manifest.before.0, entries);
+        }
+        self.owed = (manifest.owed.0 > 0).then_some((manifest.owed.0, manifest.owed_term.0));
         let (applied, end) = (manifest.applied.0, manifest.end.0);
         self.base = Some(Base { applied, end, contradicts: None });
     }
@@ -121,6 +140,10 @@ impl OpenState {
             self.table.truncate(base.applied + 1);
         }
         self.gap = None;
+        if index + 1 < self.table.first().0 {
+            // Forgotten since: the state stands for it.
+            return true;
+        }
         if self.table.term_of(index) != term {
             base.contradicts = Some(base.contradicts.map_or(index, |known| known.min(index)));
         } else if base.contradicts.is_some_and(|known| index <= known) {
@@ -184,15 +207,14 @@ impl OpenState {
             if first.max(1) <= self.table.last() {
                 self.table.truncate(first.max(1));
             }
-            impaired = Some(Impaired {
-                intact: self.table.last(),
-                last_known: last_known.max(self.highest),
-                open_term: 0,
-                restarted: false,
-                commit: 0,
-                mute,
-                report_at: 0,
-            });
+            impaired = Some(Impaired::new(self.table.last(), last_known.max(self.highest)));
+            impaired.iter_mut().for_each(|impaired| impaired.mute = mute);
+        }
+        let fresh = impaired.is_some();
+        if let Some((owed, _)) = self.owed {
+            mark!("debt known from a checkpoint");
+            let impaired = impaired.get_or_insert(Impaired::new(self.table.last(), owed));
+            impaired.last_known = impaired.last_known.max(owed);
         }
         let last = self.table.last();
         let mut hard = self.hard;
@@ -204,7 +226,7 @@ impl OpenState {
         }
         self.table.set_hard_state(hard);
         if let Some(impaired) = &mut impaired {
-            impaired.open_term = hard.term.0;
+            impaired.open_term = self.owed.filter(|_| !fresh).map_or(hard.term.0, |(_, term)| term);
         }
         (self.table, impaired.filter(|_| !amnesiac))
     }
@@ -236,15 +258,8 @@ impl Group {
         }
         mark!("entries that were acknowledged are not here");
         let intact = raft.raft.raft_log.last_index();
-        self.impaired = Some(Impaired {
-            intact,
-            last_known: known,
-            open_term: raft.raft.term,
-            restarted: false,
-            commit: known,
-            mute: false,
-            report_at: 0,
-        });
+        let open_term = raft.raft.term;
+        self.impaired = Some(Impaired { open_term, commit: known, ..Impaired::new(intact, known) });
         let text = format!(
             "group {}: the leader counts on entries up to {known}, but the log ends at {intact}: the \
              device holds an older state; what it lacks is asked for",
@@ -253,11 +268,27 @@ impl Group {
         cx.notice(true, text);
     }
 
+    /// What a checkpoint has to say about lost entries: an index, and the term when it was noticed.
+    pub(super) fn owed(&self) -> (LogIndex, Term) {
+        let owed = self.impaired.map(|i| (LogIndex(i.last_known.max(1)), Term(i.open_term)));
+        owed.unwrap_or_default()
+    }
+
+    /// A leader has given the replica its whole state as of an entry: that starts over too.
+    pub(super) fn started_over(&mut self, index: u64) {
+        if let Some(impaired) = &mut self.impaired {
+            impaired.restarted = true;
+            impaired.commit = impaired.commit.max(index);
+        }
+    }
+
     /// Tells the peers what was lost, again and again until a leader starts over.
     pub(super) fn report_damage(&mut self, cx: &mut Cx<'_>) {
         let tick = cx.shared.tick;
         let every = report_every(cx);
-        let Some(impaired) = &mut self.impaired else { return };
+        // A leader that brings it up by pages has heard of it.
+        let heard = self.session.is_some() || self.limbo.is_some();
+        let Some(impaired) = self.impaired.as_mut().filter(|_| !heard) else { return };
         if impaired.mute || impaired.restarted || tick < impaired.report_at {
             return;
         }

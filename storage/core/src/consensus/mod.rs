@@ -20,12 +20,14 @@ mod health;
 mod outbox;
 mod propose;
 mod ready;
+mod resync;
 mod shared;
 mod table;
 
-pub use checkpoint::Frozen;
+pub use checkpoint::{Frozen, Retention};
 pub use group::{Group, Role};
 pub use health::{Impaired, OpenState};
 pub use propose::{Asker, Proposal};
+pub use resync::MovedCounts;
 pub use shared::{ClientRead, Cx, LogRead, Shared, Written};
 pub use table::{Content, Slot, Table};

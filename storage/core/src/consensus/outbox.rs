@@ -163,6 +163,16 @@ impl Courier<'_> {
                 break;
             }
             let front = self.outbox.waiting.pop_front().expect("seen above");
+            let gone =
+                front.message.entries.first().is_some_and(|entry| {
+                    entry.index.0 < self.table.first().0 && entry.data.is_empty()
+                });
+            if gone {
+                mark!("entries for a follower left the log");
+                self.outbox.waiting.clear();
+                self.outbox.unacknowledged.clear();
+                return;
+            }
             if front.failed || !self.verified(&front.message) {
                 mark!("entry for a follower is damaged");
                 let (group, to) = (front.message.group, self.to.node);

@@ -22,6 +22,8 @@ pub struct Held {
     /// Whether the library is told of it. Not if some of its entries were replaced since: it takes a
     /// later entry of the same index and term for the one that is durable.
     told: bool,
+    /// The entry of the state that the library goes over to with it; a checkpoint makes that durable.
+    restores: Option<u64>,
 }
 
 impl Group {
@@ -31,6 +33,16 @@ impl Group {
             let raft = self.raft.as_mut().expect("seen above");
             let mut ready = raft.ready();
             let hard = ready.hs().map(hard_state);
+            let restored = ready.snapshot().get_metadata();
+            let restores = (restored.index > 0).then_some(restored.index);
+            if let Some(index) = restores {
+                let term = restored.term;
+                self.go_over(cx, index, term);
+                // A checkpoint stands for a batch behind its place, and an idle log would write none.
+                // The state is the one before: until the checkpoint is durable, so is the log.
+                let state = self.recorded;
+                self.record_hard(cx, state);
+            }
             self.record(cx, hard, ready.take_entries());
             for message in ready.take_messages() {
                 self.send(cx, message);
@@ -45,7 +57,8 @@ impl Group {
             }
             self.raft.as_mut().expect("only a panic stops it").advance_append_async(ready);
             self.apply(cx, committed);
-            self.held.push_back(Held { number, seq: self.last_seq, messages, told: true });
+            let seq = self.last_seq;
+            self.held.push_back(Held { number, seq, messages, told: true, restores });
             self.release(cx);
         }
         self.staged.clear();
@@ -60,16 +73,23 @@ impl Group {
     pub(super) fn release(&mut self, cx: &mut Cx<'_>) {
         let mut latest: Option<Message> = None;
         let durable = cx.shared.durable;
-        let ahead = cx.shared.planted.is(Bug::AcknowledgesAhead);
+        let (waits, ahead) = (self.in_limbo(cx), cx.shared.planted.is(Bug::AcknowledgesAhead));
         loop {
-            let is_due = |held: &Held| held.seq <= durable || (ahead && latest.is_some());
+            let is_due = |held: &Held| {
+                let settled = !(waits && held.restores.is_some());
+                settled && (held.seq <= durable || (ahead && latest.is_some()))
+            };
             if !self.held.front().is_some_and(is_due) {
                 break;
             }
             let held = self.held.pop_front().expect("seen above");
+            let raft = self.raft.as_mut().expect("only a panic stops it");
             if held.told {
                 // With it the library learns of those before it that it was not told of.
-                self.raft.as_mut().expect("only a panic stops it").on_persist_ready(held.number);
+                raft.on_persist_ready(held.number);
+            }
+            if let Some(index) = held.restores {
+                raft.advance_apply_to(index);
             }
             for message in held.messages {
                 // An append that was waiting here when its sender stopped leading is not sent.
@@ -151,7 +171,7 @@ impl Group {
     }
 
     /// Sends one of the library's messages.
-    fn send(&mut self, cx: &mut Cx<'_>, mut message: Message) {
+    pub(super) fn send(&mut self, cx: &mut Cx<'_>, mut message: Message) {
         let Some(to) = self.address_of(message.to) else { return };
         let entries = message.take_entries();
         let kind = message.get_msg_type();
@@ -190,9 +210,6 @@ impl Group {
             if self.id == GroupId::METADATA {
                 let (index, command) = (LogIndex(index), data.clone());
                 self.replica.skip(index);
-                if cx.shared.checkpoints {
-                    self.commands.keep(index, Term(term), command.clone());
-                }
                 let proposed = !command.is_empty();
                 cx.out.push(Effect::Applied { index, term: Term(term), command });
                 if proposed {
@@ -242,6 +259,7 @@ impl Group {
                 self.election.led_since(cx.now);
             }
             (Role::Leader, _) => {
+                self.end_help(cx);
                 self.outboxes.clear();
                 self.moved.clear();
                 self.election.transfer = None;

@@ -1,5 +1,6 @@
 //! What all groups of a shard share: the log, the clock, the bounds.
 
+use super::resync::{MovedCounts, PageRead};
 use crate::config::{Limits, ShardConfig, Timing};
 use crate::event::{Effect, LinkId};
 use crate::log::{Log, Record, RecordSeq};
@@ -61,6 +62,8 @@ pub enum LogRead {
         /// The entry's ordinal in the message.
         entry: usize,
     },
+    /// A run of blocks for a replica that is brought up: position of the read, number of the run.
+    Page(usize, usize),
 }
 
 /// A table of things under way, numbered for as long as they last.
@@ -163,6 +166,16 @@ pub struct Shared {
     pub catch_up_bytes: usize,
     /// Whether checkpoints are taken.
     pub checkpoints: bool,
+    /// Whether room is needed: checkpoints leave nothing in the log that followers could do without.
+    pub pressure: bool,
+    /// Replicas of this shard that are being brought up by pages.
+    pub sessions: usize,
+    /// Replicas of other shards that this one brings up by pages.
+    pub helping: usize,
+    /// Reads of blocks for replicas that are brought up.
+    pub page_reads: Slab<PageRead>,
+    /// What bringing replicas up by pages moved since the shard was opened.
+    pub moved: MovedCounts,
 }
 
 impl Shared {
@@ -194,6 +207,11 @@ impl Shared {
             recorded_bytes: 0,
             catch_up_bytes: CATCH_UP_MIN,
             checkpoints: config.checkpoint_bytes > 0,
+            pressure: false,
+            sessions: 0,
+            helping: 0,
+            page_reads: Slab::default(),
+            moved: MovedCounts::default(),
         }
     }
 
@@ -211,6 +229,11 @@ impl Shared {
         self.written.push_back(written);
         assert_eq!(seq.0, self.durable.0 + self.written.len() as u64, "records are counted by one");
         seq
+    }
+
+    /// The record that was appended last.
+    pub fn recorded(&self) -> RecordSeq {
+        RecordSeq(self.durable.0 + self.written.len() as u64)
     }
 
     /// Bytes of payload and of data after which a packed entry is closed.

@@ -11,7 +11,8 @@ use basalt_wire::ids::{GroupId, LogIndex, NodeId, Term};
 use bytes::Bytes;
 use raft::eraftpb::{self, ConfState, Snapshot};
 use raft::{Error, GetEntriesContext, RaftState, Storage, StorageError};
-use std::collections::VecDeque;
+use std::cell::RefCell;
+use std::collections::{BTreeSet, VecDeque};
 
 /// Bytes that the library counts for an entry without data. Its limits are given as multiples of it.
 pub const ENTRY_SIZE: u64 = 12;
@@ -54,18 +55,26 @@ impl Content {
     }
 }
 
-/// All entries of a group, from index 1 on.
+/// The entries of a group, from the first that is still held on.
 #[derive(Debug)]
 pub struct Table {
     voters: Vec<u64>,
     hard: HardState,
+    /// The first entry that is held; all before it are applied and gone.
+    first: u64,
+    /// The term of the entry before the first.
+    before: u64,
     /// Runs of entries of one term: the first index of each run, and the term.
     terms: Vec<(u64, u64)>,
-    slots: Vec<Slot>,
+    slots: VecDeque<Slot>,
     /// Content of the newest entries; the first of them has index `cached_from`.
     cached: VecDeque<Content>,
     cached_from: u64,
     cached_bytes: usize,
+    /// Whether all entries and their content are held for good.
+    resident: bool,
+    /// Followers that need entries from before the first, as the library noticed.
+    lacking: RefCell<BTreeSet<u64>>,
 }
 
 impl Table {
@@ -74,32 +83,106 @@ impl Table {
         Table {
             voters,
             hard: HardState::default(),
+            first: 1,
+            before: 0,
             terms: Vec::new(),
-            slots: Vec::new(),
+            slots: VecDeque::new(),
             cached: VecDeque::new(),
             cached_from: 1,
             cached_bytes: 0,
+            resident: false,
+            lacking: RefCell::default(),
         }
     }
 
-    /// A table with the entries of a checkpoint: their terms and places, from index 1 on.
-    pub fn restore(&mut self, entries: Vec<(u64, Slot)>) {
+    /// A table without entries that keeps whatever it is given in memory, for good: its log needs
+    /// nothing of the device.
+    pub fn resident(voters: Vec<u64>) -> Table {
+        Table { resident: true, ..Table::new(voters) }
+    }
+
+    /// Whether all entries are held in memory for good.
+    pub fn is_resident(&self) -> bool {
+        self.resident
+    }
+
+    /// A table with the entries of a checkpoint: their terms and places, from `first` on.
+    pub fn restore(&mut self, first: u64, before: u64, entries: Vec<(u64, Slot)>) {
+        self.start_at(first, before);
+        for (term, slot) in entries {
+            let index = self.last() + 1;
+            self.note_term(index, term);
+            self.slots.push_back(slot);
+        }
+        self.cached_from = self.last() + 1;
+    }
+
+    /// A resident table with the commands of a checkpoint, from index 1 on.
+    pub fn restore_commands(&mut self, commands: Vec<(Term, Bytes)>) {
+        assert!(self.resident, "commands for a table that would forget them");
+        self.start_at(1, 0);
+        for (term, data) in commands {
+            let slot = Slot { placed: true, ..Slot::default() };
+            self.append(self.last() + 1, term.0, slot, Content { data, payload: None });
+        }
+    }
+
+    /// Goes on behind an entry whose state came another way: nothing before `first` is held, and
+    /// nothing from it on.
+    pub fn start_at(&mut self, first: u64, before: u64) {
+        (self.first, self.before, self.cached_from) = (first, before, first);
         self.terms.clear();
+        self.slots.clear();
         self.cached.clear();
         self.cached_bytes = 0;
-        self.slots = Vec::with_capacity(entries.len());
-        for (index, (term, slot)) in (1..).zip(entries) {
-            if self.terms.last().is_none_or(|(_, last)| *last != term) {
-                self.terms.push((index, term));
-            }
-            self.slots.push(slot);
+    }
+
+    /// Forgets the entries up to `index`. They are applied, and a durable checkpoint stands for them.
+    pub fn truncate_front(&mut self, index: u64) {
+        assert!(
+            index <= self.last() && !self.resident,
+            "entries up to {index} can not be forgotten"
+        );
+        if index < self.first {
+            return;
         }
-        self.cached_from = self.slots.len() as u64 + 1;
+        self.before = self.term_of(index);
+        self.evict(index);
+        self.slots.drain(..(index + 1 - self.first) as usize);
+        self.first = index + 1;
+        let runs = self.terms.partition_point(|(first, _)| *first <= self.first);
+        self.terms.drain(..runs.saturating_sub(1));
+        if self.slots.is_empty() {
+            self.terms.clear();
+        }
+        self.cached_from = self.cached_from.max(self.first);
+    }
+
+    /// The first entry that is held, and the term of the one before it.
+    pub fn first(&self) -> (u64, u64) {
+        (self.first, self.before)
+    }
+
+    /// The first of the newest entries that take no more than `bytes` of the log together.
+    pub fn first_within(&self, bytes: u64) -> u64 {
+        let mut left = bytes;
+        let fits = |slot: &&Slot| {
+            let size = (u64::from(slot.blocks) + 1) * BLOCK_BYTES as u64;
+            let fits = size <= left;
+            left = left.saturating_sub(size);
+            fits
+        };
+        self.last() + 1 - self.slots.iter().rev().take_while(fits).count() as u64
+    }
+
+    /// Takes the followers that need entries from before the first.
+    pub fn take_lacking(&mut self) -> BTreeSet<u64> {
+        std::mem::take(self.lacking.get_mut())
     }
 
     /// An entry as a checkpoint says it. It has its place.
     pub fn entry_place(&self, index: u64) -> EntryPlace {
-        let slot = &self.slots[index as usize - 1];
+        let slot = &self.slots[self.at(index)];
         EntryPlace {
             term: Term(self.term_of(index)),
             segment: slot.data_at.segment,
@@ -112,18 +195,36 @@ impl Table {
 
     /// Index of the last entry.
     pub fn last(&self) -> u64 {
-        self.slots.len() as u64
+        self.first - 1 + self.slots.len() as u64
     }
 
-    /// Term of an entry; 0 before the first and after the last.
+    /// Term of an entry, or of the one before the first; 0 before that and after the last.
     pub fn term_of(&self, index: u64) -> u64 {
-        if index == 0 || index > self.last() {
+        if index < self.first {
+            return if index + 1 == self.first { self.before } else { 0 };
+        }
+        if index > self.last() {
             return 0;
         }
         match self.terms.partition_point(|(first, _)| *first <= index) {
             0 => 0,
             run => self.terms[run - 1].1,
         }
+    }
+
+    /// Where an entry that is held stands among the slots.
+    fn at(&self, index: u64) -> usize {
+        (index - self.first) as usize
+    }
+
+    fn note_term(&mut self, index: u64, term: u64) {
+        if self.terms.last().is_none_or(|(_, last)| *last != term) {
+            self.terms.push((index, term));
+        }
+    }
+
+    fn weight(&self, content: &Content) -> usize {
+        if self.resident { 0 } else { weight(content) }
     }
 
     /// The state with which the library starts.
@@ -138,14 +239,15 @@ impl Table {
 
     /// Drops all entries from `index` on.
     pub fn truncate(&mut self, index: u64) {
+        let index = index.max(self.first);
         let keep = index - 1;
-        self.slots.truncate(keep as usize);
+        self.slots.truncate(self.at(index));
         while self.terms.last().is_some_and(|(first, _)| *first > keep) {
             self.terms.pop();
         }
         while self.cached_from + self.cached.len() as u64 > index && !self.cached.is_empty() {
             let content = self.cached.pop_back().expect("not empty");
-            self.cached_bytes -= weight(&content);
+            self.cached_bytes -= self.weight(&content);
         }
         if self.cached.is_empty() {
             self.cached_from = keep + 1;
@@ -154,18 +256,17 @@ impl Table {
 
     /// Appends an entry; one whose index is taken replaces that entry and all after it.
     pub fn append(&mut self, index: u64, term: u64, slot: Slot, content: Content) {
-        assert!(0 < index && index <= self.last() + 1, "entry {index} after {}", self.last());
-        if index <= self.last() {
+        let (first, last) = (self.first, self.last());
+        assert!(first <= index && index <= last + 1, "entry {index} after {first} to {last}");
+        if index <= last {
             self.truncate(index);
         }
-        if self.terms.last().is_none_or(|(_, last)| *last != term) {
-            self.terms.push((index, term));
-        }
-        self.slots.push(slot);
+        self.note_term(index, term);
+        self.slots.push_back(slot);
         if self.cached.is_empty() {
             self.cached_from = index;
         }
-        self.cached_bytes += weight(&content);
+        self.cached_bytes += self.weight(&content);
         self.cached.push_back(content);
     }
 
@@ -178,10 +279,11 @@ impl Table {
         (location, data_at): (Location, DataLocation),
         payload: Bytes,
     ) {
-        if self.term_of(index) != term {
+        if index < self.first || self.term_of(index) != term {
             return;
         }
-        let slot = &mut self.slots[index as usize - 1];
+        let at = self.at(index);
+        let slot = &mut self.slots[at];
         (slot.location, slot.data_at, slot.placed) = (location, data_at, true);
         let content = index.checked_sub(self.cached_from);
         if let Some(content) = content.and_then(|at| self.cached.get_mut(at as usize))
@@ -193,7 +295,7 @@ impl Table {
 
     /// Where an entry stands.
     pub fn slot(&self, index: u64) -> Option<&Slot> {
-        self.slots.get((index as usize).checked_sub(1)?)
+        self.slots.get(index.checked_sub(self.first)? as usize)
     }
 
     /// An entry's content, if it is in memory.
@@ -210,12 +312,12 @@ impl Table {
     /// Gives the bytes that became free.
     pub fn evict(&mut self, index: u64) -> usize {
         let before = self.cached_bytes;
-        while self.cached_from <= index && !self.cached.is_empty() {
-            if !self.slots[self.cached_from as usize - 1].placed {
+        while !self.resident && self.cached_from <= index && !self.cached.is_empty() {
+            if !self.slots[self.at(self.cached_from)].placed {
                 break;
             }
             let content = self.cached.pop_front().expect("not empty");
-            self.cached_bytes -= weight(&content);
+            self.cached_bytes -= self.weight(&content);
             self.cached_from += 1;
         }
         before - self.cached_bytes
@@ -250,7 +352,10 @@ impl Storage for Table {
         max_size: impl Into<Option<u64>>,
         context: GetEntriesContext,
     ) -> raft::Result<Vec<eraftpb::Entry>> {
-        if low == 0 || high > self.last() + 1 {
+        if low < self.first {
+            return Err(Error::Store(StorageError::Compacted));
+        }
+        if high > self.last() + 1 {
             return Err(Error::Store(StorageError::Unavailable));
         }
         let most = max_size.into().map_or(usize::MAX, |size| (size / ENTRY_SIZE).max(1) as usize);
@@ -261,7 +366,7 @@ impl Storage for Table {
         let mut payload = 0;
         let mut entries = Vec::with_capacity((high - low).min(8) as usize);
         for index in (low..high).take(most) {
-            let blocks = self.slots[index as usize - 1].blocks;
+            let blocks = self.slots[self.at(index)].blocks;
             payload += u64::from(blocks) * BLOCK_BYTES as u64;
             if payload > PAYLOAD_PER_MESSAGE && !entries.is_empty() {
                 break;
@@ -272,6 +377,9 @@ impl Storage for Table {
     }
 
     fn term(&self, index: u64) -> raft::Result<u64> {
+        if index + 1 < self.first {
+            return Err(Error::Store(StorageError::Compacted));
+        }
         if index > self.last() {
             return Err(Error::Store(StorageError::Unavailable));
         }
@@ -279,15 +387,16 @@ impl Storage for Table {
     }
 
     fn first_index(&self) -> raft::Result<u64> {
-        Ok(1)
+        Ok(self.first)
     }
 
     fn last_index(&self) -> raft::Result<u64> {
         Ok(self.last())
     }
 
-    fn snapshot(&self, _request_index: u64, _to: u64) -> raft::Result<Snapshot> {
-        // The whole log stays on the device, so that no follower ever needs one.
+    fn snapshot(&self, _request_index: u64, to: u64) -> raft::Result<Snapshot> {
+        // Such a follower gets pages; see `resync`. The library goes on when it acknowledges them.
+        self.lacking.borrow_mut().insert(to);
         Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable))
     }
 }
@@ -330,6 +439,35 @@ mod tests {
         assert!(table.content(4).is_none());
         table.place((3, 2), Default::default(), Bytes::new());
         assert!(!table.slot(3).unwrap().placed, "the place of a replaced entry is not taken");
+    }
+
+    #[test]
+    fn the_front_can_be_forgotten() {
+        let mut table = table(&[1, 1, 3, 3, 7]);
+        table.truncate_front(3);
+        let terms: Vec<_> = (0..=6).map(|i| table.term_of(i)).collect();
+        assert_eq!(terms, [0, 0, 0, 3, 3, 7, 0]);
+        assert_eq!((table.first(), table.last()), ((4, 3), 5));
+        assert!(table.slot(3).is_none() && table.content(3).is_none());
+        assert!(table.slot(4).is_some() && table.content(5).is_some());
+        assert!(matches!(Storage::term(&table, 2), Err(Error::Store(StorageError::Compacted))));
+        assert_eq!(Storage::term(&table, 3), Ok(3));
+        table.truncate_front(5);
+        assert_eq!((table.first(), table.last(), table.cached_bytes()), ((6, 7), 5, 0));
+        table.append(6, 7, Slot::default(), Content::default());
+        assert_eq!((table.term_of(5), table.term_of(6), table.last()), (7, 7, 6));
+        table.truncate(2);
+        assert_eq!((table.last(), table.term_of(5)), (5, 7));
+    }
+
+    #[test]
+    fn a_resident_table_forgets_nothing() {
+        let mut table = Table::resident(vec![1]);
+        table.restore_commands(vec![(Term(2), Bytes::from_static(b"a")), (Term(3), Bytes::new())]);
+        table.append(3, 3, Slot { placed: true, ..Slot::default() }, Content::default());
+        assert_eq!((table.evict(3), table.cached_bytes()), (0, 0));
+        assert_eq!(table.content(1).unwrap().data, Bytes::from_static(b"a"));
+        assert_eq!((table.term_of(1), table.term_of(3), table.last()), (2, 3, 3));
     }
 
     #[test]

@@ -76,6 +76,25 @@ impl VolumeIndex {
         clean.then_some(chunk)
     }
 
+    /// Makes a page known that changed at an entry, as a peer says. Gives the chunk as
+    /// [`VolumeIndex::map`] does.
+    pub fn touch(&mut self, chunk: u64, at: LogIndex) -> Option<u64> {
+        let page = self.pages.entry(chunk).or_default();
+        let clean = !page.is_dirty();
+        (page.touch(at) && clean).then_some(chunk)
+    }
+
+    /// When a page changed last; nothing before the first change.
+    pub fn changed_at(&self, chunk: u64) -> LogIndex {
+        self.pages.get(&chunk).map_or(LogIndex(0), Page::changed_at)
+    }
+
+    /// The chunks that changed after an entry, in no order.
+    pub fn changed_after(&self, since: LogIndex) -> impl Iterator<Item = u64> + '_ {
+        let pages = self.pages.iter();
+        pages.filter(move |(_, page)| page.changed_at() > since).map(|(chunk, _)| *chunk)
+    }
+
     /// Points a block at another place with the same content, if it still stands at `from`: says whether
     /// it did, and gives the chunk as [`VolumeIndex::map`] does.
     pub fn relocate(

@@ -139,6 +139,16 @@ impl Page {
         true
     }
 
+    /// Notes a change of which only the entry is known. Says whether that is news.
+    pub(super) fn touch(&mut self, at: LogIndex) -> bool {
+        let news = at > self.changed_at;
+        if news {
+            self.changed_at = at;
+            self.dirty |= 1;
+        }
+        news
+    }
+
     /// Whether it changed since it was given to a checkpoint.
     pub(super) fn is_dirty(&self) -> bool {
         self.dirty != 0

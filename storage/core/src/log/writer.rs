@@ -403,17 +403,19 @@ impl Writer {
 
     /// Whether the log is idle and its last records are not covered by a durable mark yet.
     pub fn wants_seal(&self) -> bool {
-        !self.failed
-            && self.queue.is_empty()
-            && self.in_flight.is_empty()
-            && self.last_with_records > self.mark_written
+        self.is_idle() && self.last_with_records > self.mark_written
+    }
+
+    /// Whether nothing is queued or on its way.
+    pub fn is_idle(&self) -> bool {
+        !self.failed && self.queue.is_empty() && self.in_flight.is_empty()
     }
 
     /// Writes the durable mark in a batch of its own. Without room for it nothing is written: the
     /// next opening then reads the payload of the last batch instead.
     pub fn seal(&mut self, out: &mut Vec<DiskOp>) {
         let events = &mut Vec::new();
-        assert!(self.wants_seal(), "a log that is busy or sealed");
+        assert!(self.is_idle(), "a log that is busy");
         let own = blocks_of(batch::header_bytes(self.tail.summaries.len(), 0, 0));
         let closing = blocks_of(batch::header_bytes(0, 0, 0));
         let Some(next) = self.segments.next_free(self.tail.segment) else {

@@ -6,6 +6,7 @@
 
 mod changes;
 mod moves;
+mod pages;
 mod read;
 
 pub use changes::DirtyPages;
@@ -39,6 +40,8 @@ pub struct Replica {
     /// Live blocks of all volumes by segment.
     usage: Usage,
     applied: LogIndex,
+    /// Pages may hold entries up to this one.
+    ahead: LogIndex,
     planted: Planted,
     replaying: bool,
     changes: Changes,
@@ -63,6 +66,7 @@ impl Replica {
             volumes: FxHashMap::default(),
             usage: Usage::default(),
             applied: LogIndex(0),
+            ahead: LogIndex(0),
             planted,
             replaying: true,
             changes: Changes::default(),

@@ -1,8 +1,9 @@
 //! Reading: which runs of the log hold a range's blocks, and how they come together again.
 
 use super::Replica;
-use crate::index::Page;
+use crate::index::{BlockPlace, Page};
 use crate::log::Location;
+use crate::mark;
 use crate::planted::Bug;
 use basalt_wire::block::{BLOCK_BYTES, crc32c};
 use basalt_wire::buffer::Payload;
@@ -51,6 +52,10 @@ impl Replica {
         if self.applied < floor && !self.planted.is(Bug::FloorUnchecked) {
             return Err(Refusal::Behind);
         }
+        if self.is_fuzzy() && !self.planted.is(Bug::FuzzyPagesServed) {
+            mark!("read of pages that are ahead");
+            return Err(Refusal::Behind);
+        }
         self.check_epoch(id, epoch)
     }
 
@@ -91,6 +96,18 @@ impl Replica {
 }
 
 impl Plan {
+    /// The plan to read blocks, wherever they stand.
+    pub fn of(places: impl Iterator<Item = BlockPlace>) -> Plan {
+        let mut plan =
+            Plan { index: LogIndex(0), checksums: Vec::new(), runs: Vec::new(), missing: 0 };
+        for place in places {
+            plan.checksums.push(place.checksum);
+            plan.extend(Some(Location { segment: place.segment, block: place.block }));
+        }
+        plan.missing = plan.runs.len() as u32;
+        plan
+    }
+
     fn extend(&mut self, place: Option<Location>) {
         if let Some(run) = self.runs.last_mut() {
             let next = run.place.map(|at| Location { block: at.block + run.blocks, ..at });

@@ -3,9 +3,9 @@
 use super::{Phase, Shard};
 use crate::checkpoint::{Snapshot, StoreDone, StoreOp};
 use crate::config::ShardConfig;
-use crate::consensus::OpenState;
+use crate::consensus::{Cx, OpenState};
 use crate::event::Effect;
-use crate::log::{self, Log, OpenReport, RecordSeq};
+use crate::log::{self, Log, OpenReport};
 use crate::mark;
 use basalt_wire::time::Time;
 use std::time::Duration;
@@ -41,7 +41,7 @@ impl Shard {
         self.open_log(out);
     }
 
-    pub(super) fn store_done(&mut self, done: StoreDone, out: &mut Vec<Effect>) {
+    pub(super) fn store_done(&mut self, now: Time, done: StoreDone, out: &mut Vec<Effect>) {
         match done {
             StoreDone::Loaded(found) if self.start.asked => {
                 self.start.asked = false;
@@ -60,7 +60,8 @@ impl Shard {
             }
             StoreDone::Loaded(_) => {}
             StoreDone::Saved(result) => {
-                self.taker.saved(result, out);
+                let mut cx = Cx { shared: &mut self.shared, now, out };
+                self.taker.saved(result, &mut self.groups, &mut cx);
                 self.shared.log.release(&self.taker.take_released());
             }
         }
@@ -99,10 +100,10 @@ impl Shard {
     /// Sets what the log's records are added to.
     fn begin_groups(&mut self) {
         for (group, state) in self.groups.iter().zip(&mut self.opening) {
-            *state = OpenState::new(group.voters());
+            *state = OpenState::new(group.id, group.voters());
             let part = self.start.snapshot.as_mut().and_then(|s| s.groups.get_mut(&group.id));
             if let Some(part) = part {
-                state.restore(std::mem::take(&mut part.entries), &part.manifest);
+                state.restore(part);
             }
         }
     }
@@ -169,13 +170,12 @@ impl Shard {
     }
 
     /// Does what one turn may do for the next checkpoint.
-    pub(super) fn take_checkpoint(&mut self, out: &mut Vec<Effect>) {
+    pub(super) fn take_checkpoint(&mut self, now: Time, out: &mut Vec<Effect>) {
         if !self.taker.is_on() || !matches!(self.phase, Phase::Running | Phase::Draining) {
             return;
         }
-        let shared = &self.shared;
-        let recorded = RecordSeq(shared.durable.0 + shared.written.len() as u64);
-        self.taker.end_turn(&mut self.groups, &shared.log, (recorded, shared.durable), out);
+        let mut cx = Cx { shared: &mut self.shared, now, out };
+        self.taker.end_turn(&mut self.groups, &mut cx);
         self.shared.log.release(&self.taker.take_released());
     }
 }

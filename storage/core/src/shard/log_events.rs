@@ -38,8 +38,10 @@ impl Shard {
                 LogEvent::Placed { seq, location, data_at, payload } => {
                     let at = (seq.0 - self.shared.durable.0) as usize - 1;
                     let written = self.shared.written[at];
-                    if let Some(entry) = written.entry {
-                        self.groups[written.group].placed(entry, (location, data_at), payload);
+                    let group = &mut self.groups[written.group];
+                    match written.entry {
+                        Some(entry) => group.placed(entry, (location, data_at), payload),
+                        None => group.fill_placed(seq, location),
                     }
                 }
                 LogEvent::Durable(seq) => self.durable(seq),
@@ -127,6 +129,7 @@ impl Shard {
     fn read_done(&mut self, now: Time, token: u64, result: Option<Bytes>, out: &mut Vec<Effect>) {
         match self.shared.log_reads.take(token as usize) {
             Some(LogRead::Client(read, run)) => self.client_read(read, run, result, out),
+            Some(LogRead::Page(read, run)) => self.page_read(now, read, run, result, out),
             read => self.entry_read(now, read, None, result, out),
         }
     }
@@ -144,6 +147,21 @@ impl Shard {
         self.groups[group].fetched(&mut cx, peer, (message, entry), data, payload);
     }
 
+    fn page_read(
+        &mut self,
+        now: Time,
+        at: usize,
+        run: usize,
+        data: Option<Bytes>,
+        out: &mut Vec<Effect>,
+    ) {
+        let last = self.shared.page_reads.get_mut(at).is_some_and(|read| read.fill(run, data));
+        if let Some(read) = last.then(|| self.shared.page_reads.take(at)).flatten() {
+            let mut cx = Cx { shared: &mut self.shared, now, out };
+            self.groups[read.group].send_blocks(&mut cx, read);
+        }
+    }
+
     fn client_read(&mut self, at: usize, run: usize, data: Option<Bytes>, out: &mut Vec<Effect>) {
         let Some(read) = self.shared.client_reads.get_mut(at) else { return };
         read.outstanding -= 1;
@@ -155,6 +173,16 @@ impl Shard {
             return;
         }
         let read = self.shared.client_reads.take(at).expect("seen above");
+        let served = self.by_id.get(&read.group).map(|slot| &self.groups[*slot].replica);
+        if served.is_some_and(|replica| replica.is_fuzzy())
+            && !self.shared.planted.is(Bug::FuzzyPagesServed)
+        {
+            mark!("pages ran ahead of a read");
+            let result = ReplyResult::Refused(Refusal::Behind);
+            let reply = basalt_wire::frame::Reply { id: read.id, group: read.group, result };
+            out.push(Effect::Reply { link: read.link, reply });
+            return;
+        }
         let trust = self.shared.planted.is(Bug::ReadUnverified);
         let finished = if read.failed { None } else { read.plan.finish(trust).ok() };
         let result = match finished {

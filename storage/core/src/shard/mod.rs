@@ -74,7 +74,7 @@ impl Shard {
         let next_tick = now + config.timing.tick;
         let mut shard = Shard {
             by_id: groups.iter().map(|group| (group.id, group.slot)).collect(),
-            opening: configs.iter().map(|group| OpenState::new(&group.voters)).collect(),
+            opening: configs.iter().map(|group| OpenState::new(group.id, &group.voters)).collect(),
             groups,
             shared,
             phase: Phase::Opening,
@@ -113,7 +113,7 @@ impl Shard {
             Event::Prefer { group, node } => {
                 self.with(now, out, group, |group, cx| group.prefer(cx, node));
             }
-            Event::Store(done) => self.store_done(done, out),
+            Event::Store(done) => self.store_done(now, done, out),
             Event::Drain => self.start_drain(now, out),
             // An answer to a link that is gone is dropped by the driver.
             Event::LinkClosed { .. } | Event::Peer { .. } => {}
@@ -135,7 +135,7 @@ impl Shard {
             self.trim_cache(now, out);
             self.check_drained(out);
             self.shared.log.seal_if_idle(now, &mut self.shared.ops);
-            self.take_checkpoint(out);
+            self.take_checkpoint(now, out);
         }
         self.flush_ops(out);
     }
@@ -170,14 +170,30 @@ impl Shard {
             pending_bytes: self.shared.pending_bytes,
             log: self.shared.log.counts(),
             proposed: self.shared.proposed,
+            moved: self.shared.moved,
         }
     }
 
     /// A digest of a group's mapped blocks and epochs, and the index it is of: equal on all replicas
-    /// that applied the same index (invariant I6). Walks the whole index.
+    /// that applied the same index (invariant I6); nothing while its pages are ahead of it. Walks the
+    /// whole index.
     pub fn digest(&self, group: GroupId) -> Option<(LogIndex, u64)> {
         let replica = &self.groups[*self.by_id.get(&group)?].replica;
+        if replica.is_fuzzy() {
+            return None;
+        }
         Some((replica.applied(), replica.digest()))
+    }
+
+    /// Room is needed, or is not any more: with each checkpoint the Raft logs are cut to what it stands
+    /// for, and followers that are behind get pages.
+    pub fn set_pressure(&mut self, pressure: bool) {
+        self.shared.pressure = pressure;
+    }
+
+    /// Whether a replica's pages may hold entries that it has not applied: then it serves no read.
+    pub fn is_fuzzy(&self, group: GroupId) -> bool {
+        self.by_id.get(&group).is_some_and(|slot| self.groups[*slot].replica.is_fuzzy())
     }
 
     fn serves(&self) -> bool {
@@ -294,6 +310,10 @@ impl Shard {
             }
             Frame::LogDamaged { group, node, intact } if node == from.node => {
                 self.with(now, out, group, |group, cx| group.follower_damaged(cx, from, intact));
+            }
+            Frame::Pages(message) => {
+                let group = message.group;
+                self.with(now, out, group, |group, cx| group.pages(cx, from, *message));
             }
             Frame::Sleep { group, term, commit } => {
                 self.with(now, out, group, |group, _| group.sleep(from, term, commit));

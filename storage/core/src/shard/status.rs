@@ -1,5 +1,6 @@
 //! What a shard says about itself.
 
+use crate::consensus::MovedCounts;
 use crate::log::{LogCounts, OpenReport};
 use basalt_wire::ids::{GroupId, LogIndex, NodeId, Term};
 use std::time::Duration;
@@ -49,6 +50,10 @@ pub struct GroupStatus {
     pub commit: LogIndex,
     /// Everything up to here is applied.
     pub applied: LogIndex,
+    /// The first entry it holds.
+    pub first: LogIndex,
+    /// Whether it is behind its own pages, and serves no reads.
+    pub fuzzy: bool,
     /// The last entry it holds.
     pub last: LogIndex,
     /// Whether the group sleeps.
@@ -84,6 +89,8 @@ pub struct ShardStatus {
     pub log: LogCounts,
     /// What the replicas proposed since then.
     pub proposed: ProposedCounts,
+    /// What bringing replicas up by pages moved since then.
+    pub moved: MovedCounts,
 }
 
 /// What leaders proposed: `commands / entries` is how well a turn's requests are packed.

@@ -19,8 +19,9 @@
 //! The manifest: cluster 8, node 4, shard 2, device 8, segment_bytes 8, number 8; where replay begins:
 //! segment 4, segment sequence 8, block 4, batch 8, checksum of the batch before 4, boot 8; the last
 //! batch that the checkpoint stands for: batch 8, its checksum 4; number of groups 4, for each group 4,
-//! applied 8, end 8, hard state's term 8, vote 4, commit 8, volumes 8, granules 8; number of segments that
-//! it needs 4, for each its id 4 and the sequence of its use 8.
+//! applied 8, end 8, hard state's term 8, vote 4, commit 8, volumes 8, granules 8, first entry 8, term of
+//! the entry before it 8, ahead 8, owed 8, its term 8; number of segments that it needs 4, for each its id
+//! 4 and the sequence of its use 8.
 
 use crate::block::crc32c;
 use crate::disk::batch::HardStateFields;
@@ -42,7 +43,7 @@ const GROUPS_MAX: usize = 1 << 16;
 const ENTRY_BYTES: usize = 26;
 const PLACE_BYTES: usize = 12;
 const MANIFEST_BYTES: usize = 38 + 36 + 12 + 4;
-const GROUP_BYTES: usize = 56;
+const GROUP_BYTES: usize = 96;
 const SEGMENT_USE_BYTES: usize = 12;
 
 /// Why a record was not accepted.
@@ -106,6 +107,18 @@ pub struct GroupManifest {
     pub volumes: u64,
     /// Granules of the group.
     pub granules: u64,
+    /// The first entry that its log holds; those before it are part of the state.
+    pub first: LogIndex,
+    /// The term of the entry before it.
+    pub before: Term,
+    /// Some pages may hold later entries, which the log does not: nothing is served before these are
+    /// applied. 0 if there are none.
+    pub ahead: LogIndex,
+    /// The replica lost entries up to here that it had acknowledged, and does not vote before it holds
+    /// them again. 0 if it lost none.
+    pub owed: LogIndex,
+    /// The replica's term when that was noticed.
+    pub owed_term: Term,
 }
 
 /// What a checkpoint is, and of what.
@@ -167,7 +180,8 @@ pub struct Granule {
 pub enum Record {
     /// A metadata command.
     Command(LogIndex, Term, Bytes),
-    /// Entries of a group, from the first of a run on.
+    /// Entries of a group: the last ones of a run, or of a run that is not full. A run holds the indexes
+    /// from its number times [`RUN_ENTRIES`], plus 1, on; the first of them may not be held any more.
     Entries(GroupId, u64, Vec<EntryPlace>),
     /// The manifest.
     Manifest(Manifest),
@@ -179,6 +193,14 @@ pub enum Record {
 
 /// The key of the manifest.
 pub const MANIFEST_KEY: &[u8] = b"M";
+
+/// The key of a run of entries.
+pub fn entries_key(group: GroupId, run: u64) -> [u8; 13] {
+    let mut key = [b'E'; 13];
+    key[1..5].copy_from_slice(&group.0.to_be_bytes());
+    key[5..].copy_from_slice(&run.to_be_bytes());
+    key
+}
 
 /// The prefix of the keys of a volume's granules.
 pub fn granules_prefix(group: GroupId, volume: VolumeId) -> [u8; 13] {
@@ -197,9 +219,7 @@ impl Record {
                 out.extend_from_slice(&index.0.to_be_bytes());
             }
             Record::Entries(group, run, _) => {
-                out.push(b'E');
-                out.extend_from_slice(&group.0.to_be_bytes());
-                out.extend_from_slice(&run.to_be_bytes());
+                out.extend_from_slice(&entries_key(*group, *run));
             }
             Record::Manifest(_) => out.extend_from_slice(MANIFEST_KEY),
             Record::Granule(group, volume, chunk, granule, _) => {
@@ -374,7 +394,10 @@ fn put_manifest(m: &Manifest, out: &mut Vec<u8>) {
             out.extend_from_slice(&number.to_le_bytes());
         }
         out.extend_from_slice(&g.hard.vote.0.to_le_bytes());
-        for number in [g.hard.commit.0, g.volumes, g.granules] {
+        for number in [g.hard.commit.0, g.volumes, g.granules, g.first.0, g.before.0] {
+            out.extend_from_slice(&number.to_le_bytes());
+        }
+        for number in [g.ahead.0, g.owed.0, g.owed_term.0] {
             out.extend_from_slice(&number.to_le_bytes());
         }
     }
@@ -411,6 +434,11 @@ fn manifest(b: &[u8]) -> Result<Manifest, CheckpointError> {
         },
         volumes: field::u64(b, 40),
         granules: field::u64(b, 48),
+        first: LogIndex(field::u64(b, 56)),
+        before: Term(field::u64(b, 64)),
+        ahead: LogIndex(field::u64(b, 72)),
+        owed: LogIndex(field::u64(b, 80)),
+        owed_term: Term(field::u64(b, 88)),
     };
     let manifest = Manifest {
         cluster: ClusterId(field::u64(b, 0)),
@@ -444,6 +472,12 @@ impl Manifest {
         }
         if self.groups.iter().any(|g| g.end < g.applied) {
             return Err(CheckpointError::Field("end"));
+        }
+        if self.groups.iter().any(|g| g.first.0 == 0 || g.first.0 - 1 > g.applied.0) {
+            return Err(CheckpointError::Field("first entry"));
+        }
+        if self.groups.iter().any(|g| (g.before.0 == 0) != (g.first.0 == 1)) {
+            return Err(CheckpointError::Field("term before the first entry"));
         }
         self.validate_segments()
     }
@@ -489,6 +523,11 @@ mod tests {
             hard: HardStateFields { term: Term(2), vote: NodeId(1), commit: LogIndex(5) },
             volumes: 3,
             granules: 4,
+            first: LogIndex(4),
+            before: Term(2),
+            ahead: LogIndex(9),
+            owed: LogIndex(7),
+            owed_term: Term(3),
         };
         let used = |segment, seq| SegmentUse { segment: SegmentId(segment), seq };
         let manifest = Manifest {
@@ -558,7 +597,7 @@ mod tests {
     #[test]
     fn a_manifest_that_contradicts_itself_is_refused() {
         let Record::Manifest(good) = samples().remove(3) else { panic!("the order of samples") };
-        let spoils: [fn(&mut Manifest); 9] = [
+        let spoils: [fn(&mut Manifest); 13] = [
             |m| m.from.seq = 0,
             |m| m.until.0 = m.from.seq - 1,
             |m| m.groups[1].group = GroupId(0),
@@ -568,6 +607,10 @@ mod tests {
             |m| m.segments[1].seq = m.segments[0].seq,
             |m| m.segments[1].segment = m.segments[0].segment,
             |m| m.segments[0].segment = SegmentId(m.from.segment),
+            |m| m.groups[0].first = LogIndex(0),
+            |m| m.groups[0].first = LogIndex(7),
+            |m| m.groups[0].first = LogIndex(1),
+            |m| m.groups[0].before = Term(0),
         ];
         for spoil in spoils {
             let mut bad = good.clone();

@@ -4,6 +4,7 @@ mod corners;
 mod cuts;
 mod damage;
 mod election;
+mod pages;
 mod recycled;
 mod sessions;
 mod storm;

@@ -41,6 +41,8 @@ pub struct Node {
     /// The store of its checkpoints.
     pub store: BTreeMap<Vec<u8>, Vec<u8>>,
     pub saves_held: bool,
+    /// Checkpoints that are saved before the others wait for ever.
+    pub saves_left: usize,
     pub saves: VecDeque<Changes>,
 }
 
@@ -144,6 +146,7 @@ impl World {
                 effects: Vec::new(),
                 store: BTreeMap::new(),
                 saves_held: false,
+                saves_left: usize::MAX,
                 saves: VecDeque::new(),
             };
             for op in ops {
@@ -190,6 +193,7 @@ impl World {
         node.saves.clear();
         node.writes_held = false;
         node.writes_left = usize::MAX;
+        node.saves_left = usize::MAX;
         self.net.retain(|(from, to, _)| *from != n && *to != n);
     }
 
@@ -252,7 +256,10 @@ impl World {
             shard.handle(now, Event::Disk(done), &mut node.effects);
         }
         if !node.saves_held {
-            while let Some(changes) = node.saves.pop_front() {
+            while node.saves_left > 0
+                && let Some(changes) = node.saves.pop_front()
+            {
+                node.saves_left -= 1;
                 save(&mut node.store, &changes);
                 let event = Event::Store(StoreDone::Saved(Ok(())));
                 shard.handle(now, event, &mut node.effects);

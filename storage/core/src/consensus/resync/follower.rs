@@ -1,0 +1,504 @@
+//! The follower's part: walks through the leader's pages, asks for what it lacks, and goes over to the
+//! state that this gives.
+
+use super::super::group::Group;
+use super::super::shared::{Cx, Written};
+use super::{ASKS_MAX, SESSIONS_MAX};
+use crate::log::{Location, Record, RecordSeq};
+use crate::mark;
+use crate::planted::Bug;
+use crate::replica::blocks_match;
+use basalt_wire::block::{BLOCK_BYTES, CHUNK_BLOCKS};
+use basalt_wire::buffer::Payload;
+use basalt_wire::disk::moved::{MovedBlock, encode_moved};
+use basalt_wire::ids::{Address, LogIndex, Term, VolumeId};
+use basalt_wire::pages::{PageSums, Pages, Step, VolumeState, WANT_BLOCKS_MAX};
+use raft::StateRole;
+use raft::eraftpb::{self, ConfState, MessageType, Snapshot};
+use std::collections::{BTreeMap, VecDeque};
+
+/// Times that a question is asked before a session is given up.
+const TRIES_MAX: u32 = 6;
+/// Election timeouts that pass after a session that came to nothing.
+const REST: u64 = 2;
+
+/// A session, as the follower keeps it.
+#[derive(Debug)]
+pub struct Session {
+    id: u64,
+    leader: Address,
+    term: Term,
+    /// What was applied when it began: pages that have not changed since are not looked at.
+    base: LogIndex,
+    /// Where it leads, its term, and the volumes as of it; once the leader has told.
+    start: Option<(LogIndex, Term)>,
+    volumes: Vec<VolumeState>,
+    /// The first page that was not offered yet; nothing once all were.
+    cursor: Option<(VolumeId, u64)>,
+    /// Blocks to be asked for.
+    todo: VecDeque<Wanted>,
+    asked: BTreeMap<u32, Asked>,
+    asks: u32,
+    /// Blocks that are written and not durable yet.
+    fills: VecDeque<Fill>,
+    /// Whether nothing is left but to go over to the new state.
+    finished: bool,
+    /// Whether a checkpoint waits to begin with that.
+    promised: bool,
+}
+
+/// Blocks of a page that are needed.
+#[derive(Clone, Debug)]
+struct Wanted {
+    page: (VolumeId, u64),
+    changed_at: LogIndex,
+    blocks: Vec<u16>,
+}
+
+/// A question without an answer.
+#[derive(Debug)]
+struct Asked {
+    /// For blocks; else for the next pages, or for where to begin.
+    wanted: Option<Wanted>,
+    again_at: u64,
+    tries: u32,
+}
+
+/// Blocks on their way to the device.
+#[derive(Debug)]
+struct Fill {
+    seq: RecordSeq,
+    location: Option<Location>,
+    page: (VolumeId, u64),
+    changed_at: LogIndex,
+    blocks: Vec<(u16, u32)>,
+}
+
+impl Session {
+    /// Whether there is nothing left to ask or to write.
+    fn is_done(&self) -> bool {
+        let quiet = self.todo.is_empty() && self.asked.is_empty() && self.fills.is_empty();
+        self.start.is_some() && self.cursor.is_none() && quiet
+    }
+}
+
+impl Group {
+    /// Whether a session is still of use: nothing has happened that it did not know of.
+    fn session_holds(&self) -> bool {
+        self.session.as_ref().is_some_and(|session| {
+            session.term == self.term()
+                && self.leader() == Some(session.leader.node)
+                && session.base == self.replica.applied()
+        })
+    }
+
+    /// Whether appends have to wait: the replica is about to go over to another state.
+    pub fn awaits_restore(&self, cx: &Cx<'_>) -> bool {
+        self.in_limbo(cx) || self.session.as_ref().is_some_and(|session| session.finished)
+    }
+
+    /// Whether the state that it went over to is not durable yet: until then it promises nothing.
+    pub fn in_limbo(&self, cx: &Cx<'_>) -> bool {
+        self.limbo.is_some() && !cx.shared.planted.is(Bug::RestoredTooEarly)
+    }
+
+    /// Takes what the leader says.
+    pub(super) fn follow_pages(&mut self, cx: &mut Cx<'_>, message: Pages) {
+        if self.session.is_some() && !self.session_holds() {
+            self.end_session(cx);
+        }
+        let Pages { session: id, step, .. } = message;
+        if let Step::Behind = step {
+            self.begin_session(cx);
+            return;
+        }
+        if self.session.as_ref().is_none_or(|session| session.id != id || session.finished) {
+            return;
+        }
+        match step {
+            Step::Begin { start, start_term, volumes } => {
+                self.session_begun(cx, start, start_term, volumes)
+            }
+            Step::Offer { ask, at, more, pages } => self.offered(cx, ask, at, more, pages),
+            Step::Blocks { ask, at, blocks, payload } => {
+                self.take_blocks(cx, ask, at, &blocks, payload);
+            }
+            Step::Stop => {
+                mark!("session stopped by the leader");
+                self.end_session(cx);
+            }
+            _ => {}
+        }
+    }
+
+    fn begin_session(&mut self, cx: &mut Cx<'_>) {
+        let Some(leader) = self.leader().and_then(|node| self.address_of(u64::from(node.0))) else {
+            return;
+        };
+        let free = self.session.is_none() && self.limbo.is_none();
+        let may = !cx.shared.read_only && cx.shared.tick >= self.session_after;
+        if !free || !may || cx.shared.sessions >= SESSIONS_MAX {
+            return;
+        }
+        if !cx.shared.checkpoints {
+            // Said once: only a restart with checkpoints helps.
+            self.session_after = u64::MAX;
+            let text = format!(
+                "group {}: the leader's log does not reach back to entry {}, and without checkpoints it \
+                 can not be brought up by pages",
+                self.id,
+                self.replica.applied()
+            );
+            cx.notice(true, text);
+            return;
+        }
+        mark!("session of pages opened");
+        cx.shared.sessions += 1;
+        cx.shared.messages += 1;
+        let id = cx.shared.draw([u64::from(self.id.0), cx.shared.messages, cx.now.0]);
+        self.session = Some(Session {
+            id,
+            leader,
+            term: self.term(),
+            base: self.replica.applied(),
+            start: None,
+            volumes: Vec::new(),
+            cursor: Some((VolumeId(0), 0)),
+            todo: VecDeque::new(),
+            asked: BTreeMap::new(),
+            asks: 0,
+            fills: VecDeque::new(),
+            finished: false,
+            promised: false,
+        });
+        self.ask(cx, None);
+    }
+
+    /// Gives up what there is of a session. What was written of it is found again by its checksums.
+    pub fn end_session(&mut self, cx: &mut Cx<'_>) {
+        if let Some(session) = self.session.take() {
+            mark!("session of pages ended early");
+            cx.shared.sessions -= usize::from(!session.finished);
+            let rest = REST * u64::from(cx.shared.timing.election_ticks);
+            self.session_after = cx.shared.tick + rest;
+        }
+    }
+
+    /// Asks for blocks, for the next pages, or for where to begin.
+    fn ask(&mut self, cx: &mut Cx<'_>, wanted: Option<Wanted>) {
+        let again_at = cx.shared.tick + u64::from(cx.shared.timing.election_ticks);
+        let Some(session) = &mut self.session else { return };
+        session.asks += 1;
+        let ask = session.asks;
+        session.asked.insert(ask, Asked { wanted, again_at, tries: 0 });
+        self.send_ask(cx, ask);
+    }
+
+    fn send_ask(&mut self, cx: &mut Cx<'_>, ask: u32) {
+        let Some(session) = &self.session else { return };
+        let Some(asked) = session.asked.get(&ask) else { return };
+        let step = match (&asked.wanted, session.start, session.cursor) {
+            (Some(wanted), ..) => {
+                let ((volume, chunk), blocks) = (wanted.page, wanted.blocks.clone());
+                Step::Want { ask, volume, chunk, blocks }
+            }
+            (None, Some(_), Some((volume, chunk))) => {
+                Step::Next { ask, since: session.base, volume, chunk }
+            }
+            _ => Step::Open,
+        };
+        let (to, id) = (session.leader, session.id);
+        self.send_pages(cx, to, id, step);
+    }
+
+    /// Asks again for what was not answered, and gives a session up that does not hold any more.
+    pub fn tick_session(&mut self, cx: &mut Cx<'_>) {
+        if self.session.is_none() {
+            return;
+        }
+        if !self.session_holds() {
+            self.end_session(cx);
+            return;
+        }
+        let Some(session) = &mut self.session else { return };
+        let tick = cx.shared.tick;
+        let patience = u64::from(cx.shared.timing.election_ticks);
+        let mut again = Vec::new();
+        for (ask, asked) in session.asked.iter_mut().filter(|(_, asked)| asked.again_at <= tick) {
+            (asked.tries, asked.again_at) = (asked.tries + 1, tick + patience);
+            again.push((*ask, asked.tries));
+        }
+        if again.iter().any(|(_, tries)| *tries >= TRIES_MAX) {
+            mark!("leader answers no questions");
+            self.end_session(cx);
+            return;
+        }
+        again.into_iter().for_each(|(ask, _)| self.send_ask(cx, ask));
+        self.ask_more(cx);
+    }
+
+    fn session_begun(
+        &mut self,
+        cx: &mut Cx<'_>,
+        start: LogIndex,
+        start_term: Term,
+        volumes: Vec<VolumeState>,
+    ) {
+        let Some(session) = &mut self.session else { return };
+        if session.start.is_some() {
+            return;
+        }
+        if start <= session.base || start_term > session.term {
+            mark!("session that leads nowhere");
+            self.end_session(cx);
+            return;
+        }
+        session.start = Some((start, start_term));
+        session.volumes = volumes;
+        session.asked.clear();
+        self.ask(cx, None);
+    }
+
+    fn offered(
+        &mut self,
+        cx: &mut Cx<'_>,
+        ask: u32,
+        at: LogIndex,
+        more: bool,
+        pages: Vec<PageSums>,
+    ) {
+        let Some(session) = &mut self.session else { return };
+        let next = session.asked.get(&ask).is_some_and(|asked| asked.wanted.is_none());
+        let Some((start, _)) = session.start.filter(|(start, _)| next && at >= *start) else {
+            return;
+        };
+        session.asked.remove(&ask);
+        let last = pages.last().map(|page| (page.volume, page.chunk + 1));
+        session.cursor = last.filter(|_| more);
+        self.replica.note_ahead(at.max(start));
+        let most = (cx.shared.segment_bytes / 4 / BLOCK_BYTES).clamp(1, WANT_BLOCKS_MAX);
+        for page in pages {
+            let wanted = self.replica.compare(&page);
+            let Some(session) = &mut self.session else { return };
+            let (key, changed_at) = ((page.volume, page.chunk), page.changed_at);
+            session.todo.extend(wanted.chunks(most).map(|blocks| Wanted {
+                page: key,
+                changed_at,
+                blocks: blocks.to_vec(),
+            }));
+        }
+        self.ask_more(cx);
+    }
+
+    /// Asks what may be asked now; notices the end.
+    fn ask_more(&mut self, cx: &mut Cx<'_>) {
+        while let Some(session) = &mut self.session
+            && session.start.is_some()
+            && session.asked.len() + session.fills.len() < ASKS_MAX
+        {
+            if let Some(wanted) = session.todo.front() {
+                // Blocks that find no room here are asked for when there is some.
+                if !cx.shared.log.has_room_in_reserve(wanted.blocks.len() as u32, false) {
+                    mark!("pages without room");
+                    return;
+                }
+                let wanted = session.todo.pop_front();
+                self.ask(cx, wanted);
+            } else if session.cursor.is_some()
+                && session.asked.values().all(|asked| asked.wanted.is_some())
+            {
+                self.ask(cx, None);
+            } else {
+                break;
+            }
+        }
+        if let Some(session) = self.session.as_mut().filter(|s| !s.finished && s.is_done()) {
+            session.finished = true;
+            cx.shared.sessions -= 1;
+        }
+    }
+
+    fn take_blocks(
+        &mut self,
+        cx: &mut Cx<'_>,
+        ask: u32,
+        at: LogIndex,
+        blocks: &[(u16, Option<u32>)],
+        payload: Payload,
+    ) {
+        let Some(session) = &mut self.session else { return };
+        let fits =
+            session.asked.get(&ask).and_then(|asked| asked.wanted.as_ref()).is_some_and(|wanted| {
+                wanted.blocks.iter().eq(blocks.iter().map(|(block, _)| block))
+            });
+        if !fits || session.start.is_none_or(|(start, _)| at < start) {
+            return;
+        }
+        let sums: Vec<u32> = blocks.iter().filter_map(|(_, sum)| *sum).collect();
+        let verify = !cx.shared.planted.is(Bug::RebuildFromCorrupt);
+        if payload.len() != sums.len() * BLOCK_BYTES || verify && !blocks_match(&payload, &sums) {
+            // It is asked for again.
+            mark!("damaged block from the leader");
+            return;
+        }
+        let asked = session.asked.remove(&ask).and_then(|asked| asked.wanted);
+        let Some(Wanted { page, changed_at, .. }) = asked else { return };
+        self.replica.note_ahead(at);
+        let gone: Vec<u16> = blocks.iter().filter(|(_, s)| s.is_none()).map(|(b, _)| *b).collect();
+        self.replica.unmap_blocks(page, &gone, changed_at);
+        let blocks: Vec<(u16, u32)> =
+            blocks.iter().filter_map(|(block, sum)| Some((*block, (*sum)?))).collect();
+        if !blocks.is_empty() {
+            self.write_fill(cx, page, changed_at, blocks, payload);
+        }
+        self.ask_more(cx);
+    }
+
+    fn write_fill(
+        &mut self,
+        cx: &mut Cx<'_>,
+        page: (VolumeId, u64),
+        changed_at: LogIndex,
+        blocks: Vec<(u16, u32)>,
+        payload: Payload,
+    ) {
+        let moved: Vec<MovedBlock> = blocks
+            .iter()
+            .map(|(block, checksum)| MovedBlock {
+                volume: page.0,
+                block: page.1 * CHUNK_BLOCKS + u64::from(*block),
+                checksum: *checksum,
+                from: None,
+            })
+            .collect();
+        cx.shared.moved.blocks_taken += blocks.len() as u64;
+        cx.shared.recorded_bytes += payload.len();
+        let record = Record::Moved { group: self.id, data: encode_moved(&moved), payload };
+        let seq = cx.shared.record(record, Written { group: self.slot, entry: None });
+        let Some(session) = &mut self.session else { return };
+        session.fills.push_back(Fill { seq, location: None, page, changed_at, blocks });
+    }
+
+    /// Notes where blocks from the leader stand.
+    pub fn fill_placed(&mut self, seq: RecordSeq, location: Location) {
+        let Some(session) = &mut self.session else { return };
+        if let Some(fill) = session.fills.iter_mut().find(|fill| fill.seq == seq) {
+            fill.location = Some(location);
+        }
+    }
+
+    /// Points the index at blocks from the leader that are durable.
+    pub(crate) fn install_fills(&mut self, cx: &mut Cx<'_>) {
+        if self.session.as_ref().is_none_or(|session| session.fills.is_empty()) {
+            return;
+        }
+        if !self.session_holds() {
+            self.end_session(cx);
+            return;
+        }
+        while let Some(session) = &mut self.session
+            && session.fills.front().is_some_and(|fill| fill.seq <= cx.shared.durable)
+        {
+            let Some(fill) = session.fills.pop_front() else { break };
+            let Fill { location, page, changed_at, blocks, .. } = fill;
+            let location = location.expect("a durable record has its place");
+            self.replica.fill(page, &blocks, location, changed_at);
+        }
+        self.ask_more(cx);
+    }
+
+    /// Whether the replica is ready to go over to a state that came in pages: none of its records is
+    /// on its way any more.
+    pub fn may_restore(&self, cx: &Cx<'_>) -> bool {
+        let finished = self.session.as_ref().is_some_and(|session| session.finished);
+        let settled = self.last_seq <= cx.shared.durable && self.held.is_empty();
+        finished && settled && self.session_holds()
+    }
+
+    /// The next checkpoint, whose place in the log is noted now, begins with this replica's going over
+    /// if it is ready.
+    pub fn promise_restore(&mut self, cx: &Cx<'_>) {
+        let may = self.may_restore(cx);
+        if let Some(session) = &mut self.session {
+            session.promised = may;
+        }
+    }
+
+    /// Whether the next checkpoint begins with this replica's going over.
+    pub fn will_restore(&self) -> bool {
+        self.session.as_ref().is_some_and(|session| session.promised)
+    }
+
+    /// Goes over to the state that came in pages, if that was promised and still makes sense.
+    pub fn restore_as_promised(&mut self, cx: &mut Cx<'_>) {
+        if !self.will_restore() {
+            return;
+        }
+        let holds = self.session_holds();
+        let Some(session) = self.session.take() else { return };
+        let Some((start, term)) = session.start.filter(|_| holds) else { return };
+        self.incoming = session.volumes;
+        self.guard(cx, |group, cx| {
+            let raft = &mut group.raft.as_mut().expect("seen by the guard").raft;
+            if raft.state != StateRole::Follower {
+                let (term, nobody) = (raft.term, raft::INVALID_ID);
+                raft.become_follower(term, nobody);
+            }
+            // The library refuses a state that its own log leads to anyway.
+            if raft.restore(snapshot(start, term, &group.voters)) {
+                group.ready(cx);
+            }
+        });
+    }
+
+    /// The library goes over to the state as of an entry: log and volumes follow.
+    pub(crate) fn go_over(&mut self, cx: &mut Cx<'_>, index: u64, term: u64) {
+        mark!("replica restored from pages");
+        let volumes = std::mem::take(&mut self.incoming);
+        let raft = self.raft.as_mut().expect("only a panic stops it");
+        raft.mut_store().start_at(index + 1, term);
+        self.replica.start_at(LogIndex(index), &volumes);
+        self.started_over(index);
+        while let Some(pending) = self.pending.pop_back() {
+            pending.unknown(cx, self.id);
+        }
+        self.limbo = Some(index);
+        cx.shared.moved.restored += 1;
+        if cx.shared.planted.is(Bug::RestoredTooEarly) {
+            self.acknowledge_restored(cx, index);
+        }
+    }
+
+    /// The state that came in pages is durable: the leader may count on it.
+    pub fn restored_durably(&mut self, cx: &mut Cx<'_>) {
+        let Some(index) = self.limbo.take() else { return };
+        self.guard(cx, |group, cx| group.release(cx));
+        self.acknowledge_restored(cx, index);
+    }
+
+    /// Tells the leader that everything up to an entry is held.
+    pub(crate) fn acknowledge_restored(&mut self, cx: &mut Cx<'_>, index: u64) {
+        let Some(leader) = self.leader().filter(|leader| *leader != self.me) else { return };
+        let commit = self.raft.as_ref().map_or(0, |raft| raft.raft.raft_log.committed);
+        let mut message = eraftpb::Message {
+            to: u64::from(leader.0),
+            from: u64::from(self.me.0),
+            term: self.term().0,
+            index,
+            commit,
+            ..Default::default()
+        };
+        message.set_msg_type(MessageType::MsgAppendResponse);
+        self.guard(cx, |group, cx| group.send(cx, message));
+    }
+}
+
+/// The library's word for a state as of an entry.
+fn snapshot(index: LogIndex, term: Term, voters: &[Address]) -> Snapshot {
+    let voters = voters.iter().map(|voter| u64::from(voter.node.0)).collect();
+    let mut snapshot = Snapshot::default();
+    let metadata = snapshot.mut_metadata();
+    (metadata.index, metadata.term) = (index.0, term.0);
+    metadata.set_conf_state(ConfState { voters, ..Default::default() });
+    snapshot
+}

@@ -1,0 +1,68 @@
+//! Bringing a replica up by pages, when the leader's log does not reach back to what it has.
+//!
+//! 1. The library wants to send entries that are gone; the leader says so ([`Step::Behind`]).
+//! 2. The follower opens a session and is told the entry S at which it begins, with all volumes' epochs
+//!    as of S. It walks through the pages that changed after what it has applied, compares checksums,
+//!    asks for the blocks that differ, and writes them to its log. Each page it then has as of some
+//!    entry between S and the end of the walk.
+//! 3. When all of it is durable, the follower waits for the next checkpoint, which begins with its
+//!    going over to S: its log and volumes are as of S, its pages as of S or later. Only when that
+//!    checkpoint is durable it acknowledges S, and Raft goes on behind it. So a crash at any moment
+//!    finds the old state or the new one, and what was written before it is found by its checksum.
+//! 4. It serves no read before it has applied everything that a page can have seen.
+//!
+//! The follower drives, asks again when there is no answer, and gives up when it hears nothing, or of
+//! another leader. The leader keeps of a session only where it began, to leave the log behind that.
+
+mod follower;
+mod leader;
+
+pub use follower::Session;
+pub use leader::{Help, PageRead};
+
+use super::group::Group;
+use super::shared::Cx;
+use crate::mark;
+use basalt_wire::frame::Frame;
+use basalt_wire::ids::Address;
+use basalt_wire::pages::{Pages, Step};
+
+/// Replicas of a shard that are brought up at a time, and that it brings up at a time.
+pub const SESSIONS_MAX: usize = 2;
+/// Questions of a follower that are not answered yet.
+const ASKS_MAX: usize = 4;
+
+/// What bringing replicas up by pages moved since the shard was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MovedCounts {
+    /// Pages offered to other replicas.
+    pub pages_offered: u64,
+    /// Blocks sent to other replicas.
+    pub blocks_sent: u64,
+    /// Blocks taken from other replicas.
+    pub blocks_taken: u64,
+    /// Replicas of this shard that went over to a state that came in pages.
+    pub restored: u64,
+}
+
+impl Group {
+    /// Takes a message that brings a replica up.
+    pub fn pages(&mut self, cx: &mut Cx<'_>, from: Address, message: Pages) {
+        let member = self.voters.contains(&from) && from.node != self.me;
+        if !member || self.raft.is_none() || self.is_mute() || message.term != self.term() {
+            mark!("page message of another term");
+            return;
+        }
+        if self.leads() {
+            self.help(cx, from, message);
+        } else if self.leader() == Some(from.node) {
+            self.wake(cx);
+            self.follow_pages(cx, message);
+        }
+    }
+
+    fn send_pages(&self, cx: &mut Cx<'_>, to: Address, session: u64, step: Step) {
+        let message = Pages { group: self.id, term: self.term(), session, step };
+        cx.send(to, Frame::Pages(Box::new(message)));
+    }
+}

@@ -207,8 +207,9 @@ impl World {
     }
 
     fn start_later(&mut self, n: Who) {
-        if self.fault_rng.chance(0.1) {
+        if self.fault_rng.chance(0.1) && self.declares_damage(n) {
             self.disturb_store(n, false);
+            self.damaged = true;
         }
         let down = self.fault_rng.log_uniform(1e6, 4e9) as u64;
         self.queue.push_in(down, Ev::Start { node: n });

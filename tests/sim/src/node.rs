@@ -426,6 +426,7 @@ impl World {
             return;
         }
         let link = link.0 as LinkIndex;
+        self.judge_fuzzy(n, &reply);
         if let Some(request) = self.requests.remove(&(link, reply.id.0)) {
             self.judge_reply(&request, &reply);
         }
@@ -433,6 +434,16 @@ impl World {
         self.trace(|| format!("node {n} -> link {link} {}", brief(&frame)));
         if self.net.is_open(link, 1) {
             encoder_for(sends, link, 1).push(&frame);
+        }
+    }
+
+    /// A replica whose pages are ahead of what it has applied reads the future and the past mixed.
+    fn judge_fuzzy(&mut self, n: Who, reply: &Reply) {
+        let read = matches!(reply.result, ReplyResult::Data { .. } | ReplyResult::Extents { .. });
+        let shard = self.nodes[n].shard.as_ref();
+        if read && shard.is_some_and(|shard| shard.is_fuzzy(reply.group)) {
+            let text = format!("node {n} reads group {} behind its own pages", reply.group);
+            self.fail(Class::Raft, text);
         }
     }
 

@@ -4,6 +4,7 @@
 //! one instant. What must hold is mostly what the checkers watch in every run.
 
 mod links;
+mod pages;
 mod room;
 
 use crate::disk::{CutPolicy, Damage};
@@ -72,6 +73,11 @@ pub fn all() -> Vec<Scenario> {
         s("start-from-a-checkpoint-after-crashes-while-one-is-taken", 8, checkpoint_crashes),
         s("device-older-than-its-checkpoint-is-noticed", 6, older_device),
         s("store-lost-damaged-or-put-back", 8, disturbed_store),
+        s("follower-away-for-long-gets-pages", 6, pages::away_for_long),
+        s("crashes-while-pages-are-copied", 10, pages::crashes_in_the_middle),
+        s("crash-before-the-checkpoint-of-copied-pages", 12, pages::crash_before_its_checkpoint),
+        s("damaged-leader-gives-no-pages", 6, pages::damaged_leader),
+        s("reads-go-on-while-pages-are-copied", 6, pages::reads_go_on),
     ]
 }
 

@@ -154,7 +154,7 @@ impl World {
     }
 
     /// Something happens to a store behind its node's back: harm that must be noticed if `may_harm`,
-    /// or a loss or an older state, which cost time and nothing else.
+    /// or a loss or an older state. A replica that came in pages then lacks what it acknowledged.
     pub fn disturb_store(&mut self, n: Who, may_harm: bool) {
         let up = self.nodes[n].is_up();
         let store = &mut self.nodes[n].store;
@@ -181,8 +181,5 @@ impl World {
 
 /// Bytes of log between two checkpoints of a node: tiny, so that a run takes some.
 pub fn draw_interval(rng: &mut Rng) -> u64 {
-    match rng.chance(0.8) {
-        true => rng.log_uniform(4096.0, (1 << 20) as f64) as u64,
-        false => 0,
-    }
+    rng.log_uniform(4096.0, (1 << 20) as f64) as u64
 }

@@ -493,6 +493,7 @@ fn draw_limits(rng: &mut Rng) -> Limits {
         batches_in_flight: *rng.pick(&[1, 2, 4]),
         appends_in_flight: *rng.pick(&[1, 4, 64]),
         segments_reserved: 2,
+        log_retain_bytes: *rng.pick(&[0, 32 << 10, 256 << 10, 1 << 20]),
     }
 }
 

@@ -248,9 +248,16 @@ impl Group {
         if session.start.is_some() {
             return;
         }
-        if start <= session.base || start_term > session.term {
+        if start_term > session.term {
+            self.end_session(cx);
+            return;
+        }
+        if start <= session.base {
+            // The leader does not know what is held here: what said so was lost on its way.
             mark!("session that leads nowhere");
             self.end_session(cx);
+            self.started_over(start.0);
+            self.acknowledge_restored(cx, start.0);
             return;
         }
         session.start = Some((start, start_term));

@@ -7,11 +7,13 @@
 //!
 //! * [`log`]: the segment log: batches appended, durable in order, recovered by a decision table.
 //! * [`index`]: where each block of each volume stands in the log.
+//! * [`cleaner`]: makes room by moving live blocks out of segments that hold garbage.
 //! * [`checkpoint`]: the state of the replicas in the node's store, so that a start replays less.
 //! * [`consensus`]: Raft groups over the log, with payload beside the entries.
 //! * [`replica`]: applies committed commands, serves reads, holds epochs.
 
 pub mod checkpoint;
+pub mod cleaner;
 pub mod config;
 pub mod consensus;
 pub mod event;

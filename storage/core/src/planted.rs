@@ -74,6 +74,10 @@ pub enum Bug {
     RebuildFromCorrupt,
     /// A block is pointed at its copy although it was overwritten since the copy was taken.
     MoveAppliedBlindly,
+    /// A segment is given up although a block in it is live and was not moved.
+    CleanerDropsLive,
+    /// The cleaner copies a block that does not have its checksum, and gives it a new one.
+    BadBlockCopiedOn,
 }
 
 /// The bug that is planted in this run, if any.

@@ -1,16 +1,18 @@
 //! Taking checkpoints: by volume of log written, a little in each turn.
 
 use super::{Changes, StoreOp};
+use crate::cleaner::garbage_only;
 use crate::config::ShardConfig;
 use crate::consensus::{Cx, Frozen, Group, Retention};
 use crate::event::Effect;
-use crate::log::RecordSeq;
+use crate::log::{Log, RecordSeq};
 use crate::mark;
 use crate::planted::{Bug, Planted};
+use crate::shard::{pinned_from, totals};
 use basalt_wire::disk::checkpoint::{
     ChainPlace, GroupManifest, Manifest, Record, SegmentUse, granules_prefix,
 };
-use basalt_wire::ids::{Address, ClusterId};
+use basalt_wire::ids::{Address, ClusterId, SegmentId};
 
 /// Granules, or as much of other records, that one turn encodes.
 const SLICE: usize = 512;
@@ -28,12 +30,12 @@ pub struct Taker {
     number: u64,
     /// Whether what the store holds is not known: it is emptied with the next one.
     fresh: bool,
-    /// Whether the next one is not to wait for more of the log.
-    hurried: bool,
-    /// Segments that the next checkpoint gives up.
-    to_give_up: Vec<SegmentUse>,
     /// Segments that the durable checkpoint does not need.
     released: Vec<SegmentUse>,
+    /// Whether one is wanted before its time.
+    asked: bool,
+    /// Where replay behind the durable one begins.
+    last: Option<ChainPlace>,
     stage: Stage,
 }
 
@@ -50,6 +52,7 @@ enum Stage {
 }
 
 struct Saving {
+    from: ChainPlace,
     reached: u64,
     groups: Vec<Frozen>,
     /// Segments that are free once it is durable.
@@ -78,23 +81,32 @@ impl Taker {
             reached: 0,
             number: 0,
             fresh: true,
-            hurried: false,
-            to_give_up: Vec::new(),
             released: Vec::new(),
+            asked: false,
+            last: None,
             stage: Stage::Idle,
         }
     }
 
-    /// Has a checkpoint that begins after this give up segments: it does not list them, and
-    /// [`Taker::take_released`] hands them back once it is durable. To be called for closed segments in which
-    /// nothing is live and no entry stands that a group still holds. Those in which replay would begin, or
-    /// that lie behind that place, are kept for the checkpoint after.
-    pub fn give_up(&mut self, segments: impl IntoIterator<Item = SegmentUse>) {
-        for used in segments {
-            if !self.to_give_up.contains(&used) {
-                self.to_give_up.push(used);
-            }
-        }
+    /// Has the next checkpoint begin at once.
+    pub fn ask(&mut self) {
+        self.asked = true;
+    }
+
+    /// Whether replay can begin later than the last checkpoint has it begin, if a batch is written for it.
+    pub fn would_move(&self, log: &Log) -> bool {
+        let bytes = log.device().1;
+        log.end().is_some_and(|place| reached(&place, bytes) > self.reached)
+    }
+
+    /// Whether none is being taken.
+    pub fn is_idle(&self) -> bool {
+        matches!(self.stage, Stage::Idle) && !self.asked
+    }
+
+    /// Whether none is taken any more.
+    pub fn is_stopped(&self) -> bool {
+        matches!(self.stage, Stage::Stopped)
     }
 
     /// Whether checkpoints are taken at all.
@@ -111,19 +123,13 @@ impl Taker {
     pub fn started_from(&mut self, manifest: &Manifest) {
         self.number = manifest.number;
         self.reached = reached(&manifest.from, manifest.segment_bytes);
+        self.last = Some(manifest.from);
         self.fresh = false;
     }
 
-    /// Has a checkpoint begin as soon as no other is under way, however little was written since the last
-    /// one: space is needed that it gives up.
-    pub fn hurry(&mut self) {
-        self.hurried = self.is_on() && !matches!(self.stage, Stage::Stopped);
-    }
-
-    /// Whether the next turn has something to do.
+    /// Whether the next turn has a slice to encode.
     pub fn is_busy(&self) -> bool {
         matches!(self.stage, Stage::Encoding(_))
-            || self.hurried && matches!(self.stage, Stage::Idle)
     }
 
     /// Does what one turn may do.
@@ -131,9 +137,8 @@ impl Taker {
         match &mut self.stage {
             Stage::Idle => {
                 // A state that came in pages takes effect with a checkpoint and no sooner.
-                let asked = groups.iter().any(|group| group.may_restore(cx));
+                let asked = self.asked || groups.iter().any(|group| group.may_restore(cx));
                 let Some(place) = cx.shared.log.durable_place() else {
-                    self.hurried = false;
                     if self.interval > 0 && asked {
                         mark!("checkpoint waits on an idle log");
                         cx.shared.log.write_on(&mut cx.shared.ops);
@@ -141,11 +146,15 @@ impl Taker {
                     return;
                 };
                 let now = reached(&place, cx.shared.log.device().1);
-                let due = now.saturating_sub(self.reached) >= self.interval || self.hurried;
+                let due = now.saturating_sub(self.reached) >= self.interval;
                 if self.interval == 0 || !(due || asked) {
                     return;
                 }
-                self.hurried = false;
+                if std::mem::take(&mut self.asked) && now <= self.reached {
+                    // The next one begins behind a batch that nothing but the need for room brings.
+                    mark!("checkpoint waits on an idle log");
+                    cx.shared.log.write_on(&mut cx.shared.ops);
+                }
                 groups.iter_mut().for_each(|group| group.promise_restore(cx));
                 self.stage = Stage::Waiting(place, now);
                 self.begin_if_ready(groups, cx);
@@ -165,6 +174,10 @@ impl Taker {
                     false => log.durable_batch(),
                 };
                 assert!(seq >= job.from.seq, "batch {} was durable", job.from.seq);
+                // A page may have been given a block there meanwhile.
+                let totals = totals(groups);
+                let careless = u32::from(self.planted.is(Bug::CleanerDropsLive));
+                job.given_up.retain(|used| totals.live(used.segment) <= careless);
                 self.save((seq, crc), cx);
             }
             Stage::Saving(..) | Stage::Stopped => {}
@@ -173,6 +186,12 @@ impl Taker {
 
     fn begin_if_ready(&mut self, groups: &mut [Group], cx: &mut Cx<'_>) {
         let Stage::Waiting(from, reached) = self.stage else { return };
+        if let Some(last) = self.last.filter(|last| self.helps_again(last, groups, cx)) {
+            mark!("checkpoint begun from where the last one begins");
+            self.asked = false;
+            let reached = self.reached;
+            return self.begin(groups, cx, (last, reached));
+        }
         let late = self.planted.is(Bug::CheckpointTooEarly);
         let ready = |groups: &[Group], cx: &Cx<'_>| {
             let segments = cx.shared.log.segments();
@@ -183,14 +202,26 @@ impl Taker {
             return;
         }
         groups.iter_mut().for_each(|group| group.restore_as_promised(cx));
-        if !ready(groups, cx) {
-            return;
+        if ready(groups, cx) {
+            self.begin(groups, cx, (from, reached));
         }
-        let Some(segments) = cx.shared.log.segments() else { return };
-        // What was released meanwhile may be in another use by now.
-        self.to_give_up.retain(|used| segments.use_of(used.segment.0) == Some(used.seq));
-        let lies_before = |used: &mut SegmentUse| used.seq < from.segment_seq;
-        let given_up = self.to_give_up.extract_if(.., lies_before).collect();
+    }
+
+    /// Whether room is asked for while entries that are not applied hold up the checkpoint that was to
+    /// begin, and one whose replay begins where that of the last does would give segments back.
+    fn helps_again(&self, last: &ChainPlace, groups: &[Group], cx: &Cx<'_>) -> bool {
+        let Stage::Waiting(from, ..) = self.stage else { return false };
+        let log = &cx.shared.log;
+        let Some(segments) = log.segments().filter(|_| self.asked) else { return false };
+        let waits = |g: &Group| !g.applied_before(&from, segments);
+        let whole = groups.iter().all(|g| g.is_sound() && !g.will_restore());
+        let before = pinned_from(groups, log).min(last.segment_seq);
+        let mut empty = garbage_only(segments, &totals(groups), before, 0);
+        empty.retain(|id| !log.is_leaving(*id));
+        whole && groups.iter().any(waits) && !empty.is_empty()
+    }
+
+    fn begin(&mut self, groups: &mut [Group], cx: &mut Cx<'_>, (from, reached): (ChainPlace, u64)) {
         mark!("checkpoint begun");
         let mut changes = Changes::default();
         if self.fresh {
@@ -210,9 +241,33 @@ impl Taker {
             }
             frozen.push(group.freeze(&retention, &mut changes));
         }
+        let given_up = self.choose_given_up(groups, &frozen, &from, &cx.shared.log);
         let (at, manifests) = (0, Vec::new());
         let job = Job { from, reached, changes, groups: frozen, at, manifests, given_up };
         self.stage = Stage::Encoding(Box::new(job));
+    }
+
+    /// The segments that the checkpoint gives up: those before the place where its replay begins and before
+    /// all entries that the groups keep, in which nothing is live. From here on nothing in them can become
+    /// live again but blocks that a peer gave and that are being recorded.
+    fn choose_given_up(
+        &self,
+        groups: &[Group],
+        frozen: &[Frozen],
+        from: &ChainPlace,
+        log: &Log,
+    ) -> Vec<SegmentUse> {
+        let Some(segments) = log.segments() else { return Vec::new() };
+        let pins = groups.iter().zip(frozen).filter_map(|(group, job)| group.first_segment(job));
+        let pinned = pins.filter_map(|segment| segments.use_of(segment.0)).min();
+        let before = pinned.unwrap_or(u64::MAX).min(from.segment_seq);
+        let careless = u32::from(self.planted.is(Bug::CleanerDropsLive));
+        let empty = garbage_only(segments, &totals(groups), before, careless);
+        let in_use = |id: SegmentId| {
+            let used = segments.use_of(id.0).map(|seq| SegmentUse { segment: id, seq });
+            used.filter(|_| !log.is_leaving(id))
+        };
+        empty.into_iter().filter_map(in_use).collect()
     }
 
     /// Encodes a slice. When everything is encoded, notes how far the pages may have come.
@@ -267,7 +322,7 @@ impl Taker {
             self.released.append(&mut given_up);
         }
         mark!("checkpoint handed to the store");
-        self.stage = Stage::Saving(Box::new(Saving { reached, groups, given_up }));
+        self.stage = Stage::Saving(Box::new(Saving { from, reached, groups, given_up }));
         cx.out.push(Effect::Store(StoreOp::Save(changes)));
     }
 
@@ -288,6 +343,7 @@ impl Taker {
         match result {
             Ok(()) => {
                 (self.reached, self.fresh) = (saving.reached, false);
+                self.last = Some(saving.from);
                 self.released.extend(saving.given_up);
                 for (group, frozen) in groups.iter_mut().zip(&saving.groups) {
                     group.checkpointed(cx, frozen);

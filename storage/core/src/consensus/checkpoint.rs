@@ -184,9 +184,18 @@ impl Group {
 
     /// The segment of the first entry that is held on the device: with it begins what the group's log
     /// needs there. Nothing if it needs none.
-    pub fn first_segment(&self) -> Option<SegmentId> {
+    pub fn pins(&self) -> Option<SegmentId> {
+        self.segment_of(self.raft.as_ref()?.store().first().0)
+    }
+
+    /// The same once a checkpoint of this instant is durable.
+    pub fn first_segment(&self, job: &Frozen) -> Option<SegmentId> {
+        self.segment_of(job.first.0)
+    }
+
+    fn segment_of(&self, index: u64) -> Option<SegmentId> {
         let table = self.raft.as_ref()?.store();
-        let slot = table.slot(table.first().0).filter(|slot| slot.placed && !table.is_resident());
+        let slot = table.slot(index).filter(|slot| slot.placed && !table.is_resident());
         slot.map(|slot| slot.data_at.segment)
     }
 

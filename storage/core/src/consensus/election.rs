@@ -157,6 +157,7 @@ impl Group {
         }
         self.outboxes.remove(&peer);
         self.full.remove(&peer);
+        self.room_changed();
         self.moved.remove(&peer);
         self.wake(cx);
         if up {
@@ -480,7 +481,8 @@ impl Group {
         let log = &raft.raft.raft_log;
         let last = log.last_index();
         let done = log.committed == last && log.persisted == last && log.applied == last;
-        done && self.inbox.is_empty() && self.pending.is_empty() && self.held.is_empty()
+        let idle = self.inbox.is_empty() && self.waiting.is_empty();
+        done && idle && self.pending.is_empty() && self.held.is_empty()
     }
 
     /// The leader puts the group to sleep.

@@ -7,7 +7,7 @@ use super::outbox::Outbox;
 use super::propose::{Asker, Pending, Proposal};
 use super::ready::Held;
 use super::resync::{Help, Session};
-use super::shared::Cx;
+use super::shared::{Cx, Room};
 use super::table::{Content, ENTRY_SIZE, Table, weight};
 use crate::config::GroupConfig;
 use crate::event::Effect;
@@ -26,7 +26,7 @@ use bytes::Bytes;
 use raft::eraftpb::{self, MessageType};
 use raft::{ProgressState, RawNode, StateRole};
 use rustc_hash::FxHashMap;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Entries that one append message carries at most.
@@ -74,12 +74,15 @@ pub struct Group {
     pub(super) term_seq: RecordSeq,
     pub(super) recorded: HardState,
     pub(super) inbox: VecDeque<Proposal>,
+    /// Writes that were looked at and wait for room.
+    pub(super) waiting: VecDeque<Proposal>,
     pub(super) pending: VecDeque<Pending>,
     /// The tick at which what waits for a leader is given up.
     pub(super) patience: Option<u64>,
     pub(super) sessions: FxHashMap<VolumeId, Vec<(Epoch, Incarnation)>>,
     pub(super) outboxes: BTreeMap<NodeId, Outbox>,
-    pub(super) full: BTreeSet<NodeId>,
+    /// Followers whose devices do not take the clients' data now, or no more.
+    pub(super) full: BTreeMap<NodeId, Room>,
     /// Until which tick a follower that was started over with is not sent to at once again.
     pub(super) starting_over: BTreeMap<NodeId, u64>,
     /// What a follower that lacks something has acknowledged, and at which tick that was news, or it
@@ -126,11 +129,12 @@ impl Group {
             term_seq: RecordSeq(0),
             recorded: HardState::default(),
             inbox: VecDeque::new(),
+            waiting: VecDeque::new(),
             pending: VecDeque::new(),
             patience: None,
             sessions: FxHashMap::default(),
             outboxes: BTreeMap::new(),
-            full: BTreeSet::new(),
+            full: BTreeMap::new(),
             starting_over: BTreeMap::new(),
             moved: BTreeMap::new(),
             election: Election::default(),
@@ -276,6 +280,7 @@ impl Group {
         }
         if cx.shared.read_only && self.would_record(kind, &message) {
             mark!("message that a full log can not take");
+            self.learn_commit(cx, kind, &message);
             return Ok(());
         }
         if kind == MessageType::MsgAppend && self.awaits_restore(cx) {
@@ -285,7 +290,14 @@ impl Group {
         let mut library = convert::to_library(&message, kind);
         match kind {
             MessageType::MsgAppend => {
-                let taken = self.stage(cx, message)?;
+                let told = (message.term, message.index, message.log_term, message.commit);
+                let taken = match self.stage(cx, message) {
+                    Ok(taken) => taken,
+                    Err(why) => {
+                        self.learn(cx, told);
+                        return Err(why);
+                    }
+                };
                 let mut entries = library.take_entries().to_vec();
                 entries.truncate(taken);
                 library.set_entries(entries.into());
@@ -299,7 +311,7 @@ impl Group {
                 }
             }
             MessageType::MsgAppendResponse | MessageType::MsgHeartbeatResponse => {
-                self.note_room(from.node, message.priority != 0);
+                self.note_room(from.node, message.priority);
                 if library.reject && !self.fit_rejection(cx, &mut library) {
                     return Ok(());
                 }
@@ -322,6 +334,29 @@ impl Group {
             self.guard(cx, |group, cx| group.ready(cx));
         }
         Ok(())
+    }
+
+    /// What an append says of the commit index counts although its entries find no room: until what is held
+    /// here is applied, no checkpoint can make room.
+    fn learn_commit(&mut self, cx: &mut Cx<'_>, kind: MessageType, message: &RaftMessage) {
+        if kind == MessageType::MsgAppend {
+            self.learn(cx, (message.term, message.index, message.log_term, message.commit));
+        }
+    }
+
+    fn learn(
+        &mut self,
+        cx: &mut Cx<'_>,
+        (term, index, log_term, commit): (Term, LogIndex, Term, LogIndex),
+    ) {
+        self.guard(cx, |group, _| {
+            let raft = &mut group.raft.as_mut().expect("seen by the guard").raft;
+            let agrees = raft.raft_log.term(index.0).is_ok_and(|known| known == log_term.0);
+            if raft.term == term.0 && raft.state == StateRole::Follower && agrees {
+                mark!("commit index learnt without the entries");
+                raft.raft_log.commit_to(commit.0.min(index.0));
+            }
+        });
     }
 
     /// Whether taking a message would change something that has to be recorded.
@@ -446,11 +481,21 @@ impl Group {
     }
 
     /// A peer's answers tell whether its device takes more of the clients' data.
-    fn note_room(&mut self, peer: NodeId, full: bool) {
-        if full {
-            self.full.insert(peer);
-        } else if !self.full.is_empty() {
-            self.full.remove(&peer);
+    fn note_room(&mut self, peer: NodeId, told: i64) {
+        let room = match told {
+            0 => Room::Yes,
+            2 => Room::Wait,
+            _ => Room::No,
+        };
+        if room == Room::Yes && self.full.is_empty() {
+            return;
+        }
+        let before = match room {
+            Room::Yes => self.full.remove(&peer),
+            room => self.full.insert(peer, room),
+        };
+        if before.is_some_and(|before| before != room) {
+            self.room_changed();
         }
     }
 
@@ -573,6 +618,7 @@ impl Group {
             pending.unknown(cx, self.id);
         }
         let (leader, term) = (self.leader(), self.term());
+        self.recall();
         while let Some(proposal) = self.inbox.pop_front() {
             proposal.refuse_leader(cx, self.id, leader, term);
         }
@@ -580,7 +626,10 @@ impl Group {
 
     /// Whoever asked last, for tests of the bounds.
     pub fn waiting(&self) -> impl Iterator<Item = &Asker> {
-        self.pending.iter().map(|p| &p.asker).chain(self.inbox.iter().map(|p| &p.asker))
+        self.pending
+            .iter()
+            .map(|p| &p.asker)
+            .chain(self.inbox.iter().chain(&self.waiting).map(|p| &p.asker))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Proposals: who may change a volume, and who waits for what.
 
 use super::group::{Group, Role};
-use super::shared::Cx;
+use super::shared::{Cx, Room};
 use super::table::{Content, weight};
 use crate::event::{Effect, LinkId, ProposeError};
 use crate::mark;
@@ -183,6 +183,9 @@ impl Group {
 
     /// Proposes what was accepted, packed into as few entries as possible.
     pub(super) fn propose(&mut self, cx: &mut Cx<'_>) {
+        if !self.leads() {
+            self.recall();
+        }
         if self.inbox.is_empty() {
             return;
         }
@@ -255,22 +258,67 @@ impl Group {
         };
         let session = session.and_then(|()| self.admit_session(cx, volume, (epoch, incarnation)));
         let wanted = *blocks + command.payload_blocks();
-        // A fence lets a full volume be read, and a delete makes room: both may use the reserve.
-        let urgent = matches!(command, Command::Fence { .. } | Command::Delete { .. });
-        let urgent = urgent && cx.shared.log.has_room_for_fence();
-        let room = urgent || (cx.shared.has_room(wanted) && self.full.is_empty());
-        match session {
-            Err(refusal) => proposal.refuse(cx, self.id, refusal),
-            Ok(()) if !room => {
+        let room = self.room_for(cx, command, wanted);
+        match (session, room) {
+            (Err(refusal), _) => proposal.refuse(cx, self.id, refusal),
+            (Ok(()), Room::No) => {
                 mark!("no room for a write");
                 proposal.refuse(cx, self.id, Refusal::NoSpace);
             }
-            Ok(()) => {
+            (Ok(()), Room::Wait) => {
+                mark!("write waits for the cleaner");
+                self.waiting.push_back(proposal);
+            }
+            (Ok(()), Room::Yes) => {
                 *blocks = wanted;
                 return Some(proposal);
             }
         }
         None
+    }
+
+    /// Whether there is room for a command, here and on the followers, with so many blocks in all.
+    fn room_for(&self, cx: &Cx<'_>, command: &Command, blocks: u32) -> Room {
+        match command {
+            // A fence lets a full volume be read, and a delete makes room: both may use the reserve.
+            Command::Fence { .. } | Command::Delete { .. }
+                if cx.shared.log.has_room_for_fence() =>
+            {
+                Room::Yes
+            }
+            // What is unmapped is room for others: it does not wait with those who need it.
+            Command::Unmap { .. } if cx.shared.has_room(blocks) => Room::Yes,
+            Command::Write { volume, range, .. } => {
+                let replica = &self.replica;
+                let fresh = || replica.unmapped_blocks(*volume, *range);
+                let here = cx.shared.room(blocks, fresh);
+                let there = self.full.values().max().copied().unwrap_or(Room::Yes);
+                match (here, there) {
+                    // What replaces something makes nobody fuller.
+                    (_, Room::No) if cx.shared.room.levels.is_some() && fresh() == 0 => {
+                        here.max(Room::Yes)
+                    }
+                    _ => here.max(there),
+                }
+            }
+            _ => cx.shared.room(blocks, || 0),
+        }
+    }
+
+    /// What waited for room is looked at again.
+    pub fn room_changed(&mut self) {
+        if self.recall() {
+            self.dirty = true;
+        }
+    }
+
+    /// Puts what waits for room before what has not been looked at; says whether anything waited.
+    pub(super) fn recall(&mut self) -> bool {
+        let any = !self.waiting.is_empty();
+        while let Some(proposal) = self.waiting.pop_back() {
+            self.inbox.push_front(proposal);
+        }
+        any
     }
 
     fn admit_metadata(&mut self, cx: &mut Cx<'_>, proposal: Proposal) -> Option<Proposal> {

@@ -2,7 +2,7 @@
 
 use super::group::{Group, Role};
 use super::outbox;
-use super::shared::{Cx, Written};
+use super::shared::{Cx, Room, Written};
 use super::table::{Slot, hard_state};
 use crate::event::Effect;
 use crate::log::{HardState, Record, RecordSeq};
@@ -189,8 +189,11 @@ impl Group {
                     || kind == MessageType::MsgHeartbeatResponse
                 {
                     // Told early: what the leader has under way meanwhile needs room here too.
-                    let ahead = cx.shared.segment_bytes / 2 / BLOCK_BYTES;
-                    frame.priority = i64::from(!cx.shared.has_room(ahead as u32));
+                    frame.priority = match cx.shared.room_ahead() {
+                        Room::Yes => 0,
+                        Room::No => 1,
+                        Room::Wait => 2,
+                    };
                 }
                 cx.send(to, Frame::Raft(frame));
             }

@@ -1,12 +1,14 @@
 //! What all groups of a shard share: the log, the clock, the bounds.
 
 use super::resync::{MovedCounts, PageRead};
+use crate::cleaner::Levels;
 use crate::config::{Limits, ShardConfig, Timing};
 use crate::event::{Effect, LinkId};
 use crate::log::{Log, Record, RecordSeq};
 use crate::planted::{Bug, Planted};
 use crate::replica::Plan;
 use crate::shard::ProposedCounts;
+use basalt_wire::block::BLOCK_BYTES;
 use basalt_wire::frame::{Frame, Reply, ReplyResult};
 use basalt_wire::ids::{Address, GroupId, NodeId, RequestId};
 use basalt_wire::io::DiskOp;
@@ -19,6 +21,30 @@ const ENTRY_DATA_MAX: usize = 256 << 10;
 /// Bytes that a shard reads for followers far behind between two ticks: at most, and at least.
 const CATCH_UP_MAX: usize = 32 << 20;
 const CATCH_UP_MIN: usize = 2 << 20;
+
+/// Whether there is room for a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Room {
+    /// It is taken.
+    Yes,
+    /// Not before the cleaner made some.
+    Wait,
+    /// The device holds as much live data as it can.
+    No,
+}
+
+/// What is known of the room on the device.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RoomState {
+    /// The levels; nothing if the cleaner does not work here.
+    pub levels: Option<Levels>,
+    /// Live blocks of all groups.
+    pub live: u64,
+    /// Free segments, as seen last.
+    pub free: u32,
+    /// Whether nothing that is known could free a segment.
+    pub hopeless: bool,
+}
 
 /// A record that was handed to the log and is not durable yet.
 #[derive(Clone, Copy, Debug)]
@@ -51,6 +77,8 @@ pub struct ClientRead {
 pub enum LogRead {
     /// A run of a client's read: position of the read, number of the run.
     Client(usize, usize),
+    /// A piece of the segment that is being cleaned.
+    Cleaner,
     /// Part of an entry for a follower: group's position, follower, message, entry's ordinal.
     Entry {
         /// The group's position in the shard.
@@ -150,6 +178,8 @@ pub struct Shared {
     pub draining: bool,
     /// Whether the log takes no more records.
     pub read_only: bool,
+    /// What is known of the room on the device.
+    pub room: RoomState,
     /// Reads of the log under way.
     pub log_reads: Slab<LogRead>,
     /// Messages to followers that had to wait for content, since the shard was opened.
@@ -199,6 +229,7 @@ impl Shared {
             down: BTreeSet::new(),
             draining: false,
             read_only: false,
+            room: RoomState::default(),
             log_reads: Slab::default(),
             messages: 0,
             client_reads: Slab::default(),
@@ -217,10 +248,12 @@ impl Shared {
 
     /// Sets the pace for the next tick: followers that are far behind get twice of what is written
     /// meanwhile, so that they come nearer and those who write are not held up.
-    pub fn set_pace(&mut self) {
+    /// Gives the bytes of payload that were recorded since it was set last.
+    pub fn set_pace(&mut self) -> usize {
         let written = std::mem::take(&mut self.recorded_bytes);
         let twice = (2 * written).clamp(CATCH_UP_MIN, CATCH_UP_MAX);
         self.catch_up_bytes = if written == 0 { CATCH_UP_MAX } else { twice };
+        written
     }
 
     /// Queues a record and remembers whose it is.
@@ -247,9 +280,40 @@ impl Shared {
         bytes <= self.segment_bytes / 4 * 3
     }
 
-    /// Whether the device takes more of the clients' data.
+    /// Whether Raft's reserve would be left alone by so many blocks more.
     pub fn has_room(&self, blocks: u32) -> bool {
         self.planted.is(Bug::RoomUnchecked) || self.log.has_room(blocks)
+    }
+
+    /// Whether the device takes more of the clients' data: `blocks` more into the log, of which some are
+    /// `fresh`, so that more is live with them.
+    pub fn room(&self, blocks: u32, fresh: impl FnOnce() -> u32) -> Room {
+        if self.planted.is(Bug::RoomUnchecked) {
+            return Room::Yes;
+        }
+        let Some(levels) = self.room.levels else {
+            // Nothing is ever given back on such a device.
+            return if self.log.has_room(blocks) { Room::Yes } else { Room::No };
+        };
+        let accepted = (self.pending_bytes / BLOCK_BYTES) as u64;
+        if self.room.live + accepted > levels.capacity && fresh() > 0 {
+            return Room::No;
+        }
+        match self.log.has_room_above(blocks, levels.wait) {
+            true => Room::Yes,
+            false if self.room.hopeless => Room::No,
+            false => Room::Wait,
+        }
+    }
+
+    /// Whether the device takes more of what leaders elsewhere have under way: half a segment of it.
+    pub fn room_ahead(&self) -> Room {
+        let ahead = (self.segment_bytes / 2 / BLOCK_BYTES) as u32;
+        let full = |levels: Levels| self.room.live + u64::from(ahead) > levels.capacity;
+        if self.room.levels.is_some_and(full) && !self.planted.is(Bug::RoomUnchecked) {
+            return Room::No;
+        }
+        self.room(ahead, || 0)
     }
 
     /// A number drawn from the seed for `what`; the same for the same arguments.

@@ -31,7 +31,7 @@ impl Usage {
         counts.filter(|(_, live)| **live > 0).map(|(segment, live)| (SegmentId(segment), *live))
     }
 
-    pub(super) fn add(&mut self, segment: SegmentId, blocks: u32) {
+    pub(crate) fn add(&mut self, segment: SegmentId, blocks: u32) {
         let at = segment.0 as usize;
         if at >= self.live.len() {
             self.live.resize(at + 1, 0);

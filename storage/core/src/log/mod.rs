@@ -22,6 +22,8 @@ mod writer;
 use crate::config::ShardConfig;
 use crate::mark;
 use basalt_wire::buffer::Payload;
+use basalt_wire::disk::DiskFormatError;
+use basalt_wire::disk::batch::BatchHeader;
 use basalt_wire::disk::checkpoint::{ChainPlace, SegmentUse};
 use basalt_wire::ids::{GroupId, LogIndex, NodeId, SegmentId, Term};
 use basalt_wire::io::{DiskDone, DiskOp, OpToken};
@@ -219,7 +221,7 @@ impl Log {
         let since = *self.idle_since.get_or_insert(now);
         if now.since(since) >= SEAL_DELAY {
             self.idle_since = None;
-            writer.seal(out);
+            writer.seal(false, out);
         }
     }
 
@@ -234,7 +236,7 @@ impl Log {
             && writer.wants_seal()
         {
             self.idle_since = None;
-            writer.seal(out);
+            writer.seal(false, out);
         }
     }
 
@@ -244,7 +246,7 @@ impl Log {
             && writer.is_idle()
         {
             self.idle_since = None;
-            writer.seal(out);
+            writer.seal(true, out);
         }
     }
 
@@ -256,6 +258,11 @@ impl Log {
     /// Whether a record with so many blocks of payload leaves the reserve of segments alone.
     pub fn has_room(&self, payload_blocks: u32) -> bool {
         self.writer().is_some_and(|w| w.has_room(payload_blocks, None))
+    }
+
+    /// Whether a record with so many blocks of payload leaves at least so many segments free.
+    pub fn has_room_above(&self, payload_blocks: u32, segments: u32) -> bool {
+        self.writer().is_some_and(|w| w.has_room_above(payload_blocks, segments))
     }
 
     /// Whether records with so many blocks of payload, agreed elsewhere, leave enough of the reserve
@@ -299,6 +306,29 @@ impl Log {
             mark!("log.segment_released");
             writer.release_segment(used.segment.0);
         }
+    }
+
+    /// Whether a segment is released once reads from it have ended.
+    pub fn is_leaving(&self, segment: SegmentId) -> bool {
+        self.leaving.iter().any(|used| used.segment == segment)
+    }
+
+    /// The header at a place, as part of what was read from there on: of this device, of that place, and of
+    /// the present use of its segment.
+    pub fn batch_at(&self, bytes: &[u8], at: Location) -> Result<BatchHeader, DiskFormatError> {
+        let writer = self.writer().ok_or(DiskFormatError::Unreadable)?;
+        let header = BatchHeader::decode(bytes)?;
+        let stands = scan::stands_at(&header, &writer.geometry(), at.segment.0, at.block);
+        let used = writer.segments().use_of(at.segment.0);
+        if !stands || used != Some(header.fields.segment_seq) {
+            return Err(DiskFormatError::Foreign);
+        }
+        Ok(header)
+    }
+
+    /// Blocks of a segment.
+    pub fn segment_blocks(&self) -> u32 {
+        self.writer().map_or(0, |w| w.geometry().segment_blocks)
     }
 
     /// Segments that may be written to.

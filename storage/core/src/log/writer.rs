@@ -413,7 +413,8 @@ impl Writer {
 
     /// Writes the durable mark in a batch of its own. Without room for it nothing is written: the
     /// next opening then reads the payload of the last batch instead.
-    pub fn seal(&mut self, out: &mut Vec<DiskOp>) {
+    /// If it is `wanted` it may use the last blocks, as far as they are not for elections.
+    pub fn seal(&mut self, wanted: bool, out: &mut Vec<DiskOp>) {
         let events = &mut Vec::new();
         assert!(self.is_idle(), "a log that is busy");
         let own = blocks_of(batch::header_bytes(self.tail.summaries.len(), 0, 0));
@@ -421,6 +422,11 @@ impl Writer {
         let Some(next) = self.segments.next_free(self.tail.segment) else {
             // The last blocks are for elections.
             self.mark_written = self.last_with_records;
+            let left = own + closing + super::ELECTIONS_ALONE;
+            if wanted && self.tail.block + left <= self.geometry.segment_blocks {
+                let fields = self.fields(FLAG_SEAL, 0, 0);
+                self.write_empty(&fields, out, events);
+            }
             return;
         };
         if self.tail.block + own + closing > self.geometry.segment_blocks {
@@ -450,7 +456,11 @@ impl Writer {
     /// Whether a record with so many blocks of payload still leaves so many segments of the reserve
     /// alone; all of it without `leave`.
     pub fn has_room(&self, payload_blocks: u32, leave: Option<u32>) -> bool {
-        let reserved = leave.unwrap_or(self.reserved).min(self.reserved);
+        self.has_room_above(payload_blocks, leave.unwrap_or(self.reserved).min(self.reserved))
+    }
+
+    /// Whether a record with so many blocks of payload leaves at least so many segments free.
+    pub fn has_room_above(&self, payload_blocks: u32, reserved: u32) -> bool {
         let free = self.segments_free();
         if self.failed || self.full || free < reserved {
             return false;

@@ -6,6 +6,7 @@ use super::Replica;
 use crate::index::{BlockPlace, Usage};
 use crate::log::Location;
 use crate::planted::Bug;
+use basalt_wire::command::BlockRange;
 use basalt_wire::disk::moved::MovedBlock;
 use basalt_wire::ids::VolumeId;
 
@@ -25,7 +26,10 @@ impl Replica {
     /// given to the next checkpoint.
     pub fn relocate(&mut self, id: VolumeId, block: u64, from: BlockPlace, to: Location) -> bool {
         let Some(volume) = self.volumes.get_mut(&id) else { return false };
-        let from = match self.planted.is(Bug::MoveAppliedBlindly) {
+        let stands = volume.index.place(block);
+        let same = stands.is_some_and(|p| (p.segment, p.block) == (from.segment, from.block));
+        let blind = self.planted.is(Bug::MoveAppliedBlindly);
+        let from = match blind || self.planted.is(Bug::BadBlockCopiedOn) && same {
             true => volume.index.forge(block, from, &mut self.usage),
             false => from,
         };
@@ -55,6 +59,12 @@ impl Replica {
             volume.index.recount(&mut usage);
         }
         usage
+    }
+
+    /// Blocks of a range that are not mapped: so many more are live once it is written.
+    pub fn unmapped_blocks(&self, id: VolumeId, range: BlockRange) -> u32 {
+        let (_, runs) = self.extents(id, range);
+        runs.iter().filter(|(_, mapped)| !mapped).map(|(blocks, _)| *blocks).sum()
     }
 
     /// Mapped blocks of each volume that has any, in order.

@@ -62,7 +62,7 @@ impl Shard {
             StoreDone::Saved(result) => {
                 let mut cx = Cx { shared: &mut self.shared, now, out };
                 self.taker.saved(result, &mut self.groups, &mut cx);
-                self.shared.log.release(&self.taker.take_released());
+                self.release_segments();
             }
         }
     }
@@ -176,6 +176,6 @@ impl Shard {
         }
         let mut cx = Cx { shared: &mut self.shared, now, out };
         self.taker.end_turn(&mut self.groups, &mut cx);
-        self.shared.log.release(&self.taker.take_released());
+        self.release_segments();
     }
 }

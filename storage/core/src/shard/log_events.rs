@@ -41,7 +41,10 @@ impl Shard {
                     let group = &mut self.groups[written.group];
                     match written.entry {
                         Some(entry) => group.placed(entry, (location, data_at), payload),
-                        None => group.fill_placed(seq, location),
+                        None => {
+                            group.fill_placed(seq, location);
+                            self.cleaner.placed(seq, location);
+                        }
                     }
                 }
                 LogEvent::Durable(seq) => self.durable(seq),
@@ -77,6 +80,7 @@ impl Shard {
         let snapshot = self.start.snapshot.take();
         self.tell_opening(now, report, snapshot.as_deref(), out);
         self.phase = Phase::Running;
+        self.measure_room();
         self.next_tick = now + self.shared.timing.tick;
         let states = std::mem::take(&mut self.opening);
         self.restore(snapshot);
@@ -91,6 +95,7 @@ impl Shard {
 
     /// What became durable is acknowledged when the turn ends, all of it together.
     fn durable(&mut self, seq: RecordSeq) {
+        self.copies_durable(seq);
         let count = (seq.0.saturating_sub(self.shared.durable.0)) as usize;
         self.shared.durable = self.shared.durable.max(seq);
         for written in self.shared.written.drain(..count) {
@@ -130,6 +135,7 @@ impl Shard {
         match self.shared.log_reads.take(token as usize) {
             Some(LogRead::Client(read, run)) => self.client_read(read, run, result, out),
             Some(LogRead::Page(read, run)) => self.page_read(now, read, run, result, out),
+            Some(LogRead::Cleaner) => self.cleaner_read(result, out),
             read => self.entry_read(now, read, None, result, out),
         }
     }

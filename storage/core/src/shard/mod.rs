@@ -1,15 +1,20 @@
 //! The shard: one core's share of a node.
 
 mod checkpoints;
+mod cleaning;
 mod log_events;
 mod request;
+mod space;
 mod status;
 #[cfg(test)]
 mod tests;
 
+pub use cleaning::{pinned_from, totals};
+pub use space::Space;
 pub use status::{GroupRole, GroupStatus, Phase, ProposedCounts, ShardStatus};
 
 use crate::checkpoint::Taker;
+use crate::cleaner::Cleaner;
 use crate::config::ShardConfig;
 use crate::consensus::{Cx, Group, OpenState, Proposal, Shared};
 use crate::event::{Effect, Event, ProposeError};
@@ -47,6 +52,9 @@ pub struct Shard {
     drain: Option<Drain>,
     taker: Taker,
     start: Start,
+    cleaner: Cleaner,
+    /// Whether there was nothing to clean when it was looked for last.
+    no_victim: bool,
 }
 
 struct Drain {
@@ -84,6 +92,8 @@ impl Shard {
             drain: None,
             taker,
             start: Start::new(config, now),
+            cleaner: Cleaner::default(),
+            no_victim: false,
         };
         shard.find_checkpoint(out);
         shard
@@ -125,6 +135,7 @@ impl Shard {
     pub fn end_turn(&mut self, now: Time, out: &mut Vec<Effect>) {
         if self.serves() {
             self.run_clock(now, out);
+            self.clean(now, out);
             for _ in 0..ROUNDS_MAX {
                 self.run_groups(now, out);
                 self.flush_log(now, out);
@@ -169,6 +180,9 @@ impl Shard {
             pending_requests: self.shared.pending_requests + self.shared.client_reads.len(),
             pending_bytes: self.shared.pending_bytes,
             log: self.shared.log.counts(),
+            cleaner: self.cleaner.counts(),
+            space: self.space(),
+            live_by_volume: self.live_by_volume(),
             proposed: self.shared.proposed,
             moved: self.shared.moved,
         }
@@ -185,12 +199,6 @@ impl Shard {
         Some((replica.applied(), replica.digest()))
     }
 
-    /// Room is needed, or is not any more: with each checkpoint the Raft logs are cut to what it stands
-    /// for, and followers that are behind get pages.
-    pub fn set_pressure(&mut self, pressure: bool) {
-        self.shared.pressure = pressure;
-    }
-
     /// Whether a replica's pages may hold entries that it has not applied: then it serves no read.
     pub fn is_fuzzy(&self, group: GroupId) -> bool {
         self.by_id.get(&group).is_some_and(|slot| self.groups[*slot].replica.is_fuzzy())
@@ -202,7 +210,9 @@ impl Shard {
 
     fn needs_clock(&self) -> bool {
         let draining = self.drain.as_ref().is_some_and(|drain| !drain.told);
-        draining || self.groups.iter().any(|group| !group.asleep && !group.is_stopped())
+        draining
+            || self.wants_to_clean()
+            || self.groups.iter().any(|group| !group.asleep && !group.is_stopped())
     }
 
     /// Runs something for one group.
@@ -259,7 +269,8 @@ impl Shard {
             // Ticks that were missed (a paused process) are not caught up: what arrived meanwhile
             // must be seen before anybody draws conclusions from silence.
             self.next_tick = (self.next_tick + tick).max(now + tick / 2);
-            self.shared.set_pace();
+            let written = self.shared.set_pace();
+            self.plan_cleaning(now, written as u64, out);
             self.each(now, out, |group, cx| group.tick(cx));
         }
         self.each(now, out, |group, cx| {

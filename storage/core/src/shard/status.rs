@@ -1,8 +1,11 @@
 //! What a shard says about itself.
 
+use super::Space;
+use crate::cleaner::CleanerCounts;
 use crate::consensus::MovedCounts;
 use crate::log::{LogCounts, OpenReport};
-use basalt_wire::ids::{GroupId, LogIndex, NodeId, Term};
+use basalt_wire::ids::{GroupId, LogIndex, NodeId, Term, VolumeId};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Where a shard is in its life.
@@ -87,6 +90,12 @@ pub struct ShardStatus {
     pub pending_bytes: usize,
     /// What the log wrote since the shard was opened.
     pub log: LogCounts,
+    /// What the cleaner did since then.
+    pub cleaner: CleanerCounts,
+    /// What its device holds, and how much of it is free.
+    pub space: Space,
+    /// Live bytes of each volume, which together are [`Space::live`].
+    pub live_by_volume: BTreeMap<VolumeId, u64>,
     /// What the replicas proposed since then.
     pub proposed: ProposedCounts,
     /// What bringing replicas up by pages moved since then.

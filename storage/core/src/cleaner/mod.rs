@@ -1,0 +1,232 @@
+//! The cleaner: makes room on a device by copying live blocks out of segments that hold garbage.
+//!
+//! It is a state machine inside the shard and works on one segment at a time, its victim: reads it piece by
+//! piece, asks the index which blocks in it are live, verifies them against their checksums, and
+//! appends copies to the log as [`Record::Moved`]. Once such a record is durable the index is pointed at the
+//! copies, as far as the blocks still stand where they were copied from. When nothing in a segment is
+//! live, no group's Raft log needs it, and a durable checkpoint says so, the log may use it again.
+//!
+//! * A block that does not have its checksum is not copied on: it stays where it is, for a repair, and so
+//!   does its segment.
+//! * Everything that the cleaner does may be lost or come too late; nothing depends on it but the room.
+//! * Its memory is bounded: one piece of a segment, and copies not durable yet.
+
+mod levels;
+#[cfg(test)]
+mod tests;
+mod victims;
+mod walk;
+
+pub use levels::Levels;
+pub use victims::{Totals, Victim, best, garbage_only};
+pub use walk::{Judge, Live, Walk};
+
+use crate::log::{Location, Record, RecordSeq};
+use crate::mark;
+use basalt_wire::block::BLOCK_BYTES;
+use basalt_wire::buffer::Payload;
+use basalt_wire::disk::checkpoint::SegmentUse;
+use basalt_wire::disk::moved::{MovedBlock, encode_moved};
+use basalt_wire::ids::{GroupId, SegmentId};
+use bytes::Bytes;
+use rustc_hash::FxHashMap;
+use std::collections::VecDeque;
+
+/// Bytes of copies that may be on their way into the log.
+const MOVING_BYTES_MAX: usize = 4 << 20;
+
+/// What was done since the shard was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CleanerCounts {
+    /// Segments gone through.
+    pub victims: u64,
+    /// Blocks copied.
+    pub copied: u64,
+    /// Of those, blocks that still stood where they were copied from.
+    pub moved: u64,
+    /// Live blocks that did not have their checksum.
+    pub bad: u64,
+    /// Segments given back by checkpoints.
+    pub released: u64,
+}
+
+/// Copies that were appended to the log and are not durable yet.
+#[derive(Debug)]
+pub struct Move {
+    seq: RecordSeq,
+    /// The group.
+    pub group: GroupId,
+    /// The blocks.
+    pub blocks: Vec<MovedBlock>,
+    /// Where the first of them stands.
+    pub at: Location,
+}
+
+/// What came of a piece.
+#[derive(Debug, Default)]
+pub struct Taken {
+    /// The records to be appended, in order.
+    pub records: Vec<(GroupId, Vec<MovedBlock>, Payload)>,
+    /// The segment that was gone through, and what of it is bad, if this was its end.
+    pub ended: Option<(SegmentId, u32)>,
+}
+
+/// The cleaner of one shard.
+#[derive(Debug, Default)]
+pub struct Cleaner {
+    walk: Option<Walk>,
+    reading: bool,
+    /// Live blocks of the victim when it was chosen.
+    live: u32,
+    /// Bytes that may be moved until the next tick.
+    allowance: u64,
+    moves: VecDeque<Move>,
+    moving_bytes: usize,
+    /// Segments that were gone through, and in which use.
+    cleaned: FxHashMap<SegmentId, u64>,
+    counts: CleanerCounts,
+}
+
+impl Cleaner {
+    /// What was done so far.
+    pub fn counts(&self) -> CleanerCounts {
+        self.counts
+    }
+
+    /// Whether it has something to do when time passes.
+    pub fn is_busy(&self) -> bool {
+        self.walk.is_some() || self.reading || !self.moves.is_empty()
+    }
+
+    /// Sets the pace until the next tick.
+    pub fn set_pace(&mut self, levels: &Levels, free: u32, written: u64) {
+        self.allowance = levels.allowance(free, written, self.live);
+    }
+
+    /// Lifts the pace at once: writes have begun to wait.
+    pub fn hurry(&mut self) {
+        self.allowance = u64::MAX;
+    }
+
+    /// Whether it may begin with another segment.
+    pub fn wants_victim(&self) -> bool {
+        self.walk.is_none() && !self.reading && self.allowance > 0
+    }
+
+    /// Segments that were gone through, and in which use: what is live in them can not be moved.
+    pub fn cleaned(&self) -> &FxHashMap<SegmentId, u64> {
+        &self.cleaned
+    }
+
+    /// Begins with a segment.
+    pub fn begin(&mut self, victim: Victim, segment_blocks: u32) {
+        mark!("cleaner begins a segment");
+        self.live = victim.live;
+        self.counts.victims += 1;
+        self.walk = Some(Walk::new(victim.segment, victim.seq, segment_blocks));
+    }
+
+    /// The next piece to be read, if the pace, the memory and the reads in flight allow one.
+    pub fn next_read(&mut self) -> Option<(Location, u32)> {
+        let walk = self.walk.as_ref()?;
+        if self.reading || self.allowance == 0 || self.moving_bytes >= MOVING_BYTES_MAX {
+            return None;
+        }
+        let (block, blocks) = walk.next_read()?;
+        self.reading = true;
+        Some((Location { segment: walk.segment, block }, blocks))
+    }
+
+    /// Takes the piece that was read: nothing if it can not be read. Gives the records to be appended.
+    pub fn take(
+        &mut self,
+        piece: Option<&Bytes>,
+        move_blocks: u32,
+        judge: &impl Judge,
+        lenient: bool,
+    ) -> Taken {
+        self.reading = false;
+        let Some(walk) = &mut self.walk else { return Taken::default() };
+        let bad = walk.bad;
+        let live = piece.map_or(Vec::new(), |piece| walk.take(piece, judge, lenient));
+        self.counts.bad += u64::from(walk.bad - bad);
+        let bytes = live.len() * BLOCK_BYTES;
+        self.allowance = self.allowance.saturating_sub(bytes as u64);
+        self.counts.copied += live.len() as u64;
+        let records = packed(live, move_blocks as usize);
+        let ended = (piece.is_none() || walk.next_read().is_none()).then(|| {
+            self.cleaned.insert(walk.segment, walk.seq);
+            (walk.segment, walk.bad)
+        });
+        if ended.is_some() {
+            self.walk = None;
+        }
+        Taken { records, ended }
+    }
+
+    /// The copies were handed to the log.
+    pub fn recorded(&mut self, seq: RecordSeq, group: GroupId, blocks: Vec<MovedBlock>) {
+        self.moving_bytes += blocks.len() * BLOCK_BYTES;
+        self.moves.push_back(Move { seq, group, blocks, at: Location::default() });
+    }
+
+    /// A record got its place; it may be of anyone.
+    pub fn placed(&mut self, seq: RecordSeq, at: Location) {
+        let found = self.moves.binary_search_by_key(&seq, |m| m.seq);
+        if let Ok(n) = found {
+            self.moves[n].at = at;
+        }
+    }
+
+    /// Takes copies that have become durable, with all records up to here.
+    pub fn durable(&mut self, seq: RecordSeq) -> Option<Move> {
+        let done = self.moves.pop_front_if(|m| m.seq <= seq)?;
+        self.moving_bytes -= done.blocks.len() * BLOCK_BYTES;
+        Some(done)
+    }
+
+    /// Copies were taken over by the index.
+    pub fn moved(&mut self, blocks: u64) {
+        self.counts.moved += blocks;
+    }
+
+    /// Segments were released: what was gone through in them is gone.
+    pub fn released(&mut self, segments: &[SegmentUse]) {
+        self.counts.released += segments.len() as u64;
+        for used in segments {
+            self.cleaned.remove(&used.segment);
+        }
+        if self
+            .walk
+            .as_ref()
+            .is_some_and(|walk| segments.iter().any(|used| used.segment == walk.segment))
+        {
+            mark!("victim died before it was emptied");
+            self.walk = None;
+        }
+    }
+}
+
+/// Puts live blocks together by group, no more than `most` with each record.
+fn packed(live: Vec<Live>, most: usize) -> Vec<(GroupId, Vec<MovedBlock>, Payload)> {
+    let mut records: Vec<(GroupId, Vec<MovedBlock>, Payload)> = Vec::new();
+    let mut open: FxHashMap<GroupId, usize> = FxHashMap::default();
+    for Live { group, block, content } in live {
+        let at = match open.get(&group) {
+            Some(at) if records[*at].1.len() < most => *at,
+            _ => {
+                records.push((group, Vec::new(), Payload::empty()));
+                open.insert(group, records.len() - 1);
+                records.len() - 1
+            }
+        };
+        records[at].1.push(block);
+        records[at].2.push(content);
+    }
+    records
+}
+
+/// The record of these copies.
+pub fn record(group: GroupId, blocks: &[MovedBlock], payload: Payload) -> Record {
+    Record::Moved { group, data: encode_moved(blocks), payload }
+}

@@ -1,0 +1,212 @@
+//! Making room: the cleaner's turns, and what the shard knows of the room there is.
+
+use super::{Phase, Shard};
+use crate::cleaner::{self, Judge, Taken, Totals};
+use crate::consensus::{Cx, Group, LogRead, Written};
+use crate::event::Effect;
+use crate::index::BlockPlace;
+use crate::log::{Location, Log, RecordSeq};
+use crate::mark;
+use crate::planted::Bug;
+use basalt_wire::disk::DiskFormatError;
+use basalt_wire::disk::batch::BatchHeader;
+use basalt_wire::disk::moved::MovedBlock;
+use basalt_wire::ids::{GroupId, SegmentId};
+use basalt_wire::time::Time;
+use bytes::Bytes;
+use rustc_hash::FxHashMap;
+
+/// What the index and the log say to the cleaner.
+struct Known<'a> {
+    groups: &'a [Group],
+    by_id: &'a FxHashMap<GroupId, usize>,
+    log: &'a Log,
+}
+
+impl Judge for Known<'_> {
+    fn is_live(&self, group: GroupId, block: &MovedBlock) -> bool {
+        let (Some(slot), Some((segment, at))) = (self.by_id.get(&group), block.from) else {
+            return false;
+        };
+        let place = BlockPlace { segment, block: at, checksum: block.checksum };
+        self.groups[*slot].replica.is_live(block.volume, block.block, place)
+    }
+
+    fn header(&self, bytes: &[u8], at: Location) -> Result<BatchHeader, DiskFormatError> {
+        self.log.batch_at(bytes, at)
+    }
+}
+
+impl Shard {
+    /// Brings the account of live blocks up to date, and goes on with the victim.
+    pub(super) fn clean(&mut self, now: Time, out: &mut Vec<Effect>) {
+        let live = self.groups.iter().map(|group| group.replica.usage().total()).sum();
+        self.shared.room.live = live;
+        let Some(levels) = self.shared.room.levels else { return };
+        let free = self.shared.log.segments_free();
+        if free != self.shared.room.free {
+            self.shared.room.free = free;
+            self.let_writes_go_on(now, out);
+        }
+        if free <= levels.wait {
+            self.cleaner.hurry();
+        }
+        if self.cleaner.wants_victim() && free <= levels.start && !self.no_victim {
+            self.choose_victim();
+        }
+        // What is copied needs room itself, and Raft's reserve is not for it.
+        if !self.shared.log.has_room(levels.move_blocks) {
+            return;
+        }
+        if let Some((at, blocks)) = self.cleaner.next_read() {
+            let mut cx = Cx { shared: &mut self.shared, now, out };
+            cx.read(LogRead::Cleaner, at, blocks);
+        }
+    }
+
+    /// Whether the clock is needed for it.
+    pub(super) fn wants_to_clean(&self) -> bool {
+        let low = |levels: cleaner::Levels| self.shared.room.free <= levels.start;
+        self.cleaner.is_busy() || (self.shared.room.levels.is_some_and(low) && !self.no_victim)
+    }
+
+    /// Plans until the next tick: the pace, whether there is anything to clean, and whether a checkpoint
+    /// would give segments back.
+    pub(super) fn plan_cleaning(&mut self, now: Time, written: u64, out: &mut Vec<Effect>) {
+        let Some(levels) = self.shared.room.levels else { return };
+        let free = self.shared.log.segments_free();
+        self.cleaner.set_pace(&levels, free, written);
+        self.no_victim = false;
+        self.shared.pressure = free <= levels.urgent;
+        if free > levels.start {
+            return;
+        }
+        if self.cleaner.wants_victim() {
+            self.choose_victim();
+        }
+        let empty = self.given_back_next();
+        let enough = if free <= levels.urgent { 1 } else { (levels.start - levels.urgent) / 2 };
+        // Without a victim only a shorter Raft log makes garbage of what is needed as it is.
+        let cut = self.no_victim && self.taker.would_move(&self.shared.log);
+        if empty >= enough.max(1) as usize || cut {
+            mark!("checkpoint asked for by the cleaner");
+            self.taker.ask();
+        }
+        let idle = self.no_victim && !self.cleaner.is_busy() && self.taker.is_idle();
+        let sound = self.groups.iter().all(Group::is_sound);
+        let gain = (empty > 0 || cut || !idle) && sound && !self.taker.is_stopped();
+        if self.shared.room.hopeless == gain {
+            self.shared.room.hopeless = !gain;
+            self.let_writes_go_on(now, out);
+        }
+    }
+
+    /// Segments that the next checkpoint would give back.
+    fn given_back_next(&self) -> usize {
+        let log = &self.shared.log;
+        let Some(segments) = log.segments() else { return 0 };
+        let totals = totals(&self.groups);
+        let before = pinned_from(&self.groups, log);
+        let empty = cleaner::garbage_only(segments, &totals, before, 0);
+        empty.into_iter().filter(|id| !log.is_leaving(*id)).count()
+    }
+
+    fn choose_victim(&mut self) {
+        let (Some(levels), Some(segments)) = (self.shared.room.levels, self.shared.log.segments())
+        else {
+            return;
+        };
+        let totals = totals(&self.groups);
+        let before = pinned_from(&self.groups, &self.shared.log);
+        let victim = cleaner::best(segments, &totals, &levels, before, self.cleaner.cleaned());
+        match victim {
+            Some(victim) => {
+                let blocks = self.shared.log.segment_blocks();
+                self.cleaner.begin(victim, blocks);
+            }
+            None => self.no_victim = true,
+        }
+    }
+
+    /// A piece of the victim was read, or can not be.
+    pub(super) fn cleaner_read(&mut self, piece: Option<Bytes>, out: &mut Vec<Effect>) {
+        let Some(levels) = self.shared.room.levels else { return };
+        let known = Known { groups: &self.groups, by_id: &self.by_id, log: &self.shared.log };
+        let lenient = self.shared.planted.is(Bug::BadBlockCopiedOn);
+        let Taken { records, ended } =
+            self.cleaner.take(piece.as_ref(), levels.move_blocks, &known, lenient);
+        for (group, blocks, payload) in records {
+            let Some(slot) = self.by_id.get(&group).copied() else { continue };
+            let record = cleaner::record(group, &blocks, payload);
+            let written = Written { group: slot, entry: None };
+            let seq = self.shared.record(record, written);
+            self.cleaner.recorded(seq, group, blocks);
+        }
+        match (ended, piece) {
+            (Some((segment, _)), None) => tell(out, segment, "a part of it can not be read"),
+            (Some((segment, bad)), _) if bad > 0 => {
+                mark!("cleaner meets a bad block");
+                tell(out, segment, &format!("{bad} live blocks do not match their checksums"));
+            }
+            _ => {}
+        }
+    }
+
+    /// Points the index at copies that have become durable.
+    pub(super) fn copies_durable(&mut self, seq: RecordSeq) {
+        while let Some(done) = self.cleaner.durable(seq) {
+            let Some(slot) = self.by_id.get(&done.group) else { continue };
+            let moved = self.groups[*slot].replica.moved(&done.blocks, done.at);
+            if moved < done.blocks.len() as u64 {
+                mark!("block overwritten while it was moved");
+            }
+            self.cleaner.moved(moved);
+        }
+    }
+
+    /// Has the log use segments again that a durable checkpoint does not need.
+    pub(super) fn release_segments(&mut self) {
+        let segments = self.taker.take_released();
+        if !segments.is_empty() {
+            mark!("segments given back");
+            self.cleaner.released(&segments);
+            self.shared.log.release(&segments);
+        }
+    }
+
+    /// Something about the room has changed: what waits for it is looked at again.
+    fn let_writes_go_on(&mut self, now: Time, out: &mut Vec<Effect>) {
+        self.each(now, out, |group, _| group.room_changed());
+    }
+
+    /// Sets the levels of the device, once it is open.
+    pub(super) fn measure_room(&mut self) {
+        let log = &self.shared.log;
+        let reserved = self.shared.limits.segments_reserved;
+        let (total, blocks) = (log.segments_total(), log.segment_blocks());
+        self.shared.room.free = log.segments_free();
+        self.shared.room.levels =
+            self.taker.is_on().then(|| cleaner::Levels::of(total, blocks, reserved));
+        debug_assert!(matches!(self.phase, Phase::Running | Phase::Opening | Phase::Draining));
+    }
+}
+
+/// Live blocks by segment, all groups together.
+pub fn totals(groups: &[Group]) -> Totals {
+    Totals::of(groups.iter().map(|group| group.replica.usage()))
+}
+
+/// The sequence of the first use of a segment that some group's Raft log needs: those before it hold
+/// only what the index needs.
+pub fn pinned_from(groups: &[Group], log: &Log) -> u64 {
+    let Some(segments) = log.segments() else { return 0 };
+    let pins = groups.iter().filter_map(Group::pins);
+    pins.filter_map(|segment| segments.use_of(segment.0)).min().unwrap_or(u64::MAX)
+}
+
+fn tell(out: &mut Vec<Effect>, segment: SegmentId, what: &str) {
+    let text = format!(
+        "segment {segment} can not be emptied: {what}; what is left in it stays there to be repaired"
+    );
+    out.push(Effect::Notice { alarm: true, text });
+}

@@ -1,0 +1,103 @@
+//! Every byte of a device has an owner.
+
+use super::{Shard, pinned_from, totals};
+use crate::cleaner::Levels;
+use crate::log::SegmentState;
+use basalt_wire::block::BLOCK_BYTES;
+use basalt_wire::disk::SUPERBLOCK_AREA_BYTES;
+use basalt_wire::ids::VolumeId;
+use std::collections::BTreeMap;
+
+/// The bytes of a device by what they are for. [`Space::device`] is the sum of all the others but
+/// [`Space::capacity`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Space {
+    /// All of the device that belongs to the shard.
+    pub device: u64,
+    /// The area of the superblocks.
+    pub superblock: u64,
+    /// Blocks that volumes refer to.
+    pub live: u64,
+    /// What else the newest segments hold: headers, and blocks that a group's Raft log still needs.
+    pub log: u64,
+    /// What else older segments hold: the cleaner makes room of it.
+    pub garbage: u64,
+    /// Not written, and open to all.
+    pub free: u64,
+    /// Not written, and kept for Raft and for the cleaner.
+    pub reserve: u64,
+    /// Behind the last whole segment.
+    pub unused: u64,
+    /// Live bytes that the device takes; 0 if nothing is cleaned on it.
+    pub capacity: u64,
+}
+
+impl Space {
+    /// The sum of all parts.
+    pub fn sum(&self) -> u64 {
+        self.superblock
+            + self.live
+            + self.log
+            + self.garbage
+            + self.free
+            + self.reserve
+            + self.unused
+    }
+}
+
+impl Shard {
+    /// What the device holds; nothing is known before it is open.
+    pub fn space(&self) -> Space {
+        let log = &self.shared.log;
+        let (Some(segments), Some(end)) = (log.segments(), log.end()) else {
+            return Space::default();
+        };
+        let segment_bytes = log.device().1;
+        let device = self.start.config.device_bytes;
+        let (totals, pinned) = (totals(&self.groups), pinned_from(&self.groups, log));
+        let all = segment_bytes * u64::from(log.segments_total());
+        let mut space = Space {
+            device,
+            superblock: SUPERBLOCK_AREA_BYTES,
+            unused: device - SUPERBLOCK_AREA_BYTES - all,
+            capacity: self.shared.room.levels.as_ref().map_or(0, Levels::capacity_bytes),
+            ..Space::default()
+        };
+        for segment in segments.iter() {
+            let live = bytes(u64::from(totals.live(segment.id)));
+            let used = match segment.state {
+                SegmentState::Free => 0,
+                SegmentState::Closed => segment_bytes,
+                SegmentState::Open => bytes(u64::from(end.block)),
+            };
+            space.live += live;
+            space.free += segment_bytes - used;
+            match segment.state == SegmentState::Closed && segment.seq < pinned {
+                true => space.garbage += used - live,
+                false => space.log += used - live,
+            }
+        }
+        let kept = self.shared.room.levels.map_or(self.shared.limits.segments_reserved, |l| l.wait);
+        space.reserve = space.free.min(u64::from(kept.min(segments.free())) * segment_bytes);
+        space.free -= space.reserve;
+        space
+    }
+
+    /// Whether the accounts of live blocks are equal to a count of all pages. Walks the whole index.
+    pub fn usage_is_exact(&self) -> bool {
+        self.groups.iter().all(|group| *group.replica.usage() == group.replica.recount())
+    }
+
+    /// Live bytes of each volume, which together are [`Space::live`].
+    pub fn live_by_volume(&self) -> BTreeMap<VolumeId, u64> {
+        let mut volumes = BTreeMap::new();
+        for (id, blocks) in self.groups.iter().flat_map(|group| group.replica.mapped_by_volume()) {
+            *volumes.entry(id).or_default() += bytes(blocks);
+        }
+        volumes
+    }
+}
+
+fn bytes(blocks: u64) -> u64 {
+    blocks * BLOCK_BYTES as u64
+}

@@ -3,7 +3,7 @@
 use basalt_core::planted::Bug;
 
 /// Every planted bug, with its name on the command line.
-pub const ALL: [(Bug, &str); 31] = [
+pub const ALL: [(Bug, &str); 34] = [
     (Bug::AckBeforeDurable, "ack-before-durable"),
     (Bug::NoFlush, "no-flush"),
     (Bug::DurableOutOfOrder, "durable-out-of-order"),
@@ -35,6 +35,9 @@ pub const ALL: [(Bug, &str); 31] = [
     (Bug::RestoredTooEarly, "restored-too-early"),
     (Bug::FuzzyPagesServed, "fuzzy-pages-served"),
     (Bug::RebuildFromCorrupt, "rebuild-from-corrupt"),
+    (Bug::CleanerDropsLive, "cleaner-drops-live"),
+    (Bug::MoveAppliedBlindly, "move-applied-blindly"),
+    (Bug::BadBlockCopiedOn, "bad-block-copied-on"),
 ];
 
 /// The bug of a name.

@@ -16,7 +16,7 @@ use crate::workload::windows;
 use crate::world::{PROBE, World};
 use basalt_core::event::Event;
 use basalt_core::shard::{GroupRole, GroupStatus, Phase};
-use basalt_wire::block::{BLOCK_BYTES, CHUNK_BLOCKS, group_of_chunk};
+use basalt_wire::block::{BLOCK_BYTES, CHUNK_BLOCKS, COMMAND_BLOCKS_MAX, group_of_chunk};
 use basalt_wire::command::BlockRange;
 use basalt_wire::frame::{Refusal, Reply, ReplyResult, Request, RequestOp};
 use basalt_wire::ids::{Epoch, GroupId, Incarnation, LogIndex, RequestId, VolumeId};
@@ -90,12 +90,14 @@ impl World {
                         format!("node {n} could not open its device: {reason}"),
                     );
                 }
+                self.nodes[n].lost = reason.contains("only a checkpoint tells what stands in them");
                 self.restart_failed(n);
                 continue;
             }
             if status.phase == Phase::Opening {
                 continue;
             }
+            self.watch_space(n);
             // With one segment left no block data is taken any more, not even what others agreed on.
             self.ran_full |= self.declares_full() && status.segments_free <= 1;
             let limits = self.nodes[n].config.limits;
@@ -111,6 +113,17 @@ impl World {
             for g in &status.groups {
                 self.watch_group(n, g);
             }
+        }
+    }
+
+    /// Every byte of a device has an owner.
+    fn watch_space(&mut self, n: Who) {
+        let Some(status) = self.nodes[n].shard.as_ref().map(|s| s.status()) else { return };
+        let space = status.space;
+        let by_volume: u64 = status.live_by_volume.values().sum();
+        if space.sum() != self.options.device || by_volume != space.live {
+            let text = format!("node {n} does not account for its device: {space:?}, {by_volume}");
+            self.fail(Class::Raft, text);
         }
     }
 
@@ -318,7 +331,16 @@ impl World {
                             )
                         })
                         .collect();
-                    format!("node {n} {:?}: {}", status.phase, groups.join("; "))
+                    format!(
+                        "node {n} {:?}: {}; {} of {} segments free, pending {}, {:?}, {:?}",
+                        status.phase,
+                        groups.join("; "),
+                        status.segments_free,
+                        status.segments_total,
+                        status.pending_requests,
+                        status.space,
+                        status.cleaner,
+                    )
                 }
             })
             .collect();
@@ -329,6 +351,9 @@ impl World {
     fn is_converged(&self) -> bool {
         let mut at: Vec<(GroupId, LogIndex)> = Vec::new();
         for node in &self.nodes {
+            if node.lost {
+                continue;
+            }
             let Some(status) = node.shard.as_ref().map(|s| s.status()) else { return false };
             if status.phase != Phase::Running {
                 return false;
@@ -352,6 +377,11 @@ impl World {
     }
 
     fn compare_digests(&mut self) {
+        for n in 0..self.nodes.len() {
+            if self.nodes[n].shard.as_ref().is_some_and(|shard| !shard.usage_is_exact()) {
+                self.fail(Class::Raft, format!("node {n} miscounts its live blocks"));
+            }
+        }
         for group in 0..self.options.groups {
             let group = GroupId(group);
             let digests: Vec<(Who, (LogIndex, u64))> = (0..self.nodes.len())
@@ -376,7 +406,9 @@ impl World {
                 let mut block = low;
                 while block < high {
                     let chunk = block / CHUNK_BLOCKS;
-                    let end = high.min((chunk + 1) * CHUNK_BLOCKS);
+                    let end = high
+                        .min((chunk + 1) * CHUNK_BLOCKS)
+                        .min(block + u64::from(COMMAND_BLOCKS_MAX));
                     let range = BlockRange { block, count: (end - block) as u32 };
                     self.ask_range(volume, chunk, range);
                     block = end;
@@ -397,7 +429,8 @@ impl World {
     }
 
     fn send_probe(&mut self, at: usize, extents: bool) {
-        if self.nodes[self.probes[at].node].mute {
+        let node = &self.nodes[self.probes[at].node];
+        if node.mute || node.lost {
             self.probes[at].answer = Some(Bytes::new());
             self.probes[at].mapped = Some(Vec::new());
             return;

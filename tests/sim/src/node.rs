@@ -56,6 +56,8 @@ pub struct SimNode {
     pub hold_next: bool,
     /// Whether its log said that a vote may be lost: its replicas wait for an operator.
     pub mute: bool,
+    /// Whether its device can not be opened any more without its peers: it stays down.
+    pub lost: bool,
     /// Whether it may be started at all: a frozen node of the liveness phase may not.
     pub dead: bool,
     inbox: Vec<(Event, u64)>,
@@ -85,6 +87,7 @@ impl SimNode {
             paused_until: 0,
             hold_next: false,
             mute: false,
+            lost: false,
             dead: false,
             inbox: Vec::new(),
             turn_armed: false,
@@ -111,7 +114,7 @@ impl World {
     /// Starts a node's process, if it is down and may run.
     pub fn start_node(&mut self, n: Who) {
         let now = self.queue.now();
-        if self.nodes[n].is_up() || self.nodes[n].dead {
+        if self.nodes[n].is_up() || self.nodes[n].dead || self.nodes[n].lost {
             return;
         }
         self.counts.starts += 1;

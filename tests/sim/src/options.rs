@@ -2,8 +2,12 @@
 
 use crate::queue::{MICRO, MILLI, SECOND};
 use crate::rng::Rng;
+use basalt_core::cleaner::Levels;
 use basalt_core::planted::Planted;
 use std::fmt;
+
+/// Segments of each device that are Raft's.
+pub const SEGMENTS_RESERVED: u32 = 2;
 
 /// How large a world is drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,13 +70,15 @@ pub enum Family {
     Move,
     /// Leaders moved, nodes stopped gracefully, metadata proposed.
     Operator,
-    /// A device too small for the work.
+    /// A device too small for the data.
     Full,
+    /// A device that holds the data and little more, so that all that is written is cleaned.
+    Space,
 }
 
 impl Family {
     /// All families.
-    pub const ALL: [Family; 16] = [
+    pub const ALL: [Family; 17] = [
         Family::Delay,
         Family::Reset,
         Family::Clog,
@@ -89,6 +95,7 @@ impl Family {
         Family::Move,
         Family::Operator,
         Family::Full,
+        Family::Space,
     ];
 
     /// Its name on the command line.
@@ -110,6 +117,7 @@ impl Family {
             Family::Move => "move",
             Family::Operator => "operator",
             Family::Full => "full",
+            Family::Space => "space",
         }
     }
 
@@ -242,7 +250,7 @@ pub struct Options {
     /// What may go wrong.
     pub families: Families,
     /// Mean time between two faults, by family.
-    pub pace: [u64; 16],
+    pub pace: [u64; 17],
     /// Whether disks have a volatile cache.
     pub volatile: bool,
     /// Whether a durable write flushes the whole cache.
@@ -340,13 +348,29 @@ impl Options {
             self.delay = delay;
             self.delay_min = delay_min;
         }
-        // A header block and the payload for each write, elections and heartbeats beside them: the
-        // log is never cleaned, so a roomy device holds several times what is written.
+        // A header block and the payload for each write, elections and heartbeats beside them: a roomy
+        // device holds several times what is written.
         let need = u64::from(self.ops) * (2 + u64::from(self.blocks_max)) * 4096;
-        let roomy = 24 * need + 48 * self.segment + (64 << 20);
-        let device =
-            if self.families.has(Family::Full) { (need as f64 * full) as u64 } else { roomy };
-        self.device = (128 << 10) + device.next_multiple_of(self.segment).max(8 * self.segment);
+        let roomy = (24 * need + 48 * self.segment + (64 << 20)).div_ceil(self.segment);
+        let segments = match () {
+            () if self.families.has(Family::Full) => self.segments_for(full),
+            () if self.families.has(Family::Space) => self.segments_for(1.5),
+            () => roomy,
+        };
+        self.device = (128 << 10) + segments * self.segment;
+    }
+
+    /// Segments of a device that takes so many times what can be live at once: what the windows hold, and
+    /// what is on its way.
+    pub fn segments_for(&self, times: f64) -> u64 {
+        let volumes = u64::from(self.volumes);
+        let held = volumes * u64::from(self.chunks) * 2 * u64::from(self.window);
+        let on_its_way = 2 * volumes * u64::from(self.depth) * u64::from(self.blocks_max);
+        let wanted = ((held + on_its_way) as f64 * times) as u64;
+        let blocks = (self.segment / 4096) as u32;
+        let takes = |segments: u32| Levels::of(segments, blocks, SEGMENTS_RESERVED).capacity;
+        let enough = (8..).find(|segments| takes(*segments) >= wanted);
+        u64::from(enough.unwrap_or(u32::MAX))
     }
 
     /// Blocks of a volume.

@@ -6,6 +6,7 @@
 mod links;
 mod pages;
 mod room;
+mod space;
 
 use crate::disk::{CutPolicy, Damage};
 use crate::options::{Families, Family};
@@ -78,6 +79,11 @@ pub fn all() -> Vec<Scenario> {
         s("crash-before-the-checkpoint-of-copied-pages", 12, pages::crash_before_its_checkpoint),
         s("damaged-leader-gives-no-pages", 6, pages::damaged_leader),
         s("reads-go-on-while-pages-are-copied", 6, pages::reads_go_on),
+        s("device-overwritten-many-times-its-size", 6, space::overwritten_many_times),
+        s("device-filled-to-the-last-block-and-emptied", 4, space::filled_and_emptied),
+        s("power-cuts-while-the-cleaner-works", 8, space::cuts_while_cleaning),
+        s("damaged-block-in-a-segment-that-is-cleaned", 8, space::damaged_while_cleaning),
+        s("blocks-overwritten-while-they-are-moved", 8, space::overwritten_while_moved),
     ]
 }
 
@@ -432,6 +438,7 @@ fn full_device(set: Setup) -> World {
         o.device = (128 << 10) + 10 * o.segment;
         o.families = Families::NONE.with(Family::Full);
     });
+    without_checkpoints(&mut s);
     s.work(400, 30_000);
     let errors = s.world.counts.errors;
     s.must(errors > 0, || "the device never was full".to_owned());
@@ -664,6 +671,11 @@ fn with_checkpoints(s: &mut Script, bytes: u64) {
     }
     (0..3).for_each(|n| s.start(n));
     s.wait_leader(None, 10_000);
+}
+
+/// Restarts all nodes without checkpoints: nothing is cleaned, and what is written stays.
+fn without_checkpoints(s: &mut Script) {
+    with_checkpoints(s, 0);
 }
 
 /// The checkpoint behind which a node was opened, if it was opened behind one.

@@ -83,7 +83,8 @@ impl Script {
             }
             self.pass(1);
         }
-        self.world.fail(Class::Liveness, format!("waited {ms} ms in vain until {what}"));
+        let text = format!("waited {ms} ms in vain until {what}: {}", self.world.describe());
+        self.world.fail(Class::Liveness, text);
     }
 
     /// Waits until everything asked is answered.

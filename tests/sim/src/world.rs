@@ -9,7 +9,7 @@ use crate::ending::{CHECK_EVERY, Ending, Probe, Stage};
 use crate::event::{Ev, Who};
 use crate::net::{Arrival, Connected, LinkIndex, LinkKind, Net, NetOptions, SILENCE};
 use crate::node::{SimNode, address};
-use crate::options::{Family, Options};
+use crate::options::{Family, Options, SEGMENTS_RESERVED};
 use crate::queue::{Instant, MILLI, Queue};
 use crate::report::{Class, Counts, Failure, Outcome};
 use crate::rng::{Rng, mix};
@@ -470,9 +470,12 @@ impl World {
         self.options.families.has(Family::WriteFault)
     }
 
-    /// Whether devices may be full.
+    /// Whether devices may be full: they are too small, or hold the data and little more, and what is
+    /// damaged on one of them can not be moved.
     pub fn declares_full(&self) -> bool {
-        self.options.families.has(Family::Full)
+        let f = self.options.families;
+        let harmed = f.has(Family::Damage) || f.has(Family::ReadFault);
+        f.has(Family::Full) || f.has(Family::Space) && harmed
     }
 }
 
@@ -492,7 +495,7 @@ fn draw_limits(rng: &mut Rng) -> Limits {
         batch_bytes: *rng.pick(&[8 << 10, 32 << 10]),
         batches_in_flight: *rng.pick(&[1, 2, 4]),
         appends_in_flight: *rng.pick(&[1, 4, 64]),
-        segments_reserved: 2,
+        segments_reserved: SEGMENTS_RESERVED,
         log_retain_bytes: *rng.pick(&[0, 32 << 10, 256 << 10, 1 << 20]),
     }
 }

@@ -1,6 +1,6 @@
 //! Devices without room: writes are refused, everything else goes on.
 
-use super::dice;
+use super::{dice, without_checkpoints};
 use crate::disk::CutPolicy;
 use crate::options::{Families, Family};
 use crate::script::{Script, Setup};
@@ -8,12 +8,14 @@ use crate::workload::Kind;
 use crate::world::World;
 
 fn small(set: Setup, segments: u64) -> Script {
-    Script::new(set, |o| {
+    let mut s = Script::new(set, |o| {
         o.volatile = set.seed.is_multiple_of(2);
         o.segment = 128 << 10;
         o.device = (128 << 10) + segments * o.segment;
         o.families = Families::NONE.with(Family::Full);
-    })
+    });
+    without_checkpoints(&mut s);
+    s
 }
 
 fn fill(s: &mut Script) {

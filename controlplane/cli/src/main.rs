@@ -3,6 +3,7 @@
 mod cluster;
 mod options;
 mod output;
+mod space;
 mod volume;
 
 use basalt_api::dial::{Cluster, plain};
@@ -86,6 +87,7 @@ async fn run(options: &Options) -> Result<(), Failure> {
     match &options.command {
         Command::Cluster(command) => cluster::run(options, &cluster, command).await,
         Command::Volume(command) => volume::run(options, &cluster, command).await,
+        Command::Space(command) => space::run(options, &cluster, command).await,
         Command::Completion { shell } => {
             let mut words = Vec::new();
             clap_complete::generate(*shell, &mut Options::command(), "basalt", &mut words);

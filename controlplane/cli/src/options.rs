@@ -56,6 +56,13 @@ Examples:
   basalt cluster status --wait 60 && echo healthy
   basalt cluster status -o json | jq -r '.nodes[] | select(.reachable | not) | .name'";
 
+const AFTER_SPACE: &str = "\
+Space that volumes gave back is garbage first; the cleaner makes free space of it once that is short.
+
+Examples:
+  basalt space explain
+  basalt space explain --node n1 -o json | jq '.nodes[0].space.garbage_bytes'";
+
 const AFTER_LIST: &str = "\
 Examples:
   basalt volume list
@@ -128,6 +135,9 @@ pub(crate) enum Command {
     /// Create, list, attach and delete volumes.
     #[command(subcommand)]
     Volume(VolumeCommand),
+    /// What the devices hold.
+    #[command(subcommand)]
+    Space(SpaceCommand),
     /// Words for the shell, so that it completes this program's.
     #[command(after_help = AFTER_COMPLETION)]
     Completion {
@@ -162,6 +172,17 @@ pub(crate) enum ClusterCommand {
         /// Wait so long for everything to work.
         #[arg(long, value_name = "SECONDS", value_parser = seconds)]
         wait: Option<Duration>,
+    },
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum SpaceCommand {
+    /// Who owns each byte of each device.
+    #[command(after_help = AFTER_SPACE)]
+    Explain {
+        /// Only the node of this name or number.
+        #[arg(long, value_name = "NODE")]
+        node: Option<String>,
     },
 }
 

@@ -3,11 +3,13 @@
 use crate::daemon::Daemon;
 use crate::engine::Engine;
 use basalt_api::dial;
-use basalt_api::v1::{Cluster, GetReportRequest, Group, Health, Member, Node, NodeReport, Replica};
+use basalt_api::v1::{
+    Cluster, GetReportRequest, Group, Health, Member, Node, NodeReport, Replica, Space, VolumeSpace,
+};
 use basalt_core::shard::{GroupRole, Phase, ShardStatus};
 use basalt_node::{HostState, ReactorStatus};
-use basalt_wire::ids::GroupId;
-use std::collections::BTreeSet;
+use basalt_wire::ids::{GroupId, VolumeId};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
@@ -41,6 +43,7 @@ pub async fn report(daemon: &Daemon) -> Result<NodeReport, Status> {
         node.device_bytes = u64::from(shard.segments_total) * segment;
         node.free_bytes = u64::from(shard.segments_free) * segment;
         node.checkpoint = shard.checkpoint;
+        node.space = Some(space_of(shard, &engine));
         if let Some(opened) = &shard.open_report {
             node.replayed_bytes = opened.bytes;
             node.opened_from_checkpoint = opened.checkpoint.unwrap_or(0);
@@ -154,6 +157,35 @@ fn links_of(engine: &Engine, status: &ReactorStatus) -> Vec<String> {
         .collect();
     let members = engine.spec().members;
     members.into_iter().filter(|member| up.contains(&member.node)).map(|m| m.name).collect()
+}
+
+/// What the device holds, with the names of the volumes that are known here.
+fn space_of(shard: &ShardStatus, engine: &Engine) -> Space {
+    let (space, cleaner) = (&shard.space, &shard.cleaner);
+    let names: HashMap<u64, String> = engine
+        .metadata
+        .look(|state| state.volumes().map(|volume| (volume.id, volume.name.clone())).collect());
+    let volume = |(id, live_bytes): (&VolumeId, &u64)| VolumeSpace {
+        id: id.0,
+        name: names.get(&id.0).cloned().unwrap_or_default(),
+        live_bytes: *live_bytes,
+    };
+    Space {
+        device_bytes: space.device,
+        superblock_bytes: space.superblock,
+        live_bytes: space.live,
+        log_bytes: space.log,
+        garbage_bytes: space.garbage,
+        free_bytes: space.free,
+        reserve_bytes: space.reserve,
+        unused_bytes: space.unused,
+        capacity_bytes: space.capacity,
+        volumes: shard.live_by_volume.iter().map(volume).collect(),
+        blocks_moved: cleaner.moved,
+        segments_cleaned: cleaner.victims,
+        blocks_bad: cleaner.bad,
+        segments_released: cleaner.released,
+    }
 }
 
 fn replicas_of(shard: &ShardStatus) -> Vec<Replica> {

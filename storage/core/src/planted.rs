@@ -58,6 +58,12 @@ pub enum Bug {
     CheckpointTooEarly,
     /// A checkpoint does not hold the epochs that changed since the last one.
     CheckpointWithoutEpochs,
+    /// A write of the next generation is taken before its group has frozen the one before.
+    SnapshotAcrossCommit,
+    /// What a block was when its generation was frozen is not kept when it changes.
+    DeltaLost,
+    /// Dropping a snapshot gives back what an older one needs.
+    MergeDropsOlder,
 }
 
 /// The bug that is planted in this run, if any.

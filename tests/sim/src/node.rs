@@ -452,7 +452,10 @@ impl World {
                 *term
             }
             RequestOp::Unmap { term, .. }
-            | RequestOp::Fence { term }
+            | RequestOp::Fence { term, .. }
+            | RequestOp::Freeze { term, .. }
+            | RequestOp::DropSnapshot { term, .. }
+            | RequestOp::Revert { term, .. }
             | RequestOp::Delete { term } => *term,
             RequestOp::Read { .. } | RequestOp::Extents { .. } | RequestOp::Leader => return,
         };
@@ -462,6 +465,8 @@ impl World {
         let (group, volume, epoch) = (request.group.0, request.volume.0, request.epoch.0);
         let judged = match &request.op {
             RequestOp::Fence { .. } => self.raft.fenced(group, volume, epoch, index),
+            // Whoever knows of a volume may take and drop its snapshots.
+            RequestOp::Freeze { .. } | RequestOp::DropSnapshot { .. } => Ok(()),
             _ => self.raft.written(group, volume, epoch, index),
         };
         if let Err(text) = judged {

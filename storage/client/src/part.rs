@@ -38,7 +38,8 @@ pub(crate) enum Verb {
     Read(InOrder<Payload>, Payload),
     Write(Payload),
     Unmap,
-    Extents(InOrder<(Runs, u64, u64)>, ExtentSum),
+    /// Of changes since a generation, if one is given.
+    Extents(InOrder<(Runs, u64, u64)>, ExtentSum, Option<Generation>),
     Control(Control),
 }
 
@@ -124,7 +125,7 @@ impl Verb {
     pub fn into_result(self) -> BlockResult {
         match self {
             Verb::Read(_, data) => BlockResult::Data(data),
-            Verb::Extents(_, sum) => BlockResult::Extents(sum.runs),
+            Verb::Extents(_, sum, _) => BlockResult::Extents(sum.runs),
             Verb::Write(_) | Verb::Unmap | Verb::Control(_) => BlockResult::Done,
         }
     }
@@ -162,6 +163,7 @@ pub(crate) enum PartKind {
     Extents {
         skip: u32,
         len: u64,
+        since: Option<Generation>,
     },
     /// The first half of changing a part of a block: it is read, then the part becomes a write.
     Change(Box<Change>),

@@ -72,6 +72,16 @@ pub enum BlockOp {
         /// Bytes.
         len: u64,
     },
+    /// Which parts of a range were changed since a snapshot: up to now, or in a view up to its snapshot.
+    /// Answered as extents are.
+    Changes {
+        /// From where.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+        /// The snapshot's generation.
+        since: Generation,
+    },
     /// Give back all blocks of the volume, in all groups, for good. The session can do nothing
     /// afterwards.
     Delete,
@@ -104,8 +114,9 @@ pub enum BlockResult {
     Done,
     /// Of a read.
     Data(Payload),
-    /// Of extents: runs of bytes and whether they are mapped, from the start of the range. They
-    /// cover the range, or its beginning if there are more than [`EXTENT_RUNS_MAX`].
+    /// Of extents and changes: runs of bytes and whether they are mapped, or were changed, from the
+    /// start of the range. They cover the range, or its beginning if there are more than
+    /// [`EXTENT_RUNS_MAX`].
     Extents(Vec<(u64, bool)>),
 }
 

@@ -222,6 +222,18 @@ pub enum RequestOp {
         /// As in a read.
         snapshot: Option<Generation>,
     },
+    /// Which blocks were changed between two snapshots, or between one and now. Any replica that has
+    /// applied `floor` answers, as for extents, with runs of blocks and whether they were changed.
+    Changes {
+        /// Where; the whole range within one chunk.
+        range: BlockRange,
+        /// As in a read.
+        floor: LogIndex,
+        /// The older snapshot.
+        since: Generation,
+        /// As in a read: the newer one, or the volume as it is.
+        snapshot: Option<Generation>,
+    },
     /// Commit the session's epoch in the group; every lower epoch is shut out afterwards.
     Fence {
         /// The term of the leader that the request is meant for.
@@ -288,11 +300,11 @@ pub enum ReplyResult {
         /// The blocks.
         payload: Payload,
     },
-    /// Which blocks are mapped.
+    /// Which blocks are mapped, or were changed.
     Extents {
         /// As in [`ReplyResult::Data`].
         index: LogIndex,
-        /// Runs in order: blocks, and whether they are mapped. They sum to the range's count.
+        /// Runs in order: blocks, and whether they are (were). They sum to the range's count.
         runs: Vec<(u32, bool)>,
     },
     /// Answer to [`RequestOp::Leader`], and sent when the asked replica does not lead.

@@ -457,7 +457,10 @@ impl World {
             | RequestOp::DropSnapshot { term, .. }
             | RequestOp::Revert { term, .. }
             | RequestOp::Delete { term } => *term,
-            RequestOp::Read { .. } | RequestOp::Extents { .. } | RequestOp::Leader => return,
+            RequestOp::Read { .. }
+            | RequestOp::Extents { .. }
+            | RequestOp::Changes { .. }
+            | RequestOp::Leader => return,
         };
         if let Err(text) = self.raft.acknowledged(request.group.0, index, term.0) {
             self.fail(Class::Raft, text);

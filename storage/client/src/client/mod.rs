@@ -243,7 +243,11 @@ impl VolumeClient {
             }
             BlockOp::Unmap { offset, len } => (Verb::Unmap, Cut::Unmap, offset, len),
             BlockOp::Extents { offset, len } => {
-                let verb = Verb::Extents(InOrder::new(), ExtentSum::default());
+                let verb = Verb::Extents(InOrder::new(), ExtentSum::default(), None);
+                (verb, Cut::Extents, offset, len)
+            }
+            BlockOp::Changes { offset, len, since } => {
+                let verb = Verb::Extents(InOrder::new(), ExtentSum::default(), Some(since));
                 (verb, Cut::Extents, offset, len)
             }
             _ => return Ok(None),
@@ -266,7 +270,8 @@ impl VolumeClient {
             BlockOp::DropSnapshot { generation } => {
                 return Ok(Some(Control::DropSnapshot(*generation)));
             }
-            BlockOp::Read { .. } | BlockOp::Extents { .. } | BlockOp::Flush => return Ok(None),
+            BlockOp::Read { .. } | BlockOp::Extents { .. } => return Ok(None),
+            BlockOp::Changes { .. } | BlockOp::Flush => return Ok(None),
             _ if self.view => return Err(BlockError::ReadOnly),
             BlockOp::Write { .. } | BlockOp::Unmap { .. } => return Ok(None),
             BlockOp::Delete => Control::Delete,
@@ -323,7 +328,9 @@ impl VolumeClient {
         };
         let kind = match &mut op.verb {
             Verb::Read(..) => PartKind::Read { skip: piece.skip, len: piece.len as u32 },
-            Verb::Extents(..) => PartKind::Extents { skip: piece.skip, len: piece.len },
+            Verb::Extents(_, _, since) => {
+                PartKind::Extents { skip: piece.skip, len: piece.len, since: *since }
+            }
             Verb::Write(data) => {
                 let payload = if alone {
                     std::mem::take(data)

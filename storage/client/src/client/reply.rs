@@ -289,8 +289,8 @@ impl VolumeClient {
         }
         self.chunks.raise(part.chunk(), index);
         self.finish_part(id, out, |op, part| {
-            let PartKind::Extents { skip, len } = part.kind else { return };
-            if let Verb::Extents(order, sum) = &mut op.verb {
+            let PartKind::Extents { skip, len, .. } = part.kind else { return };
+            if let Verb::Extents(order, sum, _) = &mut op.verb {
                 order.put(part.number, (runs, u64::from(skip), len), |(runs, skip, len)| {
                     sum.add(&runs, skip, len);
                 });

@@ -155,6 +155,9 @@ impl VolumeClient {
             PartKind::Read { .. } | PartKind::Change(_) => {
                 RequestOp::Read { range, floor: floor(), snapshot }
             }
+            PartKind::Extents { since: Some(since), .. } => {
+                RequestOp::Changes { range, floor: floor(), since: *since, snapshot }
+            }
             PartKind::Extents { .. } => RequestOp::Extents { range, floor: floor(), snapshot },
             PartKind::Write { payload, checksums } => RequestOp::Write {
                 term,

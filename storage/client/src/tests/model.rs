@@ -481,6 +481,7 @@ impl GroupModel {
             | RequestOp::Delete { term } => self.accept(node, *term, request),
             RequestOp::Read { range, floor, .. } => Some(self.read(node, *range, *floor)),
             RequestOp::Extents { range, floor, .. } => Some(self.extents(node, *range, *floor)),
+            RequestOp::Changes { .. } => Some(ReplyResult::Refused(Refusal::NoSnapshot)),
             RequestOp::Leader => {
                 let leads = self.deposed.filter(|(old, _)| *old == node);
                 let (leader, term) = match leads {

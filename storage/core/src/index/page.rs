@@ -122,6 +122,16 @@ impl Page {
         }
     }
 
+    /// Whether a block was changed behind a snapshot and before another one was frozen, or up to now.
+    pub fn changed_since(
+        &self,
+        since: Generation,
+        until: Option<Generation>,
+        block: usize,
+    ) -> bool {
+        self.versions.as_ref().is_some_and(|versions| versions.changed(since, until, block))
+    }
+
     /// The mapped blocks with their places, in order.
     pub fn iter(&self) -> impl Iterator<Item = (usize, BlockPlace)> + '_ {
         let blocks = if self.table.is_some() { BLOCKS } else { 0 };

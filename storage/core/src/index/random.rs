@@ -177,6 +177,13 @@ impl Copies {
                     block,
                     generation
                 );
+                let later = self.snapshots.range(generation..).map(|(g, copy)| (Some(*g), copy));
+                for (until, then) in later.chain([(None, &self.now)]) {
+                    let differs = then.get(&block) != copy.get(&block);
+                    let changed =
+                        page.is_some_and(|page| page.changed_since(*generation, until, first));
+                    prop_assert!(changed || !differs, "block {} since {:?}", block, generation);
+                }
             }
         }
         Ok(())

@@ -153,6 +153,18 @@ impl Versions {
         self.deltas[from..].iter().find(|delta| delta.holds(block)).map(|delta| delta.get(block))
     }
 
+    /// Whether a block was changed behind a snapshot and before another one was frozen, or at all.
+    pub(super) fn changed(
+        &self,
+        since: Generation,
+        until: Option<Generation>,
+        block: usize,
+    ) -> bool {
+        let from = self.deltas.partition_point(|delta| delta.generation < since);
+        let before = |delta: &&Delta| until.is_none_or(|until| delta.generation < until);
+        self.deltas[from..].iter().take_while(before).any(|delta| delta.holds(block))
+    }
+
     /// Drops a snapshot: what the next older one does not hold itself becomes its own, the rest dies.
     /// Only blocks of the granules in `fresh` take part. Gives the granules that changed.
     pub(super) fn drop_snapshot(

@@ -95,17 +95,44 @@ impl Replica {
         snapshot: Option<Generation>,
     ) -> (LogIndex, Vec<(u32, bool)>) {
         let page = self.page_of(id, range).filter(|_| !self.is_empty_in(id, snapshot));
-        let mut runs: Vec<(u32, bool)> = Vec::new();
-        for i in 0..range.count as usize {
-            let place = page.and_then(|(page, first)| place_of(page, first + i, snapshot));
-            let mapped = place.is_some();
-            match runs.last_mut() {
-                Some(run) if run.1 == mapped => run.0 += 1,
-                _ => runs.push((1, mapped)),
-            }
-        }
-        (page.map_or(LogIndex(0), |(page, _)| page.changed_at()), runs)
+        runs_of(page, range, |page, block| place_of(page, block, snapshot).is_some())
     }
+
+    /// The runs of blocks in a range that were changed and were not changed between two snapshots, or
+    /// between one and now, and the index of its last change. A block that was written with what it held
+    /// counts as changed.
+    pub fn changes(
+        &self,
+        id: VolumeId,
+        range: BlockRange,
+        since: Generation,
+        until: Option<Generation>,
+    ) -> (LogIndex, Vec<(u32, bool)>) {
+        let page = self.page_of(id, range).filter(|_| !self.is_empty_in(id, until));
+        // Of a snapshot before the group heard of the volume everything that is mapped differs.
+        let empty = self.is_before(id, since);
+        runs_of(page, range, |page, block| {
+            page.changed_since(since, until, block)
+                || (empty && place_of(page, block, until).is_some())
+        })
+    }
+}
+
+/// The runs of blocks of which something holds, in a range of a page, and the index of its last change.
+fn runs_of(
+    page: Option<(&Page, usize)>,
+    range: BlockRange,
+    holds: impl Fn(&Page, usize) -> bool,
+) -> (LogIndex, Vec<(u32, bool)>) {
+    let mut runs: Vec<(u32, bool)> = Vec::new();
+    for i in 0..range.count as usize {
+        let is = page.is_some_and(|(page, first)| holds(page, first + i));
+        match runs.last_mut() {
+            Some(run) if run.1 == is => run.0 += 1,
+            _ => runs.push((1, is)),
+        }
+    }
+    (page.map_or(LogIndex(0), |(page, _)| page.changed_at()), runs)
 }
 
 /// Where a block stands, or stood in a snapshot.

@@ -27,6 +27,7 @@ enum Want {
     Leader,
     Read(BlockRange, LogIndex, Option<Generation>),
     Extents(BlockRange, LogIndex, Option<Generation>),
+    Changes(BlockRange, LogIndex, Generation, Option<Generation>),
     Change(Term, Command, Payload),
 }
 
@@ -45,6 +46,11 @@ fn parse(request: Request) -> Result<Want, Refusal> {
         }
         RequestOp::Extents { range, floor, snapshot } if is_range(range, CHUNK_BLOCKS as u32) => {
             Ok(Want::Extents(range, floor, snapshot))
+        }
+        RequestOp::Changes { range, floor, since, snapshot }
+            if is_range(range, CHUNK_BLOCKS as u32) && snapshot.is_none_or(|s| since <= s) =>
+        {
+            Ok(Want::Changes(range, floor, since, snapshot))
         }
         RequestOp::Write { term, generation, range, checksums, payload } => {
             let count = range.count as usize;
@@ -119,6 +125,13 @@ impl Shard {
                 let replica = &self.groups[slot].replica;
                 replica.check_read((volume, epoch), floor, snapshot)?;
                 let (index, runs) = replica.extents(volume, range, snapshot);
+                Ok(Some(ReplyResult::Extents { index, runs }))
+            }
+            Want::Changes(range, floor, since, snapshot) => {
+                let replica = &self.groups[slot].replica;
+                replica.check_snapshot(volume, since)?;
+                replica.check_read((volume, epoch), floor, snapshot)?;
+                let (index, runs) = replica.changes(volume, range, since, snapshot);
                 Ok(Some(ReplyResult::Extents { index, runs }))
             }
             Want::Read(range, floor, snapshot) => {

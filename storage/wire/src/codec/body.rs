@@ -391,6 +391,12 @@ fn request_op(r: &mut Reader<'_>) -> Result<RequestOp> {
         op::DROP_SNAPSHOT => {
             RequestOp::DropSnapshot { term: r.term()?, generation: generation(r)? }
         }
+        op::CHANGES => RequestOp::Changes {
+            range: r.range("changes' range", CHUNK_BLOCKS)?,
+            floor: r.index("floor")?,
+            snapshot: snapshot(r)?,
+            since: generation(r)?,
+        },
         op::REVERT => RequestOp::Revert { term: r.term()?, generation: generation(r)? },
         other => {
             let (value, max) = (u64::from(other), u64::from(op::MAX));

@@ -274,6 +274,10 @@ fn put_request(out: &mut BytesMut, request: &Request) {
         RequestOp::Extents { range, floor, snapshot } => {
             put_read(out, op::EXTENTS, *range, floor.0, *snapshot);
         }
+        RequestOp::Changes { range, floor, since, snapshot } => {
+            put_read(out, op::CHANGES, *range, floor.0, *snapshot);
+            out.put_u32_le(since.0);
+        }
         RequestOp::Fence { term, generation } => put_control(out, op::FENCE, *term, *generation),
         RequestOp::Freeze { term, generation } => put_control(out, op::FREEZE, *term, *generation),
         RequestOp::DropSnapshot { term, generation } => {

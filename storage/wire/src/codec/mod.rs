@@ -210,7 +210,8 @@ mod op {
     pub const FREEZE: u8 = 8;
     pub const DROP_SNAPSHOT: u8 = 9;
     pub const REVERT: u8 = 10;
-    pub const MAX: u8 = REVERT;
+    pub const CHANGES: u8 = 11;
+    pub const MAX: u8 = CHANGES;
 }
 
 /// Numbers of a reply's outcomes.

@@ -168,6 +168,10 @@ fn request_op() -> impl Strategy<Value = RequestOp> {
             floor: LogIndex(n.0),
             snapshot: n.1.map(Generation),
         }),
+        (any::<(u64, u32, Option<u32>)>(), range(1024)).prop_map(|(n, range)| {
+            let (since, snapshot) = (Generation(n.1), n.2.map(Generation));
+            RequestOp::Changes { range, floor: LogIndex(n.0), since, snapshot }
+        }),
         (any::<(u64, u32)>(), 0..4).prop_map(|((term, generation), which)| {
             let (term, generation) = (Term(term), Generation(generation));
             match which {

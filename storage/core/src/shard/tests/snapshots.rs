@@ -84,6 +84,49 @@ fn a_snapshot_keeps_what_was_and_the_volume_goes_on() {
 }
 
 #[test]
+fn changed_blocks_fall_out_of_two_snapshots() {
+    let mut world = world(0);
+    done(write(&mut world, 0, 1, 1));
+    done(control(&mut world, FREEZE, 0));
+    done(write(&mut world, 1, 3, 2));
+    done(control(&mut world, FREEZE, 1));
+    done(write(&mut world, 2, 5, 3));
+    done(control(&mut world, FREEZE, 2));
+    let mut ask = |since: u32, snapshot: Option<u32>| {
+        let (range, floor) = (BlockRange { block: 0, count: 8 }, LogIndex(0));
+        let (since, snapshot) = (Generation(since), snapshot.map(Generation));
+        let leader = world.elect();
+        match world.ask(leader, 1, RequestOp::Changes { range, floor, since, snapshot }) {
+            ReplyResult::Extents { runs, .. } => {
+                let blocks = runs.iter().flat_map(|(n, is)| vec![*is; *n as usize]);
+                Ok((0..).zip(blocks).filter(|(_, is)| *is).map(|(block, _)| block).collect())
+            }
+            other => Err(other),
+        }
+    };
+    assert_eq!(ask(0, Some(0)), Ok(vec![]));
+    assert_eq!(ask(0, Some(1)), Ok(vec![3]));
+    assert_eq!(ask(0, Some(2)), Ok(vec![3, 5]));
+    assert_eq!(ask(1, Some(2)), Ok(vec![5]));
+    assert_eq!(ask(1, None), Ok(vec![5]));
+    assert_eq!(ask(2, None), Ok(vec![]));
+    assert_eq!(ask(2, Some(1)), Err(refused(Refusal::Invalid)));
+    assert_eq!(ask(3, None), Err(refused(Refusal::Behind)));
+    done(control(&mut world, DROP, 1));
+    let range = BlockRange { block: 0, count: 8 };
+    let op = |since| RequestOp::Changes {
+        range,
+        floor: LogIndex(0),
+        since: Generation(since),
+        snapshot: Some(Generation(2)),
+    };
+    let leader = world.elect();
+    assert_eq!(world.ask(leader, 1, op(1)), refused(Refusal::NoSnapshot));
+    let ReplyResult::Extents { runs, .. } = world.ask(leader, 1, op(0)) else { panic!("no runs") };
+    assert_eq!(runs, [(3, false), (1, true), (1, false), (1, true), (2, false)]);
+}
+
+#[test]
 fn a_generation_dropped_before_it_is_frozen_has_no_snapshot() {
     let mut world = world(0);
     done(write(&mut world, 0, 3, 1));

@@ -444,6 +444,7 @@ impl World {
                 let volume = self.client(who).volume;
                 self.snapshot_answered(volume, &p.plan, end, true);
             }
+            (Kind::Revert, BlockResult::Done) => self.reverted(who, &p.plan, p.call, end),
             (kind, result) => {
                 let text = format!("a {kind:?} was answered by {result:?}");
                 self.fail(Class::ClientError, text);
@@ -481,7 +482,7 @@ impl World {
         match p.plan.kind {
             Kind::Write => self.note_writes(who, op, p, NEVER, false),
             Kind::Unmap => self.note_writes(who, 0, p, NEVER, false),
-            Kind::Read | Kind::Other => {}
+            Kind::Read | Kind::Other | Kind::Revert => {}
             Kind::Freeze | Kind::Drop => {
                 let volume = self.client(who).volume;
                 self.snapshot_answered(volume, &p.plan, NEVER, false);
@@ -495,8 +496,9 @@ impl World {
         }
     }
 
+    /// Notes an operation on one unit.
     #[allow(clippy::too_many_arguments)] // One line of the history has that many columns.
-    fn note(
+    pub fn note(
         &mut self,
         who: Who,
         unit: u64,
@@ -512,7 +514,7 @@ impl World {
             }
             _ => return,
         };
-        let unit = (volume as u64) << 32 | unit;
+        let unit = (volume as u64) << 32 | self.volumes[volume].reverts << 24 | unit;
         let record = Record { unit, action, value, call, end, certain };
         self.history.push(Attributed { record, volume, epoch });
     }

@@ -76,6 +76,7 @@ pub fn all() -> Vec<Scenario> {
         s("snapshot-while-a-leader-dies", 8, snapshots::leader_dies),
         s("snapshot-goes-on-in-another-session", 8, snapshots::another_session),
         s("snapshots-dropped-in-any-order-give-all-back", 6, snapshots::dropped_in_any_order),
+        s("reverted-volume-goes-on-from-its-snapshot", 6, snapshots::reverted),
         s("snapshots-survive-power-cuts-and-checkpoints", 8, snapshots::power_cuts),
     ]
 }

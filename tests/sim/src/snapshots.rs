@@ -13,6 +13,7 @@ use crate::stamp::{Content, OpId, judge};
 use crate::workload::{Kind, Plan};
 use crate::world::World;
 use rustc_hash::FxHashMap;
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 /// Snapshots of a volume above which more are dropped than taken.
@@ -24,6 +25,8 @@ pub struct Snapshot {
     pub volume: usize,
     /// The generation that it keeps.
     pub generation: u32,
+    /// How often the volume had been reverted.
+    reverts: u64,
     /// When it was asked for first.
     call: Moment,
     /// When it was complete.
@@ -115,6 +118,7 @@ impl World {
         self.snapshots.push(Snapshot {
             volume,
             generation,
+            reverts: self.volumes[volume].reverts,
             call,
             done: None,
             asked: false,
@@ -151,6 +155,24 @@ impl World {
                 }
             }
             _ => snapshot.dropped |= well,
+        }
+    }
+
+    /// A volume was reverted to a snapshot, all of which was read before. From here on its units have a
+    /// history of their own, which begins with what the snapshot holds. Later snapshots are gone.
+    pub fn reverted(&mut self, who: Who, plan: &Plan, call: Moment, end: Moment) {
+        let volume = self.client(who).volume;
+        self.volumes[volume].reverts += 1;
+        let mut content = BTreeMap::new();
+        for snapshot in self.snapshots.iter_mut().filter(|s| s.volume == volume) {
+            match u64::from(snapshot.generation).cmp(&plan.unit) {
+                Ordering::Less => {}
+                Ordering::Equal => content = snapshot.content.clone(),
+                Ordering::Greater => (snapshot.dropping, snapshot.dropped) = (true, true),
+            }
+        }
+        for (unit, value) in content {
+            self.note(who, unit, Action::Write, value, call, end, true);
         }
     }
 
@@ -223,7 +245,8 @@ fn is_one_point_in_time(
 ) -> Result<(), String> {
     let Some(done) = snapshot.done else { return Ok(()) };
     let none = Vec::new();
-    let of = |unit: u64| writes.get(&((snapshot.volume as u64) << 32 | unit)).unwrap_or(&none);
+    let (volume, reverts) = (snapshot.volume as u64, snapshot.reverts);
+    let of = |unit: u64| writes.get(&(volume << 32 | reverts << 24 | unit)).unwrap_or(&none);
     // The last moment at which something that it holds was asked for.
     let mut bound = snapshot.call;
     for (unit, value) in snapshot.content.iter().filter(|(_, value)| **value > 0) {

@@ -23,6 +23,8 @@ pub enum Kind {
     Freeze,
     /// Touches none: drops the snapshot of the generation that `unit` says.
     Drop,
+    /// Brings all back: reverts to the snapshot of the generation that `unit` says.
+    Revert,
 }
 
 /// An operation before it is submitted.
@@ -84,6 +86,7 @@ pub fn request(plan: &Plan, o: &Options, volume: u64, client: u32, op: OpId) -> 
         Kind::Unmap => BlockOp::Unmap { offset, len },
         Kind::Freeze => BlockOp::Snapshot { generation: Generation(plan.unit as u32) },
         Kind::Drop => BlockOp::DropSnapshot { generation: Generation(plan.unit as u32) },
+        Kind::Revert => BlockOp::Revert { generation: Generation(plan.unit as u32) },
         Kind::Other if op.is_multiple_of(2) => BlockOp::Flush,
         Kind::Other => BlockOp::Extents { offset, len },
         Kind::Write => {

@@ -40,10 +40,19 @@ pub struct Volume {
     pub epoch: u64,
     /// The generation that its next session writes to.
     pub generation: u32,
+    /// How often it was reverted: each time its units begin a history of their own.
+    pub reverts: u64,
     /// The client attached last.
     pub client: Who,
     /// When sessions began: epoch and moment.
     pub grants: Vec<(u64, Moment)>,
+}
+
+impl Volume {
+    /// One that nobody has attached.
+    pub fn new(id: u64) -> Volume {
+        Volume { id, epoch: 0, generation: 0, reverts: 0, client: 0, grants: Vec::new() }
+    }
 }
 
 /// Everything there is.
@@ -224,13 +233,7 @@ impl World {
         let budget = self.options.ops / self.options.volumes;
         for volume in 0..self.options.volumes as usize {
             let id = volume as u64 + 1;
-            self.volumes.push(Volume {
-                id,
-                epoch: 0,
-                generation: 0,
-                client: 0,
-                grants: Vec::new(),
-            });
+            self.volumes.push(Volume::new(id));
             self.attach(volume, budget);
         }
         self.unleash();

@@ -3,7 +3,7 @@
 use super::dice;
 use crate::script::{Script, Setup};
 use crate::snapshots::Snapshot;
-use crate::workload::Kind;
+use crate::workload::{Kind, Plan, windows};
 use crate::world::World;
 
 fn wide(set: Setup) -> Script {
@@ -99,6 +99,44 @@ pub fn dropped_in_any_order(set: Setup) -> World {
         s.world.drop_snapshot(client, at);
         write_in_turn(&mut s, dice.below(64), 8, 8);
         s.wait_answers(30_000);
+    }
+    s.end()
+}
+
+/// A volume is reverted while a leader dies, and goes on from there.
+pub fn reverted(set: Setup) -> World {
+    let mut s = wide(set);
+    let mut dice = dice(set.seed);
+    for round in 0..4 {
+        write_in_turn(&mut s, round * 8, 24, 8);
+        let at = s.world.plan_snapshot(0);
+        s.world.ask_snapshot(s.client, at);
+        s.wait_answers(60_000);
+        write_in_turn(&mut s, round * 8 + 5, 24, 8);
+        s.ask(Kind::Unmap, dice.below(12), 3);
+        s.world.take_snapshot(0);
+        s.wait_answers(60_000);
+        write_in_turn(&mut s, round * 8 + 9, 8, 8);
+        s.wait_answers(60_000);
+        // All of it, so that it is known what the revert brings back.
+        let view = s.world.attach_view(at, 0);
+        for (low, high) in windows(&s.world.options) {
+            let plan = Plan { kind: Kind::Read, unit: low, count: (high - low) as u32 };
+            s.world.submit_plan(view, plan);
+        }
+        s.wait("the snapshot is read", 60_000, |w, _| w.clients.iter().all(|c| c.pending() == 0));
+        let generation = u64::from(s.world.snapshots[at].generation);
+        let leader = s.wait_leader(None, 20_000);
+        s.ask(Kind::Revert, generation, 1);
+        s.pass_micros(dice.below(600));
+        s.kill(leader);
+        s.wait_answers(60_000);
+        for (low, high) in windows(&s.world.options) {
+            s.ask(Kind::Read, low, (high - low) as u32);
+        }
+        s.wait_answers(60_000);
+        s.start(leader);
+        write_in_turn(&mut s, round * 8 + 3, 12, 4);
     }
     s.end()
 }

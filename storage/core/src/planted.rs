@@ -64,6 +64,12 @@ pub enum Bug {
     StaleSegmentAccepted,
     /// Segments that a checkpoint gives up are written to before it is durable.
     SegmentReleasedEarly,
+    /// A write of the next generation is taken before its group has frozen the one before.
+    SnapshotAcrossCommit,
+    /// What a block was when its generation was frozen is not kept when it changes.
+    DeltaLost,
+    /// Dropping a snapshot gives back what an older one needs.
+    MergeDropsOlder,
 }
 
 /// The bug that is planted in this run, if any.

@@ -54,6 +54,7 @@ impl World {
                 | Family::Pause
                 | Family::Move
                 | Family::Operator
+                | Family::Snapshot
         );
         if paced {
             let mean = self.options.pace[family as usize] as f64;
@@ -78,6 +79,7 @@ impl World {
             Family::Pause => self.pause(),
             Family::Move => self.move_attachment(),
             Family::Operator => self.operate(),
+            Family::Snapshot => self.disturb_snapshots(),
             _ => {}
         }
         self.next_fault(family);

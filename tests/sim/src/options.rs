@@ -68,11 +68,13 @@ pub enum Family {
     Operator,
     /// A device too small for the work.
     Full,
+    /// Snapshots taken, dropped and read.
+    Snapshot,
 }
 
 impl Family {
     /// All families.
-    pub const ALL: [Family; 16] = [
+    pub const ALL: [Family; 17] = [
         Family::Delay,
         Family::Reset,
         Family::Clog,
@@ -89,6 +91,7 @@ impl Family {
         Family::Move,
         Family::Operator,
         Family::Full,
+        Family::Snapshot,
     ];
 
     /// Its name on the command line.
@@ -110,6 +113,7 @@ impl Family {
             Family::Move => "move",
             Family::Operator => "operator",
             Family::Full => "full",
+            Family::Snapshot => "snapshot",
         }
     }
 
@@ -131,6 +135,7 @@ impl Family {
             Family::Pause => (500 * MILLI, 15 * SECOND),
             Family::Move => (500 * MILLI, 15 * SECOND),
             Family::Operator => (100 * MILLI, 5 * SECOND),
+            Family::Snapshot => (50 * MILLI, 3 * SECOND),
             _ => return None,
         })
     }
@@ -242,7 +247,7 @@ pub struct Options {
     /// What may go wrong.
     pub families: Families,
     /// Mean time between two faults, by family.
-    pub pace: [u64; 16],
+    pub pace: [u64; 17],
     /// Whether disks have a volatile cache.
     pub volatile: bool,
     /// Whether a durable write flushes the whole cache.

@@ -432,7 +432,7 @@ impl World {
                     (self.appended, self.stands, self.blocks) = Default::default();
                     (self.replayed, self.checkpoint) = (0, None);
                 }
-                LogEvent::Placed { seq, location, data_at } => {
+                LogEvent::Placed { seq, location, data_at, .. } => {
                     assert_eq!(seq.0 as usize, self.stands.len() - self.replayed + 1);
                     let table = self.log.segments().expect("it is open");
                     let used = table.use_of(location.segment.0).expect("it was given to a record");

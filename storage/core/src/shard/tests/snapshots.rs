@@ -79,6 +79,7 @@ fn a_snapshot_keeps_what_was_and_the_volume_goes_on() {
     assert_eq!(was(&mut world, 0, 3), Err(refused(Refusal::NoSnapshot)));
     assert_eq!(was(&mut world, 1, 3), Ok(2));
     done(control(&mut world, DROP, 1));
+    world.announce();
     assert_eq!(world.shard(1).status().kept_blocks, 0);
     world.check_converged();
 }
@@ -134,6 +135,7 @@ fn a_generation_dropped_before_it_is_frozen_has_no_snapshot() {
     done(control(&mut world, FREEZE, 0));
     assert_eq!(was(&mut world, 0, 3), Err(refused(Refusal::NoSnapshot)));
     done(write(&mut world, 1, 3, 2));
+    world.announce();
     assert_eq!(world.shard(1).status().kept_blocks, 0);
 }
 
@@ -147,6 +149,7 @@ fn a_revert_brings_the_content_back_and_drops_what_came_later() {
     done(control(&mut world, FREEZE, 1));
     done(write(&mut world, 2, 3, 3));
     done(control(&mut world, REVERT, 0));
+    world.announce();
     assert_eq!(world.read(2, 1, 3, 0), Ok(1));
     assert_eq!(world.read(2, 1, 5, 0), Ok(0));
     assert_eq!(was(&mut world, 0, 3), Ok(1));
@@ -172,6 +175,7 @@ fn a_group_that_hears_of_a_volume_late_is_empty_in_its_older_snapshots() {
     done(control(&mut world, FREEZE, 3));
     done(write(&mut world, 4, 7, 2));
     done(control(&mut world, REVERT, 2));
+    world.announce();
     assert_eq!(world.read(1, 1, 7, 0), Ok(0));
     assert_eq!(
         (world.shard(1).status().kept_blocks, world.shard(1).status().mapped_blocks),

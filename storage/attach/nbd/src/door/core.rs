@@ -13,6 +13,7 @@ use crate::connection::Connection;
 use crate::session::{SessionConfig, Submission, TlsPolicy};
 use basalt_client::{BlockError, BlockOp, BlockResult, ClientEffect, ClientEvent, VolumeConfig};
 use basalt_node::{StreamId, TenantEvent};
+use basalt_wire::ids::Epoch;
 use basalt_wire::time::Time;
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -491,8 +492,8 @@ impl Core {
                     None => Err(DoorError::Unknown(name)),
                 });
             }
-            DoorCommand::Resize { name, size_bytes, reply } => {
-                reply(self.resize(name, size_bytes));
+            DoorCommand::Resize { name, epoch, description, size_bytes, reply } => {
+                reply(self.resize(name, epoch, &description, size_bytes));
             }
             DoorCommand::Map(map) => {
                 let ids: Vec<u64> = self.exports.iter().map(|export| export.info.id).collect();
@@ -531,13 +532,24 @@ impl Core {
         self.carry_out(id, effects, host);
     }
 
-    fn resize(&mut self, name: String, size_bytes: u64) -> Result<(), DoorError> {
-        let Some(id) = self.exports.by_name(&name).map(|export| export.info.id) else {
+    fn resize(
+        &mut self,
+        name: String,
+        epoch: Epoch,
+        description: &str,
+        size_bytes: u64,
+    ) -> Result<(), DoorError> {
+        let found = self.exports.by_name(&name).filter(|export| export.epoch == epoch);
+        let id = found.map(|export| export.info.id);
+        let Some(export) = id.and_then(|id| self.exports.get_mut(id)) else {
             return Err(DoorError::Unknown(name));
         };
-        if let Some(export) = self.exports.get_mut(id) {
-            export.info.size = size_bytes;
+        if size_bytes <= export.info.size {
+            return Ok(());
         }
+        export.info.size = size_bytes;
+        export.info.description = description.into();
+        let id = export.info.id;
         self.tasks.push_back((id, ClientEvent::Resize(size_bytes)));
         for index in self.conns.indexes() {
             if let Some(conn) = self.conns.get_mut(index)

@@ -114,11 +114,16 @@ pub enum DoorCommand {
         /// Called when every group has deleted them.
         reply: Reply<()>,
     },
-    /// A volume has a new size.
+    /// A volume was made larger. Connections that come from now on are told the new size; those that
+    /// there are may use it, although the protocol has no way to tell them.
     Resize {
         /// The export.
         name: String,
-        /// Bytes.
+        /// The session that is meant; another one began with a size of its own.
+        epoch: Epoch,
+        /// One line for people.
+        description: String,
+        /// Bytes; less than the volume has changes nothing.
         size_bytes: u64,
         /// Called when requests are held against it.
         reply: Reply<()>,

@@ -190,6 +190,14 @@ impl Test {
         answer.try_recv().expect("a detach is answered at once")
     }
 
+    fn resize(&mut self, name: &str, epoch: u64, size_bytes: u64) -> Result<(), DoorError> {
+        let (reply, answer) = reply();
+        let (name, description) = (name.to_owned(), String::new());
+        let epoch = Epoch(epoch);
+        self.command(DoorCommand::Resize { name, epoch, description, size_bytes, reply });
+        answer.try_recv().expect("a resize is answered at once")
+    }
+
     fn status(&mut self) -> DoorStatus {
         let (sender, answer) = channel();
         let reply = Box::new(move |status| sender.send(status).expect("the test waits"));
@@ -278,6 +286,32 @@ fn what_is_written_is_read_over_any_connection() {
     let status = test.status();
     assert_eq!(status.exports[0].connections, ["client 1", "client 2"]);
     assert!(status.exports[0].ready);
+}
+
+#[test]
+fn a_volume_that_grew_is_larger_for_old_and_new_connections() {
+    let mut test = Test::new(DoorConfig::default());
+    test.attach("vol", 1, 2).try_recv().expect("attached").expect("attached");
+    let old = test.connect("vol");
+    let (end, grown) = (64 << 20, 256 << 20);
+    test.ask(old, 1, 1, end, &[7; 4096], 4096);
+    assert_eq!(test.heard(old), simple(1, 28), "there is no space behind the end");
+    assert_eq!(test.resize("vol", 1, grown), Err(DoorError::Unknown("vol".to_owned())));
+    assert_eq!(test.resize("else", 2, grown), Err(DoorError::Unknown("else".to_owned())));
+    assert_eq!(test.status().exports[0].size_bytes, end);
+    assert_eq!(test.resize("vol", 2, grown), Ok(()));
+    assert_eq!(test.resize("vol", 2, end), Ok(()), "a size of the past changes nothing");
+    assert_eq!(test.status().exports[0].size_bytes, grown);
+    for (conn, cookie) in [(old, 2), (test.connect("vol"), 3)] {
+        let last = grown - 4096 * cookie;
+        test.ask(conn, 1, cookie, last, &[cookie as u8; 4096], 4096);
+        assert_eq!(test.heard(conn), simple(cookie, 0));
+        test.ask(conn, 0, cookie, last, &[], 4096);
+        assert_eq!(test.heard(conn)[16..], [cookie as u8; 4096]);
+    }
+    let beyond = test.connect("vol");
+    test.ask(beyond, 0, 4, grown, &[], 4096);
+    assert_eq!(test.heard(beyond), simple(4, 22));
 }
 
 #[test]

@@ -20,6 +20,7 @@ pub fn code_of(reason: ErrorReason) -> Code {
         ErrorReason::VolumeExists => Code::AlreadyExists,
         ErrorReason::VolumeAttached
         | ErrorReason::VolumeDeleting
+        | ErrorReason::VolumeShrinks
         | ErrorReason::NotBootstrapped
         | ErrorReason::AlreadyBootstrapped => Code::FailedPrecondition,
         ErrorReason::EtagMismatch | ErrorReason::AttachmentChanged => Code::Aborted,

@@ -49,6 +49,15 @@ Examples:
   basalt volume delete demo
   basalt volume delete demo --yes";
 
+const AFTER_RESIZE: &str = "\
+A volume can be made larger at any time, attached or not, and never smaller. What is behind its former
+end reads as zeros. The host that has it offers the new size within some 5 s to NBD clients that
+connect from then on; those that are connected keep the size that they were told.
+
+Examples:
+  basalt volume resize demo --size 20GiB
+  basalt volume resize demo --size +10GiB";
+
 const AFTER_STATUS: &str = "\
 Without --groups only groups with a problem are shown.
 
@@ -191,6 +200,18 @@ pub(crate) enum VolumeCommand {
         #[arg(value_parser = volume_id)]
         name: String,
     },
+    /// Make a volume larger.
+    #[command(after_help = AFTER_RESIZE)]
+    Resize {
+        /// Its name.
+        #[arg(value_parser = volume_id)]
+        name: String,
+        /// Its new size, such as 20GiB, or how much it gets more, such as +10GiB.
+        #[arg(long, value_name = "SIZE", value_parser = new_size)]
+        size: NewSize,
+        #[command(flatten)]
+        change: Change,
+    },
     /// Delete a volume and everything in it, for good.
     #[command(after_help = AFTER_DELETE)]
     Delete {
@@ -233,6 +254,15 @@ pub(crate) enum VolumeCommand {
         #[command(flatten)]
         change: Change,
     },
+}
+
+/// The size that a volume is to get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NewSize {
+    /// So many bytes.
+    Whole(u64),
+    /// So many bytes more than it has.
+    More(u64),
 }
 
 /// Options of every change.
@@ -295,6 +325,13 @@ fn volume_size(text: &str) -> Result<u64, String> {
     Ok(bytes)
 }
 
+fn new_size(text: &str) -> Result<NewSize, String> {
+    match text.trim().strip_prefix('+') {
+        Some(more) => volume_size(more).map(NewSize::More),
+        None => volume_size(text).map(NewSize::Whole),
+    }
+}
+
 fn groups(text: &str) -> Result<u32, String> {
     match text.parse::<u32>() {
         Ok(count) if count.is_power_of_two() && count <= 1024 => Ok(count),
@@ -354,6 +391,16 @@ mod tests {
         };
         assert_eq!((nodes.len(), groups), (2, 16));
 
+        for (size, wanted) in
+            [("20GiB", NewSize::Whole(20 << 30)), ("+512MiB", NewSize::More(512 << 20))]
+        {
+            let options = parse(&format!("basalt volume resize demo --size {size}")).unwrap();
+            let Command::Volume(VolumeCommand::Resize { size, .. }) = options.command else {
+                panic!("another command")
+            };
+            assert_eq!(size, wanted);
+        }
+
         let options = parse("basalt volume delete demo --yes").unwrap();
         let Command::Volume(VolumeCommand::Delete { yes, no_wait, .. }) = options.command else {
             panic!("another command")
@@ -370,6 +417,9 @@ mod tests {
             ("basalt volume create demo- --size 1GiB", "no '-' last"),
             ("basalt volume create demo --size 1000", "multiple of 4KiB"),
             ("basalt volume create demo --size 1025TiB", "1024TiB"),
+            ("basalt volume resize demo --size +1000", "multiple of 4KiB"),
+            ("basalt volume resize demo --size ++1GiB", "not a size"),
+            ("basalt volume resize demo", "--size"),
             ("basalt cluster bootstrap --node a:1 --groups 12", "power of two"),
             ("basalt volume attach demo", "--host"),
             ("basalt volume create demo --size 1GiB --label x", "key=value"),

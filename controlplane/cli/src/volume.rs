@@ -1,7 +1,7 @@
 //! `basalt volume`.
 
 use crate::Failure;
-use crate::options::{Change, Options, VolumeCommand, label_map};
+use crate::options::{Change, NewSize, Options, VolumeCommand, label_map};
 use crate::output::{self, Progress};
 use basalt_api::dial::{Cluster, plain};
 use basalt_api::error::{self, reason_of};
@@ -9,7 +9,8 @@ use basalt_api::random::request_id;
 use basalt_api::size::show;
 use basalt_api::v1::{
     AttachVolumeRequest, CreateVolumeRequest, DeleteVolumeRequest, DetachVolumeRequest,
-    ErrorReason, GetClusterRequest, GetVolumeRequest, ListVolumesRequest, Volume, volume,
+    ErrorReason, GetClusterRequest, GetVolumeRequest, ListVolumesRequest, ResizeVolumeRequest,
+    Volume, volume,
 };
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -54,6 +55,12 @@ pub(crate) async fn run(
         VolumeCommand::Show { name } => {
             let volume = get(cluster, name).await?;
             output::write(options.output, &document(&volume), || text(&volume))
+        }
+        VolumeCommand::Resize { name, size, change } => {
+            let volume = resize(cluster, name, *size, change).await?;
+            output::write(options.output, &document(&volume), || {
+                format!("volume {name} has {} now", show(volume.size_bytes))
+            })
         }
         VolumeCommand::Delete { name, yes, no_wait, change } => {
             let volume = match delete(cluster, name, change).await {
@@ -109,7 +116,7 @@ async fn list(options: &Options, cluster: &Cluster) -> Result<(), Failure> {
     let mut volumes = Vec::new();
     let mut page_token = String::new();
     loop {
-        let request = ListVolumesRequest { page_size: PAGE, page_token };
+        let request = ListVolumesRequest { page_size: PAGE, page_token, ..Default::default() };
         let page = call!(cluster, list_volumes, request)?;
         volumes.extend(page.volumes);
         page_token = page.next_page_token;
@@ -137,6 +144,30 @@ async fn list(options: &Options, cluster: &Cluster) -> Result<(), Failure> {
             &volumes.iter().map(row).collect::<Vec<_>>(),
         )
     })
+}
+
+async fn resize(
+    cluster: &Cluster,
+    name: &str,
+    size: NewSize,
+    change: &Change,
+) -> Result<Volume, Failure> {
+    let (size_bytes, etag) = match size {
+        NewSize::Whole(bytes) => (bytes, change.etag()),
+        // The sum is of the volume as it is now, and another change in between would make it wrong.
+        NewSize::More(bytes) => {
+            if change.request_id.is_some() {
+                let text = "--request-id needs the whole size: repeated, '+' would add once more";
+                return Err(error::invalid("request_id", text).into());
+            }
+            let volume = get(cluster, name).await?;
+            let etag = change.etag.clone().unwrap_or(volume.etag);
+            (volume.size_bytes.saturating_add(bytes), etag)
+        }
+    };
+    let request =
+        ResizeVolumeRequest { name: path(name), size_bytes, etag, request_id: change.id() };
+    Ok(call!(cluster, resize_volume, request)?)
 }
 
 async fn delete(cluster: &Cluster, name: &str, change: &Change) -> Result<Volume, Failure> {

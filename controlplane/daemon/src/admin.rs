@@ -5,14 +5,14 @@ use crate::metadata::Metadata;
 use basalt_api::error;
 use basalt_api::v1::admin_server::Admin;
 use basalt_api::v1::{
-    AttachVolumeRequest, AttachVolumeResponse, Attachment, BootstrapRequest, Cluster,
+    AttachVolumeRequest, AttachVolumeResponse, Attachment, BootstrapRequest, Cluster, Consistency,
     CreateVolumeRequest, DeleteVolumeRequest, DetachVolumeRequest, GetClusterRequest,
-    GetPoolMapRequest, GetVolumeRequest, ListVolumesRequest, ListVolumesResponse, PoolMap, Volume,
-    volume,
+    GetPoolMapRequest, GetVolumeRequest, ListVolumesRequest, ListVolumesResponse, PoolMap,
+    ResizeVolumeRequest, Volume, volume,
 };
 use basalt_meta::{
-    AttachVolume, CreateVolume, DeleteVolume, DetachVolume, Op, Outcome, Refused, VolumeRecord,
-    etag_of,
+    AttachVolume, CreateVolume, DeleteVolume, DetachVolume, Op, Outcome, Refused, ResizeVolume,
+    VolumeRecord, etag_of,
 };
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
@@ -97,14 +97,36 @@ impl Admin for AdminService {
         let size = page_size(request.page_size)?;
         let after = parse_token(&request.page_token)?;
         let metadata = self.daemon.engine()?.metadata.clone();
-        metadata.barrier().await?;
-        let mut volumes: Vec<Volume> = metadata
-            .look(|state| state.volumes_after(&after).take(size + 1).map(volume_of).collect());
+        if request.consistency() != Consistency::Eventual {
+            metadata.barrier().await?;
+        }
+        let host = request.host.as_str();
+        let asked = |volume: &&VolumeRecord| {
+            host.is_empty() || volume.attachment.as_ref().is_some_and(|a| a.host == host)
+        };
+        let mut volumes: Vec<Volume> = metadata.look(|state| {
+            let found = state.volumes_after(&after).filter(asked);
+            found.take(size + 1).map(volume_of).collect()
+        });
         let more = volumes.len() > size;
         volumes.truncate(size);
         let last = volumes.last().filter(|_| more);
         let next_page_token = last.map_or_else(String::new, |v| token_after(id_part(&v.name)));
         Ok(Response::new(ListVolumesResponse { volumes, next_page_token }))
+    }
+
+    async fn resize_volume(
+        &self,
+        request: Request<ResizeVolumeRequest>,
+    ) -> Result<Response<Volume>, Status> {
+        let request = request.into_inner();
+        let op = Op::ResizeVolume(ResizeVolume {
+            id: id_of(&request.name)?.to_owned(),
+            size_bytes: request.size_bytes,
+            etag: request.etag,
+        });
+        let volume = self.change(&request.request_id, op).await?;
+        Ok(Response::new(volume_of(&volume)))
     }
 
     async fn delete_volume(

@@ -13,7 +13,7 @@ mod state;
 pub use basalt_api::meta::v1::entry::Op;
 pub use basalt_api::meta::v1::{
     AttachVolume, AttachmentRecord, Barrier, CreateVolume, DeleteVolume, DetachVolume, Entry,
-    InitCluster, PurgeVolume, RaiseEpoch, UpdateMember, VolumeRecord,
+    InitCluster, PurgeVolume, RaiseEpoch, ResizeVolume, UpdateMember, VolumeRecord,
 };
 pub use rules::{check_host, check_size, check_volume_id};
 pub use state::{ENTRY_VERSION, MetaState, Outcome, Refused, decode, encode, etag_of};

@@ -4,7 +4,8 @@ use crate::requests::{Known, Requests};
 use crate::rules;
 use basalt_api::meta::v1::entry::Op;
 use basalt_api::meta::v1::{
-    AttachVolume, AttachmentRecord, CreateVolume, DeleteVolume, DetachVolume, Entry, VolumeRecord,
+    AttachVolume, AttachmentRecord, CreateVolume, DeleteVolume, DetachVolume, Entry, ResizeVolume,
+    VolumeRecord,
 };
 use basalt_api::v1::{ClusterSpec, ErrorReason, Member};
 use prost::Message;
@@ -151,6 +152,7 @@ impl MetaState {
             Op::PurgeVolume(purge) => self.purge_volume(purge.volume),
             Op::AttachVolume(attach) => self.attach_volume(index, now_ms, attach),
             Op::DetachVolume(detach) => self.detach_volume(index, detach),
+            Op::ResizeVolume(resize) => self.resize_volume(index, resize),
         };
         result.unwrap_or_else(Outcome::Refused)
     }
@@ -253,6 +255,34 @@ impl MetaState {
         Ok(Outcome::Volume(volume.clone()))
     }
 
+    fn resize_volume(&mut self, index: u64, resize: ResizeVolume) -> Result<Outcome, Refused> {
+        rules::check_size(resize.size_bytes).map_err(|e| {
+            refusal(ErrorReason::InvalidField, e, vec![("field", "size_bytes".to_owned())])
+        })?;
+        let volume = find(&mut self.volumes, &resize.id)?;
+        check_etag(volume, &resize.etag)?;
+        if volume.deleting {
+            return Err(being_deleted(&resize.id, "resized"));
+        }
+        if resize.size_bytes < volume.size_bytes {
+            // What is behind the new end would be lost, and would be there again after the next growth.
+            return Err(refusal(
+                ErrorReason::VolumeShrinks,
+                format!(
+                    "the volume '{}' has {} bytes and can not be made smaller ({}); copy what is to be \
+                     kept to a new one",
+                    resize.id, volume.size_bytes, resize.size_bytes
+                ),
+                vec![("volume", resize.id), ("size_bytes", volume.size_bytes.to_string())],
+            ));
+        }
+        if resize.size_bytes > volume.size_bytes {
+            volume.size_bytes = resize.size_bytes;
+            volume.revision = index;
+        }
+        Ok(Outcome::Volume(volume.clone()))
+    }
+
     fn raise_epoch(&mut self, index: u64, number: u64) -> Result<Outcome, Refused> {
         let volume = self.volumes.values_mut().find(|v| v.number == number && v.deleting);
         let Some(volume) = volume else {
@@ -282,11 +312,7 @@ impl MetaState {
         let volume = find(&mut self.volumes, &attach.id)?;
         check_etag(volume, &attach.etag)?;
         if volume.deleting {
-            return Err(refusal(
-                ErrorReason::VolumeDeleting,
-                format!("the volume '{}' is being deleted; it can not be attached", attach.id),
-                vec![("volume", attach.id)],
-            ));
+            return Err(being_deleted(&attach.id, "attached"));
         }
         let current = volume.attachment.as_ref();
         let epoch_now = current.map_or(0, |a| a.epoch);
@@ -368,6 +394,14 @@ fn check_etag(volume: &VolumeRecord, etag: &str) -> Result<(), Refused> {
         format!("the volume '{}' changed in between; read it again and decide anew", volume.id),
         vec![("volume", volume.id.clone()), ("etag", now)],
     ))
+}
+
+fn being_deleted(id: &str, what: &str) -> Refused {
+    refusal(
+        ErrorReason::VolumeDeleting,
+        format!("the volume '{id}' is being deleted; it can not be {what}"),
+        vec![("volume", id.to_owned())],
+    )
 }
 
 fn attachment_changed(id: &str, current: Option<&AttachmentRecord>) -> Refused {

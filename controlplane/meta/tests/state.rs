@@ -3,8 +3,8 @@
 use basalt_api::v1::{ClusterSpec, ErrorReason, Member};
 use basalt_meta::{
     AttachVolume, CreateVolume, DeleteVolume, DetachVolume, ENTRY_VERSION, Entry, InitCluster,
-    MetaState, Op, Outcome, PurgeVolume, RaiseEpoch, UpdateMember, VolumeRecord, encode, etag_of,
-    layout,
+    MetaState, Op, Outcome, PurgeVolume, RaiseEpoch, ResizeVolume, UpdateMember, VolumeRecord,
+    encode, etag_of, layout,
 };
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -72,6 +72,10 @@ fn delete() -> Op {
     Op::DeleteVolume(DeleteVolume { id: "demo".to_owned(), etag: String::new() })
 }
 
+fn resize(size_bytes: u64) -> ResizeVolume {
+    ResizeVolume { id: "demo".to_owned(), size_bytes, etag: String::new() }
+}
+
 fn spec() -> ClusterSpec {
     let member = |node: u32| Member {
         node,
@@ -134,6 +138,30 @@ fn deletion_goes_through_its_states() {
     assert!(m.state.volume("demo").is_none());
     assert_eq!(m.reason(delete()), ErrorReason::VolumeNotFound);
     assert!(m.volume(create("demo")).number > number, "numbers are never used twice");
+}
+
+#[test]
+fn a_volume_only_grows() {
+    let mut m = Machine::with_demo();
+    let before = m.volume(Op::AttachVolume(attach("a")));
+    let grown = m.volume(Op::ResizeVolume(resize(2 << 30)));
+    assert_eq!(grown.size_bytes, 2 << 30);
+    // It stays attached to the session that it has, and the change shows in the etag.
+    assert_eq!((grown.epoch, &grown.attachment), (before.epoch, &before.attachment));
+    assert_ne!(etag_of(&grown), etag_of(&before));
+    assert_eq!(m.volume(Op::ResizeVolume(resize(2 << 30))), grown, "done already");
+    let late = ResizeVolume { etag: etag_of(&before), ..resize(3 << 30) };
+    assert_eq!(m.reason(Op::ResizeVolume(late)), ErrorReason::EtagMismatch);
+    assert_eq!(m.reason(Op::ResizeVolume(resize(1 << 30))), ErrorReason::VolumeShrinks);
+    for size in [0, 4095, (2 << 30) + 512, (1 << 50) + 4096] {
+        assert_eq!(m.reason(Op::ResizeVolume(resize(size))), ErrorReason::InvalidField, "{size}");
+    }
+    assert_eq!(m.state.volume("demo"), Some(&grown));
+    m.volume(detach("", 0));
+    m.volume(delete());
+    assert_eq!(m.reason(Op::ResizeVolume(resize(4 << 30))), ErrorReason::VolumeDeleting);
+    m.run(Op::PurgeVolume(PurgeVolume { volume: 1 }));
+    assert_eq!(m.reason(Op::ResizeVolume(resize(4 << 30))), ErrorReason::VolumeNotFound);
 }
 
 #[test]
@@ -207,6 +235,9 @@ fn any_op() -> impl Strategy<Value = Op> {
         3 => (id.clone(), host, 0u64..4).prop_map(|(id, host, epoch)| Op::DetachVolume(
             DetachVolume { id, host, epoch, etag: String::new() }
         )),
+        3 => (id.clone(), 0u64..6).prop_map(|(id, blocks)| Op::ResizeVolume(ResizeVolume {
+            id, size_bytes: blocks * 4096, etag: String::new()
+        })),
         1 => id.prop_map(|id| Op::DeleteVolume(DeleteVolume { id, etag: String::new() })),
         1 => (1u64..6).prop_map(|volume| Op::RaiseEpoch(RaiseEpoch { volume })),
         1 => (1u64..6).prop_map(|volume| Op::PurgeVolume(PurgeVolume { volume })),
@@ -215,12 +246,14 @@ fn any_op() -> impl Strategy<Value = Op> {
 
 proptest! {
     /// Whatever is proposed, in whatever order and however often: an epoch never falls and never
-    /// belongs to two attachments, and replaying the log gives the same state.
+    /// belongs to two attachments, a volume never gets smaller, and replaying the log gives the same
+    /// state.
     #[test]
     fn epochs_only_grow(script in prop::collection::vec((any_op(), 0u8..12), 1..80)) {
         let mut m = Machine::new();
         let mut replay = MetaState::default();
         let mut epochs: BTreeMap<u64, u64> = BTreeMap::new();
+        let mut sizes: BTreeMap<u64, u64> = BTreeMap::new();
         let mut holders: BTreeMap<(u64, u64), String> = BTreeMap::new();
         for (op, request) in script {
             let request = if request == 0 { String::new() } else { format!("r{request}") };
@@ -238,6 +271,9 @@ proptest! {
                 let known = epochs.entry(volume.number).or_default();
                 prop_assert!(volume.epoch >= *known);
                 *known = volume.epoch;
+                let size = sizes.entry(volume.number).or_default();
+                prop_assert!(volume.size_bytes >= *size && volume.size_bytes.is_multiple_of(4096));
+                *size = volume.size_bytes;
                 if let Some(a) = &volume.attachment {
                     prop_assert!(!volume.deleting);
                     prop_assert_eq!(a.epoch, volume.epoch);

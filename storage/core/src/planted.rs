@@ -60,6 +60,8 @@ pub enum Bug {
     CheckpointTooEarly,
     /// A checkpoint does not hold the epochs that changed since the last one.
     CheckpointWithoutEpochs,
+    /// A session acts on a record of its volume's growth that names another session.
+    GrowthUnchecked,
 }
 
 /// The bug that is planted in this run, if any.

@@ -3,7 +3,7 @@
 use basalt_core::planted::Bug;
 
 /// Every planted bug, with its name on the command line.
-pub const ALL: [(Bug, &str); 27] = [
+pub const ALL: [(Bug, &str); 28] = [
     (Bug::AckBeforeDurable, "ack-before-durable"),
     (Bug::NoFlush, "no-flush"),
     (Bug::DurableOutOfOrder, "durable-out-of-order"),
@@ -31,6 +31,7 @@ pub const ALL: [(Bug, &str); 27] = [
     (Bug::CheckpointNotDurable, "checkpoint-not-durable"),
     (Bug::CheckpointTooEarly, "checkpoint-too-early"),
     (Bug::CheckpointWithoutEpochs, "checkpoint-without-epochs"),
+    (Bug::GrowthUnchecked, "growth-unchecked"),
 ];
 
 /// The bug of a name.

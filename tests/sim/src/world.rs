@@ -37,10 +37,19 @@ pub struct Volume {
     pub id: u64,
     /// The epoch given out last.
     pub epoch: u64,
+    /// Its chunks, as the record says.
+    pub chunks: u32,
     /// The client attached last.
     pub client: Who,
     /// When sessions began: epoch and moment.
     pub grants: Vec<(u64, Moment)>,
+}
+
+impl Volume {
+    /// One that was never attached.
+    pub fn new(id: u64, o: &Options) -> Volume {
+        Volume { id, epoch: 0, chunks: o.first_chunks(), client: 0, grants: Vec::new() }
+    }
 }
 
 /// Everything there is.
@@ -218,7 +227,7 @@ impl World {
         let budget = self.options.ops / self.options.volumes;
         for volume in 0..self.options.volumes as usize {
             let id = volume as u64 + 1;
-            self.volumes.push(Volume { id, epoch: 0, client: 0, grants: Vec::new() });
+            self.volumes.push(Volume::new(id, &self.options));
             self.attach(volume, budget);
         }
         self.unleash();

@@ -12,8 +12,6 @@ pub enum Bug {
     NoFlush,
     /// A batch counts as durable although an earlier one is still in flight.
     DurableOutOfOrder,
-    /// An acknowledgement that is due is replaced by the next, which is not due yet.
-    AcknowledgesAhead,
     /// A client is answered when its write is proposed, not when it is committed.
     ReplyBeforeCommit,
     /// A failed log write counts as done.
@@ -60,8 +58,16 @@ pub enum Bug {
     CheckpointTooEarly,
     /// A checkpoint does not hold the epochs that changed since the last one.
     CheckpointWithoutEpochs,
+    /// An acknowledgement that is due is replaced by the next, which is not due yet.
+    AcknowledgesAhead,
     /// A session acts on a record of its volume's growth that names another session.
     GrowthUnchecked,
+    /// A write of the next generation is taken before its group has frozen the one before.
+    SnapshotAcrossCommit,
+    /// What a block was when its generation was frozen is not kept when it changes.
+    DeltaLost,
+    /// Dropping a snapshot gives back what an older one needs.
+    MergeDropsOlder,
 }
 
 /// The bug that is planted in this run, if any.

@@ -12,7 +12,7 @@ use crate::stamp::{Content, OpId, judge};
 use crate::workload::{self, Kind, Plan};
 use crate::world::World;
 use basalt_client::{
-    BlockError, BlockResult, ClientEffect, ClientEvent, VolumeClient, VolumeConfig,
+    BlockError, BlockResult, ClientEffect, ClientEvent, Tuning, VolumeClient, VolumeConfig,
 };
 use basalt_core::planted::Bug;
 use basalt_wire::block::{BLOCK_BYTES, CHUNK_BLOCKS};
@@ -49,6 +49,8 @@ pub struct SimClient {
     /// No turn before this.
     pub paused_until: Instant,
     client: VolumeClient,
+    /// The snapshot that it reads, if it has not attached the volume.
+    view: Option<usize>,
     /// The node that it runs on.
     local: Option<NodeId>,
     clock: Clock,
@@ -97,10 +99,21 @@ pub struct Attributed {
 impl World {
     /// Attaches a volume: a new session with the next epoch.
     pub fn attach(&mut self, volume: usize, budget: u32) -> Who {
+        self.volumes[volume].epoch += 1;
+        let who = self.add_client(volume, None, budget);
+        self.volumes[volume].client = who;
+        who
+    }
+
+    /// A user who reads a snapshot.
+    pub fn attach_view(&mut self, snapshot: usize, budget: u32) -> Who {
+        self.add_client(self.snapshots[snapshot].volume, Some(snapshot), budget)
+    }
+
+    fn add_client(&mut self, volume: usize, view: Option<usize>, budget: u32) -> Who {
         let who = self.nodes.len() + self.clients.len();
         let now = self.queue.now();
-        self.volumes[volume].epoch += 1;
-        let (epoch, chunks) = (self.volumes[volume].epoch, self.volumes[volume].chunks);
+        let (epoch, volume_chunks) = (self.volumes[volume].epoch, self.volumes[volume].chunks);
         let mut rng = Rng::stream(self.options.seed, "client", who as u64);
         let rate = self.draw_rate();
         let clock = Clock::new(now, rng.below(1 << 40), rate);
@@ -108,26 +121,36 @@ impl World {
         let config = VolumeConfig {
             volume: VolumeId(self.volumes[volume].id),
             epoch: Epoch(epoch),
-            generation: Generation(0),
+            generation: Generation(match view {
+                Some(snapshot) => self.snapshots[snapshot].generation,
+                None => self.volumes[volume].generation,
+            }),
             lineage: self.volumes[volume].id,
-            size_bytes: u64::from(chunks) * CHUNK_BYTES,
+            size_bytes: u64::from(volume_chunks) * CHUNK_BYTES,
             map: Arc::clone(&self.map),
             local,
         };
         let mut effects = Vec::new();
-        let client = VolumeClient::new(config, clock.read(now), &mut effects);
+        let now_there = clock.read(now);
+        let client = match view {
+            Some(_) => VolumeClient::view(config, Tuning::default(), now_there, &mut effects),
+            None => VolumeClient::new(config, now_there, &mut effects),
+        };
         self.counts.sessions += 1;
-        self.trace(|| format!("client {who} attaches volume {volume} with epoch {epoch}"));
+        self.trace(|| {
+            format!("client {who} attaches volume {volume} with epoch {epoch}, snapshot {view:?}")
+        });
         self.clients.push(SimClient {
             who,
             volume,
             epoch,
             ready: None,
             lost: None,
-            chunks,
+            chunks: view.map_or(volume_chunks, |at| self.snapshots[at].chunks),
             budget,
             paused_until: 0,
             client,
+            view,
             local,
             clock,
             inbox: Vec::new(),
@@ -138,7 +161,6 @@ impl World {
             think_armed: true,
             rng,
         });
-        self.volumes[volume].client = who;
         self.client_effects(who, effects);
         self.queue.push_in(0, Ev::Think { who });
         self.wake_client(who);
@@ -159,7 +181,8 @@ impl World {
         let unchecked = self.options.planted.is(Bug::GrowthUnchecked);
         for at in 0..self.clients.len() {
             let client = &mut self.clients[at];
-            if client.volume != volume || (client.epoch != epoch && !unchecked) {
+            let other = client.volume != volume || client.view.is_some();
+            if other || (client.epoch != epoch && !unchecked) {
                 continue;
             }
             client.chunks = chunks;
@@ -216,8 +239,11 @@ impl World {
 
     fn submit(&mut self, who: Who) {
         let nodes = self.nodes.len();
-        let client = &mut self.clients[who - nodes];
-        let plan = workload::plan(&self.options, client.chunks, &mut client.rng);
+        let c = &mut self.clients[who - nodes];
+        let mut plan = workload::plan(&self.options, c.chunks, &mut c.rng);
+        if c.view.is_some() {
+            plan.kind = Kind::Read;
+        }
         self.submit_plan(who, plan);
     }
 
@@ -310,8 +336,10 @@ impl World {
                     self.trace(|| format!("client {who} is ready at moment {moment}"));
                     let c = self.client(who);
                     c.ready = Some(moment);
-                    let (volume, epoch) = (c.volume, c.epoch);
-                    self.volumes[volume].grants.push((epoch, moment));
+                    let (volume, epoch, view) = (c.volume, c.epoch, c.view);
+                    if view.is_none() {
+                        self.volumes[volume].grants.push((epoch, moment));
+                    }
                     self.think_later(who);
                 }
                 ClientEffect::Lost(error) => {
@@ -435,11 +463,18 @@ impl World {
                     return;
                 }
                 let volume = self.client(who).volume;
+                if let Some(snapshot) = self.client(who).view {
+                    return self.judge_snapshot(snapshot, p.plan.unit, &data.contiguous());
+                }
                 self.judge_read(who, volume, p.plan.unit, &data.contiguous(), p.call, end);
             }
             (Kind::Write, BlockResult::Done) => self.note_writes(who, op, p, end, true),
             (Kind::Unmap, BlockResult::Done) => self.note_writes(who, 0, p, end, true),
             (Kind::Other, BlockResult::Done | BlockResult::Extents(_)) => {}
+            (Kind::Freeze | Kind::Drop, BlockResult::Done) => {
+                let volume = self.client(who).volume;
+                self.snapshot_answered(volume, &p.plan, end, true);
+            }
             (kind, result) => {
                 let text = format!("a {kind:?} was answered by {result:?}");
                 self.fail(Class::ClientError, text);
@@ -456,7 +491,13 @@ impl World {
                 self.volumes[volume].epoch > epoch
             }
             BlockError::NoSpace => self.declares_full() && p.plan.kind != Kind::Read,
-            BlockError::Io(_) | BlockError::OutOfRange | BlockError::Invalid => false,
+            BlockError::Io(_) if self.client(who).view.is_some() => {
+                self.client(who).view.is_some_and(|snapshot| self.is_gone(snapshot))
+            }
+            BlockError::ReadOnly
+            | BlockError::Io(_)
+            | BlockError::OutOfRange
+            | BlockError::Invalid => false,
         };
         if !expected {
             self.fail(
@@ -472,6 +513,10 @@ impl World {
             Kind::Write => self.note_writes(who, op, p, NEVER, false),
             Kind::Unmap => self.note_writes(who, 0, p, NEVER, false),
             Kind::Read | Kind::Other => {}
+            Kind::Freeze | Kind::Drop => {
+                let volume = self.client(who).volume;
+                self.snapshot_answered(volume, &p.plan, NEVER, false);
+            }
         }
     }
 

@@ -3,11 +3,10 @@
 use basalt_core::planted::Bug;
 
 /// Every planted bug, with its name on the command line.
-pub const ALL: [(Bug, &str); 28] = [
+pub const ALL: [(Bug, &str); 31] = [
     (Bug::AckBeforeDurable, "ack-before-durable"),
     (Bug::NoFlush, "no-flush"),
     (Bug::DurableOutOfOrder, "durable-out-of-order"),
-    (Bug::AcknowledgesAhead, "acknowledges-ahead"),
     (Bug::ReplyBeforeCommit, "reply-before-commit"),
     (Bug::WriteErrorIgnored, "write-error-ignored"),
     (Bug::VoteNotPersisted, "vote-not-persisted"),
@@ -31,7 +30,11 @@ pub const ALL: [(Bug, &str); 28] = [
     (Bug::CheckpointNotDurable, "checkpoint-not-durable"),
     (Bug::CheckpointTooEarly, "checkpoint-too-early"),
     (Bug::CheckpointWithoutEpochs, "checkpoint-without-epochs"),
+    (Bug::AcknowledgesAhead, "acknowledges-ahead"),
     (Bug::GrowthUnchecked, "growth-unchecked"),
+    (Bug::SnapshotAcrossCommit, "snapshot-across-commit"),
+    (Bug::DeltaLost, "delta-lost"),
+    (Bug::MergeDropsOlder, "merge-drops-older"),
 ];
 
 /// The bug of a name.

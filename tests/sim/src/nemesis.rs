@@ -55,6 +55,7 @@ impl World {
                 | Family::Move
                 | Family::Operator
                 | Family::Grow
+                | Family::Snapshot
         );
         if paced {
             let mean = self.options.pace[family as usize] as f64;
@@ -80,6 +81,7 @@ impl World {
             Family::Move => self.move_attachment(),
             Family::Operator => self.operate(),
             Family::Grow => self.grow_some_volume(),
+            Family::Snapshot => self.disturb_snapshots(),
             _ => {}
         }
         self.next_fault(family);

@@ -70,11 +70,13 @@ pub enum Family {
     Full,
     /// Volumes that grow while they are used.
     Grow,
+    /// Snapshots taken, dropped and read.
+    Snapshot,
 }
 
 impl Family {
     /// All families.
-    pub const ALL: [Family; 17] = [
+    pub const ALL: [Family; 18] = [
         Family::Delay,
         Family::Reset,
         Family::Clog,
@@ -92,6 +94,7 @@ impl Family {
         Family::Operator,
         Family::Full,
         Family::Grow,
+        Family::Snapshot,
     ];
 
     /// Its name on the command line.
@@ -114,6 +117,7 @@ impl Family {
             Family::Operator => "operator",
             Family::Full => "full",
             Family::Grow => "grow",
+            Family::Snapshot => "snapshot",
         }
     }
 
@@ -136,6 +140,7 @@ impl Family {
             Family::Move => (500 * MILLI, 15 * SECOND),
             Family::Operator => (100 * MILLI, 5 * SECOND),
             Family::Grow => (100 * MILLI, 5 * SECOND),
+            Family::Snapshot => (50 * MILLI, 3 * SECOND),
             _ => return None,
         })
     }
@@ -247,7 +252,7 @@ pub struct Options {
     /// What may go wrong.
     pub families: Families,
     /// Mean time between two faults, by family.
-    pub pace: [u64; 17],
+    pub pace: [u64; 18],
     /// Whether disks have a volatile cache.
     pub volatile: bool,
     /// Whether a durable write flushes the whole cache.

@@ -6,6 +6,7 @@ use crate::stamp::{OpId, Stamp};
 use basalt_client::BlockOp;
 use basalt_wire::block::{BLOCK_BYTES, CHUNK_BLOCKS};
 use basalt_wire::buffer::{IoBuf, Payload};
+use basalt_wire::ids::Generation;
 
 /// What an operation does to the units that it covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +19,10 @@ pub enum Kind {
     Unmap,
     /// Touches none: a flush, or a question about extents.
     Other,
+    /// Touches none: takes the snapshot of the generation that `unit` says.
+    Freeze,
+    /// Touches none: drops the snapshot of the generation that `unit` says.
+    Drop,
 }
 
 /// An operation before it is submitted.
@@ -77,6 +82,8 @@ pub fn request(plan: &Plan, o: &Options, volume: u64, client: u32, op: OpId) -> 
     match plan.kind {
         Kind::Read => BlockOp::Read { offset, len: len as u32 },
         Kind::Unmap => BlockOp::Unmap { offset, len },
+        Kind::Freeze => BlockOp::Snapshot { generation: Generation(plan.unit as u32) },
+        Kind::Drop => BlockOp::DropSnapshot { generation: Generation(plan.unit as u32) },
         Kind::Other if op.is_multiple_of(2) => BlockOp::Flush,
         Kind::Other => BlockOp::Extents { offset, len },
         Kind::Write => {

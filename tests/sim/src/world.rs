@@ -13,6 +13,7 @@ use crate::options::{Family, Options};
 use crate::queue::{Instant, MILLI, Queue};
 use crate::report::{Class, Counts, Failure, Outcome};
 use crate::rng::{Rng, mix};
+use crate::snapshots::Snapshot;
 use crate::store::{Store, draw_interval};
 use basalt_client::{ClientEvent, PoolMap};
 use basalt_core::Shard;
@@ -39,6 +40,8 @@ pub struct Volume {
     pub epoch: u64,
     /// Its chunks, as the record says.
     pub chunks: u32,
+    /// The generation that its next session writes to.
+    pub generation: u32,
     /// The client attached last.
     pub client: Who,
     /// When sessions began: epoch and moment.
@@ -48,7 +51,14 @@ pub struct Volume {
 impl Volume {
     /// One that was never attached.
     pub fn new(id: u64, o: &Options) -> Volume {
-        Volume { id, epoch: 0, chunks: o.first_chunks(), client: 0, grants: Vec::new() }
+        Volume {
+            id,
+            epoch: 0,
+            chunks: o.first_chunks(),
+            generation: 0,
+            client: 0,
+            grants: Vec::new(),
+        }
     }
 }
 
@@ -66,6 +76,8 @@ pub struct World {
     pub clients: Vec<SimClient>,
     /// The volumes.
     pub volumes: Vec<Volume>,
+    /// The snapshots, in the order in which they were asked for.
+    pub snapshots: Vec<Snapshot>,
     /// Where the groups are.
     pub map: Arc<PoolMap>,
     /// The acknowledgement oracle.
@@ -133,6 +145,7 @@ impl World {
             nodes: Vec::new(),
             clients: Vec::new(),
             volumes: Vec::new(),
+            snapshots: Vec::new(),
             map: Arc::new(map),
             oracle: Oracle::new(options.unit),
             raft: RaftMonitor::default(),

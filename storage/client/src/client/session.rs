@@ -3,12 +3,12 @@
 use super::{Out, Phase, VolumeClient, blocks_of};
 use crate::group::{FenceState, Group, VOTERS_MAX, VoterSet};
 use crate::link::{Link, LinkState};
-use crate::part::{NONE, PartKind, SentFor};
+use crate::part::{Control, NONE, PartKind, SentFor};
 use crate::slab::Slab;
 use crate::types::{BlockError, ClientEffect, PoolMap};
 use basalt_wire::block::{CHUNK_BLOCKS, group_of_chunk};
 use basalt_wire::command::BlockRange;
-use basalt_wire::ids::{Address, GroupId, Incarnation, LogIndex};
+use basalt_wire::ids::{Address, Generation, GroupId, Incarnation, LogIndex};
 use std::sync::Arc;
 
 /// No blocks: what a fence or a delete is about.
@@ -42,7 +42,9 @@ impl VolumeClient {
     }
 
     pub(super) fn fence(&mut self, group: GroupId) {
-        if self.group(group).fence == FenceState::NotNeeded {
+        if self.view {
+            self.group(group).fence = FenceState::Done;
+        } else if self.group(group).fence == FenceState::NotNeeded {
             self.group(group).fence = FenceState::Pending;
             let part = self.new_part(NONE, group, NOWHERE, PartKind::Fence);
             self.start_part(part);
@@ -77,11 +79,21 @@ impl VolumeClient {
         }
     }
 
-    pub(super) fn start_delete(&mut self, op: u32) {
+    /// Does something to the volume as a whole: in every group for a delete, else in those that the
+    /// session has to do with. A snapshot moves the session to the next generation at once.
+    pub(super) fn start_control(&mut self, op: u32, control: Control) {
+        if let (Control::Freeze(generation), false) = (control, self.view) {
+            let next = Generation(generation.0.saturating_add(1));
+            self.config.generation = self.config.generation.max(next);
+        }
         for group in (0..self.config.map.group_count).map(GroupId) {
-            self.fence(group);
-            let part = self.new_part(op, group, NOWHERE, PartKind::Delete);
-            self.start_part(part);
+            if control == Control::Delete {
+                self.fence(group);
+            }
+            if self.group(group).fence != FenceState::NotNeeded {
+                let part = self.new_part(op, group, NOWHERE, PartKind::Control(control));
+                self.start_part(part);
+            }
         }
     }
 

@@ -3,10 +3,10 @@
 mod model;
 mod random;
 
-use crate::{BlockError, BlockOp, BlockResult, ClientEffect, ClientEvent, VolumeClient};
+use crate::{BlockError, BlockOp, BlockResult, ClientEffect, ClientEvent, Tuning, VolumeClient};
 use basalt_wire::buffer::Payload;
 use basalt_wire::frame::{Refusal, RequestOp};
-use basalt_wire::ids::{NodeId, Term};
+use basalt_wire::ids::{Generation, NodeId, Term};
 use basalt_wire::time::Time;
 use bytes::Bytes;
 use model::{World, address, group_of};
@@ -324,6 +324,84 @@ fn a_deleted_volume_is_empty_in_every_group_and_closed() {
     let deletes = world.served.iter().filter(|(_, op)| matches!(op, RequestOp::Delete { .. }));
     assert!(deletes.count() >= 4);
     assert_eq!(ask(&mut world, BlockOp::Flush), Err(BlockError::Closed));
+}
+
+/// Writes one block after the other, each in another group than the one before.
+fn write_in_turn(world: &mut World, numbers: std::ops::Range<u64>) {
+    for number in numbers {
+        let offset = number % 4 * 4 * MIB + number / 4 * 4096;
+        assert_eq!(ask(world, write(offset, 4096, number as u8 + 1)), Ok(BlockResult::Done));
+    }
+}
+
+#[test]
+fn a_snapshot_under_writes_is_a_prefix_of_them() {
+    for seed in 0..200 {
+        let mut world = World::new(seed, 4, 16 * MIB, None);
+        world.run_until(|world| world.ready);
+        let before = world.rng.below(24);
+        write_in_turn(&mut world, 0..before);
+        world.faults = 6;
+        assert_eq!(world.client.generation(), Generation(0));
+        world.submit(1000, BlockOp::Snapshot { generation: Generation(0) });
+        assert_eq!(world.client.generation(), Generation(1), "it moves at once");
+        write_in_turn(&mut world, before..before + 40);
+        world.run_until(|world| world.done.iter().any(|(tag, ..)| *tag == 1000));
+        let held: Vec<bool> = (0..before + 40)
+            .map(|number| {
+                let group = group_of(&world, number % 4 * 4 * MIB);
+                let block = number % 4 * 1024 + number / 4;
+                world.groups[group].frozen(0, block).is_some()
+            })
+            .collect();
+        let cut = held.iter().position(|held| !held).unwrap_or(held.len());
+        assert!(held[cut..].iter().all(|held| !held), "seed {seed}: {held:?} is no prefix");
+        assert!(cut as u64 >= before, "seed {seed}: an acknowledged write is missing");
+    }
+}
+
+#[test]
+fn a_write_of_a_frozen_generation_goes_to_the_next() {
+    let mut world = world();
+    world.groups[0].freeze();
+    let offset = 4 * MIB;
+    assert_eq!(group_of(&world, offset), 0);
+    assert_eq!(ask(&mut world, write(offset, 4096, 3)), Ok(BlockResult::Done));
+    assert_eq!(world.client.generation(), Generation(1));
+    assert_eq!(world.groups[0].frozen(0, 1024), None);
+    assert_eq!(data(&mut world, offset, 4096), bytes(4096, 3).contiguous());
+}
+
+#[test]
+fn a_view_fences_nothing_and_changes_nothing() {
+    let (mut out, config) = (Vec::new(), model::config(2, 16 * MIB, None));
+    let mut view = VolumeClient::view(config, Tuning::default(), Time::ZERO, &mut out);
+    assert!(view.is_ready());
+    for (tag, op) in [write(0, 4096, 1), BlockOp::Delete].into_iter().enumerate() {
+        out.clear();
+        view.handle(Time::ZERO, ClientEvent::Submit { tag: tag as u64, op }, &mut out);
+        let refused = |e: &ClientEffect| {
+            matches!(e, ClientEffect::Complete { result: Err(BlockError::ReadOnly), .. })
+        };
+        assert!(out.iter().any(refused), "{out:?}");
+    }
+    out.clear();
+    let read = BlockOp::Read { offset: 0, len: 4096 };
+    view.handle(Time::ZERO, ClientEvent::Submit { tag: 9, op: read }, &mut out);
+    let up = ClientEvent::LinkUp { to: address(0), credit_bytes: 1 << 20, credit_requests: 8 };
+    view.handle(Time::ZERO, up, &mut out);
+    let at = view.next_deadline().unwrap();
+    view.end_turn(at, &mut out);
+    let snapshot = Some(Generation(0));
+    let asked = out.iter().any(|e| {
+        matches!(e, ClientEffect::Send { request, .. }
+            if matches!(request.op, RequestOp::Read { snapshot: s, .. } if s == snapshot))
+    });
+    let fenced = out.iter().any(|e| {
+        matches!(e, ClientEffect::Send { request, .. }
+            if matches!(request.op, RequestOp::Fence { .. }))
+    });
+    assert!(asked && !fenced, "{out:?}");
 }
 
 #[test]

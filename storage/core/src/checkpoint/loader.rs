@@ -82,16 +82,19 @@ impl Loader {
                 part.entries.extend(entries.iter().map(slot_of));
             }
             Record::Granule(group, volume, chunk, number, granule) => {
+                // The manifest's key is before those of granules.
+                let applied = self.manifest.as_ref().and_then(|manifest| manifest.applied(group));
                 let part = self.part(group);
                 part.granules += 1;
-                part.replica.restore_granule(volume, chunk, number, &granule);
+                let applied = applied.unwrap_or_default();
+                part.replica.restore_granule(volume, (chunk, number), &granule, applied);
                 part.seen.insert(volume);
             }
-            Record::Volume(group, volume, epoch, deleted) => {
+            Record::Volume(group, volume, record) => {
                 let part = self.part(group);
                 part.volumes += 1;
                 part.seen.insert(volume);
-                part.replica.restore_volume(volume, epoch, deleted);
+                part.replica.restore_volume(volume, &record);
             }
         }
         Ok(())
@@ -157,7 +160,7 @@ fn join(
     if entries.windows(2).any(|w| w[0].0 > w[1].0) {
         return Err(format!("the terms of group {} are out of order", group.group));
     }
-    replica.restored(group.applied);
+    replica.restored(group.applied).map_err(|e| format!("group {}: {e}", group.group))?;
     Ok(GroupSnapshot { manifest: *group, replica, entries, commands })
 }
 

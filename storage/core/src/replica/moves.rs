@@ -16,7 +16,7 @@ impl Replica {
     /// Whether a block of a volume stands at a place. The checksum belongs to the place: after the
     /// segment was used again, other content may stand at the same numbers.
     pub fn is_live(&self, id: VolumeId, block: u64, place: BlockPlace) -> bool {
-        self.volumes.get(&id).is_some_and(|volume| volume.index.place(block) == Some(place))
+        self.volumes.get(&id).is_some_and(|volume| volume.index.refers_to(block, place))
     }
 
     /// Points a block at a copy of it, if it still stands at `from`; says whether it did. The page is

@@ -152,7 +152,12 @@ impl World {
             let leads = |n: &Node| status(n, group).role == GroupRole::Leader;
             let leader = self.nodes.iter().position(leads).ok_or("no leader")?;
             let term = status(&self.nodes[leader], group).term;
-            match self.ask(leader, group, epoch, RequestOp::Fence { term })? {
+            match self.ask(
+                leader,
+                group,
+                epoch,
+                RequestOp::Fence { term, generation: Generation(1) },
+            )? {
                 ReplyResult::Done { index } => indices.push(index),
                 other => return Err(format!("{group:?} refused epoch {epoch}: {other:?}")),
             }
@@ -172,7 +177,7 @@ impl World {
         range: BlockRange,
         floor: LogIndex,
     ) -> Result<bytes::Bytes, String> {
-        match self.ask(n, group, epoch, RequestOp::Read { range, floor })? {
+        match self.ask(n, group, epoch, RequestOp::Read { range, floor, snapshot: None })? {
             ReplyResult::Data { payload, .. } => Ok(payload.contiguous()),
             other => Err(format!("node {n} can not read {range:?}: {other:?}; {:?}", self.notices)),
         }

@@ -8,12 +8,13 @@ use basalt_api::dial::{Cluster, plain};
 use basalt_api::random::request_id;
 use basalt_api::v1::{
     self, AttachVolumeRequest, AttachVolumeResponse, Consistency, DetachVolumeRequest,
-    GetPoolMapRequest, ListVolumesRequest, Volume,
+    GetPoolMapRequest, GetSnapshotRequest, GetVolumeRequest, ListVolumesRequest, Snapshot, Volume,
+    snapshot,
 };
 use basalt_core::event::Effect;
 use basalt_nbd::{DoorCommand, DoorError, ExportEnd, NbdDoor};
 use basalt_node::{ListenSource, Mailbox, ReactorConfig, ReactorHandle, StreamListener};
-use basalt_wire::ids::Epoch;
+use basalt_wire::ids::{Epoch, Generation};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -64,7 +65,7 @@ pub async fn run(options: Options, inherited: Vec<ListenSource>) -> Result<ExitC
     let (ends, mut ended) = mpsc::unbounded_channel();
     let (handle, mut failed) = start_reactor(&options, &host, &map, inherited, ends)?;
     let reactor = Arc::new(handle);
-    let mut sessions = Sessions { cluster, host, map, held: BTreeMap::new() };
+    let mut sessions = Sessions { cluster, host, map, held: BTreeMap::new(), views: 0 };
     // One receiver for the whole life: a signal at any moment ends what is under way at that moment.
     let outcome = tokio::select! {
         outcome = sessions.live(&options, &reactor, &mut ended, &mut failed) => outcome,
@@ -131,6 +132,8 @@ struct Sessions {
     map: v1::PoolMap,
     /// The volumes that are attached here, by name.
     held: BTreeMap<String, Held>,
+    /// Snapshots that are served.
+    views: usize,
 }
 
 /// A volume that is attached here, as the door was told.
@@ -156,6 +159,11 @@ impl Sessions {
     async fn attach_all(&mut self, options: &Options, mailbox: &Mailbox) -> Result<()> {
         let mut waiting = Vec::new();
         for volume in &options.volumes {
+            if let Some((parent, id)) = volume.split_once('@') {
+                let found = self.look_at(parent, id).await?;
+                waiting.push((volume.clone(), self.show_snapshot(volume, found, mailbox)?));
+                continue;
+            }
             let attached = self.attach(volume, options.take).await?;
             waiting.push((volume.clone(), self.give_to_door(volume, attached, options, mailbox)?));
         }
@@ -219,10 +227,62 @@ impl Sessions {
             description: convert::description(name, size_bytes),
             read_only: options.read_only,
             config: convert::volume_config(&volume, epoch, pool, None),
+            view: false,
             reply,
         };
         mailbox.tenant(DOOR, Box::new(command));
         tracing::info!(volume = name, epoch, host = %self.host, "attached");
+        Ok(begun)
+    }
+
+    /// A snapshot, its volume, and where they are. It needs no attachment: it never changes.
+    async fn look_at(&self, volume: &str, id: &str) -> Result<(Volume, Snapshot, v1::PoolMap)> {
+        let name = format!("volumes/{volume}");
+        let snapshot = GetSnapshotRequest { name: format!("{name}/snapshots/{id}") };
+        let request = &snapshot;
+        let asked = self.cluster.call(|mut client| {
+            let request = request.clone();
+            async move { client.get_snapshot(request).await }
+        });
+        let snapshot = asked.await.map_err(|status| anyhow!("{}", plain(&status)))?;
+        if snapshot.state() != snapshot::State::Ready {
+            bail!("the snapshot '{volume}@{id}' is not complete, or is being deleted");
+        }
+        let request = &GetVolumeRequest { name };
+        let asked = self.cluster.call(|mut client| {
+            let request = request.clone();
+            async move { client.get_volume(request).await }
+        });
+        let volume = asked.await.map_err(|status| anyhow!("{}", plain(&status)))?;
+        Ok((volume, snapshot, self.map.clone()))
+    }
+
+    fn show_snapshot(
+        &mut self,
+        name: &str,
+        (volume, snapshot, map): (Volume, Snapshot, v1::PoolMap),
+        mailbox: &Mailbox,
+    ) -> Result<oneshot::Receiver<Result<(), DoorError>>> {
+        let pool = Arc::new(convert::pool_map(&map).map_err(|e| anyhow!(e))?);
+        let mut config = convert::volume_config(&volume, volume.epoch, pool, None);
+        config.generation = Generation(snapshot.generation);
+        config.size_bytes = snapshot.size_bytes;
+        let (told, begun) = oneshot::channel();
+        let reply = Box::new(move |result| {
+            // The program may be on its way out.
+            let _ = told.send(result);
+        });
+        let command = DoorCommand::Attach {
+            name: name.to_owned(),
+            description: convert::description(name, snapshot.size_bytes),
+            read_only: true,
+            config,
+            view: true,
+            reply,
+        };
+        mailbox.tenant(DOOR, Box::new(command));
+        self.views += 1;
+        tracing::info!(snapshot = name, "shown");
         Ok(begun)
     }
 
@@ -240,7 +300,7 @@ impl Sessions {
                     let Some(end) = end else { bail!("the NBD door is gone") };
                     tracing::error!(volume = %end.name, "served no more: {}", end.error);
                     self.held.remove(&end.name);
-                    if self.held.is_empty() {
+                    if self.held.is_empty() && self.views == 0 {
                         tracing::error!("every session was lost; the process ends");
                         return Ok(ExitCode::from(LOST));
                     }

@@ -1,8 +1,8 @@
 //! `basalt volume`.
 
-use crate::Failure;
 use crate::options::{Change, NewSize, Options, VolumeCommand, label_map};
 use crate::output::{self, Progress};
+use crate::{Failure, call};
 use basalt_api::dial::{Cluster, plain};
 use basalt_api::error::{self, reason_of};
 use basalt_api::random::request_id;
@@ -18,20 +18,6 @@ use tonic::{Code, Status};
 
 const POLL: Duration = Duration::from_millis(100);
 const PAGE: i32 = 500;
-
-/// Makes a call whose request may have to be sent to several nodes.
-macro_rules! call {
-    ($cluster:expr, $method:ident, $request:expr) => {{
-        let request = $request;
-        let request = &request;
-        $cluster
-            .call(|mut client| {
-                let request = request.clone();
-                async move { client.$method(request).await }
-            })
-            .await
-    }};
-}
 
 pub(crate) async fn run(
     options: &Options,
@@ -62,13 +48,14 @@ pub(crate) async fn run(
                 format!("volume {name} has {} now", show(volume.size_bytes))
             })
         }
-        VolumeCommand::Delete { name, yes, no_wait, change } => {
-            let volume = match delete(cluster, name, change).await {
+        VolumeCommand::Delete { name, yes, with_snapshots, no_wait, change } => {
+            let all = *with_snapshots;
+            let volume = match delete(cluster, name, all, change).await {
                 Err(Failure::Status(status)) if is_attached(&status) => {
                     // Being detached changed the volume, and nothing else may have.
                     let etag = detach_for_good(cluster, name, *yes, status).await?;
                     let change = Change { etag: Some(etag), ..change.clone() };
-                    delete(cluster, name, &change).await?
+                    delete(cluster, name, all, &change).await?
                 }
                 other => other?,
             };
@@ -170,9 +157,14 @@ async fn resize(
     Ok(call!(cluster, resize_volume, request)?)
 }
 
-async fn delete(cluster: &Cluster, name: &str, change: &Change) -> Result<Volume, Failure> {
-    let request =
-        DeleteVolumeRequest { name: path(name), etag: change.etag(), request_id: change.id() };
+async fn delete(
+    cluster: &Cluster,
+    name: &str,
+    with_snapshots: bool,
+    change: &Change,
+) -> Result<Volume, Failure> {
+    let (etag, request_id) = (change.etag(), change.id());
+    let request = DeleteVolumeRequest { name: path(name), etag, request_id, with_snapshots };
     Ok(call!(cluster, delete_volume, request)?)
 }
 
@@ -263,7 +255,7 @@ async fn place(cluster: &Cluster, name: &str, host: &str) -> String {
     }
 }
 
-fn path(name: &str) -> String {
+pub(crate) fn path(name: &str) -> String {
     format!("volumes/{name}")
 }
 

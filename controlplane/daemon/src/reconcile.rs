@@ -3,6 +3,7 @@
 //! woke it, and each step may be repeated.
 
 use crate::engine::{DOOR, Engine, map_of};
+use crate::keeping::Keeping;
 use crate::retry::Retries;
 use basalt_api::v1::ClusterSpec;
 use basalt_attach::convert;
@@ -38,6 +39,7 @@ struct Reconciler {
     retries: Retries,
     preferred: BTreeMap<GroupId, NodeId>,
     deletion: Option<(u64, oneshot::Receiver<bool>)>,
+    keeping: Keeping,
 }
 
 /// What the door was told of a volume.
@@ -57,6 +59,7 @@ pub async fn run(weak: Weak<Engine>) {
         retries: Retries::default(),
         preferred: BTreeMap::new(),
         deletion: None,
+        keeping: Keeping::default(),
     };
     loop {
         let Some(engine) = weak.upgrade() else { return };
@@ -68,7 +71,8 @@ pub async fn run(weak: Weak<Engine>) {
         drop(engine);
         let now = Instant::now();
         let rest = now + if clean { RESYNC } else { PAUSE };
-        let rest = reconciler.retries.next(now).map_or(rest, |at| rest.min(at));
+        let tries = [reconciler.retries.next(now), reconciler.keeping.next(now)];
+        let rest = tries.into_iter().flatten().fold(rest, Instant::min);
         let mut deletion = reconciler.deletion.as_mut().map(|(_, end)| end);
         tokio::select! {
             _ = changes.changed() => {}
@@ -109,6 +113,7 @@ impl Reconciler {
         clean &= addresses(engine).await;
         self.attachments(engine).await;
         self.preferences(engine);
+        clean &= self.keeping.pass(engine).await;
         clean & self.deletions(engine).await
     }
 
@@ -257,6 +262,7 @@ impl Reconciler {
             description: convert::description(&volume.id, volume.size_bytes),
             read_only: false,
             config,
+            view: false,
             reply: Box::new(reply),
         };
         engine.reactor.tenant(DOOR, Box::new(command));
@@ -402,7 +408,7 @@ async fn renew(engine: &Arc<Engine>, volume: &VolumeRecord) -> bool {
 }
 
 /// Whether a change is settled: made, or refused because the state is another one already.
-fn done(result: Result<Outcome, tonic::Status>, what: &str) -> bool {
+pub(crate) fn done(result: Result<Outcome, tonic::Status>, what: &str) -> bool {
     match result {
         Ok(Outcome::Refused(refused)) => {
             tracing::info!("{what}: {}", refused.message);

@@ -5,7 +5,7 @@ use crate::rules;
 use basalt_api::meta::v1::entry::Op;
 use basalt_api::meta::v1::{
     AttachVolume, AttachmentRecord, CreateVolume, DeleteVolume, DetachVolume, Entry, ResizeVolume,
-    VolumeRecord,
+    SnapshotRecord, VolumeRecord,
 };
 use basalt_api::v1::{ClusterSpec, ErrorReason, Member};
 use prost::Message;
@@ -34,6 +34,8 @@ pub enum Outcome {
     Nothing,
     /// The volume as the change left it.
     Volume(VolumeRecord),
+    /// The snapshot as the change left it.
+    Snapshot(SnapshotRecord),
     /// It changed nothing.
     Refused(Refused),
 }
@@ -45,7 +47,9 @@ pub struct MetaState {
     cluster: Option<ClusterSpec>,
     map_version: u64,
     last_volume: u64,
-    volumes: BTreeMap<String, VolumeRecord>,
+    pub(crate) volumes: BTreeMap<String, VolumeRecord>,
+    /// By the volume's number and their generation.
+    pub(crate) snapshots: BTreeMap<(u64, u32), SnapshotRecord>,
     requests: Requests,
 }
 
@@ -153,6 +157,10 @@ impl MetaState {
             Op::AttachVolume(attach) => self.attach_volume(index, now_ms, attach),
             Op::DetachVolume(detach) => self.detach_volume(index, detach),
             Op::ResizeVolume(resize) => self.resize_volume(index, resize),
+            Op::CreateSnapshot(create) => self.create_snapshot(index, now_ms, create),
+            Op::SettleSnapshot(settle) => self.settle_snapshot(index, settle),
+            Op::DeleteSnapshot(delete) => self.delete_snapshot(index, delete),
+            Op::PurgeSnapshot(purge) => self.purge_snapshot(purge),
         };
         result.unwrap_or_else(Outcome::Refused)
     }
@@ -249,6 +257,8 @@ impl MetaState {
             ));
         }
         if !volume.deleting {
+            let number = volume.number;
+            crate::snapshots::delete_with_volume(&mut self.snapshots, index, number, &delete)?;
             volume.deleting = true;
             volume.revision = index;
         }
@@ -297,6 +307,9 @@ impl MetaState {
     fn purge_volume(&mut self, number: u64) -> Result<Outcome, Refused> {
         // A record that is gone already is what was wanted.
         self.volumes.retain(|_, v| v.number != number || !v.deleting);
+        if self.volume_by_number(number).is_none() {
+            self.snapshots.retain(|(volume, _), _| *volume != number);
+        }
         Ok(Outcome::Nothing)
     }
 
@@ -360,7 +373,7 @@ impl MetaState {
     }
 }
 
-fn find<'a>(
+pub(crate) fn find<'a>(
     volumes: &'a mut BTreeMap<String, VolumeRecord>,
     id: &str,
 ) -> Result<&'a mut VolumeRecord, Refused> {
@@ -396,7 +409,7 @@ fn check_etag(volume: &VolumeRecord, etag: &str) -> Result<(), Refused> {
     ))
 }
 
-fn being_deleted(id: &str, what: &str) -> Refused {
+pub(crate) fn being_deleted(id: &str, what: &str) -> Refused {
     refusal(
         ErrorReason::VolumeDeleting,
         format!("the volume '{id}' is being deleted; it can not be {what}"),
@@ -425,7 +438,11 @@ fn request_id_reused(id: &str) -> Outcome {
     )
 }
 
-fn refusal(reason: ErrorReason, message: String, facts: Vec<(&'static str, String)>) -> Refused {
+pub(crate) fn refusal(
+    reason: ErrorReason,
+    message: String,
+    facts: Vec<(&'static str, String)>,
+) -> Refused {
     Refused { reason, message, facts }
 }
 

@@ -182,7 +182,9 @@ pub enum ClientEvent {
     },
     /// The pool changed.
     Map(Arc<PoolMap>),
-    /// The volume has a new size in bytes.
+    /// The volume has grown to so many bytes, as a record says that also shows this session's epoch to
+    /// be the attached one. Otherwise a later session, which was told the former size, may not have
+    /// fenced the groups that this one enters now.
     Resize(u64),
 }
 

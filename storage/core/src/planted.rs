@@ -12,8 +12,6 @@ pub enum Bug {
     NoFlush,
     /// A batch counts as durable although an earlier one is still in flight.
     DurableOutOfOrder,
-    /// An acknowledgement that is due is replaced by the next, which is not due yet.
-    AcknowledgesAhead,
     /// A client is answered when its write is proposed, not when it is committed.
     ReplyBeforeCommit,
     /// A failed log write counts as done.
@@ -64,6 +62,8 @@ pub enum Bug {
     StaleSegmentAccepted,
     /// Segments that a checkpoint gives up are written to before it is durable.
     SegmentReleasedEarly,
+    /// An acknowledgement that is due is replaced by the next, which is not due yet.
+    AcknowledgesAhead,
     /// A write of the next generation is taken before its group has frozen the one before.
     SnapshotAcrossCommit,
     /// What a block was when its generation was frozen is not kept when it changes.

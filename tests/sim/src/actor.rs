@@ -14,11 +14,14 @@ use crate::world::World;
 use basalt_client::{
     BlockError, BlockResult, ClientEffect, ClientEvent, Tuning, VolumeClient, VolumeConfig,
 };
+use basalt_wire::block::{BLOCK_BYTES, CHUNK_BLOCKS};
 use basalt_wire::codec::Encoder;
 use basalt_wire::frame::{Frame, Request};
 use basalt_wire::ids::{Address, Epoch, Generation, NodeId, VolumeId};
 use rustc_hash::FxHashMap;
 use std::sync::Arc;
+
+const CHUNK_BYTES: u64 = CHUNK_BLOCKS * BLOCK_BYTES as u64;
 
 /// An operation under way.
 struct Pending {
@@ -38,6 +41,8 @@ pub struct SimClient {
     pub ready: Option<Moment>,
     /// Why the session is over, if it is.
     pub lost: Option<BlockError>,
+    /// Chunks of the volume that it has heard of.
+    pub chunks: u32,
     /// Operations that it may still submit.
     pub budget: u32,
     /// No turn before this.
@@ -107,7 +112,7 @@ impl World {
     fn add_client(&mut self, volume: usize, view: Option<usize>, budget: u32) -> Who {
         let who = self.nodes.len() + self.clients.len();
         let now = self.queue.now();
-        let epoch = self.volumes[volume].epoch;
+        let (epoch, volume_chunks) = (self.volumes[volume].epoch, self.volumes[volume].chunks);
         let mut rng = Rng::stream(self.options.seed, "client", who as u64);
         let rate = self.draw_rate();
         let clock = Clock::new(now, rng.below(1 << 40), rate);
@@ -120,7 +125,7 @@ impl World {
                 None => self.volumes[volume].generation,
             }),
             lineage: self.volumes[volume].id,
-            size_bytes: self.options.volume_blocks() * 4096,
+            size_bytes: u64::from(volume_chunks) * CHUNK_BYTES,
             map: Arc::clone(&self.map),
             local,
         };
@@ -140,6 +145,7 @@ impl World {
             epoch,
             ready: None,
             lost: None,
+            chunks: view.map_or(volume_chunks, |at| self.snapshots[at].chunks),
             budget,
             paused_until: 0,
             client,
@@ -158,6 +164,29 @@ impl World {
         self.queue.push_in(0, Ev::Think { who });
         self.wake_client(who);
         who
+    }
+
+    /// A volume gets so many chunks more, as far as the run lets it. The session that its record names
+    /// reads that record, and acts on it in a turn to come: by then it may be another that has the
+    /// volume, which began with the new size.
+    pub fn grow(&mut self, volume: usize, more: u32) {
+        let grown = &mut self.volumes[volume];
+        let chunks = (grown.chunks + more).min(self.options.chunks);
+        if chunks == std::mem::replace(&mut grown.chunks, chunks) {
+            return;
+        }
+        let epoch = grown.epoch;
+        self.trace(|| format!("volume {volume} has {chunks} chunks now"));
+        for at in 0..self.clients.len() {
+            let client = &mut self.clients[at];
+            let other = client.volume != volume || client.view.is_some();
+            if other || client.epoch != epoch {
+                continue;
+            }
+            client.chunks = chunks;
+            let who = client.who;
+            self.client_event(who, ClientEvent::Resize(u64::from(chunks) * CHUNK_BYTES));
+        }
     }
 
     /// The client at a place among nodes and clients.
@@ -209,7 +238,7 @@ impl World {
     fn submit(&mut self, who: Who) {
         let nodes = self.nodes.len();
         let c = &mut self.clients[who - nodes];
-        let mut plan = workload::plan(&self.options, &mut c.rng);
+        let mut plan = workload::plan(&self.options, c.chunks, &mut c.rng);
         if c.view.is_some() {
             plan.kind = Kind::Read;
         }

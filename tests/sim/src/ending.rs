@@ -376,7 +376,7 @@ impl World {
     fn ask_replicas(&mut self) {
         self.probes.clear();
         for volume in 0..self.volumes.len() {
-            for (low, high) in windows(&self.options) {
+            for (low, high) in windows(&self.options, self.volumes[volume].chunks) {
                 let mut block = low;
                 while block < high {
                     let chunk = block / CHUNK_BLOCKS;

@@ -68,13 +68,15 @@ pub enum Family {
     Operator,
     /// A device too small for the work.
     Full,
+    /// Volumes that grow while they are used.
+    Grow,
     /// Snapshots taken, dropped and read.
     Snapshot,
 }
 
 impl Family {
     /// All families.
-    pub const ALL: [Family; 17] = [
+    pub const ALL: [Family; 18] = [
         Family::Delay,
         Family::Reset,
         Family::Clog,
@@ -91,6 +93,7 @@ impl Family {
         Family::Move,
         Family::Operator,
         Family::Full,
+        Family::Grow,
         Family::Snapshot,
     ];
 
@@ -113,6 +116,7 @@ impl Family {
             Family::Move => "move",
             Family::Operator => "operator",
             Family::Full => "full",
+            Family::Grow => "grow",
             Family::Snapshot => "snapshot",
         }
     }
@@ -135,6 +139,7 @@ impl Family {
             Family::Pause => (500 * MILLI, 15 * SECOND),
             Family::Move => (500 * MILLI, 15 * SECOND),
             Family::Operator => (100 * MILLI, 5 * SECOND),
+            Family::Grow => (100 * MILLI, 5 * SECOND),
             Family::Snapshot => (50 * MILLI, 3 * SECOND),
             _ => return None,
         })
@@ -222,7 +227,7 @@ pub struct Options {
     pub groups: u32,
     /// Volumes, each with a client.
     pub volumes: u32,
-    /// Chunks of each volume. Operations keep to a window of blocks around each chunk's start.
+    /// Chunks of each volume, in the end if it grows. Operations keep to a window of blocks around each chunk's start.
     pub chunks: u32,
     /// Blocks on each side of a chunk's start.
     pub window: u32,
@@ -247,7 +252,7 @@ pub struct Options {
     /// What may go wrong.
     pub families: Families,
     /// Mean time between two faults, by family.
-    pub pace: [u64; 17],
+    pub pace: [u64; 18],
     /// Whether disks have a volatile cache.
     pub volatile: bool,
     /// Whether a durable write flushes the whole cache.
@@ -354,9 +359,9 @@ impl Options {
         self.device = (128 << 10) + device.next_multiple_of(self.segment).max(8 * self.segment);
     }
 
-    /// Blocks of a volume.
-    pub fn volume_blocks(&self) -> u64 {
-        u64::from(self.chunks) * basalt_wire::block::CHUNK_BLOCKS
+    /// Chunks of a new volume.
+    pub fn first_chunks(&self) -> u32 {
+        if self.families.has(Family::Grow) { 1 } else { self.chunks }
     }
 
     /// How many nodes are a majority.

@@ -3,6 +3,7 @@
 //! Each is played with a few seeds, for the seed still decides latencies and the order of events of
 //! one instant. What must hold is mostly what the checkers watch in every run.
 
+mod growth;
 mod links;
 mod room;
 mod snapshots;
@@ -68,6 +69,8 @@ pub fn all() -> Vec<Scenario> {
         s("every-pattern-of-one-way-links", 3, links::every_pattern),
         s("flapping-links", 10, links::flapping),
         s("returns-with-a-higher-term", 4, links::returns_with_a_higher_term),
+        s("grown-volume-under-a-session-that-is-over", 8, growth::session_that_is_over),
+        s("grown-volume-after-power-cuts", 6, growth::power_cuts),
         s("full-device-elects-attaches-and-restarts", 6, room::full_device_elects),
         s("reserve-of-a-full-device-is-used-up", 4, room::reserve_is_used_up),
         s("start-from-a-checkpoint-after-crashes-while-one-is-taken", 8, checkpoint_crashes),

@@ -27,6 +27,8 @@ pub struct Snapshot {
     pub generation: u32,
     /// How often the volume had been reverted.
     reverts: u64,
+    /// The volume's chunks when it was asked for.
+    pub chunks: u32,
     /// When it was asked for first.
     call: Moment,
     /// When it was complete.
@@ -119,6 +121,7 @@ impl World {
             volume,
             generation,
             reverts: self.volumes[volume].reverts,
+            chunks: self.volumes[volume].chunks,
             call,
             done: None,
             asked: false,

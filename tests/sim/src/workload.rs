@@ -40,16 +40,16 @@ pub struct Plan {
 
 /// The windows of blocks that operations keep to: one around the start of each chunk, so that a few
 /// blocks see all the work, and operations across two chunks (and so two groups) are frequent.
-pub fn windows(o: &Options) -> Vec<(u64, u64)> {
+pub fn windows(o: &Options, chunks: u32) -> Vec<(u64, u64)> {
     let window = u64::from(o.window);
-    (0..u64::from(o.chunks))
+    (0..u64::from(chunks))
         .map(|c| ((c * CHUNK_BLOCKS).saturating_sub(window), c * CHUNK_BLOCKS + window))
         .collect()
 }
 
-/// Draws the next operation of a client.
-pub fn plan(o: &Options, rng: &mut Rng) -> Plan {
-    let (low, high) = *rng.pick(&windows(o));
+/// Draws the next operation of a client that knows of so many chunks.
+pub fn plan(o: &Options, chunks: u32, rng: &mut Rng) -> Plan {
+    let (low, high) = *rng.pick(&windows(o, chunks));
     let most = u64::from(o.blocks_max).min(high - low);
     let count = match o.pattern {
         Pattern::Overlapping => most,

@@ -38,6 +38,8 @@ pub struct Volume {
     pub id: u64,
     /// The epoch given out last.
     pub epoch: u64,
+    /// Its chunks, as the record says.
+    pub chunks: u32,
     /// The generation that its next session writes to.
     pub generation: u32,
     /// How often it was reverted: each time its units begin a history of their own.
@@ -49,9 +51,17 @@ pub struct Volume {
 }
 
 impl Volume {
-    /// One that nobody has attached.
-    pub fn new(id: u64) -> Volume {
-        Volume { id, epoch: 0, generation: 0, reverts: 0, client: 0, grants: Vec::new() }
+    /// One that was never attached.
+    pub fn new(id: u64, o: &Options) -> Volume {
+        Volume {
+            id,
+            epoch: 0,
+            chunks: o.first_chunks(),
+            generation: 0,
+            reverts: 0,
+            client: 0,
+            grants: Vec::new(),
+        }
     }
 }
 
@@ -233,7 +243,7 @@ impl World {
         let budget = self.options.ops / self.options.volumes;
         for volume in 0..self.options.volumes as usize {
             let id = volume as u64 + 1;
-            self.volumes.push(Volume::new(id));
+            self.volumes.push(Volume::new(id, &self.options));
             self.attach(volume, budget);
         }
         self.unleash();

@@ -97,7 +97,12 @@ impl VolumeClient {
         }
     }
 
+    /// The volume grew. Groups that held nothing of it are fenced, and what is asked of them waits for
+    /// that. A volume never gets smaller, so a lower size is one of the past.
     pub(super) fn resize(&mut self, size_bytes: u64) {
+        if size_bytes <= self.config.size_bytes {
+            return;
+        }
         self.config.size_bytes = size_bytes;
         self.fence_needed();
     }

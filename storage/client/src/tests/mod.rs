@@ -77,6 +77,27 @@ fn only_groups_with_chunks_are_fenced() {
 }
 
 #[test]
+fn a_volume_grows_under_way_and_never_shrinks() {
+    let mut world = World::new(3, 8, 4 * MIB, None);
+    // It grows before the session has begun: that begins with what it needs now.
+    world.event(ClientEvent::Resize(12 * MIB));
+    world.submit(1, write(12 * MIB - 4096, 4096, 1));
+    world.run_until(|world| world.ready);
+    let fenced = |world: &World| world.groups.iter().filter(|group| group.epoch != 0).count();
+    assert!((2..8).contains(&fenced(&world)), "some groups hold nothing of it yet");
+    world.finish();
+    assert_eq!(world.done.pop().expect("answered").2, Ok(BlockResult::Done));
+    world.event(ClientEvent::Resize(4 * MIB));
+    assert_eq!(data(&mut world, 12 * MIB - 4096, 4096), bytes(4096, 1).contiguous());
+    assert_eq!(ask(&mut world, write(12 * MIB, 512, 1)), Err(BlockError::OutOfRange));
+    // A session that was shut out notices it in the groups that it enters.
+    world.groups.iter_mut().for_each(|group| group.epoch = model::EPOCH.0 + 1);
+    world.event(ClientEvent::Resize(1024 * MIB));
+    world.run_until(|world| world.lost.is_some());
+    assert_eq!(world.lost, Some(BlockError::Fenced));
+}
+
+#[test]
 fn what_is_written_is_read() {
     let mut world = world();
     assert_eq!(ask(&mut world, write(4096, 8192, 1)), Ok(BlockResult::Done));

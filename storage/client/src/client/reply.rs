@@ -187,6 +187,11 @@ impl VolumeClient {
             Refusal::NoSpace if !self.parts[id].must_come_through() => {
                 self.fail_part(id, BlockError::NoSpace, out);
             }
+            // It may have led once, and have no room to take part in electing who leads now.
+            Refusal::NoSpace => {
+                self.forget_leader(id, from.voter);
+                self.back_off(id);
+            }
             Refusal::Frozen => {
                 // Submitted again in the session's generation. If that is frozen too, a snapshot was
                 // begun without the session: it goes on behind it.

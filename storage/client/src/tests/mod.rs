@@ -256,6 +256,16 @@ fn busy_and_full_groups() {
 }
 
 #[test]
+fn a_fence_finds_the_new_leader_past_an_old_one_without_room() {
+    let mut world = world();
+    world.scripted.push_back((1, Refusal::NotAttached));
+    world.scripted.extend((0..1000).map(|_| (1, Refusal::NoSpace)));
+    world.elect(0, 2, 2);
+    assert_eq!(ask(&mut world, write(0, 4096, 1)), Ok(BlockResult::Done));
+    assert_eq!(writes_served(&world).last(), Some(&(2, Term(2))));
+}
+
+#[test]
 fn an_unknown_outcome_is_asked_again_only_over_a_new_link_or_term() {
     let mut world = world();
     world.groups[0].deposed = Some((1, 1));

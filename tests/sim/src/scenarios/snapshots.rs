@@ -120,7 +120,7 @@ pub fn reverted(set: Setup) -> World {
         s.wait_answers(60_000);
         // All of it, so that it is known what the revert brings back.
         let view = s.world.attach_view(at, 0);
-        for (low, high) in windows(&s.world.options) {
+        for (low, high) in windows(&s.world.options, s.world.volumes[0].chunks) {
             let plan = Plan { kind: Kind::Read, unit: low, count: (high - low) as u32 };
             s.world.submit_plan(view, plan);
         }
@@ -131,7 +131,7 @@ pub fn reverted(set: Setup) -> World {
         s.pass_micros(dice.below(600));
         s.kill(leader);
         s.wait_answers(60_000);
-        for (low, high) in windows(&s.world.options) {
+        for (low, high) in windows(&s.world.options, s.world.volumes[0].chunks) {
             s.ask(Kind::Read, low, (high - low) as u32);
         }
         s.wait_answers(60_000);

@@ -8,7 +8,7 @@ use basalt_core::shard::{GroupRole, GroupStatus, Phase};
 use basalt_device::record::{RecordEvent, Recorded, Recording};
 use basalt_wire::command::BlockRange;
 use basalt_wire::frame::{Frame, ReplyResult, Request, RequestOp};
-use basalt_wire::ids::{Epoch, GroupId, Incarnation, LogIndex, RequestId, VolumeId};
+use basalt_wire::ids::{Epoch, Generation, GroupId, Incarnation, LogIndex, RequestId, VolumeId};
 use basalt_wire::io::{DiskDone, DiskOp, DiskOpKind};
 use basalt_wire::time::Time;
 use std::collections::{BTreeMap, VecDeque};

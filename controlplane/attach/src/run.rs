@@ -396,6 +396,7 @@ impl Sessions {
             epoch: Epoch(held.epoch),
             description: convert::description(name, volume.size_bytes),
             size_bytes: volume.size_bytes,
+            generation: Generation(volume.generation),
             reply: Box::new(reply),
         };
         mailbox.tenant(DOOR, Box::new(command));

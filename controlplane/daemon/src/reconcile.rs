@@ -14,7 +14,7 @@ use basalt_meta::{
     layout,
 };
 use basalt_nbd::{DoorCommand, DoorError, ExportEnd};
-use basalt_wire::ids::{Epoch, GroupId, NodeId, VolumeId};
+use basalt_wire::ids::{Epoch, Generation, GroupId, NodeId, VolumeId};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -221,6 +221,7 @@ impl Reconciler {
                 epoch: Epoch(served.epoch),
                 description: convert::description(&volume.id, volume.size_bytes),
                 size_bytes: volume.size_bytes,
+                generation: Generation(volume.generation),
                 reply: Box::new(reply),
             };
             engine.reactor.tenant(DOOR, Box::new(command));

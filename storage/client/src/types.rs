@@ -182,10 +182,16 @@ pub enum ClientEvent {
     },
     /// The pool changed.
     Map(Arc<PoolMap>),
-    /// The volume has grown to so many bytes, as a record says that also shows this session's epoch to
-    /// be the attached one. Otherwise a later session, which was told the former size, may not have
-    /// fenced the groups that this one enters now.
-    Resize(u64),
+    /// The volume has grown, as a record says that also shows this session's epoch to be the attached
+    /// one. Otherwise a later session, which was told the former size, may not have fenced the groups
+    /// that this one enters now.
+    Resize {
+        /// The new size.
+        size_bytes: u64,
+        /// The generation that the same record says: a snapshot of an earlier one may not freeze the
+        /// groups that the session enters now.
+        generation: Generation,
+    },
 }
 
 /// Something to be done by the driver, in order.

@@ -63,9 +63,11 @@ pub struct SimClient {
 }
 
 impl SimClient {
-    /// Whether everything that it was asked is answered, and its session has begun or is over.
+    /// Whether everything that it was asked is answered, and its session has begun, in the groups of a
+    /// volume that grew too, or is over.
     pub fn is_settled(&self) -> bool {
-        self.pending.is_empty() && (self.ready.is_some() || self.lost.is_some())
+        let begun = self.ready.is_some() && self.inbox.is_empty() && self.client.is_fenced();
+        self.pending.is_empty() && (begun || self.lost.is_some())
     }
 
     /// Whether a read is under way.
@@ -175,7 +177,7 @@ impl World {
         if chunks == std::mem::replace(&mut grown.chunks, chunks) {
             return;
         }
-        let epoch = grown.epoch;
+        let (epoch, generation) = (grown.epoch, Generation(grown.generation));
         self.trace(|| format!("volume {volume} has {chunks} chunks now"));
         for at in 0..self.clients.len() {
             let client = &mut self.clients[at];
@@ -185,7 +187,8 @@ impl World {
             }
             client.chunks = chunks;
             let who = client.who;
-            self.client_event(who, ClientEvent::Resize(u64::from(chunks) * CHUNK_BYTES));
+            let size_bytes = u64::from(chunks) * CHUNK_BYTES;
+            self.client_event(who, ClientEvent::Resize { size_bytes, generation });
         }
     }
 

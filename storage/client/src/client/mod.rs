@@ -11,7 +11,7 @@ mod session;
 mod timers;
 
 use crate::chunks::Chunks;
-use crate::group::Group;
+use crate::group::{FenceState, Group};
 use crate::link::Link;
 use crate::part::{
     Change, Control, ExtentSum, InOrder, NONE, OP_PARTS_MAX, Op, Part, PartKind, Sent, Verb,
@@ -142,7 +142,7 @@ impl VolumeClient {
             ClientEvent::LinkDown { to } => self.link_down(to),
             ClientEvent::Reply { from, reply } => self.on_reply(from, reply, out),
             ClientEvent::Map(map) => self.new_map(map, out),
-            ClientEvent::Resize(size_bytes) => self.resize(size_bytes),
+            ClientEvent::Resize { size_bytes, generation } => self.resize(size_bytes, generation),
         }
         self.run(out);
     }
@@ -182,6 +182,11 @@ impl VolumeClient {
     /// Whether the session has begun and is not over.
     pub fn is_ready(&self) -> bool {
         self.phase == Phase::Ready
+    }
+
+    /// Whether no group is being fenced: not at its beginning, and not after the volume has grown.
+    pub fn is_fenced(&self) -> bool {
+        self.groups.iter().all(|group| group.fence != FenceState::Pending)
     }
 
     /// The generation that writes go to.

@@ -99,10 +99,14 @@ impl VolumeClient {
 
     /// The volume grew. Groups that held nothing of it are fenced, and what is asked of them waits for
     /// that. A volume never gets smaller, so a lower size is one of the past.
-    pub(super) fn resize(&mut self, size_bytes: u64) {
+    ///
+    /// A snapshot that was begun before the volume grew does not freeze those groups. So the session
+    /// leaves the snapshot's generation before it writes there.
+    pub(super) fn resize(&mut self, size_bytes: u64, generation: Generation) {
         if size_bytes <= self.config.size_bytes {
             return;
         }
+        self.config.generation = self.config.generation.max(generation);
         self.config.size_bytes = size_bytes;
         self.fence_needed();
     }

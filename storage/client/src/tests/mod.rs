@@ -66,33 +66,48 @@ fn a_session_fences_before_anything_is_sent() {
     assert_eq!(tags, [2, 1], "a flush waits for nothing that is not acknowledged");
 }
 
+fn grown(size_bytes: u64) -> ClientEvent {
+    ClientEvent::Resize { size_bytes, generation: Generation(0) }
+}
+
 #[test]
 fn only_groups_with_chunks_are_fenced() {
     let mut world = World::new(3, 8, 4 * MIB, None);
     world.run_until(|world| world.ready);
     assert_eq!(world.groups.iter().filter(|group| group.epoch != 0).count(), 1);
-    world.event(ClientEvent::Resize(1024 * MIB));
+    world.event(grown(1024 * MIB));
     assert_eq!(ask(&mut world, write(900 * MIB, 4096, 1)), Ok(BlockResult::Done));
     world.run_until(|world| world.groups.iter().all(|group| group.epoch != 0));
+}
+
+#[test]
+fn a_session_leaves_the_generation_of_a_snapshot_when_its_volume_grows() {
+    let mut world = World::new(3, 8, 4 * MIB, None);
+    world.run_until(|world| world.ready);
+    world.event(ClientEvent::Resize { size_bytes: 12 * MIB, generation: Generation(3) });
+    assert_eq!(world.client.generation(), Generation(3));
+    // A record of the past changes nothing.
+    world.event(ClientEvent::Resize { size_bytes: 12 * MIB, generation: Generation(2) });
+    assert_eq!(world.client.generation(), Generation(3));
 }
 
 #[test]
 fn a_volume_grows_under_way_and_never_shrinks() {
     let mut world = World::new(3, 8, 4 * MIB, None);
     // It grows before the session has begun: that begins with what it needs now.
-    world.event(ClientEvent::Resize(12 * MIB));
+    world.event(grown(12 * MIB));
     world.submit(1, write(12 * MIB - 4096, 4096, 1));
     world.run_until(|world| world.ready);
     let fenced = |world: &World| world.groups.iter().filter(|group| group.epoch != 0).count();
     assert!((2..8).contains(&fenced(&world)), "some groups hold nothing of it yet");
     world.finish();
     assert_eq!(world.done.pop().expect("answered").2, Ok(BlockResult::Done));
-    world.event(ClientEvent::Resize(4 * MIB));
+    world.event(grown(4 * MIB));
     assert_eq!(data(&mut world, 12 * MIB - 4096, 4096), bytes(4096, 1).contiguous());
     assert_eq!(ask(&mut world, write(12 * MIB, 512, 1)), Err(BlockError::OutOfRange));
     // A session that was shut out notices it in the groups that it enters.
     world.groups.iter_mut().for_each(|group| group.epoch = model::EPOCH.0 + 1);
-    world.event(ClientEvent::Resize(1024 * MIB));
+    world.event(grown(1024 * MIB));
     world.run_until(|world| world.lost.is_some());
     assert_eq!(world.lost, Some(BlockError::Fenced));
 }

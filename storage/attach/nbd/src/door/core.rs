@@ -13,7 +13,7 @@ use crate::connection::Connection;
 use crate::session::{SessionConfig, Submission, TlsPolicy};
 use basalt_client::{BlockError, BlockOp, BlockResult, ClientEffect, ClientEvent, VolumeConfig};
 use basalt_node::{StreamId, TenantEvent};
-use basalt_wire::ids::Epoch;
+use basalt_wire::ids::{Epoch, Generation};
 use basalt_wire::time::Time;
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -497,8 +497,8 @@ impl Core {
                     None => Err(DoorError::Unknown(name)),
                 });
             }
-            DoorCommand::Resize { name, epoch, description, size_bytes, reply } => {
-                reply(self.resize(name, epoch, &description, size_bytes));
+            DoorCommand::Resize { name, epoch, description, size_bytes, generation, reply } => {
+                reply(self.resize(name, epoch, &description, (size_bytes, generation)));
             }
             DoorCommand::Map(map) => {
                 let ids: Vec<u64> = self.exports.iter().map(|export| export.info.id).collect();
@@ -557,7 +557,7 @@ impl Core {
         name: String,
         epoch: Epoch,
         description: &str,
-        size_bytes: u64,
+        (size_bytes, generation): (u64, Generation),
     ) -> Result<(), DoorError> {
         let found = self.exports.by_name(&name).filter(|export| export.epoch == epoch);
         let id = found.map(|export| export.info.id);
@@ -570,7 +570,7 @@ impl Core {
         export.info.size = size_bytes;
         export.info.description = description.into();
         let id = export.info.id;
-        self.tasks.push_back((id, ClientEvent::Resize(size_bytes)));
+        self.tasks.push_back((id, ClientEvent::Resize { size_bytes, generation }));
         for index in self.conns.indexes() {
             if let Some(conn) = self.conns.get_mut(index)
                 && conn.connection.session().export() == Some(id)

@@ -14,7 +14,7 @@ use crate::tls::TlsServer;
 use basalt_client::{BlockError, ClientStats, PoolMap, VolumeConfig};
 use basalt_node::{StreamId, Tenant, TenantCx, TenantEvent};
 use basalt_wire::frame::Request;
-use basalt_wire::ids::{Address, Epoch, VolumeId};
+use basalt_wire::ids::{Address, Epoch, Generation, VolumeId};
 use basalt_wire::time::Time;
 use bytes::Bytes;
 use std::sync::Arc;
@@ -137,6 +137,8 @@ pub enum DoorCommand {
         description: String,
         /// Bytes; less than the volume has changes nothing.
         size_bytes: u64,
+        /// The generation that writes go to, as the record says that also says the size.
+        generation: Generation,
         /// Called when requests are held against it.
         reply: Reply<()>,
     },

@@ -214,8 +214,10 @@ impl Test {
     fn resize(&mut self, name: &str, epoch: u64, size_bytes: u64) -> Result<(), DoorError> {
         let (reply, answer) = reply();
         let (name, description) = (name.to_owned(), String::new());
-        let epoch = Epoch(epoch);
-        self.command(DoorCommand::Resize { name, epoch, description, size_bytes, reply });
+        let (epoch, generation) = (Epoch(epoch), Generation(0));
+        let command =
+            DoorCommand::Resize { name, epoch, description, size_bytes, generation, reply };
+        self.command(command);
         answer.try_recv().expect("a resize is answered at once")
     }
 

@@ -16,10 +16,12 @@ pub fn code_of(reason: ErrorReason) -> Code {
     match reason {
         ErrorReason::Unspecified => Code::Internal,
         ErrorReason::InvalidField | ErrorReason::RequestIdReused => Code::InvalidArgument,
-        ErrorReason::VolumeNotFound => Code::NotFound,
-        ErrorReason::VolumeExists => Code::AlreadyExists,
+        ErrorReason::VolumeNotFound | ErrorReason::SnapshotNotFound => Code::NotFound,
+        ErrorReason::VolumeExists | ErrorReason::SnapshotExists => Code::AlreadyExists,
         ErrorReason::VolumeAttached
         | ErrorReason::VolumeDeleting
+        | ErrorReason::VolumeShrinks
+        | ErrorReason::VolumeHasSnapshots
         | ErrorReason::NotBootstrapped
         | ErrorReason::AlreadyBootstrapped => Code::FailedPrecondition,
         ErrorReason::EtagMismatch | ErrorReason::AttachmentChanged => Code::Aborted,

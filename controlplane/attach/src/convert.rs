@@ -68,6 +68,11 @@ pub fn volume_config(
     }
 }
 
+/// The line that an NBD client is shown of a volume.
+pub fn description(name: &str, size_bytes: u64) -> String {
+    format!("Basalt volume {name}, {}", basalt_api::size::show(size_bytes))
+}
+
 fn address(replica: &v1::ReplicaAddress) -> Result<Address, String> {
     let shard = u16::try_from(replica.shard)
         .map_err(|_| format!("the map names shard {}, which can not be", replica.shard))?;

@@ -38,7 +38,7 @@ pub struct Options {
     )]
     pub cluster: Vec<String>,
 
-    /// Volumes to attach.
+    /// Volumes to attach. VOLUME@SNAPSHOT shows a snapshot, which can only be read, and attaches nothing.
     #[arg(long = "volume", value_name = "NAME", value_delimiter = ',', required = true)]
     pub volumes: Vec<String>,
 

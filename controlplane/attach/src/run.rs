@@ -1,4 +1,4 @@
-//! The program: attach, serve, follow the pool's map, detach.
+//! The program: attach, serve, follow the pool's map and the volumes' sizes, detach.
 
 use crate::convert;
 use crate::options::{Options, machine_name};
@@ -7,11 +7,14 @@ use anyhow::{Context, Result, anyhow, bail};
 use basalt_api::dial::{Cluster, plain};
 use basalt_api::random::request_id;
 use basalt_api::v1::{
-    self, AttachVolumeRequest, AttachVolumeResponse, DetachVolumeRequest, GetPoolMapRequest,
+    self, AttachVolumeRequest, AttachVolumeResponse, Consistency, DetachVolumeRequest,
+    GetPoolMapRequest, GetSnapshotRequest, GetVolumeRequest, ListVolumesRequest, Snapshot, Volume,
+    snapshot,
 };
 use basalt_core::event::Effect;
 use basalt_nbd::{DoorCommand, DoorError, ExportEnd, NbdDoor};
 use basalt_node::{ListenSource, Mailbox, ReactorConfig, ReactorHandle, StreamListener};
+use basalt_wire::ids::{Epoch, Generation};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -20,8 +23,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
-/// How often the map is asked for.
-const MAP_EVERY: Duration = Duration::from_secs(5);
+/// How often the map and the sizes of the volumes are asked for.
+const FOLLOW_EVERY: Duration = Duration::from_secs(5);
+/// Volumes in a page of an answer: the most that the API gives.
+const PAGE: i32 = 1000;
 /// Exit status when every session was lost to another host.
 const LOST: u8 = 3;
 /// How long giving the volumes back may take when the process ends: longer than an election. A volume
@@ -60,7 +65,7 @@ pub async fn run(options: Options, inherited: Vec<ListenSource>) -> Result<ExitC
     let (ends, mut ended) = mpsc::unbounded_channel();
     let (handle, mut failed) = start_reactor(&options, &host, &map, inherited, ends)?;
     let reactor = Arc::new(handle);
-    let mut sessions = Sessions { cluster, host, map, epochs: BTreeMap::new() };
+    let mut sessions = Sessions { cluster, host, map, held: BTreeMap::new(), views: 0 };
     // One receiver for the whole life: a signal at any moment ends what is under way at that moment.
     let outcome = tokio::select! {
         outcome = sessions.live(&options, &reactor, &mut ended, &mut failed) => outcome,
@@ -125,8 +130,16 @@ struct Sessions {
     cluster: Cluster,
     host: String,
     map: v1::PoolMap,
-    /// The epoch of each volume that is attached here, by name.
-    epochs: BTreeMap<String, u64>,
+    /// The volumes that are attached here, by name.
+    held: BTreeMap<String, Held>,
+    /// Snapshots that are served.
+    views: usize,
+}
+
+/// A volume that is attached here, as the door was told.
+struct Held {
+    epoch: u64,
+    size_bytes: u64,
 }
 
 impl Sessions {
@@ -146,6 +159,11 @@ impl Sessions {
     async fn attach_all(&mut self, options: &Options, mailbox: &Mailbox) -> Result<()> {
         let mut waiting = Vec::new();
         for volume in &options.volumes {
+            if let Some((parent, id)) = volume.split_once('@') {
+                let found = self.look_at(parent, id).await?;
+                waiting.push((volume.clone(), self.show_snapshot(volume, found, mailbox)?));
+                continue;
+            }
             let attached = self.attach(volume, options.take).await?;
             waiting.push((volume.clone(), self.give_to_door(volume, attached, options, mailbox)?));
         }
@@ -197,22 +215,74 @@ impl Sessions {
         let map = attached.map.context("the cluster's answer has no map")?;
         let pool = Arc::new(convert::pool_map(&map).map_err(|e| anyhow!(e))?);
         self.map = map;
-        self.epochs.insert(name.to_owned(), attached.epoch);
+        let (epoch, size_bytes) = (attached.epoch, volume.size_bytes);
+        self.held.insert(name.to_owned(), Held { epoch, size_bytes });
         let (told, begun) = oneshot::channel();
         let reply = Box::new(move |result| {
             // The program may be on its way out.
             let _ = told.send(result);
         });
-        let size = basalt_api::size::show(volume.size_bytes);
         let command = DoorCommand::Attach {
             name: name.to_owned(),
-            description: format!("Basalt volume {name}, {size}"),
+            description: convert::description(name, size_bytes),
             read_only: options.read_only,
-            config: convert::volume_config(&volume, attached.epoch, pool, None),
+            config: convert::volume_config(&volume, epoch, pool, None),
+            view: false,
             reply,
         };
         mailbox.tenant(DOOR, Box::new(command));
-        tracing::info!(volume = name, epoch = attached.epoch, host = %self.host, "attached");
+        tracing::info!(volume = name, epoch, host = %self.host, "attached");
+        Ok(begun)
+    }
+
+    /// A snapshot, its volume, and where they are. It needs no attachment: it never changes.
+    async fn look_at(&self, volume: &str, id: &str) -> Result<(Volume, Snapshot, v1::PoolMap)> {
+        let name = format!("volumes/{volume}");
+        let snapshot = GetSnapshotRequest { name: format!("{name}/snapshots/{id}") };
+        let request = &snapshot;
+        let asked = self.cluster.call(|mut client| {
+            let request = request.clone();
+            async move { client.get_snapshot(request).await }
+        });
+        let snapshot = asked.await.map_err(|status| anyhow!("{}", plain(&status)))?;
+        if snapshot.state() != snapshot::State::Ready {
+            bail!("the snapshot '{volume}@{id}' is not complete, or is being deleted");
+        }
+        let request = &GetVolumeRequest { name };
+        let asked = self.cluster.call(|mut client| {
+            let request = request.clone();
+            async move { client.get_volume(request).await }
+        });
+        let volume = asked.await.map_err(|status| anyhow!("{}", plain(&status)))?;
+        Ok((volume, snapshot, self.map.clone()))
+    }
+
+    fn show_snapshot(
+        &mut self,
+        name: &str,
+        (volume, snapshot, map): (Volume, Snapshot, v1::PoolMap),
+        mailbox: &Mailbox,
+    ) -> Result<oneshot::Receiver<Result<(), DoorError>>> {
+        let pool = Arc::new(convert::pool_map(&map).map_err(|e| anyhow!(e))?);
+        let mut config = convert::volume_config(&volume, volume.epoch, pool, None);
+        config.generation = Generation(snapshot.generation);
+        config.size_bytes = snapshot.size_bytes;
+        let (told, begun) = oneshot::channel();
+        let reply = Box::new(move |result| {
+            // The program may be on its way out.
+            let _ = told.send(result);
+        });
+        let command = DoorCommand::Attach {
+            name: name.to_owned(),
+            description: convert::description(name, snapshot.size_bytes),
+            read_only: true,
+            config,
+            view: true,
+            reply,
+        };
+        mailbox.tenant(DOOR, Box::new(command));
+        self.views += 1;
+        tracing::info!(snapshot = name, "shown");
         Ok(begun)
     }
 
@@ -222,15 +292,15 @@ impl Sessions {
         ended: &mut mpsc::UnboundedReceiver<ExportEnd>,
         failed: &mut Failed,
     ) -> Result<ExitCode> {
-        let mut ticks = interval(MAP_EVERY);
+        let mut ticks = interval(FOLLOW_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 end = ended.recv() => {
                     let Some(end) = end else { bail!("the NBD door is gone") };
                     tracing::error!(volume = %end.name, "served no more: {}", end.error);
-                    self.epochs.remove(&end.name);
-                    if self.epochs.is_empty() {
+                    self.held.remove(&end.name);
+                    if self.held.is_empty() && self.views == 0 {
                         tracing::error!("every session was lost; the process ends");
                         return Ok(ExitCode::from(LOST));
                     }
@@ -239,15 +309,17 @@ impl Sessions {
                     let reason = mailbox.ended().and_then(Result::err).unwrap_or_default();
                     bail!("the reactor had to end: {reason}");
                 }
-                _ = ticks.tick() => self.follow_map(mailbox).await,
+                _ = ticks.tick() => {
+                    self.follow_map(mailbox).await;
+                    self.follow_sizes(mailbox).await;
+                }
             }
         }
     }
 
     async fn follow_map(&mut self, mailbox: &Mailbox) {
-        // A node that does not answer must not hold up a stop for long.
-        let brief = Cluster::new(self.known_addresses(), Duration::from_secs(1));
-        let asked = brief
+        let asked = self
+            .brief()
             .call(|mut client| async move { client.get_pool_map(GetPoolMapRequest {}).await })
             .await;
         let map = match asked {
@@ -273,6 +345,68 @@ impl Sessions {
         }
     }
 
+    /// Volumes that were made larger are larger for NBD clients too.
+    async fn follow_sizes(&mut self, mailbox: &Mailbox) {
+        let (brief, mut page_token) = (self.brief(), String::new());
+        loop {
+            // What the asked node has heard of is enough: it is asked again soon.
+            let request = ListVolumesRequest {
+                page_size: PAGE,
+                page_token,
+                host: self.host.clone(),
+                consistency: Consistency::Eventual.into(),
+            };
+            let request = &request;
+            let asked = brief.call(|mut client| {
+                let request = request.clone();
+                async move { client.list_volumes(request).await }
+            });
+            let page = match asked.await {
+                Ok(page) => page,
+                Err(status) => {
+                    return tracing::debug!("sizes could not be asked for: {}", plain(&status));
+                }
+            };
+            page.volumes.iter().for_each(|volume| self.grow(volume, mailbox));
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                return;
+            }
+        }
+    }
+
+    /// Tells the door, if the record is of the session that is served: see
+    /// [`basalt_client::ClientEvent::Resize`].
+    fn grow(&mut self, volume: &Volume, mailbox: &Mailbox) {
+        let name = volume.name.strip_prefix("volumes/").unwrap_or(&volume.name);
+        let Some(held) = self.held.get_mut(name) else { return };
+        let epoch = volume.attachment.as_ref().map(|attachment| attachment.epoch);
+        if epoch != Some(held.epoch) || volume.size_bytes <= held.size_bytes {
+            return;
+        }
+        held.size_bytes = volume.size_bytes;
+        let shown = name.to_owned();
+        let reply = move |result: Result<(), DoorError>| match result {
+            Ok(()) => tracing::info!(volume = %shown, "grown"),
+            // The session is over.
+            Err(problem) => tracing::info!(volume = %shown, "not grown: {problem}"),
+        };
+        let command = DoorCommand::Resize {
+            name: name.to_owned(),
+            epoch: Epoch(held.epoch),
+            description: convert::description(name, volume.size_bytes),
+            size_bytes: volume.size_bytes,
+            generation: Generation(volume.generation),
+            reply: Box::new(reply),
+        };
+        mailbox.tenant(DOOR, Box::new(command));
+    }
+
+    /// The cluster, asked briefly: a node that does not answer must not hold up a stop for long.
+    fn brief(&self) -> Cluster {
+        Cluster::new(self.known_addresses(), Duration::from_secs(1))
+    }
+
     /// The addresses given, then those that the map names.
     fn known_addresses(&self) -> Vec<String> {
         let mut all = self.cluster.addresses().to_vec();
@@ -286,8 +420,8 @@ impl Sessions {
     async fn detach_all(&mut self) {
         let cluster = Cluster::new(self.known_addresses(), DETACH / 2);
         let mut asked = JoinSet::new();
-        for (volume, epoch) in std::mem::take(&mut self.epochs) {
-            asked.spawn(detach(cluster.clone(), volume, self.host.clone(), epoch));
+        for (volume, held) in std::mem::take(&mut self.held) {
+            asked.spawn(detach(cluster.clone(), volume, self.host.clone(), held.epoch));
         }
         while asked.join_next().await.is_some() {}
     }

@@ -1,8 +1,9 @@
-//! The command line of Basalt: clusters and volumes.
+//! The command line of Basalt: clusters, volumes and their snapshots.
 
 mod cluster;
 mod options;
 mod output;
+mod snapshot;
 mod space;
 mod volume;
 
@@ -12,6 +13,21 @@ use clap::{CommandFactory, Parser};
 use options::{Command, Options};
 use std::process::ExitCode;
 use tonic::{Code, Status};
+
+/// Makes a call whose request may have to be sent to several nodes.
+macro_rules! call {
+    ($cluster:expr, $method:ident, $request:expr) => {{
+        let request = $request;
+        let request = &request;
+        $cluster
+            .call(|mut client| {
+                let request = request.clone();
+                async move { client.$method(request).await }
+            })
+            .await
+    }};
+}
+pub(crate) use call;
 
 /// Why a command failed.
 #[derive(Debug)]
@@ -88,6 +104,7 @@ async fn run(options: &Options) -> Result<(), Failure> {
         Command::Cluster(command) => cluster::run(options, &cluster, command).await,
         Command::Volume(command) => volume::run(options, &cluster, command).await,
         Command::Space(command) => space::run(options, &cluster, command).await,
+        Command::Snapshot(command) => snapshot::run(options, &cluster, command).await,
         Command::Completion { shell } => {
             let mut words = Vec::new();
             clap_complete::generate(*shell, &mut Options::command(), "basalt", &mut words);

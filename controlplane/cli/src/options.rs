@@ -49,6 +49,25 @@ Examples:
   basalt volume delete demo
   basalt volume delete demo --yes";
 
+const AFTER_RESIZE: &str = "\
+A volume can be made larger at any time, attached or not, and never smaller. What is behind its former
+end reads as zeros. The host that has it offers the new size within some 5 s to NBD clients that
+connect from then on; those that are connected keep the size that they were told.
+
+Examples:
+  basalt volume resize demo --size 20GiB
+  basalt volume resize demo --size +10GiB";
+
+const AFTER_SNAPSHOT: &str = "\
+A snapshot is one point in time, taken without a pause whether the volume is attached or not: writes
+answered before the command are in it, writes submitted after it ended are not. What a file system
+holds in its memory is not: it looks like one after a power cut. It takes the space of what is
+overwritten since.
+
+Examples:
+  basalt snapshot create demo@monday
+  basalt snapshot create db@before-upgrade --label by=ops";
+
 const AFTER_STATUS: &str = "\
 Without --groups only groups with a problem are shown.
 
@@ -138,6 +157,9 @@ pub(crate) enum Command {
     /// What the devices hold.
     #[command(subcommand)]
     Space(SpaceCommand),
+    /// Keep volumes as they are at a moment.
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
     /// Words for the shell, so that it completes this program's.
     #[command(after_help = AFTER_COMPLETION)]
     Completion {
@@ -212,6 +234,18 @@ pub(crate) enum VolumeCommand {
         #[arg(value_parser = volume_id)]
         name: String,
     },
+    /// Make a volume larger.
+    #[command(after_help = AFTER_RESIZE)]
+    Resize {
+        /// Its name.
+        #[arg(value_parser = volume_id)]
+        name: String,
+        /// Its new size, such as 20GiB, or how much it gets more, such as +10GiB.
+        #[arg(long, value_name = "SIZE", value_parser = new_size)]
+        size: NewSize,
+        #[command(flatten)]
+        change: Change,
+    },
     /// Delete a volume and everything in it, for good.
     #[command(after_help = AFTER_DELETE)]
     Delete {
@@ -221,6 +255,9 @@ pub(crate) enum VolumeCommand {
         /// Delete it even if it is attached, and ask nothing.
         #[arg(long, short)]
         yes: bool,
+        /// Delete its snapshots with it.
+        #[arg(long)]
+        with_snapshots: bool,
         /// Return at once, not when its blocks are deleted.
         #[arg(long)]
         no_wait: bool,
@@ -254,6 +291,74 @@ pub(crate) enum VolumeCommand {
         #[command(flatten)]
         change: Change,
     },
+}
+
+/// The size that a volume is to get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NewSize {
+    /// So many bytes.
+    Whole(u64),
+    /// So many bytes more than it has.
+    More(u64),
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum SnapshotCommand {
+    /// Keep a volume as it is now.
+    #[command(after_help = AFTER_SNAPSHOT)]
+    Create {
+        /// The volume and the snapshot's name: 1 to 63 of a-z, 0-9 and '-', a letter first.
+        #[arg(value_name = "VOLUME@NAME", value_parser = new_snapshot)]
+        name: SnapshotName,
+        /// A label; may be given several times.
+        #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+        labels: Vec<(String, String)>,
+        /// Return at once, not when the snapshot is complete.
+        #[arg(long)]
+        no_wait: bool,
+        /// Names the change: repeating it under the same id takes effect once. Default: an id drawn
+        /// anew.
+        #[arg(long, value_name = "ID")]
+        request_id: Option<String>,
+    },
+    /// List a volume's snapshots, oldest first.
+    List {
+        /// The volume.
+        #[arg(value_parser = volume_id)]
+        volume: String,
+    },
+    /// Show one snapshot.
+    Show {
+        /// The volume and the snapshot's name.
+        #[arg(value_name = "VOLUME@NAME", value_parser = snapshot_name)]
+        name: SnapshotName,
+    },
+    /// Delete a snapshot, for good.
+    Delete {
+        /// The volume and the snapshot's name.
+        #[arg(value_name = "VOLUME@NAME", value_parser = snapshot_name)]
+        name: SnapshotName,
+        /// Return at once, not when the snapshot is gone.
+        #[arg(long)]
+        no_wait: bool,
+        #[command(flatten)]
+        change: Change,
+    },
+}
+
+/// The name of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SnapshotName {
+    /// Its volume's.
+    pub volume: String,
+    /// Its own.
+    pub id: String,
+}
+
+impl std::fmt::Display for SnapshotName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}@{}", self.volume, self.id)
+    }
 }
 
 /// Options of every change.
@@ -294,9 +399,32 @@ fn volume_id(text: &str) -> Result<String, String> {
     }
 }
 
+fn snapshot_name(text: &str) -> Result<SnapshotName, String> {
+    let parts = text
+        .strip_prefix("volumes/")
+        .and_then(|rest| rest.split_once("/snapshots/"))
+        .or_else(|| text.split_once('@'));
+    let good = |part: &str| !part.is_empty() && !part.contains(['/', '@']);
+    match parts {
+        Some((volume, id)) if good(volume) && good(id) => {
+            Ok(SnapshotName { volume: volume.to_owned(), id: id.to_owned() })
+        }
+        _ => Err("write the volume's and the snapshot's name, such as demo@monday".to_owned()),
+    }
+}
+
+fn new_snapshot(text: &str) -> Result<SnapshotName, String> {
+    let name = snapshot_name(text)?;
+    new_id(name.id.clone())?;
+    Ok(name)
+}
+
 /// As the cluster checks it too, but before anybody is asked.
 fn new_volume_id(text: &str) -> Result<String, String> {
-    let id = volume_id(text)?;
+    new_id(volume_id(text)?)
+}
+
+fn new_id(id: String) -> Result<String, String> {
     let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     let first = id.starts_with(|c: char| c.is_ascii_lowercase());
     if first && id.len() <= 63 && id.chars().all(inner) && !id.ends_with('-') {
@@ -314,6 +442,13 @@ fn volume_size(text: &str) -> Result<u64, String> {
         ));
     }
     Ok(bytes)
+}
+
+fn new_size(text: &str) -> Result<NewSize, String> {
+    match text.trim().strip_prefix('+') {
+        Some(more) => volume_size(more).map(NewSize::More),
+        None => volume_size(text).map(NewSize::Whole),
+    }
 }
 
 fn groups(text: &str) -> Result<u32, String> {
@@ -375,6 +510,24 @@ mod tests {
         };
         assert_eq!((nodes.len(), groups), (2, 16));
 
+        for (size, wanted) in
+            [("20GiB", NewSize::Whole(20 << 30)), ("+512MiB", NewSize::More(512 << 20))]
+        {
+            let options = parse(&format!("basalt volume resize demo --size {size}")).unwrap();
+            let Command::Volume(VolumeCommand::Resize { size, .. }) = options.command else {
+                panic!("another command")
+            };
+            assert_eq!(size, wanted);
+        }
+
+        for text in ["demo@monday", "volumes/demo/snapshots/monday"] {
+            let options = parse(&format!("basalt snapshot create {text}")).unwrap();
+            let Command::Snapshot(SnapshotCommand::Create { name, .. }) = options.command else {
+                panic!("another command")
+            };
+            assert_eq!(name.to_string(), "demo@monday");
+        }
+
         let options = parse("basalt volume delete demo --yes").unwrap();
         let Command::Volume(VolumeCommand::Delete { yes, no_wait, .. }) = options.command else {
             panic!("another command")
@@ -391,6 +544,12 @@ mod tests {
             ("basalt volume create demo- --size 1GiB", "no '-' last"),
             ("basalt volume create demo --size 1000", "multiple of 4KiB"),
             ("basalt volume create demo --size 1025TiB", "1024TiB"),
+            ("basalt volume resize demo --size +1000", "multiple of 4KiB"),
+            ("basalt volume resize demo --size ++1GiB", "not a size"),
+            ("basalt volume resize demo", "--size"),
+            ("basalt snapshot create demo", "demo@monday"),
+            ("basalt snapshot create demo@Monday", "a letter first"),
+            ("basalt snapshot delete a@b@c", "demo@monday"),
             ("basalt cluster bootstrap --node a:1 --groups 12", "power of two"),
             ("basalt volume attach demo", "--host"),
             ("basalt volume create demo --size 1GiB --label x", "key=value"),

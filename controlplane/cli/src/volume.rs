@@ -1,15 +1,16 @@
 //! `basalt volume`.
 
-use crate::Failure;
-use crate::options::{Change, Options, VolumeCommand, label_map};
+use crate::options::{Change, NewSize, Options, VolumeCommand, label_map};
 use crate::output::{self, Progress};
+use crate::{Failure, call};
 use basalt_api::dial::{Cluster, plain};
 use basalt_api::error::{self, reason_of};
 use basalt_api::random::request_id;
 use basalt_api::size::show;
 use basalt_api::v1::{
     AttachVolumeRequest, CreateVolumeRequest, DeleteVolumeRequest, DetachVolumeRequest,
-    ErrorReason, GetClusterRequest, GetVolumeRequest, ListVolumesRequest, Volume, volume,
+    ErrorReason, GetClusterRequest, GetVolumeRequest, ListVolumesRequest, ResizeVolumeRequest,
+    Volume, volume,
 };
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -17,20 +18,6 @@ use tonic::{Code, Status};
 
 const POLL: Duration = Duration::from_millis(100);
 const PAGE: i32 = 500;
-
-/// Makes a call whose request may have to be sent to several nodes.
-macro_rules! call {
-    ($cluster:expr, $method:ident, $request:expr) => {{
-        let request = $request;
-        let request = &request;
-        $cluster
-            .call(|mut client| {
-                let request = request.clone();
-                async move { client.$method(request).await }
-            })
-            .await
-    }};
-}
 
 pub(crate) async fn run(
     options: &Options,
@@ -55,13 +42,20 @@ pub(crate) async fn run(
             let volume = get(cluster, name).await?;
             output::write(options.output, &document(&volume), || text(&volume))
         }
-        VolumeCommand::Delete { name, yes, no_wait, change } => {
-            let volume = match delete(cluster, name, change).await {
+        VolumeCommand::Resize { name, size, change } => {
+            let volume = resize(cluster, name, *size, change).await?;
+            output::write(options.output, &document(&volume), || {
+                format!("volume {name} has {} now", show(volume.size_bytes))
+            })
+        }
+        VolumeCommand::Delete { name, yes, with_snapshots, no_wait, change } => {
+            let all = *with_snapshots;
+            let volume = match delete(cluster, name, all, change).await {
                 Err(Failure::Status(status)) if is_attached(&status) => {
                     // Being detached changed the volume, and nothing else may have.
                     let etag = detach_for_good(cluster, name, *yes, status).await?;
                     let change = Change { etag: Some(etag), ..change.clone() };
-                    delete(cluster, name, &change).await?
+                    delete(cluster, name, all, &change).await?
                 }
                 other => other?,
             };
@@ -109,7 +103,7 @@ async fn list(options: &Options, cluster: &Cluster) -> Result<(), Failure> {
     let mut volumes = Vec::new();
     let mut page_token = String::new();
     loop {
-        let request = ListVolumesRequest { page_size: PAGE, page_token };
+        let request = ListVolumesRequest { page_size: PAGE, page_token, ..Default::default() };
         let page = call!(cluster, list_volumes, request)?;
         volumes.extend(page.volumes);
         page_token = page.next_page_token;
@@ -139,9 +133,38 @@ async fn list(options: &Options, cluster: &Cluster) -> Result<(), Failure> {
     })
 }
 
-async fn delete(cluster: &Cluster, name: &str, change: &Change) -> Result<Volume, Failure> {
+async fn resize(
+    cluster: &Cluster,
+    name: &str,
+    size: NewSize,
+    change: &Change,
+) -> Result<Volume, Failure> {
+    let (size_bytes, etag) = match size {
+        NewSize::Whole(bytes) => (bytes, change.etag()),
+        // The sum is of the volume as it is now, and another change in between would make it wrong.
+        NewSize::More(bytes) => {
+            if change.request_id.is_some() {
+                let text = "--request-id needs the whole size: repeated, '+' would add once more";
+                return Err(error::invalid("request_id", text).into());
+            }
+            let volume = get(cluster, name).await?;
+            let etag = change.etag.clone().unwrap_or(volume.etag);
+            (volume.size_bytes.saturating_add(bytes), etag)
+        }
+    };
     let request =
-        DeleteVolumeRequest { name: path(name), etag: change.etag(), request_id: change.id() };
+        ResizeVolumeRequest { name: path(name), size_bytes, etag, request_id: change.id() };
+    Ok(call!(cluster, resize_volume, request)?)
+}
+
+async fn delete(
+    cluster: &Cluster,
+    name: &str,
+    with_snapshots: bool,
+    change: &Change,
+) -> Result<Volume, Failure> {
+    let (etag, request_id) = (change.etag(), change.id());
+    let request = DeleteVolumeRequest { name: path(name), etag, request_id, with_snapshots };
     Ok(call!(cluster, delete_volume, request)?)
 }
 
@@ -232,7 +255,7 @@ async fn place(cluster: &Cluster, name: &str, host: &str) -> String {
     }
 }
 
-fn path(name: &str) -> String {
+pub(crate) fn path(name: &str) -> String {
     format!("volumes/{name}")
 }
 

@@ -2,17 +2,19 @@
 
 use crate::daemon::Daemon;
 use crate::metadata::Metadata;
+use crate::snapshots;
 use basalt_api::error;
 use basalt_api::v1::admin_server::Admin;
 use basalt_api::v1::{
-    AttachVolumeRequest, AttachVolumeResponse, Attachment, BootstrapRequest, Cluster,
-    CreateVolumeRequest, DeleteVolumeRequest, DetachVolumeRequest, GetClusterRequest,
-    GetPoolMapRequest, GetVolumeRequest, ListVolumesRequest, ListVolumesResponse, PoolMap, Volume,
-    volume,
+    AttachVolumeRequest, AttachVolumeResponse, Attachment, BootstrapRequest, Cluster, Consistency,
+    CreateSnapshotRequest, CreateVolumeRequest, DeleteSnapshotRequest, DeleteVolumeRequest,
+    DetachVolumeRequest, GetClusterRequest, GetPoolMapRequest, GetSnapshotRequest,
+    GetVolumeRequest, ListSnapshotsRequest, ListSnapshotsResponse, ListVolumesRequest,
+    ListVolumesResponse, PoolMap, ResizeVolumeRequest, Snapshot, Volume, volume,
 };
 use basalt_meta::{
-    AttachVolume, CreateVolume, DeleteVolume, DetachVolume, Op, Outcome, Refused, VolumeRecord,
-    etag_of,
+    AttachVolume, CreateSnapshot, CreateVolume, DeleteSnapshot, DeleteVolume, DetachVolume, Op,
+    Outcome, Refused, ResizeVolume, SnapshotRecord, VolumeRecord, etag_of,
 };
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
@@ -36,14 +38,27 @@ impl AdminService {
     }
 
     async fn change(&self, request_id: &str, op: Op) -> Result<VolumeRecord, Status> {
+        match self.outcome(request_id, op).await? {
+            Outcome::Volume(volume) => Ok(volume),
+            other => Err(Status::internal(format!("a change of a volume came to {other:?}"))),
+        }
+    }
+
+    async fn change_snapshot(&self, request_id: &str, op: Op) -> Result<SnapshotRecord, Status> {
+        match self.outcome(request_id, op).await? {
+            Outcome::Snapshot(snapshot) => Ok(snapshot),
+            other => Err(Status::internal(format!("a change of a snapshot came to {other:?}"))),
+        }
+    }
+
+    async fn outcome(&self, request_id: &str, op: Op) -> Result<Outcome, Status> {
         if request_id.len() > REQUEST_ID_MAX {
             let message = format!("a request id has at most {REQUEST_ID_MAX} bytes; use a UUID");
             return Err(error::invalid("request_id", message));
         }
         match self.daemon.engine()?.metadata.change(request_id, op).await? {
-            Outcome::Volume(volume) => Ok(volume),
             Outcome::Refused(refused) => Err(status_of(refused)),
-            Outcome::Nothing => Err(Status::internal("the change has no volume as its outcome")),
+            outcome => Ok(outcome),
         }
     }
 }
@@ -97,14 +112,36 @@ impl Admin for AdminService {
         let size = page_size(request.page_size)?;
         let after = parse_token(&request.page_token)?;
         let metadata = self.daemon.engine()?.metadata.clone();
-        metadata.barrier().await?;
-        let mut volumes: Vec<Volume> = metadata
-            .look(|state| state.volumes_after(&after).take(size + 1).map(volume_of).collect());
+        if request.consistency() != Consistency::Eventual {
+            metadata.barrier().await?;
+        }
+        let host = request.host.as_str();
+        let asked = |volume: &&VolumeRecord| {
+            host.is_empty() || volume.attachment.as_ref().is_some_and(|a| a.host == host)
+        };
+        let mut volumes: Vec<Volume> = metadata.look(|state| {
+            let found = state.volumes_after(&after).filter(asked);
+            found.take(size + 1).map(volume_of).collect()
+        });
         let more = volumes.len() > size;
         volumes.truncate(size);
         let last = volumes.last().filter(|_| more);
         let next_page_token = last.map_or_else(String::new, |v| token_after(id_part(&v.name)));
         Ok(Response::new(ListVolumesResponse { volumes, next_page_token }))
+    }
+
+    async fn resize_volume(
+        &self,
+        request: Request<ResizeVolumeRequest>,
+    ) -> Result<Response<Volume>, Status> {
+        let request = request.into_inner();
+        let op = Op::ResizeVolume(ResizeVolume {
+            id: id_of(&request.name)?.to_owned(),
+            size_bytes: request.size_bytes,
+            etag: request.etag,
+        });
+        let volume = self.change(&request.request_id, op).await?;
+        Ok(Response::new(volume_of(&volume)))
     }
 
     async fn delete_volume(
@@ -113,9 +150,57 @@ impl Admin for AdminService {
     ) -> Result<Response<Volume>, Status> {
         let request = request.into_inner();
         let id = id_of(&request.name)?.to_owned();
-        let op = Op::DeleteVolume(DeleteVolume { id, etag: request.etag });
+        let (etag, with_snapshots) = (request.etag, request.with_snapshots);
+        let op = Op::DeleteVolume(DeleteVolume { id, etag, with_snapshots });
         let volume = self.change(&request.request_id, op).await?;
         Ok(Response::new(volume_of(&volume)))
+    }
+
+    async fn create_snapshot(
+        &self,
+        request: Request<CreateSnapshotRequest>,
+    ) -> Result<Response<Snapshot>, Status> {
+        let request = request.into_inner();
+        let op = Op::CreateSnapshot(CreateSnapshot {
+            volume: id_of(&request.parent)?.to_owned(),
+            id: request.snapshot_id,
+            labels: request.labels,
+        });
+        let snapshot = self.change_snapshot(&request.request_id, op).await?;
+        Ok(Response::new(snapshots::shown(&snapshot)))
+    }
+
+    async fn get_snapshot(
+        &self,
+        request: Request<GetSnapshotRequest>,
+    ) -> Result<Response<Snapshot>, Status> {
+        let metadata = self.daemon.engine()?.metadata.clone();
+        metadata.barrier().await?;
+        snapshots::get(&metadata, &request.get_ref().name).map(Response::new)
+    }
+
+    async fn list_snapshots(
+        &self,
+        request: Request<ListSnapshotsRequest>,
+    ) -> Result<Response<ListSnapshotsResponse>, Status> {
+        let metadata = self.daemon.engine()?.metadata.clone();
+        metadata.barrier().await?;
+        snapshots::list(&metadata, request.get_ref()).map(Response::new)
+    }
+
+    async fn delete_snapshot(
+        &self,
+        request: Request<DeleteSnapshotRequest>,
+    ) -> Result<Response<Snapshot>, Status> {
+        let request = request.into_inner();
+        let (volume, id) = snapshots::ids_of(&request.name)?;
+        let op = Op::DeleteSnapshot(DeleteSnapshot {
+            volume: volume.to_owned(),
+            id: id.to_owned(),
+            etag: request.etag,
+        });
+        let snapshot = self.change_snapshot(&request.request_id, op).await?;
+        Ok(Response::new(snapshots::shown(&snapshot)))
     }
 
     async fn attach_volume(
@@ -189,7 +274,7 @@ fn find(metadata: &Metadata, id: &str) -> Result<Volume, Status> {
         .ok_or_else(|| status_of(Refused::volume_not_found(id)))
 }
 
-fn status_of(refused: Refused) -> Status {
+pub(crate) fn status_of(refused: Refused) -> Status {
     error::status(refused.reason, refused.message, &refused.facts)
 }
 
@@ -197,7 +282,7 @@ fn id_part(name: &str) -> &str {
     name.strip_prefix(PREFIX).unwrap_or(name)
 }
 
-fn id_of(name: &str) -> Result<&str, Status> {
+pub(crate) fn id_of(name: &str) -> Result<&str, Status> {
     match name.strip_prefix(PREFIX) {
         Some(id) if !id.is_empty() && !id.contains('/') => Ok(id),
         _ => Err(error::invalid(
@@ -207,7 +292,7 @@ fn id_of(name: &str) -> Result<&str, Status> {
     }
 }
 
-fn page_size(asked: i32) -> Result<usize, Status> {
+pub(crate) fn page_size(asked: i32) -> Result<usize, Status> {
     match usize::try_from(asked) {
         Ok(0) => Ok(PAGE_DEFAULT),
         Ok(size) => Ok(size.min(PAGE_MAX)),
@@ -215,7 +300,7 @@ fn page_size(asked: i32) -> Result<usize, Status> {
     }
 }
 
-fn token_after(id: &str) -> String {
+pub(crate) fn token_after(id: &str) -> String {
     let hex: String = id.bytes().map(|byte| format!("{byte:02x}")).collect();
     format!("{TOKEN}{hex}")
 }
@@ -224,17 +309,23 @@ fn parse_token(token: &str) -> Result<String, Status> {
     if token.is_empty() {
         return Ok(String::new());
     }
-    let bad = || {
-        let message = "the page token is none of this API's; start over without one";
-        error::invalid("page_token", message)
-    };
+    let id = token_text(token)?;
+    basalt_meta::check_volume_id(&id).map_err(|_| bad_token())?;
+    Ok(id)
+}
+
+pub(crate) fn bad_token() -> Status {
+    let message = "the page token is none of this API's; start over without one";
+    error::invalid("page_token", message)
+}
+
+/// What stands in a token.
+pub(crate) fn token_text(token: &str) -> Result<String, Status> {
     let hex = token.strip_prefix(TOKEN).filter(|hex| hex.is_ascii() && hex.len().is_multiple_of(2));
-    let hex = hex.ok_or_else(bad)?;
+    let hex = hex.ok_or_else(bad_token)?;
     let bytes: Result<Vec<u8>, _> =
         (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16)).collect();
-    let id = String::from_utf8(bytes.map_err(|_| bad())?).map_err(|_| bad())?;
-    basalt_meta::check_volume_id(&id).map_err(|_| bad())?;
-    Ok(id)
+    String::from_utf8(bytes.map_err(|_| bad_token())?).map_err(|_| bad_token())
 }
 
 #[cfg(test)]

@@ -9,7 +9,8 @@
 //! * [`engine`]: a running member of a cluster;
 //! * [`metadata`]: the mirror of the metadata group, proposals and linearizable reads;
 //! * [`reconcile`]: what makes the node do what the records say, [`retry`]: when it tries again;
-//! * [`admin`], [`peer`]: the gRPC services; [`bootstrap`], [`status`]: their longer stories.
+//! * [`admin`], [`peer`]: the gRPC services; [`bootstrap`], [`snapshots`], [`status`]: their longer
+//!   stories.
 
 pub mod admin;
 pub mod bootstrap;
@@ -17,9 +18,11 @@ mod checkpoints;
 pub mod daemon;
 pub mod engine;
 mod incoming;
+mod keeping;
 pub mod metadata;
 pub mod options;
 pub mod peer;
 pub mod reconcile;
 pub mod retry;
+pub mod snapshots;
 pub mod status;

@@ -3,6 +3,7 @@
 //! woke it, and each step may be repeated.
 
 use crate::engine::{DOOR, Engine, map_of};
+use crate::keeping::Keeping;
 use crate::retry::Retries;
 use basalt_api::v1::ClusterSpec;
 use basalt_attach::convert;
@@ -13,7 +14,7 @@ use basalt_meta::{
     layout,
 };
 use basalt_nbd::{DoorCommand, DoorError, ExportEnd};
-use basalt_wire::ids::{Epoch, GroupId, NodeId, VolumeId};
+use basalt_wire::ids::{Epoch, Generation, GroupId, NodeId, VolumeId};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -30,14 +31,22 @@ struct Reconciler {
     /// Entries up to here were committed before this process came up: an attachment made by one of
     /// them may have been served by a process that is dead, and needs a new epoch.
     began: u64,
-    /// Volumes given to the door, by number: name and epoch.
-    served: BTreeMap<u64, (String, u64)>,
+    /// Volumes given to the door, by number.
+    served: BTreeMap<u64, Served>,
     /// The latest epoch of each volume whose session was lost: it can not be served any more.
     lost: BTreeMap<u64, u64>,
     /// Volumes whose session was lost or did not begin, and when to try again.
     retries: Retries,
     preferred: BTreeMap<GroupId, NodeId>,
     deletion: Option<(u64, oneshot::Receiver<bool>)>,
+    keeping: Keeping,
+}
+
+/// What the door was told of a volume.
+struct Served {
+    name: String,
+    epoch: u64,
+    size_bytes: u64,
 }
 
 /// Runs until the engine is gone.
@@ -50,6 +59,7 @@ pub async fn run(weak: Weak<Engine>) {
         retries: Retries::default(),
         preferred: BTreeMap::new(),
         deletion: None,
+        keeping: Keeping::default(),
     };
     loop {
         let Some(engine) = weak.upgrade() else { return };
@@ -61,7 +71,8 @@ pub async fn run(weak: Weak<Engine>) {
         drop(engine);
         let now = Instant::now();
         let rest = now + if clean { RESYNC } else { PAUSE };
-        let rest = reconciler.retries.next(now).map_or(rest, |at| rest.min(at));
+        let tries = [reconciler.retries.next(now), reconciler.keeping.next(now)];
+        let rest = tries.into_iter().flatten().fold(rest, Instant::min);
         let mut deletion = reconciler.deletion.as_mut().map(|(_, end)| end);
         tokio::select! {
             _ = changes.changed() => {}
@@ -102,6 +113,7 @@ impl Reconciler {
         clean &= addresses(engine).await;
         self.attachments(engine).await;
         self.preferences(engine);
+        clean &= self.keeping.pass(engine).await;
         clean & self.deletions(engine).await
     }
 
@@ -130,6 +142,7 @@ impl Reconciler {
             .look(|state| state.volumes().filter(ours).map(|v| (v.number, v.clone())).collect());
         self.hear_door(engine);
         self.withdraw(engine, &wanted);
+        self.grow(engine, &wanted);
         self.retries.retain(|number| wanted.contains_key(&number));
         engine.door.retain_problems(|name| wanted.values().any(|volume| volume.id == name));
         for volume in wanted.into_values() {
@@ -162,9 +175,9 @@ impl Reconciler {
     }
 
     fn ended(&mut self, volume: VolumeId, epoch: Epoch) {
-        let current = self.served.get(&volume.0).is_some_and(|(_, served)| *served == epoch.0);
-        if current && let Some((name, _)) = self.served.remove(&volume.0) {
-            self.failed(&name, volume.0);
+        let current = self.served.get(&volume.0).is_some_and(|served| served.epoch == epoch.0);
+        if current && let Some(served) = self.served.remove(&volume.0) {
+            self.failed(&served.name, volume.0);
         }
     }
 
@@ -175,7 +188,7 @@ impl Reconciler {
 
     fn withdraw(&mut self, engine: &Engine, wanted: &BTreeMap<u64, VolumeRecord>) {
         let epoch_of = |number: &u64| wanted.get(number)?.attachment.as_ref().map(|a| a.epoch);
-        self.served.retain(|number, (name, epoch)| {
+        self.served.retain(|number, Served { name, epoch, .. }| {
             let keep = epoch_of(number) == Some(*epoch);
             if !keep {
                 tracing::info!(volume = %name, epoch, "no longer attached here; withdrawn");
@@ -186,6 +199,33 @@ impl Reconciler {
             }
             keep
         });
+    }
+
+    /// Volumes that are served and have grown. Only what is served under the epoch of the record is
+    /// left here, as [`basalt_client::ClientEvent::Resize`] demands.
+    fn grow(&mut self, engine: &Engine, wanted: &BTreeMap<u64, VolumeRecord>) {
+        for (number, served) in &mut self.served {
+            let Some(volume) = wanted.get(number) else { continue };
+            if volume.size_bytes <= served.size_bytes {
+                continue;
+            }
+            served.size_bytes = volume.size_bytes;
+            let name = volume.id.clone();
+            let reply = move |result: Result<(), DoorError>| match result {
+                Ok(()) => tracing::info!(volume = %name, "grown"),
+                // The session is over; the next one begins with the new size.
+                Err(problem) => tracing::info!(volume = %name, "not grown: {problem}"),
+            };
+            let command = DoorCommand::Resize {
+                name: volume.id.clone(),
+                epoch: Epoch(served.epoch),
+                description: convert::description(&volume.id, volume.size_bytes),
+                size_bytes: volume.size_bytes,
+                generation: Generation(volume.generation),
+                reply: Box::new(reply),
+            };
+            engine.reactor.tenant(DOOR, Box::new(command));
+        }
     }
 
     fn serve(&mut self, engine: &Engine, volume: &VolumeRecord, epoch: u64) -> bool {
@@ -220,13 +260,15 @@ impl Reconciler {
         };
         let command = DoorCommand::Attach {
             name: volume.id.clone(),
-            description: description(volume),
+            description: convert::description(&volume.id, volume.size_bytes),
             read_only: false,
             config,
+            view: false,
             reply: Box::new(reply),
         };
         engine.reactor.tenant(DOOR, Box::new(command));
-        self.served.insert(volume.number, (volume.id.clone(), epoch));
+        let size_bytes = volume.size_bytes;
+        self.served.insert(volume.number, Served { name: volume.id.clone(), epoch, size_bytes });
         true
     }
 
@@ -366,12 +408,8 @@ async fn renew(engine: &Arc<Engine>, volume: &VolumeRecord) -> bool {
     done(engine.metadata.change("", op).await, "attaching a volume again")
 }
 
-fn description(volume: &VolumeRecord) -> String {
-    format!("Basalt volume {}, {}", volume.id, basalt_api::size::show(volume.size_bytes))
-}
-
 /// Whether a change is settled: made, or refused because the state is another one already.
-fn done(result: Result<Outcome, tonic::Status>, what: &str) -> bool {
+pub(crate) fn done(result: Result<Outcome, tonic::Status>, what: &str) -> bool {
     match result {
         Ok(Outcome::Refused(refused)) => {
             tracing::info!("{what}: {}", refused.message);

@@ -8,12 +8,15 @@
 pub mod layout;
 mod requests;
 mod rules;
+mod snapshots;
 mod state;
 
 pub use basalt_api::meta::v1::entry::Op;
 pub use basalt_api::meta::v1::{
-    AttachVolume, AttachmentRecord, Barrier, CreateVolume, DeleteVolume, DetachVolume, Entry,
-    InitCluster, PurgeVolume, RaiseEpoch, UpdateMember, VolumeRecord,
+    AttachVolume, AttachmentRecord, Barrier, CreateSnapshot, CreateVolume, DeleteSnapshot,
+    DeleteVolume, DetachVolume, Entry, InitCluster, PurgeSnapshot, PurgeVolume, RaiseEpoch,
+    ResizeVolume, SettleSnapshot, SnapshotRecord, UpdateMember, VolumeRecord,
 };
-pub use rules::{check_host, check_size, check_volume_id};
+pub use rules::{check_host, check_size, check_snapshot_id, check_volume_id};
+pub use snapshots::etag_of_snapshot;
 pub use state::{ENTRY_VERSION, MetaState, Outcome, Refused, decode, encode, etag_of};

@@ -12,13 +12,25 @@ const LABELS_MAX: usize = 64;
 /// # Errors
 /// Says what is wrong with it.
 pub fn check_volume_id(id: &str) -> Result<(), String> {
+    check_id(id, "volume")
+}
+
+/// Whether `id` may be the last part of a snapshot's name.
+///
+/// # Errors
+/// Says what is wrong with it.
+pub fn check_snapshot_id(id: &str) -> Result<(), String> {
+    check_id(id, "snapshot")
+}
+
+fn check_id(id: &str, what: &str) -> Result<(), String> {
     let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     let first = id.chars().next().is_some_and(|c| c.is_ascii_lowercase());
     if first && id.len() <= 63 && id.chars().all(inner) && !id.ends_with('-') {
         return Ok(());
     }
     Err(format!(
-        "'{}' can not name a volume: use 1 to 63 of a-z, 0-9 and '-', a letter first and no '-' last",
+        "'{}' can not name a {what}: use 1 to 63 of a-z, 0-9 and '-', a letter first and no '-' last",
         id.escape_debug()
     ))
 }

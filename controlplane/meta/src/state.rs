@@ -4,7 +4,8 @@ use crate::requests::{Known, Requests};
 use crate::rules;
 use basalt_api::meta::v1::entry::Op;
 use basalt_api::meta::v1::{
-    AttachVolume, AttachmentRecord, CreateVolume, DeleteVolume, DetachVolume, Entry, VolumeRecord,
+    AttachVolume, AttachmentRecord, CreateVolume, DeleteVolume, DetachVolume, Entry, ResizeVolume,
+    SnapshotRecord, VolumeRecord,
 };
 use basalt_api::v1::{ClusterSpec, ErrorReason, Member};
 use prost::Message;
@@ -33,6 +34,8 @@ pub enum Outcome {
     Nothing,
     /// The volume as the change left it.
     Volume(VolumeRecord),
+    /// The snapshot as the change left it.
+    Snapshot(SnapshotRecord),
     /// It changed nothing.
     Refused(Refused),
 }
@@ -44,7 +47,9 @@ pub struct MetaState {
     cluster: Option<ClusterSpec>,
     map_version: u64,
     last_volume: u64,
-    volumes: BTreeMap<String, VolumeRecord>,
+    pub(crate) volumes: BTreeMap<String, VolumeRecord>,
+    /// By the volume's number and their generation.
+    pub(crate) snapshots: BTreeMap<(u64, u32), SnapshotRecord>,
     requests: Requests,
 }
 
@@ -151,6 +156,11 @@ impl MetaState {
             Op::PurgeVolume(purge) => self.purge_volume(purge.volume),
             Op::AttachVolume(attach) => self.attach_volume(index, now_ms, attach),
             Op::DetachVolume(detach) => self.detach_volume(index, detach),
+            Op::ResizeVolume(resize) => self.resize_volume(index, resize),
+            Op::CreateSnapshot(create) => self.create_snapshot(index, now_ms, create),
+            Op::SettleSnapshot(settle) => self.settle_snapshot(index, settle),
+            Op::DeleteSnapshot(delete) => self.delete_snapshot(index, delete),
+            Op::PurgeSnapshot(purge) => self.purge_snapshot(purge),
         };
         result.unwrap_or_else(Outcome::Refused)
     }
@@ -247,7 +257,37 @@ impl MetaState {
             ));
         }
         if !volume.deleting {
+            let number = volume.number;
+            crate::snapshots::delete_with_volume(&mut self.snapshots, index, number, &delete)?;
             volume.deleting = true;
+            volume.revision = index;
+        }
+        Ok(Outcome::Volume(volume.clone()))
+    }
+
+    fn resize_volume(&mut self, index: u64, resize: ResizeVolume) -> Result<Outcome, Refused> {
+        rules::check_size(resize.size_bytes).map_err(|e| {
+            refusal(ErrorReason::InvalidField, e, vec![("field", "size_bytes".to_owned())])
+        })?;
+        let volume = find(&mut self.volumes, &resize.id)?;
+        check_etag(volume, &resize.etag)?;
+        if volume.deleting {
+            return Err(being_deleted(&resize.id, "resized"));
+        }
+        if resize.size_bytes < volume.size_bytes {
+            // What is behind the new end would be lost, and would be there again after the next growth.
+            return Err(refusal(
+                ErrorReason::VolumeShrinks,
+                format!(
+                    "the volume '{}' has {} bytes and can not be made smaller ({}); copy what is to be \
+                     kept to a new one",
+                    resize.id, volume.size_bytes, resize.size_bytes
+                ),
+                vec![("volume", resize.id), ("size_bytes", volume.size_bytes.to_string())],
+            ));
+        }
+        if resize.size_bytes > volume.size_bytes {
+            volume.size_bytes = resize.size_bytes;
             volume.revision = index;
         }
         Ok(Outcome::Volume(volume.clone()))
@@ -267,6 +307,9 @@ impl MetaState {
     fn purge_volume(&mut self, number: u64) -> Result<Outcome, Refused> {
         // A record that is gone already is what was wanted.
         self.volumes.retain(|_, v| v.number != number || !v.deleting);
+        if self.volume_by_number(number).is_none() {
+            self.snapshots.retain(|(volume, _), _| *volume != number);
+        }
         Ok(Outcome::Nothing)
     }
 
@@ -282,11 +325,7 @@ impl MetaState {
         let volume = find(&mut self.volumes, &attach.id)?;
         check_etag(volume, &attach.etag)?;
         if volume.deleting {
-            return Err(refusal(
-                ErrorReason::VolumeDeleting,
-                format!("the volume '{}' is being deleted; it can not be attached", attach.id),
-                vec![("volume", attach.id)],
-            ));
+            return Err(being_deleted(&attach.id, "attached"));
         }
         let current = volume.attachment.as_ref();
         let epoch_now = current.map_or(0, |a| a.epoch);
@@ -334,7 +373,7 @@ impl MetaState {
     }
 }
 
-fn find<'a>(
+pub(crate) fn find<'a>(
     volumes: &'a mut BTreeMap<String, VolumeRecord>,
     id: &str,
 ) -> Result<&'a mut VolumeRecord, Refused> {
@@ -370,6 +409,14 @@ fn check_etag(volume: &VolumeRecord, etag: &str) -> Result<(), Refused> {
     ))
 }
 
+pub(crate) fn being_deleted(id: &str, what: &str) -> Refused {
+    refusal(
+        ErrorReason::VolumeDeleting,
+        format!("the volume '{id}' is being deleted; it can not be {what}"),
+        vec![("volume", id.to_owned())],
+    )
+}
+
 fn attachment_changed(id: &str, current: Option<&AttachmentRecord>) -> Refused {
     let (now, host) = match current {
         Some(a) => (format!("attached to '{}' with epoch {}", a.host, a.epoch), a.host.clone()),
@@ -391,7 +438,11 @@ fn request_id_reused(id: &str) -> Outcome {
     )
 }
 
-fn refusal(reason: ErrorReason, message: String, facts: Vec<(&'static str, String)>) -> Refused {
+pub(crate) fn refusal(
+    reason: ErrorReason,
+    message: String,
+    facts: Vec<(&'static str, String)>,
+) -> Refused {
     Refused { reason, message, facts }
 }
 

@@ -2,9 +2,10 @@
 
 use basalt_api::v1::{ClusterSpec, ErrorReason, Member};
 use basalt_meta::{
-    AttachVolume, CreateVolume, DeleteVolume, DetachVolume, ENTRY_VERSION, Entry, InitCluster,
-    MetaState, Op, Outcome, PurgeVolume, RaiseEpoch, UpdateMember, VolumeRecord, encode, etag_of,
-    layout,
+    AttachVolume, CreateSnapshot, CreateVolume, DeleteSnapshot, DeleteVolume, DetachVolume,
+    ENTRY_VERSION, Entry, InitCluster, MetaState, Op, Outcome, PurgeSnapshot, PurgeVolume,
+    RaiseEpoch, ResizeVolume, SettleSnapshot, SnapshotRecord, UpdateMember, VolumeRecord, encode,
+    etag_of, etag_of_snapshot, layout,
 };
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -69,7 +70,11 @@ fn detach(host: &str, epoch: u64) -> Op {
 }
 
 fn delete() -> Op {
-    Op::DeleteVolume(DeleteVolume { id: "demo".to_owned(), etag: String::new() })
+    Op::DeleteVolume(DeleteVolume { id: "demo".to_owned(), ..DeleteVolume::default() })
+}
+
+fn resize(size_bytes: u64) -> ResizeVolume {
+    ResizeVolume { id: "demo".to_owned(), size_bytes, etag: String::new() }
 }
 
 fn spec() -> ClusterSpec {
@@ -137,6 +142,30 @@ fn deletion_goes_through_its_states() {
 }
 
 #[test]
+fn a_volume_only_grows() {
+    let mut m = Machine::with_demo();
+    let before = m.volume(Op::AttachVolume(attach("a")));
+    let grown = m.volume(Op::ResizeVolume(resize(2 << 30)));
+    assert_eq!(grown.size_bytes, 2 << 30);
+    // It stays attached to the session that it has, and the change shows in the etag.
+    assert_eq!((grown.epoch, &grown.attachment), (before.epoch, &before.attachment));
+    assert_ne!(etag_of(&grown), etag_of(&before));
+    assert_eq!(m.volume(Op::ResizeVolume(resize(2 << 30))), grown, "done already");
+    let late = ResizeVolume { etag: etag_of(&before), ..resize(3 << 30) };
+    assert_eq!(m.reason(Op::ResizeVolume(late)), ErrorReason::EtagMismatch);
+    assert_eq!(m.reason(Op::ResizeVolume(resize(1 << 30))), ErrorReason::VolumeShrinks);
+    for size in [0, 4095, (2 << 30) + 512, (1 << 50) + 4096] {
+        assert_eq!(m.reason(Op::ResizeVolume(resize(size))), ErrorReason::InvalidField, "{size}");
+    }
+    assert_eq!(m.state.volume("demo"), Some(&grown));
+    m.volume(detach("", 0));
+    m.volume(delete());
+    assert_eq!(m.reason(Op::ResizeVolume(resize(4 << 30))), ErrorReason::VolumeDeleting);
+    m.run(Op::PurgeVolume(PurgeVolume { volume: 1 }));
+    assert_eq!(m.reason(Op::ResizeVolume(resize(4 << 30))), ErrorReason::VolumeNotFound);
+}
+
+#[test]
 fn one_request_takes_effect_once() {
     let mut m = Machine::new();
     let first = m.propose("r1", 1, create("demo"));
@@ -193,6 +222,7 @@ fn bad_fields_are_refused_by_name() {
 }
 
 fn any_op() -> impl Strategy<Value = Op> {
+    let name = prop::sample::select(vec!["one", "two", "three"]).prop_map(str::to_owned);
     let id = prop::sample::select(vec!["aa", "bb"]).prop_map(str::to_owned);
     let host = prop::sample::select(vec!["h1", "h2", "h3"]).prop_map(str::to_owned);
     prop_oneof![
@@ -207,20 +237,144 @@ fn any_op() -> impl Strategy<Value = Op> {
         3 => (id.clone(), host, 0u64..4).prop_map(|(id, host, epoch)| Op::DetachVolume(
             DetachVolume { id, host, epoch, etag: String::new() }
         )),
-        1 => id.prop_map(|id| Op::DeleteVolume(DeleteVolume { id, etag: String::new() })),
+        3 => (id.clone(), 0u64..6).prop_map(|(id, blocks)| Op::ResizeVolume(ResizeVolume {
+            id, size_bytes: blocks * 4096, etag: String::new()
+        })),
+        1 => (id.clone(), any::<bool>()).prop_map(|(id, with_snapshots)| Op::DeleteVolume(
+            DeleteVolume { id, etag: String::new(), with_snapshots }
+        )),
         1 => (1u64..6).prop_map(|volume| Op::RaiseEpoch(RaiseEpoch { volume })),
         1 => (1u64..6).prop_map(|volume| Op::PurgeVolume(PurgeVolume { volume })),
+        6 => (id.clone(), name.clone()).prop_map(|(volume, id)| Op::CreateSnapshot(CreateSnapshot {
+            volume, id, labels: BTreeMap::new()
+        })),
+        3 => (id, name).prop_map(|(volume, id)| Op::DeleteSnapshot(DeleteSnapshot {
+            volume, id, etag: String::new()
+        })),
+        3 => (1u64..6, 0u32..8).prop_map(|(volume, generation)| Op::SettleSnapshot(
+            SettleSnapshot { volume, generation }
+        )),
+        3 => (1u64..6, 0u32..8).prop_map(|(volume, generation)| Op::PurgeSnapshot(
+            PurgeSnapshot { volume, generation }
+        )),
     ]
 }
 
+fn snapshot(id: &str) -> Op {
+    let (volume, id) = ("demo".to_owned(), id.to_owned());
+    Op::CreateSnapshot(CreateSnapshot { volume, id, labels: BTreeMap::new() })
+}
+
+fn drop_snapshot(id: &str, etag: String) -> Op {
+    Op::DeleteSnapshot(DeleteSnapshot { volume: "demo".to_owned(), id: id.to_owned(), etag })
+}
+
+impl Machine {
+    fn snapshot(&mut self, op: Op) -> SnapshotRecord {
+        match self.run(op) {
+            Outcome::Snapshot(snapshot) => snapshot,
+            other => panic!("expected a snapshot, got {other:?}"),
+        }
+    }
+
+    fn unsettled(&self) -> Vec<u32> {
+        self.state.unsettled_snapshots().iter().map(|snapshot| snapshot.generation).collect()
+    }
+}
+
+#[test]
+fn snapshots_go_through_their_states() {
+    let mut m = Machine::with_demo();
+    let before = m.volume(Op::AttachVolume(attach("a")));
+    let first = m.snapshot(snapshot("monday"));
+    assert_eq!((first.generation, first.size_bytes, first.ready), (0, before.size_bytes, false));
+    // Sessions that begin from now on are behind it, and the one that there is stays.
+    let now = m.state.volume("demo").unwrap().clone();
+    assert_eq!((now.generation, now.epoch, &now.attachment), (1, before.epoch, &before.attachment));
+    assert_eq!(m.reason(snapshot("monday")), ErrorReason::SnapshotExists);
+    assert_eq!(m.reason(snapshot("Monday")), ErrorReason::InvalidField);
+    let second = m.snapshot(snapshot("tuesday"));
+    assert_eq!(second.generation, 1);
+    assert_eq!(m.unsettled(), [0], "one at a time, in order");
+    let settle = |generation| Op::SettleSnapshot(SettleSnapshot { volume: 1, generation });
+    let purge = |generation| Op::PurgeSnapshot(PurgeSnapshot { volume: 1, generation });
+    m.run(settle(0));
+    assert!(m.state.snapshot(1, "monday").unwrap().ready);
+    assert_eq!(m.unsettled(), [1]);
+    m.run(purge(0));
+    assert!(m.state.snapshot(1, "monday").is_some(), "nobody wanted it away");
+    let late = drop_snapshot("monday", etag_of_snapshot(&first));
+    assert_eq!(m.reason(late), ErrorReason::EtagMismatch);
+    let deleting = m.snapshot(drop_snapshot("monday", String::new()));
+    assert!(deleting.deleting);
+    assert_eq!(m.snapshot(drop_snapshot("monday", String::new())), deleting, "done already");
+    assert_eq!(m.reason(snapshot("monday")), ErrorReason::SnapshotExists);
+    // One that was never complete is deleted as well, and completes no more.
+    m.run(drop_snapshot("tuesday", String::new()));
+    m.run(settle(1));
+    assert!(!m.state.snapshot(1, "tuesday").unwrap().ready);
+    m.run(purge(0));
+    m.run(purge(1));
+    assert_eq!(m.reason(drop_snapshot("monday", String::new())), ErrorReason::SnapshotNotFound);
+    assert_eq!(m.snapshot(snapshot("monday")).generation, 2, "generations are never used twice");
+}
+
+#[test]
+fn a_volume_with_snapshots_is_deleted_only_with_them() {
+    let mut m = Machine::with_demo();
+    m.snapshot(snapshot("monday"));
+    assert_eq!(m.reason(delete()), ErrorReason::VolumeHasSnapshots);
+    assert!(!m.state.volume("demo").unwrap().deleting);
+    let id = "demo".to_owned();
+    let all = DeleteVolume { id, with_snapshots: true, ..DeleteVolume::default() };
+    assert!(m.volume(Op::DeleteVolume(all)).deleting);
+    assert_eq!(m.reason(snapshot("tuesday")), ErrorReason::VolumeDeleting);
+    assert_eq!(m.unsettled(), [0; 0], "they go with the volume");
+    m.run(Op::PurgeVolume(PurgeVolume { volume: 1 }));
+    assert_eq!(m.state.snapshots_after(1, None).count(), 0);
+    m.volume(create("demo"));
+    assert_eq!(m.reason(drop_snapshot("monday", String::new())), ErrorReason::SnapshotNotFound);
+}
+
 proptest! {
+    /// A generation of a volume belongs to one snapshot for good, every session begins behind all
+    /// snapshots, names are unique, and no snapshot outlives its volume.
+    #[test]
+    fn generations_are_given_once(script in prop::collection::vec(any_op(), 1..120)) {
+        let mut m = Machine::new();
+        let mut owners: BTreeMap<(u64, u32), (String, i64)> = BTreeMap::new();
+        for (time, op) in script.into_iter().enumerate() {
+            let before = m.state.clone();
+            let outcome = m.propose("", time as i64, op);
+            if let Outcome::Refused(_) = outcome {
+                let same = |number| before.snapshots_after(number, None)
+                    .eq(m.state.snapshots_after(number, None));
+                prop_assert!((1..6).all(same), "a refusal changes nothing");
+            }
+            for number in 1..9 {
+                let volume = m.state.volume_by_number(number).cloned();
+                let mut names = std::collections::BTreeSet::new();
+                for s in m.state.snapshots_after(number, None) {
+                    let Some(volume) = &volume else { panic!("{s:?} has no volume") };
+                    prop_assert!(s.generation < volume.generation);
+                    prop_assert!(s.size_bytes <= volume.size_bytes);
+                    prop_assert!(names.insert(s.id.clone()));
+                    let owner = (s.id.clone(), s.create_time_ms);
+                    prop_assert_eq!(owners.entry((number, s.generation)).or_insert(owner.clone()), &owner);
+                }
+            }
+        }
+    }
+
     /// Whatever is proposed, in whatever order and however often: an epoch never falls and never
-    /// belongs to two attachments, and replaying the log gives the same state.
+    /// belongs to two attachments, a volume never gets smaller, and replaying the log gives the same
+    /// state.
     #[test]
     fn epochs_only_grow(script in prop::collection::vec((any_op(), 0u8..12), 1..80)) {
         let mut m = Machine::new();
         let mut replay = MetaState::default();
         let mut epochs: BTreeMap<u64, u64> = BTreeMap::new();
+        let mut sizes: BTreeMap<u64, u64> = BTreeMap::new();
         let mut holders: BTreeMap<(u64, u64), String> = BTreeMap::new();
         for (op, request) in script {
             let request = if request == 0 { String::new() } else { format!("r{request}") };
@@ -238,6 +392,9 @@ proptest! {
                 let known = epochs.entry(volume.number).or_default();
                 prop_assert!(volume.epoch >= *known);
                 *known = volume.epoch;
+                let size = sizes.entry(volume.number).or_default();
+                prop_assert!(volume.size_bytes >= *size && volume.size_bytes.is_multiple_of(4096));
+                *size = volume.size_bytes;
                 if let Some(a) = &volume.attachment {
                     prop_assert!(!volume.deleting);
                     prop_assert_eq!(a.epoch, volume.epoch);

@@ -7,7 +7,7 @@ use crate::types::{BlockError, BlockResult, EXTENT_RUNS_MAX};
 use basalt_wire::block::{BLOCK_BYTES, CHUNK_BLOCKS, crc32c};
 use basalt_wire::buffer::{IoBuf, Payload};
 use basalt_wire::command::BlockRange;
-use basalt_wire::ids::{GroupId, RequestId};
+use basalt_wire::ids::{Generation, GroupId, RequestId};
 use std::collections::VecDeque;
 
 /// Parts of one request under way at a time: a request of any size takes bounded memory and leaves
@@ -38,8 +38,25 @@ pub(crate) enum Verb {
     Read(InOrder<Payload>, Payload),
     Write(Payload),
     Unmap,
-    Extents(InOrder<(Runs, u64, u64)>, ExtentSum),
+    /// Of changes since a generation, if one is given.
+    Extents(InOrder<(Runs, u64, u64)>, ExtentSum, Option<Generation>),
+    Control(Control),
+}
+
+/// What is done to the volume as a whole, in every group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Control {
     Delete,
+    Freeze(Generation),
+    DropSnapshot(Generation),
+    Revert(Generation),
+}
+
+impl Control {
+    /// Whether it makes room, so that it will come through on a full device too.
+    pub fn makes_room(self) -> bool {
+        matches!(self, Control::Delete | Control::DropSnapshot(_))
+    }
 }
 
 /// Runs of blocks, and whether they are mapped.
@@ -108,8 +125,8 @@ impl Verb {
     pub fn into_result(self) -> BlockResult {
         match self {
             Verb::Read(_, data) => BlockResult::Data(data),
-            Verb::Extents(_, sum) => BlockResult::Extents(sum.runs),
-            Verb::Write(_) | Verb::Unmap | Verb::Delete => BlockResult::Done,
+            Verb::Extents(_, sum, _) => BlockResult::Extents(sum.runs),
+            Verb::Write(_) | Verb::Unmap | Verb::Control(_) => BlockResult::Done,
         }
     }
 }
@@ -125,6 +142,8 @@ pub(crate) struct Part {
     pub range: BlockRange,
     pub kind: PartKind,
     pub copies: Copies,
+    /// The generation that the last copy carried.
+    pub generation: Generation,
     /// What was sent for it and is unanswered, or [`NONE`].
     pub sent: u32,
     /// Voters that could not serve this read lately.
@@ -144,6 +163,7 @@ pub(crate) enum PartKind {
     Extents {
         skip: u32,
         len: u64,
+        since: Option<Generation>,
     },
     /// The first half of changing a part of a block: it is read, then the part becomes a write.
     Change(Box<Change>),
@@ -153,7 +173,7 @@ pub(crate) enum PartKind {
     },
     Unmap,
     Fence,
-    Delete,
+    Control(Control),
 }
 
 /// The change of a part of a block.
@@ -192,6 +212,15 @@ impl Part {
     /// Whether it holds a lock on its blocks until it is finished.
     pub fn is_locked(&self) -> bool {
         matches!(self.kind, PartKind::Write { .. } | PartKind::Unmap | PartKind::Change(_))
+    }
+
+    /// Whether it comes through on a full device too: a fence, and what makes room.
+    pub fn must_come_through(&self) -> bool {
+        match self.kind {
+            PartKind::Fence => true,
+            PartKind::Control(control) => control.makes_room(),
+            _ => false,
+        }
     }
 
     /// Bytes of payload that it sends.

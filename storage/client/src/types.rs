@@ -13,7 +13,7 @@ pub struct VolumeConfig {
     pub volume: VolumeId,
     /// The session's epoch, higher than that of every session before it.
     pub epoch: Epoch,
-    /// The generation that writes go to.
+    /// The generation that writes go to; that of the snapshot, in a view of one.
     pub generation: Generation,
     /// The root id that the volume shares with its clones: decides which group holds a chunk.
     pub lineage: u64,
@@ -72,20 +72,51 @@ pub enum BlockOp {
         /// Bytes.
         len: u64,
     },
+    /// Which parts of a range were changed since a snapshot: up to now, or in a view up to its snapshot.
+    /// Answered as extents are.
+    Changes {
+        /// From where.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+        /// The snapshot's generation.
+        since: Generation,
+    },
     /// Give back all blocks of the volume, in all groups, for good. The session can do nothing
     /// afterwards.
     Delete,
+    /// Keep the volume as it is as the snapshot of a generation; what is submitted from now on goes to
+    /// the next one, and nothing waits. Who is not attached may ask for it too: the session that is
+    /// moves on when it meets the first group that keeps the generation. Answered when every group
+    /// keeps it. What was answered before is in it, what is submitted after the answer is not. Asked
+    /// again, it does no harm.
+    Snapshot {
+        /// The generation: the one that writes go to, or one that was to be kept before.
+        generation: Generation,
+    },
+    /// Drop a snapshot and give back what only it held.
+    DropSnapshot {
+        /// Its generation.
+        generation: Generation,
+    },
+    /// Make the volume what it was in a snapshot, and drop all later snapshots. Nothing else may be
+    /// under way in the session.
+    Revert {
+        /// Its generation.
+        generation: Generation,
+    },
 }
 
 /// The good end of a [`BlockOp`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BlockResult {
-    /// Of a write, an unmap, a flush or a delete.
+    /// Of what gives no data.
     Done,
     /// Of a read.
     Data(Payload),
-    /// Of extents: runs of bytes and whether they are mapped, from the start of the range. They
-    /// cover the range, or its beginning if there are more than [`EXTENT_RUNS_MAX`].
+    /// Of extents and changes: runs of bytes and whether they are mapped, or were changed, from the
+    /// start of the range. They cover the range, or its beginning if there are more than
+    /// [`EXTENT_RUNS_MAX`].
     Extents(Vec<(u64, bool)>),
 }
 
@@ -110,6 +141,9 @@ pub enum BlockError {
     /// The request makes no sense (its length is zero).
     #[error("the request is malformed")]
     Invalid,
+    /// A snapshot can not be changed.
+    #[error("a snapshot can not be written to")]
+    ReadOnly,
     /// The session was closed.
     #[error("the volume is closed")]
     Closed,
@@ -148,8 +182,16 @@ pub enum ClientEvent {
     },
     /// The pool changed.
     Map(Arc<PoolMap>),
-    /// The volume has a new size in bytes.
-    Resize(u64),
+    /// The volume has grown, as a record says that also shows this session's epoch to be the attached
+    /// one. Otherwise a later session, which was told the former size, may not have fenced the groups
+    /// that this one enters now.
+    Resize {
+        /// The new size.
+        size_bytes: u64,
+        /// The generation that the same record says: a snapshot of an earlier one may not freeze the
+        /// groups that the session enters now.
+        generation: Generation,
+    },
 }
 
 /// Something to be done by the driver, in order.

@@ -12,8 +12,6 @@ pub enum Bug {
     NoFlush,
     /// A batch counts as durable although an earlier one is still in flight.
     DurableOutOfOrder,
-    /// An acknowledgement that is due is replaced by the next, which is not due yet.
-    AcknowledgesAhead,
     /// A client is answered when its write is proposed, not when it is committed.
     ReplyBeforeCommit,
     /// A failed log write counts as done.
@@ -78,6 +76,14 @@ pub enum Bug {
     CleanerDropsLive,
     /// The cleaner copies a block that does not have its checksum, and gives it a new one.
     BadBlockCopiedOn,
+    /// An acknowledgement that is due is replaced by the next, which is not due yet.
+    AcknowledgesAhead,
+    /// A write of the next generation is taken before its group has frozen the one before.
+    SnapshotAcrossCommit,
+    /// What a block was when its generation was frozen is not kept when it changes.
+    DeltaLost,
+    /// Dropping a snapshot gives back what an older one needs.
+    MergeDropsOlder,
 }
 
 /// The bug that is planted in this run, if any.

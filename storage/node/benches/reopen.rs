@@ -157,7 +157,12 @@ impl Bench {
         let mut sent = 0;
         for group in 0..GROUPS {
             let term = shard.status().groups[group as usize].term;
-            self.ask(&mut shard, &mut sent, group, RequestOp::Fence { term });
+            self.ask(
+                &mut shard,
+                &mut sent,
+                group,
+                RequestOp::Fence { term, generation: Generation(0) },
+            );
         }
         self.wait(&mut shard, sent as usize);
         let rounds = bytes / (u64::from(blocks) * BLOCK_BYTES as u64 * depth);

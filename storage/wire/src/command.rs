@@ -6,7 +6,8 @@
 //! The packed form of a list, in order of bytes (little endian): version (1 byte), three zero bytes,
 //! number of commands (4 bytes); then each command: a tag; for a write or unmap volume, epoch and
 //! generation (unless the tag says that they are those of the write or unmap before), first block (8),
-//! count (2), and a write's checksums (4 each); for a fence volume and epoch; for a delete the volume.
+//! count (2), and a write's checksums (4 each); for a fence or a revert volume, epoch and generation;
+//! for a delete the volume; for a freeze or the drop of a snapshot volume and generation.
 //! It has no checksum of its own: the frame and the log record that carry it do.
 
 use crate::block::{CHUNK_BLOCKS, COMMAND_BLOCKS_MAX};
@@ -57,11 +58,37 @@ pub enum Command {
         volume: VolumeId,
         /// The new epoch.
         epoch: Epoch,
+        /// The generation that the session writes to: lower ones are frozen.
+        generation: Generation,
     },
     /// Give back every block of the volume and refuse all its epochs for good.
     Delete {
         /// The volume.
         volume: VolumeId,
+    },
+    /// Keep the volume as it is as the snapshot of a generation; writes go to the next one.
+    Freeze {
+        /// The volume.
+        volume: VolumeId,
+        /// The generation to freeze.
+        generation: Generation,
+    },
+    /// Give back what only the snapshot of a generation holds. A generation that was not frozen yet
+    /// will have no snapshot.
+    DropSnapshot {
+        /// The volume.
+        volume: VolumeId,
+        /// The snapshot's generation.
+        generation: Generation,
+    },
+    /// Make the volume what it was when a generation was frozen, and drop every later snapshot.
+    Revert {
+        /// The volume.
+        volume: VolumeId,
+        /// The session's epoch.
+        epoch: Epoch,
+        /// The snapshot's generation.
+        generation: Generation,
     },
 }
 
@@ -70,13 +97,26 @@ impl Command {
     pub fn payload_blocks(&self) -> u32 {
         match self {
             Command::Write { range, .. } => range.count,
-            Command::Unmap { .. } | Command::Fence { .. } | Command::Delete { .. } => 0,
+            _ => 0,
+        }
+    }
+
+    /// The volume that it is about.
+    pub fn volume(&self) -> VolumeId {
+        match self {
+            Command::Write { volume, .. }
+            | Command::Unmap { volume, .. }
+            | Command::Fence { volume, .. }
+            | Command::Delete { volume }
+            | Command::Freeze { volume, .. }
+            | Command::DropSnapshot { volume, .. }
+            | Command::Revert { volume, .. } => *volume,
         }
     }
 }
 
 /// Version of the packed form of commands.
-pub const COMMANDS_VERSION: u8 = 1;
+pub const COMMANDS_VERSION: u8 = 2;
 
 /// The packed form starts with the version (one byte), three zero bytes and the number of commands.
 const HEADER_BYTES: usize = 8;
@@ -87,6 +127,9 @@ const WRITE: u8 = 1;
 const UNMAP: u8 = 2;
 const FENCE: u8 = 3;
 const DELETE: u8 = 4;
+const FREEZE: u8 = 5;
+const DROP_SNAPSHOT: u8 = 6;
+const REVERT: u8 = 7;
 /// Set in the tag of a write or unmap whose volume, epoch and generation are those of the write or
 /// unmap before it. Nearly all of an entry's commands come from one session, and 15 bytes instead
 /// of 35 for a single block are room in the log's headers.
@@ -129,14 +172,21 @@ impl CommandPacker {
                 let session = (*volume, *epoch, *generation);
                 self.put_range(UNMAP, session, *range, CHUNK_BLOCKS as u32);
             }
-            Command::Fence { volume, epoch } => {
-                self.out.put_u8(FENCE);
-                self.out.put_u64_le(volume.0);
-                self.out.put_u64_le(epoch.0);
+            Command::Fence { volume, epoch, generation } => {
+                self.put_control(FENCE, *volume, *epoch, *generation);
+            }
+            Command::Revert { volume, epoch, generation } => {
+                self.put_control(REVERT, *volume, *epoch, *generation);
             }
             Command::Delete { volume } => {
                 self.out.put_u8(DELETE);
                 self.out.put_u64_le(volume.0);
+            }
+            Command::Freeze { volume, generation } => {
+                self.put_snapshot(FREEZE, *volume, *generation);
+            }
+            Command::DropSnapshot { volume, generation } => {
+                self.put_snapshot(DROP_SNAPSHOT, *volume, *generation);
             }
         }
     }
@@ -161,6 +211,19 @@ impl CommandPacker {
         self.out[0] = COMMANDS_VERSION;
         self.out[4..8].copy_from_slice(&self.count.to_le_bytes());
         self.out.freeze()
+    }
+
+    fn put_snapshot(&mut self, tag: u8, volume: VolumeId, generation: Generation) {
+        self.out.put_u8(tag);
+        self.out.put_u64_le(volume.0);
+        self.out.put_u32_le(generation.0);
+    }
+
+    fn put_control(&mut self, tag: u8, volume: VolumeId, epoch: Epoch, generation: Generation) {
+        self.out.put_u8(tag);
+        self.out.put_u64_le(volume.0);
+        self.out.put_u64_le(epoch.0);
+        self.out.put_u32_le(generation.0);
     }
 
     fn put_range(
@@ -235,11 +298,36 @@ pub enum CommandView<'a> {
         volume: VolumeId,
         /// The new epoch.
         epoch: Epoch,
+        /// The generation that the session writes to.
+        generation: Generation,
     },
     /// As [`Command::Delete`].
     Delete {
         /// The volume.
         volume: VolumeId,
+    },
+    /// As [`Command::Freeze`].
+    Freeze {
+        /// The volume.
+        volume: VolumeId,
+        /// The generation to freeze.
+        generation: Generation,
+    },
+    /// As [`Command::DropSnapshot`].
+    DropSnapshot {
+        /// The volume.
+        volume: VolumeId,
+        /// The snapshot's generation.
+        generation: Generation,
+    },
+    /// As [`Command::Revert`].
+    Revert {
+        /// The volume.
+        volume: VolumeId,
+        /// The session's epoch.
+        epoch: Epoch,
+        /// The snapshot's generation.
+        generation: Generation,
     },
 }
 
@@ -254,8 +342,17 @@ impl CommandView<'_> {
             CommandView::Unmap { volume, epoch, generation, range } => {
                 Command::Unmap { volume, epoch, generation, range }
             }
-            CommandView::Fence { volume, epoch } => Command::Fence { volume, epoch },
+            CommandView::Fence { volume, epoch, generation } => {
+                Command::Fence { volume, epoch, generation }
+            }
             CommandView::Delete { volume } => Command::Delete { volume },
+            CommandView::Freeze { volume, generation } => Command::Freeze { volume, generation },
+            CommandView::DropSnapshot { volume, generation } => {
+                Command::DropSnapshot { volume, generation }
+            }
+            CommandView::Revert { volume, epoch, generation } => {
+                Command::Revert { volume, epoch, generation }
+            }
         }
     }
 
@@ -335,12 +432,24 @@ impl<'a> CommandReader<'a> {
     }
 
     fn read_control(&mut self, tag: u8) -> Result<CommandView<'a>, CodecError> {
-        bounded("command", u64::from(tag), u64::from(WRITE), u64::from(DELETE))?;
-        let volume = VolumeId(self.reader.u64("volume")?);
-        if tag == FENCE {
-            return Ok(CommandView::Fence { volume, epoch: Epoch(self.reader.u64("epoch")?) });
+        bounded("command", u64::from(tag), u64::from(WRITE), u64::from(REVERT))?;
+        let r = &mut self.reader;
+        let volume = VolumeId(r.u64("volume")?);
+        if tag == DELETE {
+            return Ok(CommandView::Delete { volume });
         }
-        Ok(CommandView::Delete { volume })
+        if tag == FREEZE || tag == DROP_SNAPSHOT {
+            let generation = Generation(r.u32("generation")?);
+            return Ok(match tag {
+                FREEZE => CommandView::Freeze { volume, generation },
+                _ => CommandView::DropSnapshot { volume, generation },
+            });
+        }
+        let (epoch, generation) = (Epoch(r.u64("epoch")?), Generation(r.u32("generation")?));
+        Ok(match tag {
+            FENCE => CommandView::Fence { volume, epoch, generation },
+            _ => CommandView::Revert { volume, epoch, generation },
+        })
     }
 
     fn session_and_range(
@@ -353,7 +462,7 @@ impl<'a> CommandReader<'a> {
         let session = match (tag & SAME_SESSION != 0, self.session) {
             (true, Some(session)) => session,
             (true, None) => {
-                let (value, min, max) = (u64::from(tag), u64::from(WRITE), u64::from(DELETE));
+                let (value, min, max) = (u64::from(tag), u64::from(WRITE), u64::from(REVERT));
                 return Err(CodecError::OutOfBounds { field: "first command", value, min, max });
             }
             (false, _) => (
@@ -419,8 +528,15 @@ mod tests {
                 generation: Generation(s.2),
                 range,
             }),
-            1 => any::<(u64, u64)>()
-                .prop_map(|(v, e)| Command::Fence { volume: VolumeId(v), epoch: Epoch(e) }),
+            1 => (any::<(u64, u64, u32)>(), 0..4).prop_map(|((v, e, g), which)| {
+                let (volume, epoch, generation) = (VolumeId(v), Epoch(e), Generation(g));
+                match which {
+                    0 => Command::Fence { volume, epoch, generation },
+                    1 => Command::Freeze { volume, generation },
+                    2 => Command::Revert { volume, epoch, generation },
+                    _ => Command::DropSnapshot { volume, generation },
+                }
+            }),
             1 => any::<u64>().prop_map(|v| Command::Delete { volume: VolumeId(v) }),
         ]
     }
@@ -452,16 +568,16 @@ mod tests {
         };
         assert_eq!(
             text(&[9, 0, 0, 0, 0, 0, 0, 0]),
-            "unknown version 9 of the commands, known is 1"
+            "unknown version 9 of the commands, known is 2"
         );
         assert_eq!(
-            text(&[1, 0, 0, 0, 255, 255, 255, 255]),
+            text(&[2, 0, 0, 0, 255, 255, 255, 255]),
             "commands needs 38654705655 bytes, 0 are left"
         );
-        assert_eq!(text(&[1, 0, 0, 0, 0, 0, 0, 0, 5]), "1 bytes follow the end of the commands");
+        assert_eq!(text(&[2, 0, 0, 0, 0, 0, 0, 0, 5]), "1 bytes follow the end of the commands");
         assert_eq!(
-            text(&[1, 0, 0, 0, 1, 0, 0, 0, 0x81, 0, 0, 0, 0, 0, 0, 0, 0]),
-            "first command is 129, allowed is 1 to 4"
+            text(&[2, 0, 0, 0, 1, 0, 0, 0, 0x81, 0, 0, 0, 0, 0, 0, 0, 0]),
+            "first command is 129, allowed is 1 to 7"
         );
     }
 
@@ -482,7 +598,7 @@ mod tests {
         #[test]
         fn garbage_never_panics(mut bytes in prop::collection::vec(any::<u8>(), 0..200), list: bool) {
             if list {
-                bytes.splice(..bytes.len().min(8), [1, 0, 0, 0, bytes.len() as u8 / 16, 0, 0, 0]);
+                bytes.splice(..bytes.len().min(8), [2, 0, 0, 0, bytes.len() as u8 / 16, 0, 0, 0]);
             }
             let _ = decode_commands(&bytes.into());
         }

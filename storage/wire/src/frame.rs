@@ -14,7 +14,7 @@ use crate::pages::Pages;
 use bytes::Bytes;
 
 /// Version of this protocol. A node refuses a version that it does not know.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 
 /// Every message of the data path.
 #[derive(Clone, Debug, PartialEq)]
@@ -213,6 +213,8 @@ pub enum RequestOp {
         range: BlockRange,
         /// The highest index of this group that the session has seen acknowledged or read.
         floor: LogIndex,
+        /// The snapshot to read; the volume as it is if there is none.
+        snapshot: Option<Generation>,
     },
     /// Which blocks are mapped. Any replica that has applied `floor` answers.
     Extents {
@@ -220,16 +222,53 @@ pub enum RequestOp {
         range: BlockRange,
         /// As in a read.
         floor: LogIndex,
+        /// As in a read.
+        snapshot: Option<Generation>,
+    },
+    /// Which blocks were changed between two snapshots, or between one and now. Any replica that has
+    /// applied `floor` answers, as for extents, with runs of blocks and whether they were changed.
+    Changes {
+        /// Where; the whole range within one chunk.
+        range: BlockRange,
+        /// As in a read.
+        floor: LogIndex,
+        /// The older snapshot.
+        since: Generation,
+        /// As in a read: the newer one, or the volume as it is.
+        snapshot: Option<Generation>,
     },
     /// Commit the session's epoch in the group; every lower epoch is shut out afterwards.
     Fence {
         /// The term of the leader that the request is meant for.
         term: Term,
+        /// The generation that the session writes to.
+        generation: Generation,
     },
     /// Delete the volume's blocks in the group. Its epoch must be the newest.
     Delete {
         /// The term of the leader that the request is meant for.
         term: Term,
+    },
+    /// Keep the volume's blocks in the group as the snapshot of a generation. Any epoch may.
+    Freeze {
+        /// The term of the leader that the request is meant for.
+        term: Term,
+        /// The generation to freeze.
+        generation: Generation,
+    },
+    /// Drop the snapshot of a generation in the group. Any epoch may.
+    DropSnapshot {
+        /// The term of the leader that the request is meant for.
+        term: Term,
+        /// The snapshot's generation.
+        generation: Generation,
+    },
+    /// Make the volume's blocks in the group what they were in a snapshot, and drop the later ones.
+    Revert {
+        /// The term of the leader that the request is meant for.
+        term: Term,
+        /// The snapshot's generation.
+        generation: Generation,
     },
     /// Who leads the group.
     Leader,
@@ -249,7 +288,7 @@ pub struct Reply {
 /// The outcome of a [`Request`].
 #[derive(Clone, Debug, PartialEq)]
 pub enum ReplyResult {
-    /// A write, unmap, fence or delete is durable on a majority and applied.
+    /// A change is durable on a majority and applied.
     Done {
         /// The index of its entry.
         index: LogIndex,
@@ -264,11 +303,11 @@ pub enum ReplyResult {
         /// The blocks.
         payload: Payload,
     },
-    /// Which blocks are mapped.
+    /// Which blocks are mapped, or were changed.
     Extents {
         /// As in [`ReplyResult::Data`].
         index: LogIndex,
-        /// Runs in order: blocks, and whether they are mapped. They sum to the range's count.
+        /// Runs in order: blocks, and whether they are (were). They sum to the range's count.
         runs: Vec<(u32, bool)>,
     },
     /// Answer to [`RequestOp::Leader`], and sent when the asked replica does not lead.
@@ -311,4 +350,10 @@ pub enum Refusal {
     NotAttached = 10,
     /// The payload does not match its checksums: it was damaged on the way.
     BadChecksum = 11,
+    /// The generation of the write is frozen: submit it again in the next one.
+    Frozen = 12,
+    /// There is no such snapshot (any more).
+    NoSnapshot = 13,
+    /// The volume has as many snapshots as it may have.
+    TooManySnapshots = 14,
 }

@@ -12,13 +12,16 @@ use crate::stamp::{Content, OpId, judge};
 use crate::workload::{self, Kind, Plan};
 use crate::world::World;
 use basalt_client::{
-    BlockError, BlockResult, ClientEffect, ClientEvent, VolumeClient, VolumeConfig,
+    BlockError, BlockResult, ClientEffect, ClientEvent, Tuning, VolumeClient, VolumeConfig,
 };
+use basalt_wire::block::{BLOCK_BYTES, CHUNK_BLOCKS};
 use basalt_wire::codec::Encoder;
 use basalt_wire::frame::{Frame, Request};
 use basalt_wire::ids::{Address, Epoch, Generation, NodeId, VolumeId};
 use rustc_hash::FxHashMap;
 use std::sync::Arc;
+
+const CHUNK_BYTES: u64 = CHUNK_BLOCKS * BLOCK_BYTES as u64;
 
 /// An operation under way.
 struct Pending {
@@ -38,11 +41,15 @@ pub struct SimClient {
     pub ready: Option<Moment>,
     /// Why the session is over, if it is.
     pub lost: Option<BlockError>,
+    /// Chunks of the volume that it has heard of.
+    pub chunks: u32,
     /// Operations that it may still submit.
     pub budget: u32,
     /// No turn before this.
     pub paused_until: Instant,
     client: VolumeClient,
+    /// The snapshot that it reads, if it has not attached the volume.
+    view: Option<usize>,
     /// The node that it runs on.
     local: Option<NodeId>,
     clock: Clock,
@@ -56,9 +63,11 @@ pub struct SimClient {
 }
 
 impl SimClient {
-    /// Whether everything that it was asked is answered, and its session has begun or is over.
+    /// Whether everything that it was asked is answered, and its session has begun, in the groups of a
+    /// volume that grew too, or is over.
     pub fn is_settled(&self) -> bool {
-        self.pending.is_empty() && (self.ready.is_some() || self.lost.is_some())
+        let begun = self.ready.is_some() && self.inbox.is_empty() && self.client.is_fenced();
+        self.pending.is_empty() && (begun || self.lost.is_some())
     }
 
     /// Whether a read is under way.
@@ -91,10 +100,21 @@ pub struct Attributed {
 impl World {
     /// Attaches a volume: a new session with the next epoch.
     pub fn attach(&mut self, volume: usize, budget: u32) -> Who {
+        self.volumes[volume].epoch += 1;
+        let who = self.add_client(volume, None, budget);
+        self.volumes[volume].client = who;
+        who
+    }
+
+    /// A user who reads a snapshot.
+    pub fn attach_view(&mut self, snapshot: usize, budget: u32) -> Who {
+        self.add_client(self.snapshots[snapshot].volume, Some(snapshot), budget)
+    }
+
+    fn add_client(&mut self, volume: usize, view: Option<usize>, budget: u32) -> Who {
         let who = self.nodes.len() + self.clients.len();
         let now = self.queue.now();
-        self.volumes[volume].epoch += 1;
-        let epoch = self.volumes[volume].epoch;
+        let (epoch, volume_chunks) = (self.volumes[volume].epoch, self.volumes[volume].chunks);
         let mut rng = Rng::stream(self.options.seed, "client", who as u64);
         let rate = self.draw_rate();
         let clock = Clock::new(now, rng.below(1 << 40), rate);
@@ -102,25 +122,36 @@ impl World {
         let config = VolumeConfig {
             volume: VolumeId(self.volumes[volume].id),
             epoch: Epoch(epoch),
-            generation: Generation(0),
+            generation: Generation(match view {
+                Some(snapshot) => self.snapshots[snapshot].generation,
+                None => self.volumes[volume].generation,
+            }),
             lineage: self.volumes[volume].id,
-            size_bytes: self.options.volume_blocks() * 4096,
+            size_bytes: u64::from(volume_chunks) * CHUNK_BYTES,
             map: Arc::clone(&self.map),
             local,
         };
         let mut effects = Vec::new();
-        let client = VolumeClient::new(config, clock.read(now), &mut effects);
+        let now_there = clock.read(now);
+        let client = match view {
+            Some(_) => VolumeClient::view(config, Tuning::default(), now_there, &mut effects),
+            None => VolumeClient::new(config, now_there, &mut effects),
+        };
         self.counts.sessions += 1;
-        self.trace(|| format!("client {who} attaches volume {volume} with epoch {epoch}"));
+        self.trace(|| {
+            format!("client {who} attaches volume {volume} with epoch {epoch}, snapshot {view:?}")
+        });
         self.clients.push(SimClient {
             who,
             volume,
             epoch,
             ready: None,
             lost: None,
+            chunks: view.map_or(volume_chunks, |at| self.snapshots[at].chunks),
             budget,
             paused_until: 0,
             client,
+            view,
             local,
             clock,
             inbox: Vec::new(),
@@ -131,11 +162,34 @@ impl World {
             think_armed: true,
             rng,
         });
-        self.volumes[volume].client = who;
         self.client_effects(who, effects);
         self.queue.push_in(0, Ev::Think { who });
         self.wake_client(who);
         who
+    }
+
+    /// A volume gets so many chunks more, as far as the run lets it. The session that its record names
+    /// reads that record, and acts on it in a turn to come: by then it may be another that has the
+    /// volume, which began with the new size.
+    pub fn grow(&mut self, volume: usize, more: u32) {
+        let grown = &mut self.volumes[volume];
+        let chunks = (grown.chunks + more).min(self.options.chunks);
+        if chunks == std::mem::replace(&mut grown.chunks, chunks) {
+            return;
+        }
+        let (epoch, generation) = (grown.epoch, Generation(grown.generation));
+        self.trace(|| format!("volume {volume} has {chunks} chunks now"));
+        for at in 0..self.clients.len() {
+            let client = &mut self.clients[at];
+            let other = client.volume != volume || client.view.is_some();
+            if other || client.epoch != epoch {
+                continue;
+            }
+            client.chunks = chunks;
+            let who = client.who;
+            let size_bytes = u64::from(chunks) * CHUNK_BYTES;
+            self.client_event(who, ClientEvent::Resize { size_bytes, generation });
+        }
     }
 
     /// The client at a place among nodes and clients.
@@ -186,7 +240,11 @@ impl World {
 
     fn submit(&mut self, who: Who) {
         let nodes = self.nodes.len();
-        let plan = workload::plan(&self.options, &mut self.clients[who - nodes].rng);
+        let c = &mut self.clients[who - nodes];
+        let mut plan = workload::plan(&self.options, c.chunks, &mut c.rng);
+        if c.view.is_some() {
+            plan.kind = Kind::Read;
+        }
         self.submit_plan(who, plan);
     }
 
@@ -279,8 +337,10 @@ impl World {
                     self.trace(|| format!("client {who} is ready at moment {moment}"));
                     let c = self.client(who);
                     c.ready = Some(moment);
-                    let (volume, epoch) = (c.volume, c.epoch);
-                    self.volumes[volume].grants.push((epoch, moment));
+                    let (volume, epoch, view) = (c.volume, c.epoch, c.view);
+                    if view.is_none() {
+                        self.volumes[volume].grants.push((epoch, moment));
+                    }
                     self.think_later(who);
                 }
                 ClientEffect::Lost(error) => {
@@ -404,11 +464,19 @@ impl World {
                     return;
                 }
                 let volume = self.client(who).volume;
+                if let Some(snapshot) = self.client(who).view {
+                    return self.judge_snapshot(snapshot, p.plan.unit, &data.contiguous());
+                }
                 self.judge_read(who, volume, p.plan.unit, &data.contiguous(), p.call, end);
             }
             (Kind::Write, BlockResult::Done) => self.note_writes(who, op, p, end, true),
             (Kind::Unmap, BlockResult::Done) => self.note_writes(who, 0, p, end, true),
             (Kind::Other, BlockResult::Done | BlockResult::Extents(_)) => {}
+            (Kind::Freeze | Kind::Drop, BlockResult::Done) => {
+                let volume = self.client(who).volume;
+                self.snapshot_answered(volume, &p.plan, end, true);
+            }
+            (Kind::Revert, BlockResult::Done) => self.reverted(who, &p.plan, p.call, end),
             (kind, result) => {
                 let text = format!("a {kind:?} was answered by {result:?}");
                 self.fail(Class::ClientError, text);
@@ -425,7 +493,13 @@ impl World {
                 self.volumes[volume].epoch > epoch
             }
             BlockError::NoSpace => self.declares_full() && p.plan.kind != Kind::Read,
-            BlockError::Io(_) | BlockError::OutOfRange | BlockError::Invalid => false,
+            BlockError::Io(_) if self.client(who).view.is_some() => {
+                self.client(who).view.is_some_and(|snapshot| self.is_gone(snapshot))
+            }
+            BlockError::ReadOnly
+            | BlockError::Io(_)
+            | BlockError::OutOfRange
+            | BlockError::Invalid => false,
         };
         if !expected {
             self.fail(
@@ -440,7 +514,11 @@ impl World {
         match p.plan.kind {
             Kind::Write => self.note_writes(who, op, p, NEVER, false),
             Kind::Unmap => self.note_writes(who, 0, p, NEVER, false),
-            Kind::Read | Kind::Other => {}
+            Kind::Read | Kind::Other | Kind::Revert => {}
+            Kind::Freeze | Kind::Drop => {
+                let volume = self.client(who).volume;
+                self.snapshot_answered(volume, &p.plan, NEVER, false);
+            }
         }
     }
 
@@ -450,8 +528,9 @@ impl World {
         }
     }
 
+    /// Notes an operation on one unit.
     #[allow(clippy::too_many_arguments)] // One line of the history has that many columns.
-    fn note(
+    pub fn note(
         &mut self,
         who: Who,
         unit: u64,
@@ -467,7 +546,7 @@ impl World {
             }
             _ => return,
         };
-        let unit = (volume as u64) << 32 | unit;
+        let unit = (volume as u64) << 32 | self.volumes[volume].reverts << 24 | unit;
         let record = Record { unit, action, value, call, end, certain };
         self.history.push(Attributed { record, volume, epoch });
     }

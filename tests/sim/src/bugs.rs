@@ -3,11 +3,10 @@
 use basalt_core::planted::Bug;
 
 /// Every planted bug, with its name on the command line.
-pub const ALL: [(Bug, &str); 34] = [
+pub const ALL: [(Bug, &str); 37] = [
     (Bug::AckBeforeDurable, "ack-before-durable"),
     (Bug::NoFlush, "no-flush"),
     (Bug::DurableOutOfOrder, "durable-out-of-order"),
-    (Bug::AcknowledgesAhead, "acknowledges-ahead"),
     (Bug::ReplyBeforeCommit, "reply-before-commit"),
     (Bug::WriteErrorIgnored, "write-error-ignored"),
     (Bug::VoteNotPersisted, "vote-not-persisted"),
@@ -38,6 +37,10 @@ pub const ALL: [(Bug, &str); 34] = [
     (Bug::CleanerDropsLive, "cleaner-drops-live"),
     (Bug::MoveAppliedBlindly, "move-applied-blindly"),
     (Bug::BadBlockCopiedOn, "bad-block-copied-on"),
+    (Bug::AcknowledgesAhead, "acknowledges-ahead"),
+    (Bug::SnapshotAcrossCommit, "snapshot-across-commit"),
+    (Bug::DeltaLost, "delta-lost"),
+    (Bug::MergeDropsOlder, "merge-drops-older"),
 ];
 
 /// The bug of a name.

@@ -12,6 +12,7 @@ use crate::options::Family;
 use crate::queue::{Instant, MILLI, SECOND};
 use crate::report::Class;
 use crate::rng::Rng;
+use crate::snapshots::Snapshot;
 use crate::workload::windows;
 use crate::world::{PROBE, World};
 use basalt_core::event::Event;
@@ -19,7 +20,7 @@ use basalt_core::shard::{GroupRole, GroupStatus, Phase};
 use basalt_wire::block::{BLOCK_BYTES, CHUNK_BLOCKS, COMMAND_BLOCKS_MAX, group_of_chunk};
 use basalt_wire::command::BlockRange;
 use basalt_wire::frame::{Refusal, Reply, ReplyResult, Request, RequestOp};
-use basalt_wire::ids::{Epoch, GroupId, Incarnation, LogIndex, RequestId, VolumeId};
+use basalt_wire::ids::{Epoch, Generation, GroupId, Incarnation, LogIndex, RequestId, VolumeId};
 use bytes::Bytes;
 
 /// Time between two looks at the world.
@@ -57,6 +58,8 @@ pub struct Probe {
     node: Who,
     volume: usize,
     range: BlockRange,
+    /// Of the volume as it is, or of this snapshot.
+    snapshot: Option<usize>,
     answer: Option<Bytes>,
     /// For each block whether the replica says that it is mapped.
     mapped: Option<Vec<bool>>,
@@ -238,6 +241,7 @@ impl World {
             }
             Stage::Converge if self.is_converged() => {
                 self.compare_digests();
+                self.judge_kept();
                 self.ask_replicas();
                 Ending {
                     stage: Stage::Probe,
@@ -402,7 +406,7 @@ impl World {
     fn ask_replicas(&mut self) {
         self.probes.clear();
         for volume in 0..self.volumes.len() {
-            for (low, high) in windows(&self.options) {
+            for (low, high) in windows(&self.options, self.volumes[volume].chunks) {
                 let mut block = low;
                 while block < high {
                     let chunk = block / CHUNK_BLOCKS;
@@ -410,19 +414,24 @@ impl World {
                         .min((chunk + 1) * CHUNK_BLOCKS)
                         .min(block + u64::from(COMMAND_BLOCKS_MAX));
                     let range = BlockRange { block, count: (end - block) as u32 };
-                    self.ask_range(volume, chunk, range);
+                    self.ask_range(volume, None, range);
+                    for at in self.snapshots_of(volume, Snapshot::is_there) {
+                        self.ask_range(volume, Some(at), range);
+                    }
                     block = end;
                 }
             }
         }
     }
 
-    fn ask_range(&mut self, volume: usize, chunk: u64, range: BlockRange) {
+    fn ask_range(&mut self, volume: usize, snapshot: Option<usize>, range: BlockRange) {
+        let chunk = range.block / CHUNK_BLOCKS;
         let id = self.volumes[volume].id;
         let group = group_of_chunk(id, chunk, self.options.groups);
         let voters = self.map.groups[group.0 as usize].clone();
         for node in (0..self.nodes.len()).filter(|n| voters.contains(&address(*n))) {
-            self.probes.push(Probe { node, volume, range, answer: None, mapped: None });
+            let (answer, mapped) = (None, None);
+            self.probes.push(Probe { node, volume, range, snapshot, answer, mapped });
             self.send_probe(self.probes.len() - 1, false);
             self.send_probe(self.probes.len() - 1, true);
         }
@@ -435,13 +444,14 @@ impl World {
             self.probes[at].mapped = Some(Vec::new());
             return;
         }
-        let Probe { node, volume, range, .. } = self.probes[at];
+        let Probe { node, volume, range, snapshot, .. } = self.probes[at];
+        let snapshot = snapshot.map(|at| Generation(self.snapshots[at].generation));
         let v = &self.volumes[volume];
         let group = group_of_chunk(v.id, range.block / CHUNK_BLOCKS, self.options.groups);
         let floor = LogIndex(0);
         let op = match extents {
-            true => RequestOp::Extents { range, floor },
-            false => RequestOp::Read { range, floor },
+            true => RequestOp::Extents { range, floor, snapshot },
+            false => RequestOp::Read { range, floor, snapshot },
         };
         let request = Request {
             id: RequestId((at as u64) << 1 | u64::from(extents)),
@@ -483,20 +493,28 @@ impl World {
         let (call, end) = (self.moment(), self.moment());
         let probes = std::mem::take(&mut self.probes);
         probes.iter().for_each(|probe| self.compare_extents(probe));
-        for group in probes.chunk_by(|a, b| a.volume == b.volume && a.range == b.range) {
+        let same = |a: &Probe, b: &Probe| {
+            (a.volume, a.snapshot, a.range) == (b.volume, b.snapshot, b.range)
+        };
+        for group in probes.chunk_by(same) {
             let answers: Vec<&Probe> =
                 group.iter().filter(|p| p.answer.as_ref().is_some_and(|a| !a.is_empty())).collect();
             for pair in answers.windows(2) {
                 if pair[0].answer != pair[1].answer {
                     let text = format!(
-                        "nodes {} and {} hold different data for {:?} of volume {}",
-                        pair[0].node, pair[1].node, pair[0].range, pair[0].volume
+                        "nodes {} and {} hold different data for {:?} of volume {}, snapshot {:?}",
+                        pair[0].node, pair[1].node, pair[0].range, pair[0].volume, pair[0].snapshot
                     );
                     self.fail(Class::Divergence, text);
                 }
             }
-            if let Some(Probe { volume, range, answer: Some(data), .. }) = answers.first() {
+            if let Some(Probe { volume, range, snapshot, answer: Some(data), .. }) = answers.first()
+            {
                 let first = range.block * (BLOCK_BYTES / self.options.unit) as u64;
+                if let Some(at) = snapshot {
+                    self.judge_snapshot(*at, first, &data.clone());
+                    continue;
+                }
                 let reader = self.volumes[*volume].client;
                 self.judge_read(reader, *volume, first, &data.clone(), call, end);
             }
@@ -537,6 +555,7 @@ impl World {
     pub fn judge_history(&mut self) {
         self.note_unanswered();
         let history = std::mem::take(&mut self.history);
+        self.judge_snapshots(&history);
         let mut records: Vec<Record> = Vec::with_capacity(history.len());
         for a in &history {
             let mut r = a.record;

@@ -47,6 +47,7 @@ pub mod runner;
 pub mod scenarios;
 pub mod script;
 pub mod shrink;
+pub mod snapshots;
 pub mod stamp;
 pub mod store;
 pub mod workload;

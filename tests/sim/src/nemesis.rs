@@ -54,6 +54,8 @@ impl World {
                 | Family::Pause
                 | Family::Move
                 | Family::Operator
+                | Family::Grow
+                | Family::Snapshot
         );
         if paced {
             let mean = self.options.pace[family as usize] as f64;
@@ -78,6 +80,8 @@ impl World {
             Family::Pause => self.pause(),
             Family::Move => self.move_attachment(),
             Family::Operator => self.operate(),
+            Family::Grow => self.grow_some_volume(),
+            Family::Snapshot => self.disturb_snapshots(),
             _ => {}
         }
         self.next_fault(family);
@@ -261,6 +265,11 @@ impl World {
         }
         self.client(old).budget = left;
         self.attach(volume, budget - left);
+    }
+
+    fn grow_some_volume(&mut self) {
+        let volume = self.fault_rng.below(self.volumes.len() as u64) as usize;
+        self.grow(volume, 1);
     }
 
     fn operate(&mut self) {

@@ -466,9 +466,15 @@ impl World {
                 *term
             }
             RequestOp::Unmap { term, .. }
-            | RequestOp::Fence { term }
+            | RequestOp::Fence { term, .. }
+            | RequestOp::Freeze { term, .. }
+            | RequestOp::DropSnapshot { term, .. }
+            | RequestOp::Revert { term, .. }
             | RequestOp::Delete { term } => *term,
-            RequestOp::Read { .. } | RequestOp::Extents { .. } | RequestOp::Leader => return,
+            RequestOp::Read { .. }
+            | RequestOp::Extents { .. }
+            | RequestOp::Changes { .. }
+            | RequestOp::Leader => return,
         };
         if let Err(text) = self.raft.acknowledged(request.group.0, index, term.0) {
             self.fail(Class::Raft, text);
@@ -476,6 +482,8 @@ impl World {
         let (group, volume, epoch) = (request.group.0, request.volume.0, request.epoch.0);
         let judged = match &request.op {
             RequestOp::Fence { .. } => self.raft.fenced(group, volume, epoch, index),
+            // Whoever knows of a volume may take and drop its snapshots.
+            RequestOp::Freeze { .. } | RequestOp::DropSnapshot { .. } => Ok(()),
             _ => self.raft.written(group, volume, epoch, index),
         };
         if let Err(text) = judged {

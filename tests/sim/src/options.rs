@@ -74,11 +74,15 @@ pub enum Family {
     Full,
     /// A device that holds the data and little more, so that all that is written is cleaned.
     Space,
+    /// Volumes that grow while they are used.
+    Grow,
+    /// Snapshots taken, dropped and read.
+    Snapshot,
 }
 
 impl Family {
     /// All families.
-    pub const ALL: [Family; 17] = [
+    pub const ALL: [Family; 19] = [
         Family::Delay,
         Family::Reset,
         Family::Clog,
@@ -96,6 +100,8 @@ impl Family {
         Family::Operator,
         Family::Full,
         Family::Space,
+        Family::Grow,
+        Family::Snapshot,
     ];
 
     /// Its name on the command line.
@@ -118,6 +124,8 @@ impl Family {
             Family::Operator => "operator",
             Family::Full => "full",
             Family::Space => "space",
+            Family::Grow => "grow",
+            Family::Snapshot => "snapshot",
         }
     }
 
@@ -139,6 +147,8 @@ impl Family {
             Family::Pause => (500 * MILLI, 15 * SECOND),
             Family::Move => (500 * MILLI, 15 * SECOND),
             Family::Operator => (100 * MILLI, 5 * SECOND),
+            Family::Grow => (100 * MILLI, 5 * SECOND),
+            Family::Snapshot => (50 * MILLI, 3 * SECOND),
             _ => return None,
         })
     }
@@ -225,7 +235,7 @@ pub struct Options {
     pub groups: u32,
     /// Volumes, each with a client.
     pub volumes: u32,
-    /// Chunks of each volume. Operations keep to a window of blocks around each chunk's start.
+    /// Chunks of each volume, in the end if it grows. Operations keep to a window of blocks around each chunk's start.
     pub chunks: u32,
     /// Blocks on each side of a chunk's start.
     pub window: u32,
@@ -250,7 +260,7 @@ pub struct Options {
     /// What may go wrong.
     pub families: Families,
     /// Mean time between two faults, by family.
-    pub pace: [u64; 17],
+    pub pace: [u64; 19],
     /// Whether disks have a volatile cache.
     pub volatile: bool,
     /// Whether a durable write flushes the whole cache.
@@ -373,9 +383,9 @@ impl Options {
         u64::from(enough.unwrap_or(u32::MAX))
     }
 
-    /// Blocks of a volume.
-    pub fn volume_blocks(&self) -> u64 {
-        u64::from(self.chunks) * basalt_wire::block::CHUNK_BLOCKS
+    /// Chunks of a new volume.
+    pub fn first_chunks(&self) -> u32 {
+        if self.families.has(Family::Grow) { 1 } else { self.chunks }
     }
 
     /// How many nodes are a majority.

@@ -21,6 +21,8 @@ pub enum Class {
     Divergence,
     /// Something that had to end did not.
     Liveness,
+    /// A snapshot was not one point in time, or changed.
+    Snapshot,
     /// A client got an error that the faults do not explain.
     ClientError,
     /// A node raised an alarm, or could not open its device, without damage.
@@ -63,6 +65,10 @@ pub struct Counts {
     pub starts: u64,
     /// Sessions.
     pub sessions: u64,
+    /// Snapshots that were complete, and units read of them.
+    pub snapshots: u64,
+    /// See [`Counts::snapshots`].
+    pub snapshot_units: u64,
     /// Simulated nanoseconds.
     pub simulated: u64,
     /// What the register checker judged.

@@ -97,6 +97,8 @@ impl Series {
         c.starts += o.starts;
         c.sessions += o.sessions;
         c.simulated += o.simulated;
+        c.snapshots += o.snapshots;
+        c.snapshot_units += o.snapshot_units;
         c.checked.units += o.checked.units;
         c.checked.searched += o.checked.searched;
         c.checked.skipped += o.checked.skipped;

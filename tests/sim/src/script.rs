@@ -55,7 +55,7 @@ impl Script {
         for n in 0..world.nodes.len() {
             world.start_node(n);
         }
-        world.volumes.push(Volume { id: 1, epoch: 0, client: 0, grants: Vec::new() });
+        world.volumes.push(Volume::new(1, &world.options));
         let client = world.attach(0, 0);
         world.queue.push_in(crate::ending::CHECK_EVERY, Ev::Check);
         let mut script = Script { world, client };

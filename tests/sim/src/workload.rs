@@ -6,6 +6,7 @@ use crate::stamp::{OpId, Stamp};
 use basalt_client::BlockOp;
 use basalt_wire::block::{BLOCK_BYTES, CHUNK_BLOCKS};
 use basalt_wire::buffer::{IoBuf, Payload};
+use basalt_wire::ids::Generation;
 
 /// What an operation does to the units that it covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +19,12 @@ pub enum Kind {
     Unmap,
     /// Touches none: a flush, or a question about extents.
     Other,
+    /// Touches none: takes the snapshot of the generation that `unit` says.
+    Freeze,
+    /// Touches none: drops the snapshot of the generation that `unit` says.
+    Drop,
+    /// Brings all back: reverts to the snapshot of the generation that `unit` says.
+    Revert,
 }
 
 /// An operation before it is submitted.
@@ -33,16 +40,16 @@ pub struct Plan {
 
 /// The windows of blocks that operations keep to: one around the start of each chunk, so that a few
 /// blocks see all the work, and operations across two chunks (and so two groups) are frequent.
-pub fn windows(o: &Options) -> Vec<(u64, u64)> {
+pub fn windows(o: &Options, chunks: u32) -> Vec<(u64, u64)> {
     let window = u64::from(o.window);
-    (0..u64::from(o.chunks))
+    (0..u64::from(chunks))
         .map(|c| ((c * CHUNK_BLOCKS).saturating_sub(window), c * CHUNK_BLOCKS + window))
         .collect()
 }
 
-/// Draws the next operation of a client.
-pub fn plan(o: &Options, rng: &mut Rng) -> Plan {
-    let (low, high) = *rng.pick(&windows(o));
+/// Draws the next operation of a client that knows of so many chunks.
+pub fn plan(o: &Options, chunks: u32, rng: &mut Rng) -> Plan {
+    let (low, high) = *rng.pick(&windows(o, chunks));
     let most = u64::from(o.blocks_max).min(high - low);
     let count = match o.pattern {
         Pattern::Overlapping => most,
@@ -77,6 +84,9 @@ pub fn request(plan: &Plan, o: &Options, volume: u64, client: u32, op: OpId) -> 
     match plan.kind {
         Kind::Read => BlockOp::Read { offset, len: len as u32 },
         Kind::Unmap => BlockOp::Unmap { offset, len },
+        Kind::Freeze => BlockOp::Snapshot { generation: Generation(plan.unit as u32) },
+        Kind::Drop => BlockOp::DropSnapshot { generation: Generation(plan.unit as u32) },
+        Kind::Revert => BlockOp::Revert { generation: Generation(plan.unit as u32) },
         Kind::Other if op.is_multiple_of(2) => BlockOp::Flush,
         Kind::Other => BlockOp::Extents { offset, len },
         Kind::Write => {

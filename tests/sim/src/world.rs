@@ -13,6 +13,7 @@ use crate::options::{Family, Options, SEGMENTS_RESERVED};
 use crate::queue::{Instant, MILLI, Queue};
 use crate::report::{Class, Counts, Failure, Outcome};
 use crate::rng::{Rng, mix};
+use crate::snapshots::Snapshot;
 use crate::store::{Store, draw_interval};
 use basalt_client::{ClientEvent, PoolMap};
 use basalt_core::Shard;
@@ -37,10 +38,31 @@ pub struct Volume {
     pub id: u64,
     /// The epoch given out last.
     pub epoch: u64,
+    /// Its chunks, as the record says.
+    pub chunks: u32,
+    /// The generation that its next session writes to.
+    pub generation: u32,
+    /// How often it was reverted: each time its units begin a history of their own.
+    pub reverts: u64,
     /// The client attached last.
     pub client: Who,
     /// When sessions began: epoch and moment.
     pub grants: Vec<(u64, Moment)>,
+}
+
+impl Volume {
+    /// One that was never attached.
+    pub fn new(id: u64, o: &Options) -> Volume {
+        Volume {
+            id,
+            epoch: 0,
+            chunks: o.first_chunks(),
+            generation: 0,
+            reverts: 0,
+            client: 0,
+            grants: Vec::new(),
+        }
+    }
 }
 
 /// Everything there is.
@@ -57,6 +79,8 @@ pub struct World {
     pub clients: Vec<SimClient>,
     /// The volumes.
     pub volumes: Vec<Volume>,
+    /// The snapshots, in the order in which they were asked for.
+    pub snapshots: Vec<Snapshot>,
     /// Where the groups are.
     pub map: Arc<PoolMap>,
     /// The acknowledgement oracle.
@@ -124,6 +148,7 @@ impl World {
             nodes: Vec::new(),
             clients: Vec::new(),
             volumes: Vec::new(),
+            snapshots: Vec::new(),
             map: Arc::new(map),
             oracle: Oracle::new(options.unit),
             raft: RaftMonitor::default(),
@@ -218,7 +243,7 @@ impl World {
         let budget = self.options.ops / self.options.volumes;
         for volume in 0..self.options.volumes as usize {
             let id = volume as u64 + 1;
-            self.volumes.push(Volume { id, epoch: 0, client: 0, grants: Vec::new() });
+            self.volumes.push(Volume::new(id, &self.options));
             self.attach(volume, budget);
         }
         self.unleash();

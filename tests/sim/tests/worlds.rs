@@ -25,6 +25,8 @@ fn three_hundred_seeds_hold() {
     assert_eq!(series.runs, 300);
     assert!(series.counts.done > 10_000, "only {} operations were answered", series.counts.done);
     assert!(series.counts.checked.units > 2_000, "{:?}", series.counts.checked);
+    let (snapshots, units) = (series.counts.snapshots, series.counts.snapshot_units);
+    assert!(snapshots > 500 && units > 10_000, "{snapshots} snapshots, {units} units of them");
 }
 
 #[test]

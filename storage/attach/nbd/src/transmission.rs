@@ -490,6 +490,7 @@ fn refusal(error: BlockError, writes: bool) -> Refused {
         BlockError::OutOfRange if writes => (Errno::NoSpace, "beyond the end of the volume"),
         BlockError::OutOfRange => (Errno::Invalid, "beyond the end of the volume"),
         BlockError::Invalid => (Errno::Invalid, "the volume refused the request"),
+        BlockError::ReadOnly => (Errno::Perm, "a snapshot can not be written to"),
     }
 }
 

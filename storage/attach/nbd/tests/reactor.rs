@@ -85,7 +85,8 @@ fn attach(nodes: &[ReactorHandle], at: usize, epoch: u64, size_bytes: u64) -> St
     let (sender, answer) = channel::<Result<(), DoorError>>();
     let reply = Box::new(move |result| sender.send(result).expect("the test waits"));
     let (name, description) = ("vol".to_owned(), "a test".to_owned());
-    let command = DoorCommand::Attach { name, description, read_only: false, config, reply };
+    let command =
+        DoorCommand::Attach { name, description, read_only: false, config, view: false, reply };
     nodes[at].tenant(0, Box::new(command));
     answer.recv_timeout(PATIENCE).expect("the session begins in time").expect("it is attached");
     let listener = nodes[at].stream_addrs()[0].expect("a TCP listener");

@@ -11,10 +11,11 @@ mod session;
 mod timers;
 
 use crate::chunks::Chunks;
-use crate::group::Group;
+use crate::group::{FenceState, Group};
 use crate::link::Link;
 use crate::part::{
-    Change, ExtentSum, InOrder, NONE, OP_PARTS_MAX, Op, Part, PartKind, Sent, Verb, block_checksums,
+    Change, Control, ExtentSum, InOrder, NONE, OP_PARTS_MAX, Op, Part, PartKind, Sent, Verb,
+    block_checksums,
 };
 use crate::retry::Copies;
 use crate::slab::Slab;
@@ -25,7 +26,7 @@ use crate::types::{
 use basalt_wire::block::{BLOCK_BYTES, CHUNK_BLOCKS, group_of_chunk};
 use basalt_wire::buffer::Payload;
 use basalt_wire::command::BlockRange;
-use basalt_wire::ids::GroupId;
+use basalt_wire::ids::{Generation, GroupId};
 use basalt_wire::time::Time;
 use std::collections::VecDeque;
 
@@ -38,6 +39,8 @@ pub struct VolumeClient {
     tuning: Tuning,
     now: Time,
     phase: Phase,
+    /// Whether it reads a snapshot and changes nothing.
+    view: bool,
     /// Links that came up so far in this session.
     incarnations: u64,
     /// How far the incarnation jumps when a replica has seen a higher one.
@@ -78,11 +81,29 @@ impl VolumeClient {
         now: Time,
         out: &mut Out,
     ) -> VolumeClient {
+        VolumeClient::make(config, tuning, false, now, out)
+    }
+
+    /// A view of the snapshot of the configuration's generation. It fences nothing, so that any number
+    /// of them may be there beside the volume's session. It reads, and takes and drops snapshots; a
+    /// session that writes moves on to the next generation when it meets one that was frozen.
+    pub fn view(config: VolumeConfig, tuning: Tuning, now: Time, out: &mut Out) -> VolumeClient {
+        VolumeClient::make(config, tuning, true, now, out)
+    }
+
+    fn make(
+        config: VolumeConfig,
+        tuning: Tuning,
+        view: bool,
+        now: Time,
+        out: &mut Out,
+    ) -> VolumeClient {
         let mut client = VolumeClient {
             config,
             tuning,
             now,
             phase: Phase::Fencing,
+            view,
             incarnations: 0,
             leap: 1,
             links: Vec::new(),
@@ -121,7 +142,7 @@ impl VolumeClient {
             ClientEvent::LinkDown { to } => self.link_down(to),
             ClientEvent::Reply { from, reply } => self.on_reply(from, reply, out),
             ClientEvent::Map(map) => self.new_map(map, out),
-            ClientEvent::Resize(size_bytes) => self.resize(size_bytes),
+            ClientEvent::Resize { size_bytes, generation } => self.resize(size_bytes, generation),
         }
         self.run(out);
     }
@@ -161,6 +182,16 @@ impl VolumeClient {
     /// Whether the session has begun and is not over.
     pub fn is_ready(&self) -> bool {
         self.phase == Phase::Ready
+    }
+
+    /// Whether no group is being fenced: not at its beginning, and not after the volume has grown.
+    pub fn is_fenced(&self) -> bool {
+        self.groups.iter().all(|group| group.fence != FenceState::Pending)
+    }
+
+    /// The generation that writes go to.
+    pub fn generation(&self) -> Generation {
+        self.config.generation
     }
 
     /// The volume and session.
@@ -203,12 +234,11 @@ impl VolumeClient {
     /// The request with its range checked; nothing for a flush, which has nothing to do: whatever
     /// was acknowledged is durable.
     fn accept(&self, tag: u64, op: BlockOp) -> Result<Option<Op>, BlockError> {
+        if let Some(control) = self.control(&op)? {
+            let cursor = Cursor::new(Cut::Read, 0, 0);
+            return Ok(Some(new_op(tag, Verb::Control(control), cursor)));
+        }
         let (verb, cut, offset, len) = match op {
-            BlockOp::Flush => return Ok(None),
-            BlockOp::Delete => {
-                let cursor = Cursor::new(Cut::Read, 0, 0);
-                return Ok(Some(new_op(tag, Verb::Delete, cursor)));
-            }
             BlockOp::Read { offset, len } => {
                 (Verb::Read(InOrder::new(), Payload::empty()), Cut::Read, offset, u64::from(len))
             }
@@ -218,9 +248,14 @@ impl VolumeClient {
             }
             BlockOp::Unmap { offset, len } => (Verb::Unmap, Cut::Unmap, offset, len),
             BlockOp::Extents { offset, len } => {
-                let verb = Verb::Extents(InOrder::new(), ExtentSum::default());
+                let verb = Verb::Extents(InOrder::new(), ExtentSum::default(), None);
                 (verb, Cut::Extents, offset, len)
             }
+            BlockOp::Changes { offset, len, since } => {
+                let verb = Verb::Extents(InOrder::new(), ExtentSum::default(), Some(since));
+                (verb, Cut::Extents, offset, len)
+            }
+            _ => return Ok(None),
         };
         if len == 0 {
             return Err(BlockError::Invalid);
@@ -233,15 +268,37 @@ impl VolumeClient {
         }
     }
 
+    /// What is to be done to the volume as a whole, if anything. A view changes nothing of it.
+    fn control(&self, op: &BlockOp) -> Result<Option<Control>, BlockError> {
+        let control = match op {
+            BlockOp::Snapshot { generation } => return Ok(Some(Control::Freeze(*generation))),
+            BlockOp::DropSnapshot { generation } => {
+                return Ok(Some(Control::DropSnapshot(*generation)));
+            }
+            BlockOp::Read { .. } | BlockOp::Extents { .. } => return Ok(None),
+            BlockOp::Changes { .. } | BlockOp::Flush => return Ok(None),
+            _ if self.view => return Err(BlockError::ReadOnly),
+            BlockOp::Write { .. } | BlockOp::Unmap { .. } => return Ok(None),
+            BlockOp::Delete => Control::Delete,
+            BlockOp::Revert { .. } if self.ops.len() > 0 => {
+                return Err(BlockError::Io("a volume in use can not be reverted"));
+            }
+            BlockOp::Revert { generation } => Control::Revert(*generation),
+        };
+        Ok(Some(control))
+    }
+
     fn start(&mut self, op: Op, out: &mut Out) {
         self.stats.write_bytes += op.write_bytes;
-        let deletes = matches!(op.verb, Verb::Delete);
+        let control = match op.verb {
+            Verb::Control(control) => Some(control),
+            _ => None,
+        };
         let id = self.ops.insert(op);
-        if deletes {
-            self.start_delete(id);
-        } else {
-            self.advance(id, out);
+        if let Some(control) = control {
+            self.start_control(id, control);
         }
+        self.advance(id, out);
     }
 
     /// Starts as many parts as may be under way, and completes the request after its last one.
@@ -255,7 +312,7 @@ impl VolumeClient {
         if op.under_way == 0 && op.cursor.is_done() {
             let op = self.ops.remove(id);
             self.stats.write_bytes -= op.write_bytes;
-            let deleted = matches!(op.verb, Verb::Delete) && op.error.is_none();
+            let deleted = matches!(op.verb, Verb::Control(Control::Delete)) && op.error.is_none();
             let result = match op.error {
                 Some(error) => Err(error),
                 None => Ok(op.verb.into_result()),
@@ -276,7 +333,9 @@ impl VolumeClient {
         };
         let kind = match &mut op.verb {
             Verb::Read(..) => PartKind::Read { skip: piece.skip, len: piece.len as u32 },
-            Verb::Extents(..) => PartKind::Extents { skip: piece.skip, len: piece.len },
+            Verb::Extents(_, _, since) => {
+                PartKind::Extents { skip: piece.skip, len: piece.len, since: *since }
+            }
             Verb::Write(data) => {
                 let payload = if alone {
                     std::mem::take(data)
@@ -292,7 +351,7 @@ impl VolumeClient {
             }
             Verb::Unmap if piece.is_whole() => PartKind::Unmap,
             Verb::Unmap => change(None),
-            Verb::Delete => unreachable!("a delete is not cut"),
+            Verb::Control(_) => unreachable!("what is done to all groups is not cut"),
         };
         let chunk = piece.range.block / CHUNK_BLOCKS;
         let group = group_of_chunk(self.config.lineage, chunk, self.config.map.group_count);
@@ -314,6 +373,7 @@ impl VolumeClient {
             range,
             kind,
             copies: Copies::default(),
+            generation: Generation::default(),
             sent: NONE,
             tried: Default::default(),
             damaged: Default::default(),

@@ -2,7 +2,7 @@
 
 use super::{Out, VolumeClient};
 use crate::part::{
-    Change, NONE, PartKind, Runs, SentFor, Verb, block_checksums, matches_checksums,
+    Change, Control, NONE, PartKind, Runs, SentFor, Verb, block_checksums, matches_checksums,
 };
 use crate::types::BlockError;
 use basalt_wire::buffer::Payload;
@@ -10,6 +10,8 @@ use basalt_wire::frame::{Refusal, Reply, ReplyResult};
 use basalt_wire::ids::{Address, GroupId, LogIndex, NodeId, Term};
 
 const MALFORMED: BlockError = BlockError::Io("a replica refused the request as malformed");
+const NO_SNAPSHOT: BlockError = BlockError::Io("there is no such snapshot");
+const TOO_MANY: BlockError = BlockError::Io("the volume has as many snapshots as it may have");
 const CHANGED: BlockError = BlockError::Io("the data changed in memory while it was written");
 
 /// Who answers: the link, and its replica's place among the group's voters.
@@ -93,13 +95,13 @@ impl VolumeClient {
                 self.on_extents(id, from, index, runs, out);
             }
             (true, ReplyResult::Refused(refusal)) => {
-                self.on_read_refused(id, voter, Some(refusal));
+                self.on_read_refused(id, voter, Some(refusal), out);
             }
             (true, other) => {
                 if let ReplyResult::Leader { leader: Some(node), term } = other {
                     self.learn(self.parts[id].group, node, term);
                 }
-                self.on_read_refused(id, voter, None);
+                self.on_read_refused(id, voter, None, out);
             }
             // An answer to another question: nothing is known about what was asked.
             (false, ReplyResult::Data { .. } | ReplyResult::Extents { .. }) => self.lose_copy(id),
@@ -148,7 +150,14 @@ impl VolumeClient {
                 self.finish_part(id, out, |_, _| {});
                 self.fenced(group, index, out);
             }
-            PartKind::Delete => self.finish_part(id, out, |_, _| {}),
+            PartKind::Control(control) => {
+                if let Control::Revert(_) = control {
+                    // No replica that has not reverted may serve a read from here on.
+                    let state = self.group(group);
+                    state.fence_index = state.fence_index.max(index);
+                }
+                self.finish_part(id, out, |_, _| {});
+            }
             _ => {
                 self.chunks.raise(self.parts[id].chunk(), index);
                 self.finish_part(id, out, |_, _| {});
@@ -175,12 +184,25 @@ impl VolumeClient {
     fn on_refused(&mut self, id: u32, from: Replier, refusal: Refusal, out: &mut Out) {
         self.parts[id].copies.refused();
         match refusal {
-            // A fence and a delete must come through on a full device too, and will.
-            Refusal::NoSpace
-                if !matches!(self.parts[id].kind, PartKind::Fence | PartKind::Delete) =>
-            {
+            Refusal::NoSpace if !self.parts[id].must_come_through() => {
                 self.fail_part(id, BlockError::NoSpace, out);
             }
+            // It may have led once, and have no room to take part in electing who leads now.
+            Refusal::NoSpace => {
+                self.forget_leader(id, from.voter);
+                self.back_off(id);
+            }
+            Refusal::Frozen => {
+                // Submitted again in the session's generation. If that is frozen too, a snapshot was
+                // begun without the session: it goes on behind it.
+                let carried = self.parts[id].generation;
+                if carried == self.config.generation {
+                    self.config.generation.0 = carried.0.saturating_add(1);
+                }
+                self.todo.push(id);
+            }
+            Refusal::NoSnapshot => self.fail_part(id, NO_SNAPSHOT, out),
+            Refusal::TooManySnapshots => self.fail_part(id, TOO_MANY, out),
             Refusal::NotHere | Refusal::Unavailable => {
                 self.forget_leader(id, from.voter);
                 self.todo.push(id);
@@ -241,7 +263,7 @@ impl VolumeClient {
         if !sound {
             // Damaged on the way, so another try with the same replica later may do.
             self.stats.damaged += 1;
-            return self.on_read_refused(id, from.voter, None);
+            return self.on_read_refused(id, from.voter, None, out);
         }
         self.chunks.raise(part.chunk(), index);
         match &part.kind {
@@ -259,7 +281,7 @@ impl VolumeClient {
                 self.parts[id].kind = kind;
                 self.todo.push(id);
             }
-            _ => self.on_read_refused(id, from.voter, None),
+            _ => self.on_read_refused(id, from.voter, None, out),
         }
     }
 
@@ -268,12 +290,12 @@ impl VolumeClient {
         let total: u64 = runs.iter().map(|(count, _)| u64::from(*count)).sum();
         let asked = matches!(part.kind, PartKind::Extents { .. });
         if !asked || total != u64::from(part.range.count) {
-            return self.on_read_refused(id, from.voter, None);
+            return self.on_read_refused(id, from.voter, None, out);
         }
         self.chunks.raise(part.chunk(), index);
         self.finish_part(id, out, |op, part| {
-            let PartKind::Extents { skip, len } = part.kind else { return };
-            if let Verb::Extents(order, sum) = &mut op.verb {
+            let PartKind::Extents { skip, len, .. } = part.kind else { return };
+            if let Verb::Extents(order, sum, _) = &mut op.verb {
                 order.put(part.number, (runs, u64::from(skip), len), |(runs, skip, len)| {
                     sum.add(&runs, skip, len);
                 });
@@ -285,7 +307,10 @@ impl VolumeClient {
     }
 
     /// This replica can not serve the read now: another may.
-    fn on_read_refused(&mut self, id: u32, voter: usize, refusal: Option<Refusal>) {
+    fn on_read_refused(&mut self, id: u32, voter: usize, refusal: Option<Refusal>, out: &mut Out) {
+        if refusal == Some(Refusal::NoSnapshot) {
+            return self.fail_part(id, NO_SNAPSHOT, out);
+        }
         let part = &mut self.parts[id];
         part.tried.insert(voter);
         match refusal {

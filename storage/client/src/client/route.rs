@@ -2,7 +2,7 @@
 
 use super::{Out, VolumeClient};
 use crate::group::FenceState;
-use crate::part::{NONE, PartKind, Sent, SentFor};
+use crate::part::{Control, NONE, PartKind, Sent, SentFor};
 use crate::retry::Verdict;
 use crate::types::{BlockError, ClientEffect};
 use basalt_wire::frame::{Request, RequestOp};
@@ -136,6 +136,7 @@ impl VolumeClient {
         let incarnation = self.links[usize::from(link)].incarnation;
         let part = &mut self.parts[id];
         let number = part.group;
+        part.generation = self.config.generation;
         if !part.is_read() {
             self.stats.resent += u64::from(part.copies.is_repeat());
             part.copies.sent(term, incarnation);
@@ -149,11 +150,15 @@ impl VolumeClient {
         let part = &self.parts[id];
         let (range, generation) = (part.range, self.config.generation);
         let floor = || self.chunks.floor(part.chunk()).max(fence_index);
+        let snapshot = self.view.then_some(generation);
         match &part.kind {
             PartKind::Read { .. } | PartKind::Change(_) => {
-                RequestOp::Read { range, floor: floor() }
+                RequestOp::Read { range, floor: floor(), snapshot }
             }
-            PartKind::Extents { .. } => RequestOp::Extents { range, floor: floor() },
+            PartKind::Extents { since: Some(since), .. } => {
+                RequestOp::Changes { range, floor: floor(), since: *since, snapshot }
+            }
+            PartKind::Extents { .. } => RequestOp::Extents { range, floor: floor(), snapshot },
             PartKind::Write { payload, checksums } => RequestOp::Write {
                 term,
                 generation,
@@ -162,8 +167,17 @@ impl VolumeClient {
                 payload: payload.clone(),
             },
             PartKind::Unmap => RequestOp::Unmap { term, generation, range },
-            PartKind::Fence => RequestOp::Fence { term },
-            PartKind::Delete => RequestOp::Delete { term },
+            PartKind::Fence => RequestOp::Fence { term, generation },
+            PartKind::Control(Control::Delete) => RequestOp::Delete { term },
+            PartKind::Control(Control::Freeze(generation)) => {
+                RequestOp::Freeze { term, generation: *generation }
+            }
+            PartKind::Control(Control::DropSnapshot(generation)) => {
+                RequestOp::DropSnapshot { term, generation: *generation }
+            }
+            PartKind::Control(Control::Revert(generation)) => {
+                RequestOp::Revert { term, generation: *generation }
+            }
         }
     }
 

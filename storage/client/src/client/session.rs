@@ -3,12 +3,12 @@
 use super::{Out, Phase, VolumeClient, blocks_of};
 use crate::group::{FenceState, Group, VOTERS_MAX, VoterSet};
 use crate::link::{Link, LinkState};
-use crate::part::{NONE, PartKind, SentFor};
+use crate::part::{Control, NONE, PartKind, SentFor};
 use crate::slab::Slab;
 use crate::types::{BlockError, ClientEffect, PoolMap};
 use basalt_wire::block::{CHUNK_BLOCKS, group_of_chunk};
 use basalt_wire::command::BlockRange;
-use basalt_wire::ids::{Address, GroupId, Incarnation, LogIndex};
+use basalt_wire::ids::{Address, Generation, GroupId, Incarnation, LogIndex};
 use std::sync::Arc;
 
 /// No blocks: what a fence or a delete is about.
@@ -42,7 +42,9 @@ impl VolumeClient {
     }
 
     pub(super) fn fence(&mut self, group: GroupId) {
-        if self.group(group).fence == FenceState::NotNeeded {
+        if self.view {
+            self.group(group).fence = FenceState::Done;
+        } else if self.group(group).fence == FenceState::NotNeeded {
             self.group(group).fence = FenceState::Pending;
             let part = self.new_part(NONE, group, NOWHERE, PartKind::Fence);
             self.start_part(part);
@@ -77,15 +79,34 @@ impl VolumeClient {
         }
     }
 
-    pub(super) fn start_delete(&mut self, op: u32) {
+    /// Does something to the volume as a whole: in every group for a delete, else in those that the
+    /// session has to do with. A snapshot moves the session to the next generation at once.
+    pub(super) fn start_control(&mut self, op: u32, control: Control) {
+        if let (Control::Freeze(generation), false) = (control, self.view) {
+            let next = Generation(generation.0.saturating_add(1));
+            self.config.generation = self.config.generation.max(next);
+        }
         for group in (0..self.config.map.group_count).map(GroupId) {
-            self.fence(group);
-            let part = self.new_part(op, group, NOWHERE, PartKind::Delete);
-            self.start_part(part);
+            if control == Control::Delete {
+                self.fence(group);
+            }
+            if self.group(group).fence != FenceState::NotNeeded {
+                let part = self.new_part(op, group, NOWHERE, PartKind::Control(control));
+                self.start_part(part);
+            }
         }
     }
 
-    pub(super) fn resize(&mut self, size_bytes: u64) {
+    /// The volume grew. Groups that held nothing of it are fenced, and what is asked of them waits for
+    /// that. A volume never gets smaller, so a lower size is one of the past.
+    ///
+    /// A snapshot that was begun before the volume grew does not freeze those groups. So the session
+    /// leaves the snapshot's generation before it writes there.
+    pub(super) fn resize(&mut self, size_bytes: u64, generation: Generation) {
+        if size_bytes <= self.config.size_bytes {
+            return;
+        }
+        self.config.generation = self.config.generation.max(generation);
         self.config.size_bytes = size_bytes;
         self.fence_needed();
     }

@@ -3,10 +3,10 @@
 mod model;
 mod random;
 
-use crate::{BlockError, BlockOp, BlockResult, ClientEffect, ClientEvent, VolumeClient};
+use crate::{BlockError, BlockOp, BlockResult, ClientEffect, ClientEvent, Tuning, VolumeClient};
 use basalt_wire::buffer::Payload;
 use basalt_wire::frame::{Refusal, RequestOp};
-use basalt_wire::ids::{NodeId, Term};
+use basalt_wire::ids::{Generation, NodeId, Term};
 use basalt_wire::time::Time;
 use bytes::Bytes;
 use model::{World, address, group_of};
@@ -66,14 +66,50 @@ fn a_session_fences_before_anything_is_sent() {
     assert_eq!(tags, [2, 1], "a flush waits for nothing that is not acknowledged");
 }
 
+fn grown(size_bytes: u64) -> ClientEvent {
+    ClientEvent::Resize { size_bytes, generation: Generation(0) }
+}
+
 #[test]
 fn only_groups_with_chunks_are_fenced() {
     let mut world = World::new(3, 8, 4 * MIB, None);
     world.run_until(|world| world.ready);
     assert_eq!(world.groups.iter().filter(|group| group.epoch != 0).count(), 1);
-    world.event(ClientEvent::Resize(1024 * MIB));
+    world.event(grown(1024 * MIB));
     assert_eq!(ask(&mut world, write(900 * MIB, 4096, 1)), Ok(BlockResult::Done));
     world.run_until(|world| world.groups.iter().all(|group| group.epoch != 0));
+}
+
+#[test]
+fn a_session_leaves_the_generation_of_a_snapshot_when_its_volume_grows() {
+    let mut world = World::new(3, 8, 4 * MIB, None);
+    world.run_until(|world| world.ready);
+    world.event(ClientEvent::Resize { size_bytes: 12 * MIB, generation: Generation(3) });
+    assert_eq!(world.client.generation(), Generation(3));
+    // A record of the past changes nothing.
+    world.event(ClientEvent::Resize { size_bytes: 12 * MIB, generation: Generation(2) });
+    assert_eq!(world.client.generation(), Generation(3));
+}
+
+#[test]
+fn a_volume_grows_under_way_and_never_shrinks() {
+    let mut world = World::new(3, 8, 4 * MIB, None);
+    // It grows before the session has begun: that begins with what it needs now.
+    world.event(grown(12 * MIB));
+    world.submit(1, write(12 * MIB - 4096, 4096, 1));
+    world.run_until(|world| world.ready);
+    let fenced = |world: &World| world.groups.iter().filter(|group| group.epoch != 0).count();
+    assert!((2..8).contains(&fenced(&world)), "some groups hold nothing of it yet");
+    world.finish();
+    assert_eq!(world.done.pop().expect("answered").2, Ok(BlockResult::Done));
+    world.event(grown(4 * MIB));
+    assert_eq!(data(&mut world, 12 * MIB - 4096, 4096), bytes(4096, 1).contiguous());
+    assert_eq!(ask(&mut world, write(12 * MIB, 512, 1)), Err(BlockError::OutOfRange));
+    // A session that was shut out notices it in the groups that it enters.
+    world.groups.iter_mut().for_each(|group| group.epoch = model::EPOCH.0 + 1);
+    world.event(grown(1024 * MIB));
+    world.run_until(|world| world.lost.is_some());
+    assert_eq!(world.lost, Some(BlockError::Fenced));
 }
 
 #[test]
@@ -235,6 +271,16 @@ fn busy_and_full_groups() {
 }
 
 #[test]
+fn a_fence_finds_the_new_leader_past_an_old_one_without_room() {
+    let mut world = world();
+    world.scripted.push_back((1, Refusal::NotAttached));
+    world.scripted.extend((0..1000).map(|_| (1, Refusal::NoSpace)));
+    world.elect(0, 2, 2);
+    assert_eq!(ask(&mut world, write(0, 4096, 1)), Ok(BlockResult::Done));
+    assert_eq!(writes_served(&world).last(), Some(&(2, Term(2))));
+}
+
+#[test]
 fn an_unknown_outcome_is_asked_again_only_over_a_new_link_or_term() {
     let mut world = world();
     world.groups[0].deposed = Some((1, 1));
@@ -303,6 +349,84 @@ fn a_deleted_volume_is_empty_in_every_group_and_closed() {
     let deletes = world.served.iter().filter(|(_, op)| matches!(op, RequestOp::Delete { .. }));
     assert!(deletes.count() >= 4);
     assert_eq!(ask(&mut world, BlockOp::Flush), Err(BlockError::Closed));
+}
+
+/// Writes one block after the other, each in another group than the one before.
+fn write_in_turn(world: &mut World, numbers: std::ops::Range<u64>) {
+    for number in numbers {
+        let offset = number % 4 * 4 * MIB + number / 4 * 4096;
+        assert_eq!(ask(world, write(offset, 4096, number as u8 + 1)), Ok(BlockResult::Done));
+    }
+}
+
+#[test]
+fn a_snapshot_under_writes_is_a_prefix_of_them() {
+    for seed in 0..200 {
+        let mut world = World::new(seed, 4, 16 * MIB, None);
+        world.run_until(|world| world.ready);
+        let before = world.rng.below(24);
+        write_in_turn(&mut world, 0..before);
+        world.faults = 6;
+        assert_eq!(world.client.generation(), Generation(0));
+        world.submit(1000, BlockOp::Snapshot { generation: Generation(0) });
+        assert_eq!(world.client.generation(), Generation(1), "it moves at once");
+        write_in_turn(&mut world, before..before + 40);
+        world.run_until(|world| world.done.iter().any(|(tag, ..)| *tag == 1000));
+        let held: Vec<bool> = (0..before + 40)
+            .map(|number| {
+                let group = group_of(&world, number % 4 * 4 * MIB);
+                let block = number % 4 * 1024 + number / 4;
+                world.groups[group].frozen(0, block).is_some()
+            })
+            .collect();
+        let cut = held.iter().position(|held| !held).unwrap_or(held.len());
+        assert!(held[cut..].iter().all(|held| !held), "seed {seed}: {held:?} is no prefix");
+        assert!(cut as u64 >= before, "seed {seed}: an acknowledged write is missing");
+    }
+}
+
+#[test]
+fn a_write_of_a_frozen_generation_goes_to_the_next() {
+    let mut world = world();
+    world.groups[0].freeze();
+    let offset = 4 * MIB;
+    assert_eq!(group_of(&world, offset), 0);
+    assert_eq!(ask(&mut world, write(offset, 4096, 3)), Ok(BlockResult::Done));
+    assert_eq!(world.client.generation(), Generation(1));
+    assert_eq!(world.groups[0].frozen(0, 1024), None);
+    assert_eq!(data(&mut world, offset, 4096), bytes(4096, 3).contiguous());
+}
+
+#[test]
+fn a_view_fences_nothing_and_changes_nothing() {
+    let (mut out, config) = (Vec::new(), model::config(2, 16 * MIB, None));
+    let mut view = VolumeClient::view(config, Tuning::default(), Time::ZERO, &mut out);
+    assert!(view.is_ready());
+    for (tag, op) in [write(0, 4096, 1), BlockOp::Delete].into_iter().enumerate() {
+        out.clear();
+        view.handle(Time::ZERO, ClientEvent::Submit { tag: tag as u64, op }, &mut out);
+        let refused = |e: &ClientEffect| {
+            matches!(e, ClientEffect::Complete { result: Err(BlockError::ReadOnly), .. })
+        };
+        assert!(out.iter().any(refused), "{out:?}");
+    }
+    out.clear();
+    let read = BlockOp::Read { offset: 0, len: 4096 };
+    view.handle(Time::ZERO, ClientEvent::Submit { tag: 9, op: read }, &mut out);
+    let up = ClientEvent::LinkUp { to: address(0), credit_bytes: 1 << 20, credit_requests: 8 };
+    view.handle(Time::ZERO, up, &mut out);
+    let at = view.next_deadline().unwrap();
+    view.end_turn(at, &mut out);
+    let snapshot = Some(Generation(0));
+    let asked = out.iter().any(|e| {
+        matches!(e, ClientEffect::Send { request, .. }
+            if matches!(request.op, RequestOp::Read { snapshot: s, .. } if s == snapshot))
+    });
+    let fenced = out.iter().any(|e| {
+        matches!(e, ClientEffect::Send { request, .. }
+            if matches!(request.op, RequestOp::Fence { .. }))
+    });
+    assert!(asked && !fenced, "{out:?}");
 }
 
 #[test]

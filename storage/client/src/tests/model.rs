@@ -70,6 +70,9 @@ pub struct GroupModel {
     pub epoch: u64,
     newest: u64,
     pending: VecDeque<Pending>,
+    generation: u32,
+    /// The index up to which each generation is frozen.
+    frozen: BTreeMap<u32, u64>,
     versions: BTreeMap<u64, Vec<(u64, Option<Bytes>)>>,
 }
 
@@ -457,6 +460,8 @@ impl GroupModel {
             epoch: 0,
             newest: 0,
             pending: VecDeque::new(),
+            generation: 0,
+            frozen: BTreeMap::new(),
             versions: BTreeMap::new(),
         }
     }
@@ -469,10 +474,14 @@ impl GroupModel {
         match &request.op {
             RequestOp::Write { term, .. }
             | RequestOp::Unmap { term, .. }
-            | RequestOp::Fence { term }
+            | RequestOp::Fence { term, .. }
+            | RequestOp::Freeze { term, .. }
+            | RequestOp::DropSnapshot { term, .. }
+            | RequestOp::Revert { term, .. }
             | RequestOp::Delete { term } => self.accept(node, *term, request),
-            RequestOp::Read { range, floor } => Some(self.read(node, *range, *floor)),
-            RequestOp::Extents { range, floor } => Some(self.extents(node, *range, *floor)),
+            RequestOp::Read { range, floor, .. } => Some(self.read(node, *range, *floor)),
+            RequestOp::Extents { range, floor, .. } => Some(self.extents(node, *range, *floor)),
+            RequestOp::Changes { .. } => Some(ReplyResult::Refused(Refusal::NoSnapshot)),
             RequestOp::Leader => {
                 let leads = self.deposed.filter(|(old, _)| *old == node);
                 let (leader, term) = match leads {
@@ -516,6 +525,9 @@ impl GroupModel {
         if request.epoch.0 < self.epoch {
             return ReplyResult::Refused(Refusal::Fenced);
         }
+        if let Err(refusal) = self.meet(&request.op) {
+            return ReplyResult::Refused(refusal);
+        }
         match &request.op {
             RequestOp::Write { range, payload, .. } => {
                 let data = payload.contiguous();
@@ -540,6 +552,36 @@ impl GroupModel {
             _ => {}
         }
         ReplyResult::Done { index: LogIndex(index) }
+    }
+
+    /// Compares the generation of a change with the group's, and freezes what is before it.
+    fn meet(&mut self, op: &RequestOp) -> Result<(), Refusal> {
+        let next = match op {
+            RequestOp::Write { generation, .. } | RequestOp::Unmap { generation, .. } => {
+                if generation.0 < self.generation {
+                    return Err(Refusal::Frozen);
+                }
+                generation.0
+            }
+            RequestOp::Freeze { generation, .. } => generation.0 + 1,
+            _ => 0,
+        };
+        while self.generation < next {
+            self.frozen.insert(self.generation, self.last - 1);
+            self.generation += 1;
+        }
+        Ok(())
+    }
+
+    /// Freezes the generation, without the client.
+    pub fn freeze(&mut self) {
+        self.frozen.insert(self.generation, self.last);
+        self.generation += 1;
+    }
+
+    /// What a block was in a snapshot.
+    pub fn frozen(&self, generation: u32, block: u64) -> Option<&Bytes> {
+        self.get(block, self.frozen[&generation])
     }
 
     fn set(&mut self, block: u64, index: u64, content: Option<Bytes>) {

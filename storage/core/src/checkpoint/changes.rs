@@ -104,13 +104,15 @@ impl<'a> Iterator for Piece<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use basalt_wire::disk::checkpoint::VolumeRecord;
     use basalt_wire::ids::{Epoch, GroupId, VolumeId};
 
     #[test]
     fn changes_are_read_as_they_were_made() {
         let mut changes = Changes::default();
         changes.delete_prefix(b"");
-        let record = |n| Record::Volume(GroupId(1), VolumeId(n), Epoch(n), false);
+        let volume = |n| VolumeRecord { epoch: Epoch(n), ..VolumeRecord::default() };
+        let record = |n| Record::Volume(GroupId(1), VolumeId(n), volume(n));
         (0..20_000).for_each(|n| changes.put(&record(n)));
         changes.delete_prefix(b"Pabc");
         let all: Vec<Change<'_>> = changes.iter().collect();

@@ -78,16 +78,21 @@ impl Loader {
                 self.part(group).runs.push((run, entries));
             }
             Record::Granule(group, volume, chunk, number, granule) => {
+                // The manifest's key is before those of granules.
+                // Pages that came from a peer hold blocks of several instants: they saw for certain only
+                // entries behind all of these.
+                let applied = self.manifest.as_ref().and_then(|manifest| manifest.whole(group));
                 let part = self.part(group);
                 part.granules += 1;
-                part.replica.restore_granule(volume, chunk, number, &granule);
+                let applied = applied.unwrap_or_default();
+                part.replica.restore_granule(volume, (chunk, number), &granule, applied);
                 part.seen.insert(volume);
             }
-            Record::Volume(group, volume, epoch, deleted) => {
+            Record::Volume(group, volume, record) => {
                 let part = self.part(group);
                 part.volumes += 1;
                 part.seen.insert(volume);
-                part.replica.restore_volume(volume, epoch, deleted);
+                part.replica.restore_volume(volume, &record);
             }
         }
         Ok(())
@@ -156,7 +161,7 @@ fn join(
     if entries.first().is_some_and(|(term, _)| *term < group.before.0) {
         return Err(format!("the terms of group {} begin too low", group.group));
     }
-    replica.restored(group.applied);
+    replica.restored(group.applied).map_err(|e| format!("group {}: {e}", group.group))?;
     replica.note_ahead(group.ahead);
     Ok(GroupSnapshot { manifest: *group, replica, entries, commands })
 }

@@ -108,6 +108,8 @@ pub struct Group {
     pub(super) helping: BTreeMap<NodeId, Help>,
     /// Whether a block that a follower needs is damaged here.
     pub(super) page_damage: bool,
+    /// Whether it was said that a group with snapshots gives no pages.
+    pub(super) pages_refused: bool,
 }
 
 impl Group {
@@ -149,6 +151,7 @@ impl Group {
             limbo: None,
             helping: BTreeMap::new(),
             page_damage: false,
+            pages_refused: false,
         }
     }
 

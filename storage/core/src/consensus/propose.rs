@@ -248,15 +248,25 @@ impl Group {
             proposal.refuse_leader(cx, self.id, Some(self.me), now);
             return None;
         }
-        let (volume, epoch, incarnation) = (volume_of(command), *epoch, *incarnation);
+        let (volume, epoch, incarnation) = (command.volume(), *epoch, *incarnation);
         let session = match command {
+            // Generations are never used twice, so that a late copy does nothing.
+            Command::Freeze { .. } | Command::DropSnapshot { .. } => Ok(()),
             Command::Fence { .. } => self.replica.check_not_fenced(volume, epoch, false),
             // Applying a delete checks no epoch, so it may not be proposed behind a higher one's fence.
             Command::Delete { .. } if self.is_being_fenced(volume, epoch) => Err(Refusal::Fenced),
             Command::Delete { .. } => self.replica.check_not_fenced(volume, epoch, true),
+            Command::Write { generation, .. } | Command::Unmap { generation, .. } => {
+                let attached = self.replica.check_epoch(volume, epoch);
+                attached.and_then(|()| self.replica.check_generation(volume, *generation))
+            }
             _ => self.replica.check_epoch(volume, epoch),
         };
-        let session = session.and_then(|()| self.admit_session(cx, volume, (epoch, incarnation)));
+        let any = matches!(command, Command::Freeze { .. } | Command::DropSnapshot { .. });
+        let session = session.and_then(|()| match any {
+            true => Ok(()),
+            false => self.admit_session(cx, volume, (epoch, incarnation)),
+        });
         let wanted = *blocks + command.payload_blocks();
         let room = self.room_for(cx, command, wanted);
         match (session, room) {
@@ -281,7 +291,7 @@ impl Group {
     fn room_for(&self, cx: &Cx<'_>, command: &Command, blocks: u32) -> Room {
         match command {
             // A fence lets a full volume be read, and a delete makes room: both may use the reserve.
-            Command::Fence { .. } | Command::Delete { .. }
+            Command::Fence { .. } | Command::Delete { .. } | Command::DropSnapshot { .. }
                 if cx.shared.log.has_room_for_fence() =>
             {
                 Room::Yes
@@ -406,14 +416,5 @@ impl Entry {
             }
             Change::Metadata(command) => self.metadata = Some(command),
         }
-    }
-}
-
-fn volume_of(command: &Command) -> VolumeId {
-    match command {
-        Command::Write { volume, .. }
-        | Command::Unmap { volume, .. }
-        | Command::Fence { volume, .. }
-        | Command::Delete { volume } => *volume,
     }
 }

@@ -3,12 +3,14 @@
 //! A [`VolumeIndex`] maps block numbers of one volume, in one group, to places in the log and the
 //! checksums of their content. It has two levels: a directory of pages, one for each chunk of
 //! 1024 blocks, and in a page 12 bytes a block. A page that maps nothing keeps only the log index
-//! of its last change. Every change also tells [`Usage`], which counts live blocks by segment.
+//! of its last change. What blocks were in snapshots stands beside the page, see `versions`. Every
+//! change also tells [`Usage`], which counts live blocks by segment.
 
 mod page;
 #[cfg(test)]
 mod random;
 mod usage;
+mod versions;
 
 pub use page::{BlockPlace, Page};
 pub use usage::Usage;
@@ -16,16 +18,24 @@ pub use usage::Usage;
 use crate::log::Location;
 use basalt_wire::block::CHUNK_BLOCKS;
 use basalt_wire::command::BlockRange;
-use basalt_wire::disk::checkpoint::Granule;
-use basalt_wire::ids::LogIndex;
+use basalt_wire::disk::checkpoint::{GRANULE_BLOCKS, Granule};
+use basalt_wire::ids::{Generation, LogIndex};
+use page::Footprint;
 use rustc_hash::FxHashMap;
+
+/// Granules of a chunk.
+const GRANULES: usize = CHUNK_BLOCKS as usize / GRANULE_BLOCKS;
 
 /// The index of one volume in one group.
 #[derive(Default, Debug)]
 pub struct VolumeIndex {
     pages: FxHashMap<u64, Page>,
     mapped: u64,
-    tables: u64,
+    kept: u64,
+    bytes: u64,
+    /// Of the chunks that a checkpoint gave back ahead of its entries: the last entry that each granule
+    /// has seen. What it has seen is not done to it again.
+    ahead: FxHashMap<u64, Box<[LogIndex; GRANULES]>>,
 }
 
 /// The chunk that a range lies in, and its first block's number within it.
@@ -44,36 +54,53 @@ impl VolumeIndex {
         VolumeIndex::default()
     }
 
-    /// Maps the blocks of `range` to consecutive places from `first` on. Gives the chunk, if nothing
-    /// of it had changed since it was given to a checkpoint.
+    /// Maps the blocks of `range` to consecutive places from `first` on; what they were is kept for the
+    /// newest snapshot, if there is one. Gives the chunk, if nothing of it had changed since it was given
+    /// to a checkpoint.
     pub fn map(
         &mut self,
         range: BlockRange,
         first: BlockPlace,
-        checksums: impl ExactSizeIterator<Item = u32>,
+        checksums: impl ExactSizeIterator<Item = u32> + Clone,
         at: LogIndex,
+        newest: Option<Generation>,
         usage: &mut Usage,
     ) -> Option<u64> {
         assert_eq!(checksums.len(), range.count as usize, "one checksum for each block");
         let (chunk, block) = split(range);
+        let fresh = self.fresh(chunk, at);
         let page = self.pages.entry(chunk).or_default();
         let (before, clean) = (page.footprint(), !page.is_dirty());
-        page.map(block, first, checksums, at, usage);
-        let after = page.footprint();
+        for (start, count) in fresh_runs(block, range.count as usize, fresh) {
+            let skipped = start - block;
+            let first = BlockPlace { block: first.block + skipped as u32, ..first };
+            let checksums = checksums.clone().skip(skipped).take(count);
+            page.map(start, first, checksums, at, newest, usage);
+        }
+        let (after, dirty) = (page.footprint(), page.is_dirty());
         self.account(before, after);
-        clean.then_some(chunk)
+        (clean && dirty).then_some(chunk)
     }
 
-    /// Unmaps the blocks of `range`. A chunk that was never written stays unknown. Gives the chunk as
-    /// [`VolumeIndex::map`] does.
-    pub fn unmap(&mut self, range: BlockRange, at: LogIndex, usage: &mut Usage) -> Option<u64> {
+    /// Unmaps the blocks of `range`. A chunk that was never written stays unknown. Keeps what they were,
+    /// and gives the chunk, as [`VolumeIndex::map`] does.
+    pub fn unmap(
+        &mut self,
+        range: BlockRange,
+        at: LogIndex,
+        newest: Option<Generation>,
+        usage: &mut Usage,
+    ) -> Option<u64> {
         let (chunk, block) = split(range);
+        let fresh = self.fresh(chunk, at);
         let page = self.pages.get_mut(&chunk)?;
         let (before, clean) = (page.footprint(), !page.is_dirty());
-        page.unmap(block, range.count as usize, at, usage);
-        let after = page.footprint();
+        for (start, count) in fresh_runs(block, range.count as usize, fresh) {
+            page.unmap(start, count, at, newest, usage);
+        }
+        let (after, dirty) = (page.footprint(), page.is_dirty());
         self.account(before, after);
-        clean.then_some(chunk)
+        (clean && dirty).then_some(chunk)
     }
 
     /// Makes a page known that changed at an entry, as a peer says. Gives the chunk as
@@ -95,8 +122,46 @@ impl VolumeIndex {
         pages.filter(move |(_, page)| page.changed_at() > since).map(|(chunk, _)| *chunk)
     }
 
-    /// Points a block at another place with the same content, if it still stands at `from`: says whether
-    /// it did, and gives the chunk as [`VolumeIndex::map`] does.
+    /// Drops a snapshot: what only it held is given back, the rest goes to the next `older` one. Gives
+    /// chunks as [`VolumeIndex::map`] does.
+    pub fn drop_snapshot(
+        &mut self,
+        snapshot: Generation,
+        older: Option<Generation>,
+        at: LogIndex,
+        usage: &mut Usage,
+    ) -> Vec<u64> {
+        self.each_page(at, |page, fresh| page.drop_snapshot(snapshot, older, fresh, at, usage))
+    }
+
+    /// Makes all blocks what they were in a snapshot, and drops what is kept for later ones before the
+    /// generation `until`. Gives chunks as [`VolumeIndex::map`] does.
+    pub fn revert(
+        &mut self,
+        snapshot: Generation,
+        until: Generation,
+        at: LogIndex,
+        usage: &mut Usage,
+    ) -> Vec<u64> {
+        self.each_page(at, |page, fresh| page.revert(snapshot, until, fresh, at, usage))
+    }
+
+    /// Unmaps all blocks, and drops what is kept for snapshots before the generation `until`. Gives
+    /// chunks as [`VolumeIndex::map`] does.
+    pub fn unmap_all(&mut self, until: Generation, at: LogIndex, usage: &mut Usage) -> Vec<u64> {
+        self.each_page(at, |page, fresh| page.clear(until, fresh, at, usage))
+    }
+
+    /// Gives everything back, snapshots included, and forgets all pages.
+    pub fn clear(&mut self, usage: &mut Usage) {
+        for page in self.pages.values_mut() {
+            page.clear(Generation(u32::MAX), u64::MAX, LogIndex(0), usage);
+        }
+        *self = VolumeIndex::default();
+    }
+
+    /// Points a block, or what it was in a snapshot, at another place with the same content, if it
+    /// still stands at `from`: says whether it did, and gives the chunk as [`VolumeIndex::map`] does.
     pub fn relocate(
         &mut self,
         block: u64,
@@ -116,7 +181,7 @@ impl VolumeIndex {
         let Some(place) = self.place(block) else { return copy };
         let (range, sums) = (BlockRange { block, count: 1 }, std::iter::once(copy.checksum));
         let at = self.page(range).0.map_or(LogIndex(0), Page::changed_at);
-        self.map(range, place, sums, at, usage);
+        self.map(range, place, sums, at, None, usage);
         BlockPlace { checksum: copy.checksum, ..place }
     }
 
@@ -126,33 +191,79 @@ impl VolumeIndex {
         page?.get(block)
     }
 
-    /// Unmaps everything and forgets all pages.
-    pub fn clear(&mut self, usage: &mut Usage) {
-        for page in self.pages.values_mut() {
-            page.unmap(0, CHUNK_BLOCKS as usize, LogIndex(0), usage);
+    /// Whether a block, or what it was in a snapshot, stands at a place.
+    pub fn refers_to(&self, block: u64, place: BlockPlace) -> bool {
+        let (page, block) = self.page(BlockRange { block, count: 1 });
+        page.is_some_and(|page| page.refers_to(block, place))
+    }
+
+    /// Counts the live blocks of all pages, snapshots included.
+    pub fn recount(&self, usage: &mut Usage) {
+        for page in self.pages.values() {
+            let kept = page.kept().filter_map(|(.., was)| was);
+            page.iter().map(|(_, place)| place).chain(kept).for_each(|p| usage.add(p.segment, 1));
         }
-        *self = VolumeIndex::default();
     }
 
-    /// A page that is to be given to a checkpoint.
-    pub fn page_mut(&mut self, chunk: u64) -> Option<&mut Page> {
-        self.pages.get_mut(&chunk)
+    /// Does something to every page, each with its granules that have not seen the entry `at`.
+    fn each_page(&mut self, at: LogIndex, mut run: impl FnMut(&mut Page, u64) -> bool) -> Vec<u64> {
+        let (mut soiled, mut before, mut after) =
+            (Vec::new(), Footprint::default(), Footprint::default());
+        for (chunk, page) in &mut self.pages {
+            let fresh = self.ahead.get(chunk).map_or(u64::MAX, |seen| fresh_of(seen, at));
+            before += page.footprint();
+            let clean = !page.is_dirty();
+            if run(page, fresh) && clean {
+                soiled.push(*chunk);
+            }
+            after += page.footprint();
+        }
+        self.account(before, after);
+        soiled.sort_unstable();
+        soiled
     }
 
-    /// Takes a granule of a chunk from a checkpoint.
-    pub fn restore(&mut self, chunk: u64, number: u8, granule: &Granule, usage: &mut Usage) {
+    /// The granules of a chunk that have not seen the entry `at`.
+    fn fresh(&self, chunk: u64, at: LogIndex) -> u64 {
+        if self.ahead.is_empty() {
+            return u64::MAX;
+        }
+        self.ahead.get(&chunk).map_or(u64::MAX, |seen| fresh_of(seen, at))
+    }
+
+    /// The next granule of a chunk to be given to a checkpoint, and whether none holds it yet, when
+    /// all entries up to `applied` are applied.
+    pub fn take_dirty(&mut self, chunk: u64, applied: LogIndex) -> Option<(u8, bool, Granule)> {
+        let (number, fresh, mut granule) = self.pages.get_mut(&chunk)?.take_dirty()?;
+        if let Some(seen) = self.ahead.get(&chunk) {
+            // The last change of the page may be one that this granule has not seen yet.
+            granule.changed_at = seen[usize::from(number)].max(applied);
+        }
+        Some((number, fresh, granule))
+    }
+
+    /// Takes a granule of a chunk from a checkpoint that is of the entries up to `applied`.
+    pub fn restore(
+        &mut self,
+        (chunk, number): (u64, u8),
+        granule: &Granule,
+        applied: LogIndex,
+        usage: &mut Usage,
+    ) {
         let page = self.pages.entry(chunk).or_default();
         let before = page.footprint();
         page.restore(number, granule, usage);
         let after = page.footprint();
         self.account(before, after);
+        if granule.changed_at > applied {
+            let seen = self.ahead.entry(chunk).or_insert_with(|| Box::new([LogIndex(0); GRANULES]));
+            seen[usize::from(number)] = granule.changed_at;
+        }
     }
 
-    /// Counts the live blocks of all pages.
-    pub fn recount(&self, usage: &mut Usage) {
-        for (_, place) in self.pages.values().flat_map(Page::iter) {
-            usage.add(place.segment, 1);
-        }
+    /// Every entry that any granule has seen is applied.
+    pub fn caught_up(&mut self) {
+        self.ahead = FxHashMap::default();
     }
 
     /// The page that `range` lies in, and the number of its first block there.
@@ -166,10 +277,15 @@ impl VolumeIndex {
         self.mapped
     }
 
+    /// Blocks that are kept for snapshots.
+    pub fn kept_blocks(&self) -> u64 {
+        self.kept
+    }
+
     /// Bytes of memory in use.
     pub fn memory(&self) -> u64 {
         let slot = size_of::<u64>() + size_of::<Page>() + 1;
-        self.tables * Page::TABLE_BYTES + (self.pages.capacity() * slot) as u64
+        self.bytes + (self.pages.capacity() * slot) as u64
     }
 
     /// All pages with their chunk numbers, in order.
@@ -179,10 +295,34 @@ impl VolumeIndex {
         pages
     }
 
-    fn account(&mut self, before: (u64, u64), after: (u64, u64)) {
-        self.mapped = self.mapped + after.0 - before.0;
-        self.tables = self.tables + after.1 - before.1;
+    fn account(&mut self, before: Footprint, after: Footprint) {
+        self.mapped = self.mapped + after.mapped - before.mapped;
+        self.kept = self.kept + after.kept - before.kept;
+        self.bytes = self.bytes + after.bytes - before.bytes;
     }
+}
+
+/// The granules that have not seen the entry `at`, a bit for each.
+fn fresh_of(seen: &[LogIndex; GRANULES], at: LogIndex) -> u64 {
+    seen.iter().enumerate().fold(0, |fresh, (i, seen)| fresh | u64::from(*seen < at) << i)
+}
+
+/// The runs of blocks in a range that lie in granules of `fresh`: first block and number.
+fn fresh_runs(block: usize, count: usize, fresh: u64) -> impl Iterator<Item = (usize, usize)> {
+    let (mut next, end) = (block, block + count);
+    std::iter::from_fn(move || {
+        while next < end {
+            let start = next;
+            next = match fresh {
+                u64::MAX => end,
+                _ => end.min((start / GRANULE_BLOCKS + 1) * GRANULE_BLOCKS),
+            };
+            if fresh >> (start / GRANULE_BLOCKS) & 1 == 1 {
+                return Some((start, next - start));
+            }
+        }
+        None
+    })
 }
 
 #[cfg(test)]
@@ -201,8 +341,15 @@ mod tests {
     #[test]
     fn maps_overwrites_and_unmaps() {
         let (mut index, mut usage) = (VolumeIndex::new(), Usage::default());
-        index.map(range(1030, 3), place(1, 100), [7, 8, 9].into_iter(), LogIndex(4), &mut usage);
-        index.map(range(1031, 1), place(2, 5), [88].into_iter(), LogIndex(6), &mut usage);
+        index.map(
+            range(1030, 3),
+            place(1, 100),
+            [7, 8, 9].into_iter(),
+            LogIndex(4),
+            None,
+            &mut usage,
+        );
+        index.map(range(1031, 1), place(2, 5), [88].into_iter(), LogIndex(6), None, &mut usage);
         let (page, first) = index.page(range(1030, 3));
         let page = page.unwrap();
         assert_eq!(first, 6);
@@ -213,7 +360,7 @@ mod tests {
         assert_eq!(page.get(8), Some(BlockPlace { checksum: 9, ..place(1, 102) }));
         assert_eq!(index.mapped_blocks(), 3);
 
-        index.unmap(range(1024, 8), LogIndex(9), &mut usage);
+        index.unmap(range(1024, 8), LogIndex(9), None, &mut usage);
         assert_eq!(index.mapped_blocks(), 1);
         let (page, _) = index.page(range(1024, 1));
         assert_eq!(page.unwrap().changed_at(), LogIndex(9));
@@ -222,9 +369,9 @@ mod tests {
     #[test]
     fn an_empty_page_gives_its_memory_back_and_keeps_its_change() {
         let (mut index, mut usage) = (VolumeIndex::new(), Usage::default());
-        index.map(range(0, 1), place(0, 1), [1].into_iter(), LogIndex(1), &mut usage);
+        index.map(range(0, 1), place(0, 1), [1].into_iter(), LogIndex(1), None, &mut usage);
         let full = index.memory();
-        index.unmap(range(0, 1024), LogIndex(2), &mut usage);
+        index.unmap(range(0, 1024), LogIndex(2), None, &mut usage);
         assert!(index.memory() + Page::TABLE_BYTES <= full);
         assert_eq!(index.page(range(0, 1)).0.unwrap().changed_at(), LogIndex(2));
         assert_eq!(index.page(range(0, 1)).0.unwrap().get(0), None);
@@ -233,7 +380,7 @@ mod tests {
     #[test]
     fn unmapping_what_was_never_written_changes_nothing() {
         let (mut index, mut usage) = (VolumeIndex::new(), Usage::default());
-        index.unmap(range(5, 5), LogIndex(3), &mut usage);
+        index.unmap(range(5, 5), LogIndex(3), None, &mut usage);
         assert!(index.page(range(5, 5)).0.is_none());
         assert_eq!(index.mapped_blocks(), 0);
     }
@@ -241,7 +388,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "crosses the border of a chunk")]
     fn a_range_across_chunks_is_a_bug_of_the_caller() {
-        VolumeIndex::new().unmap(range(1023, 2), LogIndex(1), &mut Usage::default());
+        VolumeIndex::new().unmap(range(1023, 2), LogIndex(1), None, &mut Usage::default());
     }
 
     #[test]

@@ -1,12 +1,13 @@
-//! One page: the places of a chunk's 1024 blocks.
+//! One page: the places of a chunk's 1024 blocks, now and in the volume's snapshots.
 
 use super::usage::{Dying, Usage};
+use super::versions::{Delta, Versions};
 use crate::log::Location;
 use basalt_wire::block::CHUNK_BLOCKS;
-use basalt_wire::disk::checkpoint::{GRANULE_BLOCKS, Granule};
-use basalt_wire::ids::{LogIndex, SegmentId};
+use basalt_wire::disk::checkpoint::{GRANULE_BLOCKS, Granule, Place};
+use basalt_wire::ids::{Generation, LogIndex, SegmentId};
 
-const BLOCKS: usize = CHUNK_BLOCKS as usize;
+pub(super) const BLOCKS: usize = CHUNK_BLOCKS as usize;
 
 /// Where a block stands, and the checksum of its content.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -19,11 +20,41 @@ pub struct BlockPlace {
     pub checksum: u32,
 }
 
+/// A place as it stands in memory, or none.
 #[derive(Clone, Copy)]
-struct Packed {
-    segment: u32,
-    block: u32,
+pub(super) struct Packed {
+    pub(super) segment: u32,
+    pub(super) block: u32,
     checksum: u32,
+}
+
+impl Packed {
+    /// Not mapped.
+    pub(super) const HOLE: Packed = Packed { segment: 0, block: UNMAPPED, checksum: 0 };
+
+    pub(super) fn is_mapped(&self) -> bool {
+        self.block != UNMAPPED
+    }
+
+    pub(super) fn get(&self) -> Option<BlockPlace> {
+        self.is_mapped().then_some(BlockPlace {
+            segment: SegmentId(self.segment),
+            block: self.block,
+            checksum: self.checksum,
+        })
+    }
+
+    pub(super) fn to_place(self) -> Option<Place> {
+        self.get().map(|place| (place.segment, place.block, place.checksum))
+    }
+
+    pub(super) fn from_place(place: Option<Place>) -> Packed {
+        place.map_or(Packed::HOLE, |(segment, block, checksum)| Packed {
+            segment: segment.0,
+            block,
+            checksum,
+        })
+    }
 }
 
 /// Blocks of a segment are counted from 0 and far fewer than this, so it can mean "not mapped".
@@ -34,11 +65,34 @@ const UNMAPPED: u32 = u32::MAX;
 pub struct Page {
     changed_at: LogIndex,
     mapped: u32,
+    /// Mapped blocks in `versions`.
+    kept: u32,
     /// Granules that changed since they were given to a checkpoint.
     dirty: u64,
     /// Granules that a checkpoint holds.
     stored: u64,
     table: Option<Box<[Packed; BLOCKS]>>,
+    /// What blocks were in snapshots. A page that did not change since the oldest has nothing here.
+    versions: Option<Box<Versions>>,
+}
+
+/// What a page holds, for the accounts of the index.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Footprint {
+    /// Blocks that are mapped.
+    pub mapped: u64,
+    /// Blocks kept for snapshots.
+    pub kept: u64,
+    /// Bytes of memory.
+    pub bytes: u64,
+}
+
+impl std::ops::AddAssign for Footprint {
+    fn add_assign(&mut self, more: Footprint) {
+        self.mapped += more.mapped;
+        self.kept += more.kept;
+        self.bytes += more.bytes;
+    }
 }
 
 impl Page {
@@ -57,12 +111,25 @@ impl Page {
 
     /// Where a block stands; nothing if it reads as zeros.
     pub fn get(&self, block: usize) -> Option<BlockPlace> {
-        let packed = self.table.as_ref()?[block];
-        (packed.block != UNMAPPED).then_some(BlockPlace {
-            segment: SegmentId(packed.segment),
-            block: packed.block,
-            checksum: packed.checksum,
-        })
+        self.table.as_ref()?[block].get()
+    }
+
+    /// Where a block stood when a generation was frozen.
+    pub fn get_in(&self, snapshot: Generation, block: usize) -> Option<BlockPlace> {
+        match self.versions.as_ref().and_then(|versions| versions.view(snapshot, block)) {
+            Some(was) => was.get(),
+            None => self.get(block),
+        }
+    }
+
+    /// Whether a block was changed behind a snapshot and before another one was frozen, or up to now.
+    pub fn changed_since(
+        &self,
+        since: Generation,
+        until: Option<Generation>,
+        block: usize,
+    ) -> bool {
+        self.versions.as_ref().is_some_and(|versions| versions.changed(since, until, block))
     }
 
     /// The mapped blocks with their places, in order.
@@ -71,54 +138,167 @@ impl Page {
         (0..blocks).filter_map(|block| self.get(block).map(|place| (block, place)))
     }
 
+    /// Every block that is kept for a snapshot, by generation and block, and where it stood.
+    pub fn kept(&self) -> impl Iterator<Item = (Generation, usize, Option<BlockPlace>)> + '_ {
+        let deltas = self.versions.iter().flat_map(|versions| versions.iter());
+        deltas.flat_map(|(generation, delta)| {
+            delta.iter().map(move |(block, was)| (generation, block, was.get()))
+        })
+    }
+
+    /// Maps blocks. What they were is kept for the newest snapshot, if it does not hold them.
     pub(super) fn map(
         &mut self,
         block: usize,
         first: BlockPlace,
         sums: impl Iterator<Item = u32>,
         at: LogIndex,
+        newest: Option<Generation>,
         usage: &mut Usage,
     ) {
         let table = self.table.get_or_insert_with(empty_table);
-        let (mut count, mut fresh) = (0, 0);
+        let mut keeper = newest.map(|newest| self.versions.get_or_insert_default().delta(newest));
+        let (mut count, mut fresh, mut kept) = (0, 0, 0);
         let mut dying = Dying::new(usage);
         for (i, (slot, checksum)) in table[block..].iter_mut().zip(sums).enumerate() {
-            if slot.block == UNMAPPED {
-                fresh += 1;
-            } else {
-                dying.push(slot.segment);
-            }
-            *slot = Packed { segment: first.segment.0, block: first.block + i as u32, checksum };
+            let place =
+                Packed { segment: first.segment.0, block: first.block + i as u32, checksum };
+            let was = std::mem::replace(slot, place);
+            fresh += u32::from(!was.is_mapped());
+            kept += retire(keeper.as_deref_mut(), block + i, was, &mut dying);
             count = i + 1;
         }
         dying.finish();
         usage.add(first.segment, count as u32);
         self.mapped += fresh;
-        self.changed_at = at;
-        self.dirty |= granules(block, count);
+        self.kept += kept;
+        self.changed(at, granules(block, count));
     }
 
-    pub(super) fn unmap(&mut self, block: usize, count: usize, at: LogIndex, usage: &mut Usage) {
+    /// Unmaps blocks. What they were is kept as for [`Page::map`]; one that was not mapped stays so.
+    pub(super) fn unmap(
+        &mut self,
+        block: usize,
+        count: usize,
+        at: LogIndex,
+        newest: Option<Generation>,
+        usage: &mut Usage,
+    ) {
         if let Some(table) = &mut self.table {
             let mut dying = Dying::new(usage);
-            for slot in &mut table[block..block + count] {
-                if slot.block != UNMAPPED {
+            let mut keeper =
+                newest.map(|newest| self.versions.get_or_insert_default().delta(newest));
+            for (i, slot) in table[block..block + count].iter_mut().enumerate() {
+                if slot.is_mapped() {
+                    let was = std::mem::replace(slot, Packed::HOLE);
                     self.mapped -= 1;
-                    dying.push(slot.segment);
-                    slot.block = UNMAPPED;
+                    self.kept += retire(keeper.as_deref_mut(), block + i, was, &mut dying);
                 }
             }
             dying.finish();
         }
+        self.settle();
+        self.changed(at, granules(block, count));
+    }
+
+    /// Drops a snapshot, whose blocks go to the next older one as far as it does not hold them. Only
+    /// granules in `fresh` take part. Says whether anything changed.
+    pub(super) fn drop_snapshot(
+        &mut self,
+        snapshot: Generation,
+        older: Option<Generation>,
+        fresh: u64,
+        at: LogIndex,
+        usage: &mut Usage,
+    ) -> bool {
+        let Some(versions) = &mut self.versions else { return false };
+        let mut dying = Dying::new(usage);
+        let touched = versions.drop_snapshot(snapshot, older, fresh, &mut dying);
+        dying.finish();
+        self.kept = versions.mapped_blocks();
+        self.settle();
+        self.changed_if(touched, at)
+    }
+
+    /// Makes the blocks what they were in a snapshot, and drops what is kept for later ones before
+    /// `until`. Only granules in `fresh` take part. Says whether anything changed.
+    pub(super) fn revert(
+        &mut self,
+        snapshot: Generation,
+        until: Generation,
+        fresh: u64,
+        at: LogIndex,
+        usage: &mut Usage,
+    ) -> bool {
+        let Some(versions) = &mut self.versions else { return false };
+        let table = self.table.get_or_insert_with(empty_table);
+        let mapped = &mut self.mapped;
+        let mut dying = Dying::new(usage);
+        let revert = |block: usize, was: Packed, dying: &mut Dying<'_>| {
+            let now = std::mem::replace(&mut table[block], was);
+            *mapped = *mapped + u32::from(was.is_mapped()) - u32::from(now.is_mapped());
+            release(now, dying);
+        };
+        let touched = versions.revert(snapshot..until, fresh, revert, &mut dying);
+        dying.finish();
+        self.kept = versions.mapped_blocks();
+        self.settle();
+        self.changed_if(touched, at)
+    }
+
+    /// Makes the blocks what they were before the volume was known here: none is mapped.
+    pub(super) fn clear(
+        &mut self,
+        until: Generation,
+        fresh: u64,
+        at: LogIndex,
+        usage: &mut Usage,
+    ) -> bool {
+        let reverted = self.revert(Generation(0), until, fresh, at, usage);
+        let (mut touched, mut dying) = (0, Dying::new(usage));
+        if let Some(table) = &mut self.table {
+            for (block, slot) in table.iter_mut().enumerate() {
+                let granule = 1 << (block / GRANULE_BLOCKS);
+                if slot.is_mapped() && fresh & granule != 0 {
+                    touched |= granule;
+                    self.mapped -= 1;
+                    release(std::mem::replace(slot, Packed::HOLE), &mut dying);
+                }
+            }
+        }
+        dying.finish();
+        self.settle();
+        self.changed_if(touched, at) || reverted
+    }
+
+    fn changed_if(&mut self, granules: u64, at: LogIndex) -> bool {
+        if granules != 0 {
+            self.changed(at, granules);
+        }
+        granules != 0
+    }
+
+    fn changed(&mut self, at: LogIndex, granules: u64) {
+        // A page that a checkpoint gave back may be ahead of the entries that are replayed.
+        self.changed_at = self.changed_at.max(at);
+        self.dirty |= granules;
+    }
+
+    /// Gives back memory that holds nothing.
+    fn settle(&mut self) {
         if self.mapped == 0 {
             self.table = None;
         }
-        self.changed_at = at;
-        self.dirty |= granules(block, count);
+        if let Some(versions) = &mut self.versions {
+            versions.prune();
+            if versions.is_empty() {
+                self.versions = None;
+            }
+        }
     }
 
-    /// Points a block at another place with the same content, if it still stands at `from`. For those
-    /// who read the volume nothing changes: the page keeps the index of its last change.
+    /// Points a block, or what it was in a snapshot, at another place with the same content, if it still
+    /// stands at `from`. For those who read nothing changes: the page keeps the index of its last change.
     pub(super) fn relocate(
         &mut self,
         block: usize,
@@ -126,13 +306,12 @@ impl Page {
         to: Location,
         usage: &mut Usage,
     ) -> bool {
-        if self.get(block) != Some(from) {
-            return false;
-        }
-        if let Some(table) = &mut self.table {
-            table[block].segment = to.segment.0;
-            table[block].block = to.block;
-        }
+        let live = self.table.as_mut().map(|table| &mut table[block]);
+        let mut places = live
+            .into_iter()
+            .chain(self.versions.as_mut().and_then(|versions| versions.find_mut(block, from)));
+        let Some(place) = places.find(|place| place.get() == Some(from)) else { return false };
+        (place.segment, place.block) = (to.segment.0, to.block);
         usage.sub(from.segment, 1);
         usage.add(to.segment, 1);
         self.dirty |= granules(block, 1);
@@ -149,13 +328,19 @@ impl Page {
         news
     }
 
+    /// Whether a block, or what it was in a snapshot, stands at a place.
+    pub fn refers_to(&self, block: usize, place: BlockPlace) -> bool {
+        let mut kept = self.versions.iter().flat_map(|versions| versions.places_of(block));
+        self.get(block) == Some(place) || kept.any(|was| was.get() == Some(place))
+    }
+
     /// Whether it changed since it was given to a checkpoint.
     pub(super) fn is_dirty(&self) -> bool {
         self.dirty != 0
     }
 
     /// The next granule to be given to a checkpoint, and whether none holds it yet.
-    pub fn take_dirty(&mut self) -> Option<(u8, bool, Granule)> {
+    pub(super) fn take_dirty(&mut self) -> Option<(u8, bool, Granule)> {
         let number = self.dirty.trailing_zeros();
         if self.dirty == 0 {
             return None;
@@ -166,8 +351,12 @@ impl Page {
         self.stored |= bit;
         let mut granule = Granule { changed_at: self.changed_at, ..Granule::default() };
         let first = number as usize * GRANULE_BLOCKS;
-        for (i, place) in granule.places.iter_mut().enumerate() {
-            *place = self.get(first + i).map(|p| (p.segment, p.block, p.checksum));
+        if let Some(table) = &self.table {
+            let blocks = &table[first..first + GRANULE_BLOCKS];
+            granule.places.iter_mut().zip(blocks).for_each(|(to, from)| *to = from.to_place());
+        }
+        if let Some(versions) = &self.versions {
+            granule.deltas = versions.of_granule(number as usize);
         }
         Some((number as u8, fresh, granule))
     }
@@ -178,21 +367,51 @@ impl Page {
         self.stored |= 1 << number;
         self.changed_at = self.changed_at.max(granule.changed_at);
         for (i, place) in granule.places.iter().enumerate() {
-            let Some((segment, block, checksum)) = *place else { continue };
+            let Some((segment, ..)) = *place else { continue };
             let slot = &mut self.table.get_or_insert_with(empty_table)[first + i];
-            if slot.block == UNMAPPED {
-                self.mapped += 1;
-            } else {
+            if slot.is_mapped() {
                 usage.sub(SegmentId(slot.segment), 1);
+            } else {
+                self.mapped += 1;
             }
-            *slot = Packed { segment: segment.0, block, checksum };
+            *slot = Packed::from_place(*place);
             usage.add(segment, 1);
+        }
+        if !granule.deltas.is_empty() {
+            let versions = self.versions.get_or_insert_default();
+            self.kept += versions.restore(usize::from(number), &granule.deltas, usage);
         }
     }
 
-    /// Mapped blocks and tables held, for the accounts of the index.
-    pub(super) fn footprint(&self) -> (u64, u64) {
-        (u64::from(self.mapped), u64::from(self.table.is_some()))
+    /// What it holds, for the accounts of the index.
+    pub(super) fn footprint(&self) -> Footprint {
+        let table = u64::from(self.table.is_some()) * Page::TABLE_BYTES;
+        let versions = self.versions.as_ref().map_or(0, |versions| versions.memory());
+        let kept = u64::from(self.kept);
+        let bytes = table + versions + kept * size_of::<Packed>() as u64;
+        Footprint { mapped: u64::from(self.mapped), kept, bytes }
+    }
+}
+
+/// A block is replaced: what it was goes to the delta of the newest snapshot, unless that holds the
+/// block already. Gives the number of mapped blocks kept.
+fn retire(keeper: Option<&mut Delta>, block: usize, was: Packed, dying: &mut Dying<'_>) -> u32 {
+    match keeper {
+        Some(delta) if !delta.holds(block) => {
+            delta.put(block, was);
+            u32::from(was.is_mapped())
+        }
+        _ => {
+            release(was, dying);
+            0
+        }
+    }
+}
+
+/// Nothing refers to a place any more.
+pub(super) fn release(was: Packed, dying: &mut Dying<'_>) {
+    if was.is_mapped() {
+        dying.push(was.segment);
     }
 }
 
@@ -214,7 +433,7 @@ fn granules(first: usize, count: usize) -> u64 {
 const _: () = assert!(BLOCKS / GRANULE_BLOCKS == 64, "a page has a bit for each granule");
 
 fn empty_table() -> Box<[Packed; BLOCKS]> {
-    let table = vec![Packed { segment: 0, block: UNMAPPED, checksum: 0 }; BLOCKS];
+    let table = vec![Packed::HOLE; BLOCKS];
     let Ok(table) = table.into_boxed_slice().try_into() else {
         unreachable!("the vector was made with the length of a table")
     };

@@ -1,8 +1,9 @@
 //! What a replica gives to checkpoints, and what it takes from them.
 
+use super::generations::Generations;
 use super::{Replica, Volume};
-use basalt_wire::disk::checkpoint::{Granule, Record};
-use basalt_wire::ids::{Epoch, GroupId, LogIndex, VolumeId};
+use basalt_wire::disk::checkpoint::{Granule, Record, VolumeRecord};
+use basalt_wire::ids::{GroupId, LogIndex, VolumeId};
 
 /// What was taken to be given to a checkpoint, page by page.
 pub type DirtyPages = Vec<(VolumeId, u64)>;
@@ -22,7 +23,8 @@ impl Replica {
         let (mut records, mut deleted) = (Vec::with_capacity(ids.len()), Vec::new());
         for id in ids {
             let Some(volume) = self.volumes.get_mut(&id) else { continue };
-            records.push(Record::Volume(group, id, volume.epoch, volume.deleted));
+            let record = volume.generations.to_record(volume.epoch, volume.deleted);
+            records.push(Record::Volume(group, id, record));
             if volume.deleted {
                 self.changes.stored -= std::mem::take(&mut volume.stored);
                 deleted.push(id);
@@ -34,7 +36,7 @@ impl Replica {
     /// The next granule of a page to be given to a checkpoint, as it is now.
     pub fn take_granule(&mut self, id: VolumeId, chunk: u64) -> Option<(u8, Granule)> {
         let volume = self.volumes.get_mut(&id)?;
-        let (number, fresh, granule) = volume.index.page_mut(chunk)?.take_dirty()?;
+        let (number, fresh, granule) = volume.index.take_dirty(chunk, self.applied)?;
         volume.stored += u64::from(fresh);
         self.changes.stored += u64::from(fresh);
         Some((number, granule))
@@ -46,21 +48,48 @@ impl Replica {
     }
 
     /// Takes a volume from a checkpoint.
-    pub fn restore_volume(&mut self, id: VolumeId, epoch: Epoch, deleted: bool) {
+    pub fn restore_volume(&mut self, id: VolumeId, record: &VolumeRecord) {
         let volume = self.volumes.entry(id).or_default();
-        (volume.epoch, volume.deleted) = (epoch, deleted);
+        (volume.epoch, volume.deleted) = (record.epoch, record.deleted);
+        volume.generations = Generations::from_record(record);
     }
 
-    /// Takes a granule from a checkpoint.
-    pub fn restore_granule(&mut self, id: VolumeId, chunk: u64, number: u8, granule: &Granule) {
+    /// Takes a granule from a checkpoint that is of the entries up to `applied`.
+    pub fn restore_granule(
+        &mut self,
+        id: VolumeId,
+        (chunk, number): (u64, u8),
+        granule: &Granule,
+        applied: LogIndex,
+    ) {
         let volume: &mut Volume = self.volumes.entry(id).or_default();
         volume.stored += 1;
         self.changes.stored += 1;
-        volume.index.restore(chunk, number, granule, &mut self.usage);
+        self.seen = self.seen.max(granule.changed_at);
+        volume.index.restore((chunk, number), granule, applied, &mut self.usage);
     }
 
-    /// Goes on behind an entry whose state was taken from a checkpoint.
-    pub fn restored(&mut self, applied: LogIndex) {
+    /// Goes on behind an entry whose state was taken from a checkpoint. Fails if blocks are kept for a
+    /// snapshot that was not there.
+    pub fn restored(&mut self, applied: LogIndex) -> Result<(), String> {
+        for (id, volume) in &self.volumes {
+            let mut kept = volume.index.pages().into_iter().flat_map(|(_, page)| page.kept());
+            if let Some((generation, ..)) = kept.find(|(g, ..)| !volume.generations.may_hold(*g)) {
+                return Err(format!(
+                    "volume {id} holds blocks of generation {generation}, which is no snapshot"
+                ));
+            }
+        }
         self.applied = applied;
+        self.catch_up();
+        Ok(())
+    }
+
+    /// Forgets which pages were ahead, once everything is applied that any of them has seen.
+    pub(super) fn catch_up(&mut self) {
+        if self.seen.0 > 0 && self.applied >= self.seen {
+            self.volumes.values_mut().for_each(|volume| volume.index.caught_up());
+            self.seen = LogIndex(0);
+        }
     }
 }

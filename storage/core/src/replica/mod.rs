@@ -5,6 +5,7 @@
 //! fence, so a fenced session is shut out on every replica and after every restart (invariant I3).
 
 mod changes;
+mod generations;
 mod moves;
 mod pages;
 mod read;
@@ -19,8 +20,9 @@ use basalt_wire::block::{BLOCK_BYTES, crc32c};
 use basalt_wire::codec::CodecError;
 use basalt_wire::command::{BlockRange, CommandReader, CommandView};
 use basalt_wire::frame::Refusal;
-use basalt_wire::ids::{Epoch, LogIndex, VolumeId};
+use basalt_wire::ids::{Epoch, Generation, LogIndex, VolumeId};
 use bytes::Bytes;
+use generations::Generations;
 use rustc_hash::FxHashMap;
 
 /// One volume, as far as its chunks belong to this group.
@@ -28,6 +30,7 @@ use rustc_hash::FxHashMap;
 struct Volume {
     epoch: Epoch,
     deleted: bool,
+    generations: Generations,
     index: VolumeIndex,
     /// Granules of it that the store holds.
     stored: u64,
@@ -45,6 +48,8 @@ pub struct Replica {
     planted: Planted,
     replaying: bool,
     changes: Changes,
+    /// The last entry that any page has seen which a checkpoint gave back.
+    seen: LogIndex,
 }
 
 /// What changed since it was given to a checkpoint.
@@ -70,6 +75,7 @@ impl Replica {
             planted,
             replaying: true,
             changes: Changes::default(),
+            seen: LogIndex(0),
         }
     }
 
@@ -101,6 +107,7 @@ impl Replica {
             outcome(self.apply_command(index, &command, first));
         }
         self.applied = index;
+        self.catch_up();
         Ok(())
     }
 
@@ -117,52 +124,73 @@ impl Replica {
         first: BlockPlace,
     ) -> Outcome {
         match *command {
-            CommandView::Write { volume: id, epoch, range, checksums, .. } => {
-                let (index, usage) = self.writable(id, epoch)?;
-                let page = index.map(range, first, checksums.iter(), at, usage);
+            CommandView::Write { volume: id, epoch, generation, range, checksums } => {
+                let lost = self.planted.is(Bug::DeltaLost);
+                let (volume, usage) = self.writable(id, epoch, generation)?;
+                let newest = volume.generations.newest().filter(|_| !lost);
+                let page = volume.index.map(range, first, checksums.iter(), at, newest, usage);
                 self.changes.pages.extend(page.map(|chunk| (id, chunk)));
             }
-            CommandView::Unmap { volume: id, epoch, range, .. } => {
+            CommandView::Unmap { volume: id, epoch, generation, range } => {
                 let short = self.planted.is(Bug::UnmapShort);
-                let (index, usage) = self.writable(id, epoch)?;
+                let (volume, usage) = self.writable(id, epoch, generation)?;
                 let count = if short { range.count - 1 } else { range.count };
                 if count > 0 {
-                    let page = index.unmap(BlockRange { count, ..range }, at, usage);
+                    let newest = volume.generations.newest();
+                    let page = volume.index.unmap(BlockRange { count, ..range }, at, newest, usage);
                     self.changes.pages.extend(page.map(|chunk| (id, chunk)));
                 }
             }
-            CommandView::Fence { volume, epoch } => self.fence(volume, epoch)?,
+            CommandView::Fence { volume, epoch, generation } => {
+                self.fence(volume, epoch, generation)?;
+            }
             CommandView::Delete { volume: id } => {
                 self.changes.volumes.push(id);
                 let volume = self.volumes.entry(id).or_default();
                 volume.deleted = true;
+                volume.generations.forget();
                 volume.index.clear(&mut self.usage);
+            }
+            CommandView::Freeze { volume, generation } => self.freeze(volume, generation)?,
+            CommandView::DropSnapshot { volume, generation } => {
+                self.drop_snapshot(at, volume, generation)?;
+            }
+            CommandView::Revert { volume, epoch, generation } => {
+                self.revert(at, volume, epoch, generation)?;
             }
         }
         Ok(())
     }
 
-    fn fence(&mut self, id: VolumeId, epoch: Epoch) -> Outcome {
+    fn fence(&mut self, id: VolumeId, epoch: Epoch, generation: Generation) -> Outcome {
         if self.replaying && self.planted.is(Bug::EpochForgotten) {
             return Ok(());
         }
-        let volume = self.volumes.entry(id).or_default();
+        let volume = self.volumes.entry(id).or_insert_with(|| Volume {
+            generations: Generations::starting_at(generation),
+            ..Volume::default()
+        });
         if epoch < volume.epoch {
             return Err(Refusal::Fenced);
         }
         // A deleted volume may be fenced: a deletion that broke off is taken up again by a session
         // of a higher epoch, which fences all groups before it deletes. Nothing else becomes possible.
+        if !volume.deleted {
+            volume.generations.fence(generation, self.planted)?;
+        }
         volume.epoch = epoch;
         self.changes.volumes.push(id);
         Ok(())
     }
 
-    /// The volume's index and the account of live blocks, if a change of this epoch may be applied.
+    /// The volume and the account of live blocks, if a change of this epoch and generation may be
+    /// applied to it.
     fn writable(
         &mut self,
         id: VolumeId,
         epoch: Epoch,
-    ) -> Result<(&mut VolumeIndex, &mut Usage), Refusal> {
+        generation: Generation,
+    ) -> Result<(&mut Volume, &mut Usage), Refusal> {
         let unchecked =
             self.planted.is(Bug::StaleEpochApplied) || self.planted.is(Bug::EpochForgotten);
         if !unchecked {
@@ -172,7 +200,12 @@ impl Replica {
         if volume.deleted {
             return Err(Refusal::Fenced);
         }
-        Ok((&mut volume.index, &mut self.usage))
+        if generation != volume.generations.current()
+            && volume.generations.admit(generation, self.planted)?
+        {
+            self.changes.volumes.push(id);
+        }
+        Ok((volume, &mut self.usage))
     }
 
     /// The highest epoch that was fenced in.
@@ -199,6 +232,11 @@ impl Replica {
         }
     }
 
+    /// Blocks that are kept for snapshots alone, all volumes together.
+    pub fn kept_blocks(&self) -> u64 {
+        self.volumes.values().map(|volume| volume.index.kept_blocks()).sum()
+    }
+
     /// Blocks that are mapped, all volumes together.
     pub fn mapped_blocks(&self) -> u64 {
         self.volumes.values().map(|volume| volume.index.mapped_blocks()).sum()
@@ -219,7 +257,13 @@ impl Replica {
             let volume = &self.volumes[&id];
             digest = mix(digest, id.0);
             digest = mix(digest, volume.epoch.0 << 1 | u64::from(volume.deleted));
+            digest = volume.generations.numbers().fold(digest, mix);
             for (chunk, page) in volume.index.pages() {
+                for (generation, block, was) in page.kept() {
+                    digest = mix(digest, u64::from(generation.0) << 32 | 1 << 31 | block as u64);
+                    digest = mix(digest, chunk << 1 | u64::from(was.is_some()));
+                    digest = mix(digest, was.map_or(0, |place| u64::from(place.checksum)));
+                }
                 for (block, place) in page.iter() {
                     digest = mix(digest, chunk << 10 | block as u64);
                     digest = mix(digest, u64::from(place.checksum));
@@ -323,5 +367,7 @@ impl<'a> Iterator for PayloadBlocks<'a> {
     }
 }
 
+#[cfg(test)]
+mod fuzzy;
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,7 @@
 //!
 //! Where blocks stand is each replica's own matter: no entry of the Raft log and no digest says it.
 
-use super::Replica;
+use super::{Replica, Volume};
 use crate::index::{BlockPlace, Usage};
 use crate::log::Location;
 use crate::planted::Bug;
@@ -19,7 +19,7 @@ impl Replica {
     /// Whether a block of a volume stands at a place. The checksum belongs to the place: after the
     /// segment was used again, other content may stand at the same numbers.
     pub fn is_live(&self, id: VolumeId, block: u64, place: BlockPlace) -> bool {
-        self.volumes.get(&id).is_some_and(|volume| volume.index.place(block) == Some(place))
+        self.volumes.get(&id).is_some_and(|volume| volume.index.refers_to(block, place))
     }
 
     /// Points a block at a copy of it, if it still stands at `from`; says whether it did. The page is
@@ -61,15 +61,20 @@ impl Replica {
         usage
     }
 
-    /// Blocks of a range that are not mapped: so many more are live once it is written.
+    /// So many blocks more are live once a range is written: those that are not mapped, and in a volume
+    /// with snapshots all, for what they were may be kept.
     pub fn unmapped_blocks(&self, id: VolumeId, range: BlockRange) -> u32 {
-        let (_, runs) = self.extents(id, range);
+        if self.volumes.get(&id).is_some_and(|volume| volume.generations.newest().is_some()) {
+            return range.count;
+        }
+        let (_, runs) = self.extents(id, range, None);
         runs.iter().filter(|(_, mapped)| !mapped).map(|(blocks, _)| *blocks).sum()
     }
 
-    /// Mapped blocks of each volume that has any, in order.
+    /// Live blocks of each volume that has any, those kept for snapshots included, in order.
     pub fn mapped_by_volume(&self) -> Vec<(VolumeId, u64)> {
-        let all = self.volumes.iter().map(|(id, volume)| (*id, volume.index.mapped_blocks()));
+        let live = |v: &Volume| v.index.mapped_blocks() + v.index.kept_blocks();
+        let all = self.volumes.iter().map(|(id, volume)| (*id, live(volume)));
         let mut all: Vec<_> = all.filter(|(_, blocks)| *blocks > 0).collect();
         all.sort_unstable();
         all

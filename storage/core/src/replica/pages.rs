@@ -2,7 +2,9 @@
 //!
 //! While this lasts, and until everything up to [`Replica::ahead`] is applied, pages may hold later
 //! entries than the one that is applied. Entries applied in order over such pages give the same pages,
-//! but nothing may be read before that.
+//! but nothing may be read before that. This is so only while no volume has generations: what a block was
+//! when one was frozen can not be told from a page that is ahead of it. No session is opened or goes on in
+//! a group that has any, so that no page that came in a session has seen an entry behind a freeze.
 
 use super::read::Plan;
 use super::{Replica, Volume};
@@ -35,6 +37,13 @@ impl Replica {
     /// Pages may hold entries up to this one from here on.
     pub fn note_ahead(&mut self, at: LogIndex) {
         self.ahead = self.ahead.max(at);
+    }
+
+    /// Whether some volume is not, or not any more, in its first generation: pages alone do not tell what
+    /// it holds.
+    pub fn has_generations(&self) -> bool {
+        let later = |v: &Volume| v.generations.current().0 > 0 || v.generations.newest().is_some();
+        self.volumes.values().any(|volume| !volume.deleted && later(volume))
     }
 
     /// All volumes, ordered by id.
@@ -142,7 +151,7 @@ impl Replica {
         let touched = volume.index.touch(chunk, at);
         self.changes.pages.extend(touched.map(|chunk| (id, chunk)));
         for block in blocks {
-            let dirtied = volume.index.unmap(single(chunk, *block), at, &mut self.usage);
+            let dirtied = volume.index.unmap(single(chunk, *block), at, None, &mut self.usage);
             self.changes.pages.extend(dirtied.map(|chunk| (id, chunk)));
         }
     }
@@ -162,7 +171,7 @@ impl Replica {
             let place = BlockPlace { segment: first.segment, block, checksum: *checksum };
             let range = single(chunk, *number);
             let sums = [*checksum].into_iter();
-            let dirtied = volume.index.map(range, place, sums, at, &mut self.usage);
+            let dirtied = volume.index.map(range, place, sums, at, None, &mut self.usage);
             self.changes.pages.extend(dirtied.map(|chunk| (id, chunk)));
         }
     }
@@ -174,10 +183,12 @@ impl Replica {
             (volume.epoch, volume.deleted) = (state.epoch, state.deleted);
             if state.deleted {
                 mark!("volume deleted while its replica was away");
+                volume.generations.forget();
                 volume.index.clear(&mut self.usage);
             }
             self.changes.volumes.push(state.volume);
         }
         self.applied = applied;
+        self.catch_up();
     }
 }

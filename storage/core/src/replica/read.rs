@@ -9,7 +9,7 @@ use basalt_wire::block::{BLOCK_BYTES, crc32c};
 use basalt_wire::buffer::Payload;
 use basalt_wire::command::BlockRange;
 use basalt_wire::frame::Refusal;
-use basalt_wire::ids::{Epoch, LogIndex, VolumeId};
+use basalt_wire::ids::{Epoch, Generation, LogIndex, VolumeId};
 use bytes::Bytes;
 
 /// CRC-32C of a block of zeros.
@@ -48,7 +48,15 @@ pub enum ReadError {
 
 impl Replica {
     /// Whether a read of this session may be served here now.
-    pub fn check_read(&self, id: VolumeId, epoch: Epoch, floor: LogIndex) -> Result<(), Refusal> {
+    pub fn check_read(
+        &self,
+        (id, epoch): (VolumeId, Epoch),
+        floor: LogIndex,
+        snapshot: Option<Generation>,
+    ) -> Result<(), Refusal> {
+        if let Some(snapshot) = snapshot {
+            return self.check_snapshot(id, snapshot);
+        }
         if self.applied < floor && !self.planted.is(Bug::FloorUnchecked) {
             return Err(Refusal::Behind);
         }
@@ -59,20 +67,24 @@ impl Replica {
         self.check_epoch(id, epoch)
     }
 
+    fn is_empty_in(&self, id: VolumeId, snapshot: Option<Generation>) -> bool {
+        snapshot.is_some_and(|snapshot| self.is_before(id, snapshot))
+    }
+
     fn page_of(&self, id: VolumeId, range: BlockRange) -> Option<(&Page, usize)> {
         let (page, first) = self.volumes.get(&id)?.index.page(range);
         page.map(|page| (page, first))
     }
 
-    /// Plans the read of a range of one chunk.
-    pub fn plan(&self, id: VolumeId, range: BlockRange) -> Plan {
-        let page = self.page_of(id, range);
+    /// Plans the read of a range of one chunk, of the volume as it is or of a snapshot of it.
+    pub fn plan(&self, id: VolumeId, range: BlockRange, snapshot: Option<Generation>) -> Plan {
+        let page = self.page_of(id, range).filter(|_| !self.is_empty_in(id, snapshot));
         let count = range.count as usize;
         let index = page.map_or(LogIndex(0), |(page, _)| page.changed_at());
         let mut plan =
             Plan { index, checksums: Vec::with_capacity(count), runs: Vec::new(), missing: 0 };
         for i in 0..count {
-            let place = page.and_then(|(page, first)| page.get(first + i));
+            let place = page.and_then(|(page, first)| place_of(page, first + i, snapshot));
             plan.checksums.push(place.map_or_else(zero_checksum, |p| p.checksum));
             plan.extend(place.map(|p| Location { segment: p.segment, block: p.block }));
         }
@@ -81,17 +93,58 @@ impl Replica {
     }
 
     /// The runs of mapped and unmapped blocks in a range, and the index of its last change.
-    pub fn extents(&self, id: VolumeId, range: BlockRange) -> (LogIndex, Vec<(u32, bool)>) {
-        let page = self.page_of(id, range);
-        let mut runs: Vec<(u32, bool)> = Vec::new();
-        for i in 0..range.count as usize {
-            let mapped = page.is_some_and(|(page, first)| page.get(first + i).is_some());
-            match runs.last_mut() {
-                Some(run) if run.1 == mapped => run.0 += 1,
-                _ => runs.push((1, mapped)),
-            }
+    pub fn extents(
+        &self,
+        id: VolumeId,
+        range: BlockRange,
+        snapshot: Option<Generation>,
+    ) -> (LogIndex, Vec<(u32, bool)>) {
+        let page = self.page_of(id, range).filter(|_| !self.is_empty_in(id, snapshot));
+        runs_of(page, range, |page, block| place_of(page, block, snapshot).is_some())
+    }
+
+    /// The runs of blocks in a range that were changed and were not changed between two snapshots, or
+    /// between one and now, and the index of its last change. A block that was written with what it held
+    /// counts as changed.
+    pub fn changes(
+        &self,
+        id: VolumeId,
+        range: BlockRange,
+        since: Generation,
+        until: Option<Generation>,
+    ) -> (LogIndex, Vec<(u32, bool)>) {
+        let page = self.page_of(id, range).filter(|_| !self.is_empty_in(id, until));
+        // Of a snapshot before the group heard of the volume everything that is mapped differs.
+        let empty = self.is_before(id, since);
+        runs_of(page, range, |page, block| {
+            page.changed_since(since, until, block)
+                || (empty && place_of(page, block, until).is_some())
+        })
+    }
+}
+
+/// The runs of blocks of which something holds, in a range of a page, and the index of its last change.
+fn runs_of(
+    page: Option<(&Page, usize)>,
+    range: BlockRange,
+    holds: impl Fn(&Page, usize) -> bool,
+) -> (LogIndex, Vec<(u32, bool)>) {
+    let mut runs: Vec<(u32, bool)> = Vec::new();
+    for i in 0..range.count as usize {
+        let is = page.is_some_and(|(page, first)| holds(page, first + i));
+        match runs.last_mut() {
+            Some(run) if run.1 == is => run.0 += 1,
+            _ => runs.push((1, is)),
         }
-        (page.map_or(LogIndex(0), |(page, _)| page.changed_at()), runs)
+    }
+    (page.map_or(LogIndex(0), |(page, _)| page.changed_at()), runs)
+}
+
+/// Where a block stands, or stood in a snapshot.
+fn place_of(page: &Page, block: usize, snapshot: Option<Generation>) -> Option<BlockPlace> {
+    match snapshot {
+        None => page.get(block),
+        Some(snapshot) => page.get_in(snapshot, block),
     }
 }
 

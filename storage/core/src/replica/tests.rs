@@ -22,7 +22,7 @@ fn unmap(epoch: u64, block: u64, count: u32) -> Command {
 }
 
 fn fence(epoch: u64) -> Command {
-    Command::Fence { volume: V, epoch: Epoch(epoch) }
+    Command::Fence { volume: V, epoch: Epoch(epoch), generation: Generation(0) }
 }
 
 fn at(segment: u32, block: u32) -> Location {
@@ -37,7 +37,7 @@ fn apply(replica: &mut Replica, commands: &[Command], location: Location) -> Vec
 }
 
 fn mapped(replica: &Replica, block: u64) -> Option<(Location, u32)> {
-    let plan = replica.plan(V, BlockRange { block, count: 1 });
+    let plan = replica.plan(V, BlockRange { block, count: 1 }, None);
     plan.reads().next().map(|(_, location, _)| (location, plan.checksums[0]))
 }
 
@@ -102,7 +102,7 @@ fn reads_join_runs_and_fill_holes_with_zeros() {
     let a = vec![1u8; 2 * BLOCK_BYTES];
     let sums = [crc32c(&a[..BLOCK_BYTES]); 2];
     apply(&mut replica, &[fence(1), write(1, 4, &sums)], at(3, 100));
-    let mut plan = replica.plan(V, BlockRange { block: 3, count: 4 });
+    let mut plan = replica.plan(V, BlockRange { block: 3, count: 4 }, None);
     assert_eq!(plan.reads().collect::<Vec<_>>(), [(1, at(3, 100), 2)]);
     assert_eq!(plan.index, LogIndex(1));
     plan.fill(1, Bytes::from(a));
@@ -110,7 +110,7 @@ fn reads_join_runs_and_fill_holes_with_zeros() {
     let (_, checksums, payload) = plan.finish(false).unwrap();
     assert!(blocks_match(&payload, &checksums));
     assert_eq!(payload.len(), 4 * BLOCK_BYTES);
-    let (_, runs) = replica.extents(V, BlockRange { block: 3, count: 4 });
+    let (_, runs) = replica.extents(V, BlockRange { block: 3, count: 4 }, None);
     assert_eq!(runs, [(1, false), (2, true), (1, false)]);
 }
 
@@ -118,7 +118,7 @@ fn reads_join_runs_and_fill_holes_with_zeros() {
 fn a_wrong_block_is_never_returned() {
     let mut replica = Replica::new(Planted::NONE);
     apply(&mut replica, &[fence(1), write(1, 4, &[77])], at(3, 100));
-    let mut plan = replica.plan(V, BlockRange { block: 4, count: 1 });
+    let mut plan = replica.plan(V, BlockRange { block: 4, count: 1 }, None);
     plan.fill(0, Bytes::from(vec![5; BLOCK_BYTES]));
     assert_eq!(plan.finish(false).unwrap_err(), ReadError::Damaged);
 }
@@ -127,10 +127,10 @@ fn a_wrong_block_is_never_returned() {
 fn reads_need_the_floor_and_the_epoch() {
     let mut replica = Replica::new(Planted::NONE);
     apply(&mut replica, &[fence(3)], at(0, 0));
-    assert_eq!(replica.check_read(V, Epoch(3), LogIndex(2)), Err(Refusal::Behind));
-    assert_eq!(replica.check_read(V, Epoch(2), LogIndex(1)), Err(Refusal::Fenced));
-    assert_eq!(replica.check_read(V, Epoch(4), LogIndex(1)), Err(Refusal::NotAttached));
-    assert_eq!(replica.check_read(V, Epoch(3), LogIndex(1)), Ok(()));
+    assert_eq!(replica.check_read((V, Epoch(3)), LogIndex(2), None), Err(Refusal::Behind));
+    assert_eq!(replica.check_read((V, Epoch(2)), LogIndex(1), None), Err(Refusal::Fenced));
+    assert_eq!(replica.check_read((V, Epoch(4)), LogIndex(1), None), Err(Refusal::NotAttached));
+    assert_eq!(replica.check_read((V, Epoch(3)), LogIndex(1), None), Ok(()));
 }
 
 #[test]
@@ -162,7 +162,7 @@ fn blocks_follow_their_copies_only_from_where_they_stand() {
     apply(&mut replica, &[write(1, 11, &[22])], at(3, 0));
     apply(&mut replica, &[unmap(1, 13, 1)], at(3, 9));
     let digest = replica.digest();
-    let index = replica.plan(V, BlockRange { block: 10, count: 1 }).index;
+    let index = replica.plan(V, BlockRange { block: 10, count: 1 }, None).index;
     // Block 11 was overwritten meanwhile, 13 unmapped, and 12 is said to have had another content.
     let blocks = [
         moved_block(10, 1, (2, 40)),
@@ -177,7 +177,7 @@ fn blocks_follow_their_copies_only_from_where_they_stand() {
     assert_eq!(mapped(&replica, 13), None);
     // Nobody who reads notices, and the account follows.
     assert_eq!(replica.digest(), digest);
-    assert_eq!(replica.plan(V, BlockRange { block: 10, count: 1 }).index, index);
+    assert_eq!(replica.plan(V, BlockRange { block: 10, count: 1 }, None).index, index);
     assert_eq!(*replica.usage(), replica.recount());
     let live: Vec<_> = replica.usage().segments().map(|(s, live)| (s.0, live)).collect();
     assert_eq!(live, [(2, 1), (3, 1), (7, 1)]);

@@ -175,6 +175,7 @@ impl Shard {
             open_report: self.open_report.clone(),
             opened_in: self.start.took,
             checkpoint: self.taker.number(),
+            kept_blocks: self.groups.iter().map(|group| group.replica.kept_blocks()).sum(),
             mapped_blocks: self.groups.iter().map(|group| group.replica.mapped_blocks()).sum(),
             index_bytes: self.groups.iter().map(|group| group.replica.index_bytes()).sum(),
             pending_requests: self.shared.pending_requests + self.shared.client_reads.len(),

@@ -11,7 +11,7 @@ use basalt_wire::buffer::Payload;
 use basalt_wire::codec::BLOCK_END_MAX;
 use basalt_wire::command::{BlockRange, Command};
 use basalt_wire::frame::{Refusal, ReplyResult, Request, RequestOp};
-use basalt_wire::ids::{LogIndex, Term};
+use basalt_wire::ids::{Generation, LogIndex, Term};
 use basalt_wire::time::Time;
 
 /// Whether a range has 1 to `most` blocks, all of one chunk.
@@ -25,9 +25,15 @@ fn is_range(range: BlockRange, most: u32) -> bool {
 /// What a request becomes.
 enum Want {
     Leader,
-    Read(BlockRange, LogIndex),
-    Extents(BlockRange, LogIndex),
+    Read(BlockRange, LogIndex, Option<Generation>),
+    Extents(BlockRange, LogIndex, Option<Generation>),
+    Changes(BlockRange, LogIndex, Generation, Option<Generation>),
     Change(Term, Command, Payload),
+}
+
+/// A change without blocks.
+fn small(term: Term, command: Command) -> Want {
+    Want::Change(term, command, Payload::empty())
 }
 
 /// Checks a request's shape.
@@ -35,11 +41,16 @@ fn parse(request: Request) -> Result<Want, Refusal> {
     let (volume, epoch) = (request.volume, request.epoch);
     match request.op {
         RequestOp::Leader => Ok(Want::Leader),
-        RequestOp::Read { range, floor } if is_range(range, COMMAND_BLOCKS_MAX) => {
-            Ok(Want::Read(range, floor))
+        RequestOp::Read { range, floor, snapshot } if is_range(range, COMMAND_BLOCKS_MAX) => {
+            Ok(Want::Read(range, floor, snapshot))
         }
-        RequestOp::Extents { range, floor } if is_range(range, CHUNK_BLOCKS as u32) => {
-            Ok(Want::Extents(range, floor))
+        RequestOp::Extents { range, floor, snapshot } if is_range(range, CHUNK_BLOCKS as u32) => {
+            Ok(Want::Extents(range, floor, snapshot))
+        }
+        RequestOp::Changes { range, floor, since, snapshot }
+            if is_range(range, CHUNK_BLOCKS as u32) && snapshot.is_none_or(|s| since <= s) =>
+        {
+            Ok(Want::Changes(range, floor, since, snapshot))
         }
         RequestOp::Write { term, generation, range, checksums, payload } => {
             let count = range.count as usize;
@@ -54,14 +65,20 @@ fn parse(request: Request) -> Result<Want, Refusal> {
             ))
         }
         RequestOp::Unmap { term, generation, range } if is_range(range, CHUNK_BLOCKS as u32) => {
-            let command = Command::Unmap { volume, epoch, generation, range };
-            Ok(Want::Change(term, command, Payload::empty()))
+            Ok(small(term, Command::Unmap { volume, epoch, generation, range }))
         }
-        RequestOp::Fence { term } => {
-            Ok(Want::Change(term, Command::Fence { volume, epoch }, Payload::empty()))
+        RequestOp::Fence { term, generation } => {
+            Ok(small(term, Command::Fence { volume, epoch, generation }))
         }
-        RequestOp::Delete { term } => {
-            Ok(Want::Change(term, Command::Delete { volume }, Payload::empty()))
+        RequestOp::Delete { term } => Ok(small(term, Command::Delete { volume })),
+        RequestOp::Freeze { term, generation } => {
+            Ok(small(term, Command::Freeze { volume, generation }))
+        }
+        RequestOp::DropSnapshot { term, generation } => {
+            Ok(small(term, Command::DropSnapshot { volume, generation }))
+        }
+        RequestOp::Revert { term, generation } => {
+            Ok(small(term, Command::Revert { volume, epoch, generation }))
         }
         _ => Err(Refusal::Invalid),
     }
@@ -104,19 +121,26 @@ impl Shard {
                 Err(Refusal::NoSpace)
             }
             Want::Leader => Ok(Some(self.leader(slot))),
-            Want::Extents(range, floor) => {
+            Want::Extents(range, floor, snapshot) => {
                 let replica = &self.groups[slot].replica;
-                replica.check_read(volume, epoch, floor)?;
-                let (index, runs) = replica.extents(volume, range);
+                replica.check_read((volume, epoch), floor, snapshot)?;
+                let (index, runs) = replica.extents(volume, range, snapshot);
                 Ok(Some(ReplyResult::Extents { index, runs }))
             }
-            Want::Read(range, floor) => {
+            Want::Changes(range, floor, since, snapshot) => {
                 let replica = &self.groups[slot].replica;
-                replica.check_read(volume, epoch, floor)?;
+                replica.check_snapshot(volume, since)?;
+                replica.check_read((volume, epoch), floor, snapshot)?;
+                let (index, runs) = replica.changes(volume, range, since, snapshot);
+                Ok(Some(ReplyResult::Extents { index, runs }))
+            }
+            Want::Read(range, floor, snapshot) => {
+                let replica = &self.groups[slot].replica;
+                replica.check_read((volume, epoch), floor, snapshot)?;
                 if self.is_busy(0) {
                     return Err(Refusal::Busy);
                 }
-                let plan = replica.plan(volume, range);
+                let plan = replica.plan(volume, range, snapshot);
                 let group = self.groups[slot].id;
                 let read = ClientRead { link, id, group, plan, outstanding: 0, failed: false };
                 Ok(self.start_read(now, read, out))

@@ -82,6 +82,8 @@ pub struct ShardStatus {
     pub checkpoint: u64,
     /// Blocks mapped, all volumes together.
     pub mapped_blocks: u64,
+    /// Blocks that are kept for snapshots alone.
+    pub kept_blocks: u64,
     /// Bytes of memory that the index uses.
     pub index_bytes: u64,
     /// Requests accepted and not yet answered.

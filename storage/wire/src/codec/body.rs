@@ -357,33 +357,60 @@ fn request(r: &mut Reader<'_>) -> Result<Request> {
     })
 }
 
+fn generation(r: &mut Reader<'_>) -> Result<Generation> {
+    r.u32("generation").map(Generation)
+}
+
+/// The snapshot of a read: a flag, and a generation that is zero if there is none.
+fn snapshot(r: &mut Reader<'_>) -> Result<Option<Generation>> {
+    let some = flag("snapshot", r.u8("snapshot")?)?;
+    let generation = generation(r)?;
+    if !some {
+        bounded("generation of no snapshot", u64::from(generation.0), 0, 0)?;
+    }
+    Ok(some.then_some(generation))
+}
+
 fn request_op(r: &mut Reader<'_>) -> Result<RequestOp> {
     let command_max = u64::from(COMMAND_BLOCKS_MAX);
     Ok(match r.u8("operation")? {
         op::WRITE => {
-            let (term, generation) = (r.term()?, Generation(r.u32("generation")?));
+            let (term, generation) = (r.term()?, generation(r)?);
             let range = r.range("write's range", command_max)?;
             let checksums = r.checksums(range.count)?;
             RequestOp::Write { term, generation, range, checksums, payload: Payload::empty() }
         }
         op::UNMAP => RequestOp::Unmap {
             term: r.term()?,
-            generation: Generation(r.u32("generation")?),
+            generation: generation(r)?,
             range: r.range("unmap's range", CHUNK_BLOCKS)?,
         },
         op::READ => RequestOp::Read {
             range: r.range("read's range", command_max)?,
             floor: r.index("floor")?,
+            snapshot: snapshot(r)?,
         },
         op::EXTENTS => RequestOp::Extents {
             range: r.range("extents' range", CHUNK_BLOCKS)?,
             floor: r.index("floor")?,
+            snapshot: snapshot(r)?,
         },
-        op::FENCE => RequestOp::Fence { term: r.term()? },
+        op::FENCE => RequestOp::Fence { term: r.term()?, generation: generation(r)? },
         op::DELETE => RequestOp::Delete { term: r.term()? },
         op::LEADER => RequestOp::Leader,
+        op::FREEZE => RequestOp::Freeze { term: r.term()?, generation: generation(r)? },
+        op::DROP_SNAPSHOT => {
+            RequestOp::DropSnapshot { term: r.term()?, generation: generation(r)? }
+        }
+        op::CHANGES => RequestOp::Changes {
+            range: r.range("changes' range", CHUNK_BLOCKS)?,
+            floor: r.index("floor")?,
+            snapshot: snapshot(r)?,
+            since: generation(r)?,
+        },
+        op::REVERT => RequestOp::Revert { term: r.term()?, generation: generation(r)? },
         other => {
-            let (value, max) = (u64::from(other), u64::from(op::LEADER));
+            let (value, max) = (u64::from(other), u64::from(op::MAX));
             return Err(CodecError::OutOfBounds { field: "operation", value, min: 1, max });
         }
     })
@@ -435,7 +462,7 @@ fn runs(r: &mut Reader<'_>) -> Result<Vec<(u32, bool)>> {
 }
 
 fn refusal(number: u8) -> Result<Refusal> {
-    const ALL: [Refusal; 11] = [
+    const ALL: [Refusal; 14] = [
         Refusal::Fenced,
         Refusal::LateDuplicate,
         Refusal::Behind,
@@ -447,6 +474,9 @@ fn refusal(number: u8) -> Result<Refusal> {
         Refusal::Unavailable,
         Refusal::NotAttached,
         Refusal::BadChecksum,
+        Refusal::Frozen,
+        Refusal::NoSnapshot,
+        Refusal::TooManySnapshots,
     ];
     ALL.into_iter().find(|refusal| *refusal as u8 == number).ok_or(CodecError::OutOfBounds {
         field: "refusal",

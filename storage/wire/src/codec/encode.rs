@@ -10,7 +10,7 @@ use crate::command::BlockRange;
 use crate::frame::{
     Frame, Hello, RaftMessage, Reply, ReplyResult, Request, RequestOp, Role, Welcome,
 };
-use crate::ids::{Address, NodeId};
+use crate::ids::{Address, Generation, NodeId, Term};
 use crate::pages::Step;
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -290,26 +290,48 @@ fn put_request(out: &mut BytesMut, request: &Request) {
             out.put_u32_le(generation.0);
             put_range(out, *range);
         }
-        RequestOp::Read { range, floor } => {
-            out.put_u8(op::READ);
-            put_range(out, *range);
-            out.put_u64_le(floor.0);
+        RequestOp::Read { range, floor, snapshot } => {
+            put_read(out, op::READ, *range, floor.0, *snapshot);
         }
-        RequestOp::Extents { range, floor } => {
-            out.put_u8(op::EXTENTS);
-            put_range(out, *range);
-            out.put_u64_le(floor.0);
+        RequestOp::Extents { range, floor, snapshot } => {
+            put_read(out, op::EXTENTS, *range, floor.0, *snapshot);
         }
-        RequestOp::Fence { term } => {
-            out.put_u8(op::FENCE);
-            out.put_u64_le(term.0);
+        RequestOp::Changes { range, floor, since, snapshot } => {
+            put_read(out, op::CHANGES, *range, floor.0, *snapshot);
+            out.put_u32_le(since.0);
         }
+        RequestOp::Fence { term, generation } => put_control(out, op::FENCE, *term, *generation),
+        RequestOp::Freeze { term, generation } => put_control(out, op::FREEZE, *term, *generation),
+        RequestOp::DropSnapshot { term, generation } => {
+            put_control(out, op::DROP_SNAPSHOT, *term, *generation);
+        }
+        RequestOp::Revert { term, generation } => put_control(out, op::REVERT, *term, *generation),
         RequestOp::Delete { term } => {
             out.put_u8(op::DELETE);
             out.put_u64_le(term.0);
         }
         RequestOp::Leader => out.put_u8(op::LEADER),
     }
+}
+
+fn put_read(
+    out: &mut BytesMut,
+    op: u8,
+    range: BlockRange,
+    floor: u64,
+    snapshot: Option<Generation>,
+) {
+    out.put_u8(op);
+    put_range(out, range);
+    out.put_u64_le(floor);
+    out.put_u8(u8::from(snapshot.is_some()));
+    out.put_u32_le(snapshot.unwrap_or_default().0);
+}
+
+fn put_control(out: &mut BytesMut, op: u8, term: Term, generation: Generation) {
+    out.put_u8(op);
+    out.put_u64_le(term.0);
+    out.put_u32_le(generation.0);
 }
 
 fn put_reply(out: &mut BytesMut, reply: &Reply) {

@@ -209,6 +209,11 @@ mod op {
     pub const FENCE: u8 = 5;
     pub const DELETE: u8 = 6;
     pub const LEADER: u8 = 7;
+    pub const FREEZE: u8 = 8;
+    pub const DROP_SNAPSHOT: u8 = 9;
+    pub const REVERT: u8 = 10;
+    pub const CHANGES: u8 = 11;
+    pub const MAX: u8 = CHANGES;
 }
 
 /// Numbers of a reply's outcomes.

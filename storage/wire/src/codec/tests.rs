@@ -165,11 +165,29 @@ fn request_op() -> impl Strategy<Value = RequestOp> {
             generation: Generation(n.1),
             range,
         }),
-        (any::<u64>(), range(256))
-            .prop_map(|(n, range)| RequestOp::Read { range, floor: LogIndex(n) }),
-        (any::<u64>(), range(1024))
-            .prop_map(|(n, range)| RequestOp::Extents { range, floor: LogIndex(n) }),
-        any::<u64>().prop_map(|n| RequestOp::Fence { term: Term(n) }),
+        (any::<(u64, Option<u32>)>(), range(256)).prop_map(|(n, range)| RequestOp::Read {
+            range,
+            floor: LogIndex(n.0),
+            snapshot: n.1.map(Generation),
+        }),
+        (any::<(u64, Option<u32>)>(), range(1024)).prop_map(|(n, range)| RequestOp::Extents {
+            range,
+            floor: LogIndex(n.0),
+            snapshot: n.1.map(Generation),
+        }),
+        (any::<(u64, u32, Option<u32>)>(), range(1024)).prop_map(|(n, range)| {
+            let (since, snapshot) = (Generation(n.1), n.2.map(Generation));
+            RequestOp::Changes { range, floor: LogIndex(n.0), since, snapshot }
+        }),
+        (any::<(u64, u32)>(), 0..4).prop_map(|((term, generation), which)| {
+            let (term, generation) = (Term(term), Generation(generation));
+            match which {
+                0 => RequestOp::Fence { term, generation },
+                1 => RequestOp::Freeze { term, generation },
+                2 => RequestOp::DropSnapshot { term, generation },
+                _ => RequestOp::Revert { term, generation },
+            }
+        }),
         any::<u64>().prop_map(|n| RequestOp::Delete { term: Term(n) }),
         Just(RequestOp::Leader),
     ]
@@ -203,6 +221,9 @@ fn reply() -> impl Strategy<Value = Frame> {
             .prop_map(|(n, node)| ReplyResult::Leader { leader: node.map(NodeId), term: Term(n) }),
         Just(ReplyResult::Refused(Refusal::Fenced)),
         Just(ReplyResult::Refused(Refusal::BadChecksum)),
+        Just(ReplyResult::Refused(Refusal::Frozen)),
+        Just(ReplyResult::Refused(Refusal::NoSnapshot)),
+        Just(ReplyResult::Refused(Refusal::TooManySnapshots)),
         Just(ReplyResult::Unknown),
     ];
     (any::<(u64, u32)>(), result).prop_map(|(n, result)| {

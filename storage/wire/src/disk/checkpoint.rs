@@ -10,11 +10,13 @@
 //! | `C` index 8 | a metadata command: term 8, the command |
 //! | `E` group 4, run 8 | up to 256 entries of 26 bytes, see [`EntryPlace`] |
 //! | `M` | the manifest |
-//! | `P` group 4, volume 8, chunk 8, granule 1 | index of the last change 8, mask of mapped blocks 2, each 12 |
-//! | `V` group 4, volume 8 | epoch 8, deleted 1 |
+//! | `P` group 4, volume 8, chunk 8, granule 1 | index of the last change 8, mapped blocks 2, each 12; its deltas |
+//! | `V` group 4, volume 8 | epoch 8, deleted 1, generation 4, first generation 4, each snapshot 4 |
 //!
-//! A mapped block: segment 4, block 4, checksum 4. An entry: term 8, segment 4, block of its batch 4, record 2,
-//! first payload block 4, payload blocks 4.
+//! A mapped block: segment 4, block 4, checksum 4. A delta of a snapshot: generation 4, mask of the blocks
+//! that it holds 2, mask of those that were mapped 2, each of these 12. What a granule's blocks were in
+//! snapshots stands in its own record, so that the two are always of the same instant. An entry: term 8,
+//! segment 4, block of its batch 4, record 2, first payload block 4, payload blocks 4.
 //!
 //! The manifest: cluster 8, node 4, shard 2, device 8, segment_bytes 8, number 8; where replay begins:
 //! segment 4, segment sequence 8, block 4, batch 8, checksum of the batch before 4, boot 8; the last
@@ -27,7 +29,8 @@ use crate::block::crc32c;
 use crate::disk::batch::HardStateFields;
 use crate::disk::{SEGMENTS_MAX, field};
 use crate::ids::{
-    Address, ClusterId, Epoch, GroupId, LogIndex, NodeId, SegmentId, ShardId, Term, VolumeId,
+    Address, ClusterId, Epoch, Generation, GroupId, LogIndex, NodeId, SegmentId, ShardId, Term,
+    VolumeId,
 };
 use bytes::Bytes;
 
@@ -37,11 +40,15 @@ pub const CHECKPOINT_VERSION: u8 = 2;
 pub const GRANULE_BLOCKS: usize = 16;
 /// Entries of a run.
 pub const RUN_ENTRIES: usize = 256;
+/// Snapshots that a volume may have.
+pub const SNAPSHOTS_MAX: usize = 256;
 /// The most groups that a manifest may name.
 const GROUPS_MAX: usize = 1 << 16;
 
 const ENTRY_BYTES: usize = 26;
 const PLACE_BYTES: usize = 12;
+const DELTA_BYTES: usize = 8;
+const VOLUME_BYTES: usize = 17;
 const MANIFEST_BYTES: usize = 38 + 36 + 12 + 4;
 const GROUP_BYTES: usize = 96;
 const SEGMENT_USE_BYTES: usize = 12;
@@ -167,12 +174,40 @@ pub struct EntryPlace {
 pub type Place = (SegmentId, u32, u32);
 
 /// Some blocks of a page.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Granule {
     /// The index of the entry that changed its page last.
     pub changed_at: LogIndex,
     /// Where its blocks stand.
     pub places: [Option<Place>; GRANULE_BLOCKS],
+    /// What some of them were in snapshots, by generation, ascending.
+    pub deltas: Vec<GranuleDelta>,
+}
+
+/// What some blocks of a granule were when a generation was frozen: those that changed since.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GranuleDelta {
+    /// The snapshot's generation.
+    pub generation: Generation,
+    /// A bit for each block that is held; never none.
+    pub held: u16,
+    /// Where the held blocks stand; nothing for one that was not mapped.
+    pub places: [Option<Place>; GRANULE_BLOCKS],
+}
+
+/// A volume of a group, but for its blocks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VolumeRecord {
+    /// The highest epoch that was fenced in.
+    pub epoch: Epoch,
+    /// Whether it is deleted.
+    pub deleted: bool,
+    /// The generation that writes go to.
+    pub generation: Generation,
+    /// The generation in which the group heard of the volume first: all before it are empty.
+    pub first: Generation,
+    /// The generations whose snapshots are kept, ascending.
+    pub snapshots: Vec<Generation>,
 }
 
 /// A decoded record.
@@ -187,8 +222,8 @@ pub enum Record {
     Manifest(Manifest),
     /// A granule: group, volume, chunk, ordinal in the chunk.
     Granule(GroupId, VolumeId, u64, u8, Granule),
-    /// A volume: group, volume, epoch, whether it is deleted.
-    Volume(GroupId, VolumeId, Epoch, bool),
+    /// A volume.
+    Volume(GroupId, VolumeId, VolumeRecord),
 }
 
 /// The key of the manifest.
@@ -247,10 +282,7 @@ impl Record {
             Record::Entries(_, _, entries) => entries.iter().for_each(|e| put_entry(e, out)),
             Record::Manifest(manifest) => put_manifest(manifest, out),
             Record::Granule(.., granule) => put_granule(granule, out),
-            Record::Volume(_, _, epoch, deleted) => {
-                out.extend_from_slice(&epoch.0.to_le_bytes());
-                out.push(u8::from(*deleted));
-            }
+            Record::Volume(.., volume) => put_volume(volume, out),
         }
         let crc = checksum(key, &out[start..]);
         out.extend_from_slice(&crc.to_le_bytes());
@@ -283,11 +315,10 @@ impl Record {
                 }
                 Ok(Record::Granule(group(key), volume, chunk, key[21], granule(body)?))
             }
-            (Some(b'V'), 13) if body.len() == 9 => {
-                let epoch = Epoch(field::u64(body, 0));
-                Ok(Record::Volume(group(key), VolumeId(be64(key, 5)), epoch, body[8] != 0))
+            (Some(b'V'), 13) => {
+                Ok(Record::Volume(group(key), VolumeId(be64(key, 5)), volume(body)?))
             }
-            (Some(b'C' | b'V'), 9 | 13) => Err(CheckpointError::Length),
+            (Some(b'C'), 9) => Err(CheckpointError::Length),
             _ => Err(CheckpointError::Key),
         }
     }
@@ -334,11 +365,55 @@ fn entries(body: &[u8]) -> Result<Vec<EntryPlace>, CheckpointError> {
     Ok(entries)
 }
 
+fn put_volume(v: &VolumeRecord, out: &mut Vec<u8>) {
+    out.extend_from_slice(&v.epoch.0.to_le_bytes());
+    out.push(u8::from(v.deleted));
+    for generation in [v.generation, v.first].iter().chain(&v.snapshots) {
+        out.extend_from_slice(&generation.0.to_le_bytes());
+    }
+}
+
+fn volume(body: &[u8]) -> Result<VolumeRecord, CheckpointError> {
+    let tail = body.get(VOLUME_BYTES..).ok_or(CheckpointError::Length)?;
+    if !tail.len().is_multiple_of(4) || tail.len() / 4 > SNAPSHOTS_MAX {
+        return Err(CheckpointError::Length);
+    }
+    let volume = VolumeRecord {
+        epoch: Epoch(field::u64(body, 0)),
+        deleted: body[8] != 0,
+        generation: Generation(field::u32(body, 9)),
+        first: Generation(field::u32(body, 13)),
+        snapshots: tail.chunks_exact(4).map(|b| Generation(field::u32(b, 0))).collect(),
+    };
+    let snapshots = &volume.snapshots;
+    let known = |g: &Generation| (volume.first..volume.generation).contains(g);
+    if volume.first > volume.generation
+        || snapshots.windows(2).any(|w| w[0] >= w[1])
+        || !snapshots.iter().all(known)
+    {
+        return Err(CheckpointError::Field("generation"));
+    }
+    Ok(volume)
+}
+
+fn mapped(places: &[Option<Place>; GRANULE_BLOCKS]) -> u16 {
+    places.iter().enumerate().fold(0, |m, (i, p)| m | u16::from(p.is_some()) << i)
+}
+
 fn put_granule(g: &Granule, out: &mut Vec<u8>) {
     out.extend_from_slice(&g.changed_at.0.to_le_bytes());
-    let mask = g.places.iter().enumerate().fold(0, |m, (i, p)| m | u16::from(p.is_some()) << i);
-    out.extend_from_slice(&mask.to_le_bytes());
-    for (segment, block, checksum) in g.places.iter().flatten() {
+    out.extend_from_slice(&mapped(&g.places).to_le_bytes());
+    put_places(&g.places, out);
+    for delta in &g.deltas {
+        out.extend_from_slice(&delta.generation.0.to_le_bytes());
+        out.extend_from_slice(&delta.held.to_le_bytes());
+        out.extend_from_slice(&mapped(&delta.places).to_le_bytes());
+        put_places(&delta.places, out);
+    }
+}
+
+fn put_places(places: &[Option<Place>; GRANULE_BLOCKS], out: &mut Vec<u8>) {
+    for (segment, block, checksum) in places.iter().flatten() {
         out.extend_from_slice(&segment.0.to_le_bytes());
         out.extend_from_slice(&block.to_le_bytes());
         out.extend_from_slice(&checksum.to_le_bytes());
@@ -349,15 +424,38 @@ fn granule(body: &[u8]) -> Result<Granule, CheckpointError> {
     if body.len() < 10 {
         return Err(CheckpointError::Length);
     }
-    let mask = field::u16(body, 8);
-    if body.len() != 10 + mask.count_ones() as usize * PLACE_BYTES {
-        return Err(CheckpointError::Length);
+    let (places, mut rest) = places(field::u16(body, 8), &body[10..])?;
+    let changed_at = LogIndex(field::u64(body, 0));
+    let mut deltas: Vec<GranuleDelta> = Vec::new();
+    while !rest.is_empty() {
+        if rest.len() < DELTA_BYTES || deltas.len() == SNAPSHOTS_MAX {
+            return Err(CheckpointError::Length);
+        }
+        let (generation, held) = (Generation(field::u32(rest, 0)), field::u16(rest, 4));
+        let mask = field::u16(rest, 6);
+        if held == 0 || mask & !held != 0 {
+            return Err(CheckpointError::Field("held blocks"));
+        }
+        if deltas.last().is_some_and(|before| before.generation >= generation) {
+            return Err(CheckpointError::Field("generation"));
+        }
+        let (places, behind) = self::places(mask, &rest[DELTA_BYTES..])?;
+        deltas.push(GranuleDelta { generation, held, places });
+        rest = behind;
     }
-    let mut granule = Granule { changed_at: LogIndex(field::u64(body, 0)), ..Granule::default() };
-    let mut places = body[10..].chunks_exact(PLACE_BYTES);
-    for (i, slot) in granule.places.iter_mut().enumerate() {
+    Ok(Granule { changed_at, places, deltas })
+}
+
+type Places = [Option<Place>; GRANULE_BLOCKS];
+
+/// The places of a mask's blocks, and the bytes behind them.
+fn places(mask: u16, bytes: &[u8]) -> Result<(Places, &[u8]), CheckpointError> {
+    let len = mask.count_ones() as usize * PLACE_BYTES;
+    let (bytes, rest) = bytes.split_at_checked(len).ok_or(CheckpointError::Length)?;
+    let (mut places, mut next) = (Places::default(), bytes.chunks_exact(PLACE_BYTES));
+    for (i, slot) in places.iter_mut().enumerate() {
         if mask >> i & 1 == 1
-            && let Some(b) = places.next()
+            && let Some(b) = next.next()
         {
             let place = (SegmentId(field::u32(b, 0)), field::u32(b, 4), field::u32(b, 8));
             if place.1 == u32::MAX {
@@ -369,7 +467,7 @@ fn granule(body: &[u8]) -> Result<Granule, CheckpointError> {
             *slot = Some(place);
         }
     }
-    Ok(granule)
+    Ok((places, rest))
 }
 
 fn put_manifest(m: &Manifest, out: &mut Vec<u8>) {
@@ -463,6 +561,12 @@ fn manifest(b: &[u8]) -> Result<Manifest, CheckpointError> {
 }
 
 impl Manifest {
+    /// The entry up to which pages of a group have seen all for certain.
+    pub fn whole(&self, group: GroupId) -> Option<LogIndex> {
+        let at = self.groups.binary_search_by_key(&group, |g| g.group).ok()?;
+        Some(self.groups[at].applied.max(self.groups[at].ahead))
+    }
+
     fn validate(&self) -> Result<(), CheckpointError> {
         if self.from.seq == 0 || self.from.segment_seq == 0 || self.until.0 < self.from.seq {
             return Err(CheckpointError::Field("place in the log"));
@@ -508,6 +612,17 @@ mod tests {
         let mut granule = Granule { changed_at: LogIndex(9), ..Granule::default() };
         granule.places[0] = Some((SegmentId(3), 7, 0xdead_beef));
         granule.places[15] = Some((SegmentId(4), 8, 1));
+        let mut versions = granule.clone();
+        let mut delta = GranuleDelta { generation: Generation(2), held: 5, ..Default::default() };
+        delta.places[2] = Some((SegmentId(1), 2, 3));
+        versions.deltas = vec![delta, GranuleDelta { generation: Generation(7), ..delta }];
+        let volume = VolumeRecord {
+            epoch: Epoch(8),
+            deleted: false,
+            generation: Generation(9),
+            first: Generation(1),
+            snapshots: vec![Generation(2), Generation(8)],
+        };
         let entry = EntryPlace {
             term: Term(3),
             segment: SegmentId(9),
@@ -555,7 +670,13 @@ mod tests {
             Record::Manifest(manifest),
             Record::Granule(GroupId(1), VolumeId(5), 1 << 40, 63, granule),
             Record::Granule(GroupId(1), VolumeId(5), 0, 0, Granule::default()),
-            Record::Volume(GroupId(1), VolumeId(5), Epoch(8), true),
+            Record::Granule(GroupId(1), VolumeId(5), 0, 1, versions),
+            Record::Volume(GroupId(1), VolumeId(5), volume),
+            Record::Volume(
+                GroupId(1),
+                VolumeId(6),
+                VolumeRecord { deleted: true, ..VolumeRecord::default() },
+            ),
         ]
     }
 
@@ -591,6 +712,36 @@ mod tests {
                 bad[bit / 8] ^= 1 << (bit % 8);
                 assert!(Record::decode(&bad, &value).is_err(), "{record:?} key bit {bit}");
             }
+        }
+    }
+
+    #[test]
+    fn generations_that_contradict_each_other_are_refused() {
+        let good = samples();
+        let spoils: [fn(&mut VolumeRecord); 4] = [
+            |v| v.first = Generation(10),
+            |v| v.snapshots[0] = Generation(8),
+            |v| v.snapshots[1] = Generation(9),
+            |v| v.snapshots[0] = Generation(0),
+        ];
+        for spoil in spoils {
+            let Record::Volume(group, id, mut bad) = good[7].clone() else { panic!("the order") };
+            spoil(&mut bad);
+            let (key, value) = encoded(&Record::Volume(group, id, bad));
+            assert!(matches!(Record::decode(&key, &value), Err(CheckpointError::Field(_))));
+        }
+        let spoils: [fn(&mut Granule); 3] = [
+            |g| g.deltas[0].held = 0,
+            |g| g.deltas[0].held = 1,
+            |g| g.deltas[1].generation = Generation(2),
+        ];
+        for spoil in spoils {
+            let Record::Granule(group, id, chunk, number, mut bad) = good[6].clone() else {
+                panic!("the order")
+            };
+            spoil(&mut bad);
+            let (key, value) = encoded(&Record::Granule(group, id, chunk, number, bad));
+            assert!(matches!(Record::decode(&key, &value), Err(CheckpointError::Field(_))));
         }
     }
 

@@ -8,7 +8,7 @@ use basalt_core::shard::{GroupRole, GroupStatus, Phase};
 use basalt_device::record::{RecordEvent, Recorded, Recording};
 use basalt_wire::command::BlockRange;
 use basalt_wire::frame::{Frame, ReplyResult, Request, RequestOp};
-use basalt_wire::ids::{Epoch, GroupId, Incarnation, LogIndex, RequestId, VolumeId};
+use basalt_wire::ids::{Epoch, Generation, GroupId, Incarnation, LogIndex, RequestId, VolumeId};
 use basalt_wire::io::{DiskDone, DiskOp, DiskOpKind};
 use basalt_wire::time::Time;
 use std::collections::{BTreeMap, VecDeque};
@@ -152,7 +152,12 @@ impl World {
             let leads = |n: &Node| status(n, group).role == GroupRole::Leader;
             let leader = self.nodes.iter().position(leads).ok_or("no leader")?;
             let term = status(&self.nodes[leader], group).term;
-            match self.ask(leader, group, epoch, RequestOp::Fence { term })? {
+            match self.ask(
+                leader,
+                group,
+                epoch,
+                RequestOp::Fence { term, generation: Generation(1) },
+            )? {
                 ReplyResult::Done { index } => indices.push(index),
                 other => return Err(format!("{group:?} refused epoch {epoch}: {other:?}")),
             }
@@ -172,7 +177,7 @@ impl World {
         range: BlockRange,
         floor: LogIndex,
     ) -> Result<bytes::Bytes, String> {
-        match self.ask(n, group, epoch, RequestOp::Read { range, floor })? {
+        match self.ask(n, group, epoch, RequestOp::Read { range, floor, snapshot: None })? {
             ReplyResult::Data { payload, .. } => Ok(payload.contiguous()),
             other => Err(format!("node {n} can not read {range:?}: {other:?}; {:?}", self.notices)),
         }

@@ -209,7 +209,8 @@ fn one(args: &One) -> Result<bool, String> {
     let c = &outcome.counts;
     println!(
         "{} events, {:.1} simulated s, {} operations answered, {} with errors, {} sessions, {} faults, \
-         {} node starts, {} units judged ({} searched, {} skipped), trace {:016x}",
+         {} node starts, {} units judged ({} searched, {} skipped), {} snapshots with {} units read, \
+         trace {:016x}",
         c.events,
         c.simulated as f64 / 1e9,
         c.done,
@@ -220,6 +221,8 @@ fn one(args: &One) -> Result<bool, String> {
         c.checked.units,
         c.checked.searched,
         c.checked.skipped,
+        c.snapshots,
+        c.snapshot_units,
         outcome.trace_hash
     );
     let Some(failure) = outcome.failure else {

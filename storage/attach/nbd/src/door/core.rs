@@ -13,13 +13,14 @@ use crate::connection::Connection;
 use crate::session::{SessionConfig, Submission, TlsPolicy};
 use basalt_client::{BlockError, BlockOp, BlockResult, ClientEffect, ClientEvent, VolumeConfig};
 use basalt_node::{StreamId, TenantEvent};
+use basalt_wire::ids::{Epoch, Generation};
 use basalt_wire::time::Time;
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// The tag of the one operation of a session that deletes.
-const DELETE_TAG: u64 = u64::MAX;
+/// The tag of the one operation of a session that changes its volume as a whole.
+const CHANGE_TAG: u64 = u64::MAX;
 
 /// Something for an export's client to hear.
 type Task = (u64, ClientEvent);
@@ -393,8 +394,8 @@ impl Core {
         result: Result<BlockResult, BlockError>,
         host: &mut H,
     ) {
-        if tag == DELETE_TAG {
-            self.deleted(id, result.map(|_| ()), host);
+        if tag == CHANGE_TAG {
+            self.changed(id, result.map(|_| ()), host);
         } else if let Some((index, slot)) = self.conns.by_tag(tag) {
             if let Some(conn) = self.conns.get_mut(index) {
                 conn.connection.complete(slot, result, &mut self.submitted);
@@ -414,8 +415,8 @@ impl Core {
                     reply(Ok(()));
                 }
             }
-            Purpose::Delete { .. } => {
-                let event = ClientEvent::Submit { tag: DELETE_TAG, op: BlockOp::Delete };
+            Purpose::Change { op, .. } => {
+                let event = ClientEvent::Submit { tag: CHANGE_TAG, op: op.clone() };
                 self.tasks.push_back((id, event));
             }
         }
@@ -427,8 +428,8 @@ impl Core {
         };
         let (volume, epoch) = (export.volume, export.epoch);
         match export.purpose {
-            Purpose::Delete { deleted: Some(reply) } => reply(Err(DoorError::Lost(error))),
-            Purpose::Delete { deleted: None } => {}
+            Purpose::Change { told: Some(reply), .. } => reply(Err(DoorError::Lost(error))),
+            Purpose::Change { told: None, .. } => {}
             Purpose::Serve { attached } => {
                 let name = export.info.name.to_string();
                 host.notice(true, format!("the export '{name}' was withdrawn: {error}"));
@@ -462,8 +463,8 @@ impl Core {
 
     fn command<H: Host>(&mut self, now: Time, command: DoorCommand, host: &mut H) {
         match command {
-            DoorCommand::Attach { name, description, read_only, config, reply } => {
-                if let Err(error) = self.may_attach(&name, &config) {
+            DoorCommand::Attach { name, description, read_only, config, view, reply } => {
+                if let Err(error) = self.may_attach(&name, &config, view) {
                     return reply(Err(error));
                 }
                 let old = self.exports.by_name(&name).map(|export| export.info.id);
@@ -471,14 +472,19 @@ impl Core {
                     end_session(old);
                 }
                 let purpose = Purpose::Serve { attached: Some(reply) };
-                let new = NewExport { name, description, read_only, config, purpose };
+                let new = NewExport { name, description, read_only, config, view, purpose };
                 self.begin(now, new, host);
             }
             DoorCommand::Delete { config, reply } => {
-                let purpose = Purpose::Delete { deleted: Some(reply) };
-                let (name, description) = (String::new(), String::new());
-                let new = NewExport { name, description, read_only: false, config, purpose };
-                self.begin(now, new, host);
+                self.begin_change(now, config, (BlockOp::Delete, false), reply, host);
+            }
+            DoorCommand::Snapshot { config, drop, reply } => {
+                let generation = config.generation;
+                let op = match drop {
+                    true => BlockOp::DropSnapshot { generation },
+                    false => BlockOp::Snapshot { generation },
+                };
+                self.begin_change(now, config, (op, true), reply, host);
             }
             DoorCommand::Detach { name, reply } => {
                 let id = self.exports.by_name(&name).map(|export| export.info.id);
@@ -491,8 +497,8 @@ impl Core {
                     None => Err(DoorError::Unknown(name)),
                 });
             }
-            DoorCommand::Resize { name, size_bytes, reply } => {
-                reply(self.resize(name, size_bytes));
+            DoorCommand::Resize { name, epoch, description, size_bytes, generation, reply } => {
+                reply(self.resize(name, epoch, &description, (size_bytes, generation)));
             }
             DoorCommand::Map(map) => {
                 let ids: Vec<u64> = self.exports.iter().map(|export| export.info.id).collect();
@@ -504,7 +510,7 @@ impl Core {
         }
     }
 
-    fn may_attach(&self, name: &str, config: &VolumeConfig) -> Result<(), DoorError> {
+    fn may_attach(&self, name: &str, config: &VolumeConfig, view: bool) -> Result<(), DoorError> {
         if name.is_empty() || name.len() > crate::proto::STRING_MAX {
             return Err(DoorError::Name(name.to_owned()));
         }
@@ -513,9 +519,9 @@ impl Core {
         }
         match self.exports.by_name(name) {
             // The same volume under a higher epoch: the old session is over anyway.
-            Some(old) if old.volume == config.volume && old.epoch < config.epoch => Ok(()),
+            Some(old) if !view && old.volume == config.volume && old.epoch < config.epoch => Ok(()),
             Some(_) => Err(DoorError::Attached(name.to_owned())),
-            None if self.exports.is_spent(config.volume, config.epoch) => {
+            None if !view && self.exports.is_spent(config.volume, config.epoch) => {
                 Err(DoorError::Spent(config.epoch))
             }
             None if self.exports.len() >= self.config.exports_max => {
@@ -525,20 +531,46 @@ impl Core {
         }
     }
 
+    /// A session that does one thing to its volume as a whole, as a view or in the volume's own place.
+    fn begin_change<H: Host>(
+        &mut self,
+        now: Time,
+        config: VolumeConfig,
+        (op, view): (BlockOp, bool),
+        reply: Reply<()>,
+        host: &mut H,
+    ) {
+        let purpose = Purpose::Change { op, told: Some(reply) };
+        let (name, description) = (String::new(), String::new());
+        let new = NewExport { name, description, read_only: false, config, view, purpose };
+        self.begin(now, new, host);
+    }
+
     fn begin<H: Host>(&mut self, now: Time, new: NewExport, host: &mut H) {
         let mut effects = Vec::new();
         let id = self.exports.add(new, now, &mut effects);
         self.carry_out(id, effects, host);
     }
 
-    fn resize(&mut self, name: String, size_bytes: u64) -> Result<(), DoorError> {
-        let Some(id) = self.exports.by_name(&name).map(|export| export.info.id) else {
+    fn resize(
+        &mut self,
+        name: String,
+        epoch: Epoch,
+        description: &str,
+        (size_bytes, generation): (u64, Generation),
+    ) -> Result<(), DoorError> {
+        let found = self.exports.by_name(&name).filter(|export| export.epoch == epoch);
+        let id = found.map(|export| export.info.id);
+        let Some(export) = id.and_then(|id| self.exports.get_mut(id)) else {
             return Err(DoorError::Unknown(name));
         };
-        if let Some(export) = self.exports.get_mut(id) {
-            export.info.size = size_bytes;
+        if size_bytes <= export.info.size {
+            return Ok(());
         }
-        self.tasks.push_back((id, ClientEvent::Resize(size_bytes)));
+        export.info.size = size_bytes;
+        export.info.description = description.into();
+        let id = export.info.id;
+        self.tasks.push_back((id, ClientEvent::Resize { size_bytes, generation }));
         for index in self.conns.indexes() {
             if let Some(conn) = self.conns.get_mut(index)
                 && conn.connection.session().export() == Some(id)
@@ -549,16 +581,16 @@ impl Core {
         Ok(())
     }
 
-    fn deleted<H: Host>(&mut self, id: u64, result: Result<(), BlockError>, host: &mut H) {
+    fn changed<H: Host>(&mut self, id: u64, result: Result<(), BlockError>, host: &mut H) {
         if let Some(mut export) = self.withdraw(id) {
-            if let Purpose::Delete { deleted } = &mut export.purpose
-                && let Some(reply) = deleted.take()
+            if let Purpose::Change { told, .. } = &mut export.purpose
+                && let Some(reply) = told.take()
             {
                 reply(result.map_err(DoorError::Lost));
             }
             end_session(export);
         } else {
-            host.notice(false, "a volume was deleted for nobody".to_owned());
+            host.notice(false, "a volume was changed for nobody".to_owned());
         }
     }
 

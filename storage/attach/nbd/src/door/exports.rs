@@ -2,7 +2,7 @@
 
 use super::Reply;
 use crate::export::{Catalog, ExportInfo};
-use basalt_client::{ClientEffect, Tuning, VolumeClient, VolumeConfig};
+use basalt_client::{BlockOp, ClientEffect, Tuning, VolumeClient, VolumeConfig};
 use basalt_wire::ids::{Epoch, VolumeId};
 use basalt_wire::time::Time;
 use std::collections::BTreeMap;
@@ -14,8 +14,8 @@ const BEGUN_MAX: usize = 64 << 10;
 pub(super) enum Purpose {
     /// To be served; the reply is due when the session has begun.
     Serve { attached: Option<Reply<()>> },
-    /// To delete the volume's blocks.
-    Delete { deleted: Option<Reply<()>> },
+    /// To do one thing to the volume, and be over.
+    Change { op: BlockOp, told: Option<Reply<()>> },
 }
 
 /// What a new session is told.
@@ -24,6 +24,8 @@ pub(super) struct NewExport {
     pub description: String,
     pub read_only: bool,
     pub config: VolumeConfig,
+    /// Whether it is a view of a snapshot.
+    pub view: bool,
     pub purpose: Purpose,
 }
 
@@ -76,8 +78,10 @@ impl Exports {
 
     /// Begins a session with a volume.
     pub fn add(&mut self, new: NewExport, now: Time, effects: &mut Vec<ClientEffect>) -> u64 {
-        let NewExport { name, description, read_only, config, purpose } = new;
-        self.begun.insert(config.volume, config.epoch);
+        let NewExport { name, description, read_only, config, view, purpose } = new;
+        if !view {
+            self.begun.insert(config.volume, config.epoch);
+        }
         if self.begun.len() > BEGUN_MAX {
             // Volumes are numbered in order and numbers are not used again: the oldest is gone first.
             self.begun.pop_first();
@@ -95,13 +99,16 @@ impl Exports {
             name: name.as_str().into(),
             description: description.as_str().into(),
             size: config.size_bytes,
-            read_only,
+            read_only: read_only || view,
             tls_only: false,
             full: false,
         };
         let (volume, epoch) = (config.volume, config.epoch);
         let tuning = Tuning { request_tag: self.last_tag, ..Tuning::default() };
-        let client = VolumeClient::with_tuning(config, tuning, now, effects);
+        let client = match view {
+            true => VolumeClient::view(config, tuning, now, effects),
+            false => VolumeClient::with_tuning(config, tuning, now, effects),
+        };
         let export = Export {
             info,
             volume,

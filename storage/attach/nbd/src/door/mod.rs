@@ -14,7 +14,7 @@ use crate::tls::TlsServer;
 use basalt_client::{BlockError, ClientStats, PoolMap, VolumeConfig};
 use basalt_node::{StreamId, Tenant, TenantCx, TenantEvent};
 use basalt_wire::frame::Request;
-use basalt_wire::ids::{Address, Epoch, VolumeId};
+use basalt_wire::ids::{Address, Epoch, Generation, VolumeId};
 use basalt_wire::time::Time;
 use bytes::Bytes;
 use std::sync::Arc;
@@ -97,7 +97,19 @@ pub enum DoorCommand {
         read_only: bool,
         /// The volume and the session.
         config: VolumeConfig,
+        /// The volume's snapshot of the configured generation is served, not the volume: there may be
+        /// any number of such sessions beside the volume's own, and they take no epoch.
+        view: bool,
         /// Called when the session has begun: its epoch is committed in every group.
+        reply: Reply<()>,
+    },
+    /// Keep a generation of a volume as a snapshot, or drop it, beside whatever session the volume has.
+    Snapshot {
+        /// The volume with the generation.
+        config: VolumeConfig,
+        /// Whether it is dropped.
+        drop: bool,
+        /// Called when every group has done it.
         reply: Reply<()>,
     },
     /// Serve a volume no more. Outstanding requests are answered with ESHUTDOWN.
@@ -114,12 +126,19 @@ pub enum DoorCommand {
         /// Called when every group has deleted them.
         reply: Reply<()>,
     },
-    /// A volume has a new size.
+    /// A volume was made larger. Connections that come from now on are told the new size; those that
+    /// there are may use it, although the protocol has no way to tell them.
     Resize {
         /// The export.
         name: String,
-        /// Bytes.
+        /// The session that is meant; another one began with a size of its own.
+        epoch: Epoch,
+        /// One line for people.
+        description: String,
+        /// Bytes; less than the volume has changes nothing.
         size_bytes: u64,
+        /// The generation that writes go to, as the record says that also says the size.
+        generation: Generation,
         /// Called when requests are held against it.
         reply: Reply<()>,
     },

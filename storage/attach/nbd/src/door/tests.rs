@@ -26,6 +26,9 @@ struct World {
     /// Requests are kept instead of answered.
     silent: bool,
     notices: Vec<String>,
+    /// Requests to freeze a generation and to drop a snapshot.
+    frozen: usize,
+    dropped: usize,
 }
 
 /// Streams in tests are numbered in order, and known by their number.
@@ -124,9 +127,20 @@ impl World {
             RequestOp::Extents { range, .. } => {
                 ReplyResult::Extents { index, runs: vec![(range.count, true)] }
             }
+            RequestOp::Freeze { .. } => {
+                self.frozen += 1;
+                ReplyResult::Done { index }
+            }
+            RequestOp::DropSnapshot { .. } => {
+                self.dropped += 1;
+                ReplyResult::Done { index }
+            }
             RequestOp::Delete { .. } => {
                 self.blocks.retain(|(of, _), _| *of != volume);
                 ReplyResult::Done { index }
+            }
+            RequestOp::Revert { .. } | RequestOp::Changes { .. } => {
+                ReplyResult::Refused(Refusal::Invalid)
             }
         };
         WireReply { id, group, result }
@@ -180,7 +194,14 @@ impl Test {
         let (reply, answer) = reply();
         let config = volume_config(volume, epoch);
         let (name, description) = (name.to_owned(), String::new());
-        self.command(DoorCommand::Attach { name, description, read_only: false, config, reply });
+        self.command(DoorCommand::Attach {
+            name,
+            description,
+            read_only: false,
+            config,
+            view: false,
+            reply,
+        });
         answer
     }
 
@@ -188,6 +209,16 @@ impl Test {
         let (reply, answer) = reply();
         self.command(DoorCommand::Detach { name: name.to_owned(), reply });
         answer.try_recv().expect("a detach is answered at once")
+    }
+
+    fn resize(&mut self, name: &str, epoch: u64, size_bytes: u64) -> Result<(), DoorError> {
+        let (reply, answer) = reply();
+        let (name, description) = (name.to_owned(), String::new());
+        let (epoch, generation) = (Epoch(epoch), Generation(0));
+        let command =
+            DoorCommand::Resize { name, epoch, description, size_bytes, generation, reply };
+        self.command(command);
+        answer.try_recv().expect("a resize is answered at once")
     }
 
     fn status(&mut self) -> DoorStatus {
@@ -278,6 +309,66 @@ fn what_is_written_is_read_over_any_connection() {
     let status = test.status();
     assert_eq!(status.exports[0].connections, ["client 1", "client 2"]);
     assert!(status.exports[0].ready);
+}
+
+#[test]
+fn a_volume_that_grew_is_larger_for_old_and_new_connections() {
+    let mut test = Test::new(DoorConfig::default());
+    test.attach("vol", 1, 2).try_recv().expect("attached").expect("attached");
+    let old = test.connect("vol");
+    let (end, grown) = (64 << 20, 256 << 20);
+    test.ask(old, 1, 1, end, &[7; 4096], 4096);
+    assert_eq!(test.heard(old), simple(1, 28), "there is no space behind the end");
+    assert_eq!(test.resize("vol", 1, grown), Err(DoorError::Unknown("vol".to_owned())));
+    assert_eq!(test.resize("else", 2, grown), Err(DoorError::Unknown("else".to_owned())));
+    assert_eq!(test.status().exports[0].size_bytes, end);
+    assert_eq!(test.resize("vol", 2, grown), Ok(()));
+    assert_eq!(test.resize("vol", 2, end), Ok(()), "a size of the past changes nothing");
+    assert_eq!(test.status().exports[0].size_bytes, grown);
+    for (conn, cookie) in [(old, 2), (test.connect("vol"), 3)] {
+        let last = grown - 4096 * cookie;
+        test.ask(conn, 1, cookie, last, &[cookie as u8; 4096], 4096);
+        assert_eq!(test.heard(conn), simple(cookie, 0));
+        test.ask(conn, 0, cookie, last, &[], 4096);
+        assert_eq!(test.heard(conn)[16..], [cookie as u8; 4096]);
+    }
+    let beyond = test.connect("vol");
+    test.ask(beyond, 0, 4, grown, &[], 4096);
+    assert_eq!(test.heard(beyond), simple(4, 22));
+}
+
+#[test]
+fn snapshots_are_kept_and_shown_beside_the_session() {
+    let mut test = Test::new(DoorConfig::default());
+    test.attach("vol", 1, 3).try_recv().expect("attached").expect("attached");
+    let conn = test.connect("vol");
+    for drop in [false, true] {
+        let (reply, answer) = reply();
+        let config = volume_config(1, 3);
+        test.command(DoorCommand::Snapshot { config, drop, reply });
+        assert_eq!(answer.try_recv(), Ok(Ok(())));
+    }
+    assert_eq!((test.world.frozen, test.world.dropped), (4, 4), "in each of the groups");
+    assert_eq!(test.status().exports.len(), 1, "nothing of it is left");
+    // A view takes no epoch, neither this one's nor its volume's next.
+    let (reply, answer) = reply();
+    test.command(DoorCommand::Attach {
+        name: "vol@monday".to_owned(),
+        description: String::new(),
+        read_only: false,
+        config: volume_config(1, 4),
+        view: true,
+        reply,
+    });
+    assert_eq!(answer.try_recv(), Ok(Ok(())));
+    let view = test.connect("vol@monday");
+    test.ask(view, 0, 1, 0, &[], 4096);
+    assert_eq!(test.heard(view)[..16], simple(1, 0));
+    test.ask(view, 1, 2, 0, &[1; 4096], 4096);
+    assert_eq!(test.heard(view), simple(2, 1), "it is read only");
+    test.ask(conn, 1, 3, 0, &[1; 4096], 4096);
+    assert_eq!(test.heard(conn), simple(3, 0), "the session goes on");
+    test.attach("vol", 1, 4).try_recv().expect("attached").expect("attached");
 }
 
 #[test]

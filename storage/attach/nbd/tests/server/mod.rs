@@ -71,7 +71,7 @@ impl Memory {
             }
             BlockOp::Extents { offset, len } => BlockResult::Extents(self.extents(offset, len)),
             BlockOp::Flush => BlockResult::Done,
-            BlockOp::Delete => return Err(BlockError::Invalid),
+            _ => return Err(BlockError::Invalid),
         })
     }
 }

@@ -10,7 +10,7 @@ use basalt_wire::block::BLOCK_BYTES;
 use basalt_wire::ids::{Address, LogIndex, NodeId, Term, VolumeId};
 use basalt_wire::pages::{OFFER_PAGES_MAX, Pages, Step, VOLUMES_MAX};
 use bytes::Bytes;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 /// Election timeouts after which a session that nothing was heard of is forgotten.
 const SILENCE: u64 = 4;
@@ -82,6 +82,11 @@ impl Group {
         if !leads || self.replica.is_fuzzy() {
             return;
         }
+        if self.replica.has_generations() {
+            self.refuse_pages(cx, &lacking);
+            return;
+        }
+        self.pages_refused = false;
         for id in lacking {
             let Some(to) = self.address_of(id) else { continue };
             let room = cx.shared.helping < SESSIONS_MAX;
@@ -93,6 +98,20 @@ impl Group {
         for node in self.helping.keys().copied().collect::<Vec<_>>() {
             self.serve(cx, node);
         }
+    }
+
+    /// Sends no pages to those who need them: volumes have snapshots.
+    fn refuse_pages(&mut self, cx: &mut Cx<'_>, lacking: &BTreeSet<u64>) {
+        if lacking.is_empty() || std::mem::replace(&mut self.pages_refused, true) {
+            return;
+        }
+        mark!("no pages for a group with snapshots");
+        let text = format!(
+            "group {}: a replica needs entries that are gone, and is not brought up by pages while \
+             volumes of the group have snapshots or had any",
+            self.id
+        );
+        cx.notice(true, text);
     }
 
     /// Forgets all sessions: it does not lead any more.
@@ -111,7 +130,9 @@ impl Group {
         }
         let until = cx.shared.tick + SILENCE * u64::from(cx.shared.timing.election_ticks);
         let help = self.helping.get_mut(&from.node).filter(|help| help.session == session);
-        let Some(help) = help.filter(|_| !self.replica.is_fuzzy()) else {
+        let Some(help) =
+            help.filter(|_| !self.replica.is_fuzzy() && !self.replica.has_generations())
+        else {
             mark!("question of a session that is not known");
             self.send_pages(cx, from, session, Step::Stop);
             return;
@@ -141,7 +162,8 @@ impl Group {
         let start = self.replica.applied().0;
         let start_term = self.raft.as_ref().map_or(0, |raft| raft.store().term_of(start));
         let room = known || cx.shared.helping < SESSIONS_MAX;
-        if !room || self.replica.is_fuzzy() || start_term == 0 {
+        let pages_fail = self.replica.is_fuzzy() || self.replica.has_generations();
+        if !room || pages_fail || start_term == 0 {
             return;
         }
         let volumes = self.replica.volume_states();

@@ -191,7 +191,7 @@ pub fn entry(group: u32, index: u64, blocks: u32, tag: u64) -> Record {
     let volume = VolumeId(1);
     let write =
         Command::Write { volume, epoch: Epoch(1), generation: Generation(0), range, checksums };
-    let fence = Command::Fence { volume, epoch: Epoch(tag) };
+    let fence = Command::Fence { volume, epoch: Epoch(tag), generation: Generation(0) };
     let data = encode_commands(&[if blocks == 0 { fence } else { write }]);
     Record::Entry {
         group: GroupId(group),

@@ -7,7 +7,7 @@ use basalt_wire::command::{Command, encode_commands};
 use basalt_wire::frame::{RaftEntry, RaftMessage};
 
 fn fence_entry(term: u64, index: u64, epoch: u64) -> RaftEntry {
-    let fence = Command::Fence { volume: world::V, epoch: Epoch(epoch) };
+    let fence = Command::Fence { volume: world::V, epoch: Epoch(epoch), generation: Generation(0) };
     RaftEntry {
         kind: 0,
         term: Term(term),

@@ -19,7 +19,7 @@ fn replaced_and_cut(writes: usize) -> bool {
     world.request(old, 1, 1, lost);
     world.run();
     let (term, last) = (Term(world.term(old)), world.status(old).last);
-    let fence = Command::Fence { volume: world::V, epoch: Epoch(2) };
+    let fence = Command::Fence { volume: world::V, epoch: Epoch(2), generation: Generation(0) };
     let entry = RaftEntry {
         kind: 0,
         term: Term(term.0 + 1),
@@ -104,7 +104,7 @@ fn a_delete_does_not_overtake_a_fence() {
     index(&world.fence(1));
     let leader = world.elect();
     let term = Term(world.term(leader));
-    let fence = world.request(leader, 2, 1, RequestOp::Fence { term });
+    let fence = world.request(leader, 2, 1, RequestOp::Fence { term, generation: Generation(0) });
     let delete = world.request(leader, 1, 1, RequestOp::Delete { term });
     world.run();
     index(&world.replies[&fence]);

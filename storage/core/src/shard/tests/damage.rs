@@ -85,7 +85,7 @@ fn a_leader_does_not_hand_on_a_damaged_block() {
     world.start(a);
     world.pass(ms(3000));
     let range = BlockRange { block: 0, count: 1 };
-    let op = RequestOp::Read { range, floor: LogIndex(1) };
+    let op = RequestOp::Read { range, floor: LogIndex(1), snapshot: None };
     match world.ask(a, 1, op) {
         ReplyResult::Data { payload, .. } => {
             assert!([0, 0xcd].contains(&payload.contiguous()[0]));

@@ -7,6 +7,7 @@ mod election;
 mod pages;
 mod recycled;
 mod sessions;
+mod snapshots;
 mod storm;
 mod world;
 
@@ -116,7 +117,7 @@ fn unmapped_blocks_read_as_zeros_and_extents_tell_them() {
     assert_eq!(world.read(leader, 1, 12, at), Ok(0));
     assert_eq!(world.read(leader, 1, 14, at), Ok(3));
     let range = BlockRange { block: 8, count: 10 };
-    let op = RequestOp::Extents { range, floor: LogIndex(at) };
+    let op = RequestOp::Extents { range, floor: LogIndex(at), snapshot: None };
     let runs = vec![(2, false), (2, true), (2, false), (4, true)];
     let expected = ReplyResult::Extents { index: LogIndex(at), runs };
     assert_eq!(world.ask(leader, 1, op), expected);
@@ -144,7 +145,7 @@ fn malformed_requests_are_refused() {
     let bad = ReplyResult::Refused(Refusal::BadChecksum);
     assert_eq!(world.ask(leader, 1, write(1, 4, &[1, 2, 3, 4])), bad);
     let range = BlockRange { block: 0, count: 0 };
-    let op = RequestOp::Read { range, floor: LogIndex(0) };
+    let op = RequestOp::Read { range, floor: LogIndex(0), snapshot: None };
     assert_eq!(world.ask(leader, 1, op), invalid);
     index(&world.ask(leader, 1, write(1020, 4, &checksums)));
     let too_long = world.write_op(leader, 0, 1, 60);

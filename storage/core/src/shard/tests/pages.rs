@@ -199,7 +199,7 @@ fn pages_that_are_ahead_are_not_read() {
     let floor = LogIndex(0);
     let range = BlockRange { block: 0, count: 1 };
     let behind = ReplyResult::Refused(Refusal::Behind);
-    assert_eq!(world.ask(away, 1, RequestOp::Read { range, floor }), behind);
-    assert_eq!(world.ask(away, 1, RequestOp::Extents { range, floor }), behind);
+    assert_eq!(world.ask(away, 1, RequestOp::Read { range, floor, snapshot: None }), behind);
+    assert_eq!(world.ask(away, 1, RequestOp::Extents { range, floor, snapshot: None }), behind);
     assert!(world.shard(away).digest(G).is_none());
 }

@@ -70,7 +70,7 @@ fn an_attachment_moves_while_writes_of_the_old_one_are_under_way() {
     let term = Term(world.term(leader));
     let before = world.write_op(leader, 0, 1, 1);
     let before = world.request(leader, 1, 1, before);
-    let fence = world.request(leader, 2, 1, RequestOp::Fence { term });
+    let fence = world.request(leader, 2, 1, RequestOp::Fence { term, generation: Generation(0) });
     let after = world.write_op(leader, 0, 2, 1);
     let after = world.request(leader, 1, 1, after);
     world.run();

@@ -414,7 +414,7 @@ impl World {
     pub fn fence(&mut self, epoch: u64) -> ReplyResult {
         let leader = self.elect();
         let term = Term(self.term(leader));
-        self.ask(leader, epoch, RequestOp::Fence { term })
+        self.ask(leader, epoch, RequestOp::Fence { term, generation: Generation(0) })
     }
 
     pub fn write(&mut self, epoch: u64, block: u64, fill: u8) -> ReplyResult {
@@ -439,7 +439,8 @@ impl World {
     /// The first byte of a block as one node reads it.
     pub fn read(&mut self, n: u32, epoch: u64, block: u64, floor: u64) -> Result<u8, ReplyResult> {
         let range = BlockRange { block, count: 1 };
-        match self.ask(n, epoch, RequestOp::Read { range, floor: LogIndex(floor) }) {
+        match self.ask(n, epoch, RequestOp::Read { range, floor: LogIndex(floor), snapshot: None })
+        {
             ReplyResult::Data { payload, .. } => Ok(payload.contiguous()[0]),
             other => Err(other),
         }

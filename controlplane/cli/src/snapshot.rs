@@ -1,0 +1,191 @@
+//! `basalt snapshot`.
+
+use crate::options::{Options, SnapshotCommand, SnapshotName, label_map};
+use crate::output::{self, Progress};
+use crate::volume::path;
+use crate::{Failure, call};
+use basalt_api::dial::Cluster;
+use basalt_api::random::request_id;
+use basalt_api::size::show;
+use basalt_api::v1::{
+    CreateSnapshotRequest, DeleteSnapshotRequest, GetSnapshotRequest, ListSnapshotsRequest,
+    Snapshot, snapshot,
+};
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+use tonic::Code;
+
+const POLL: Duration = Duration::from_millis(50);
+const PAGE: i32 = 500;
+
+pub(crate) async fn run(
+    options: &Options,
+    cluster: &Cluster,
+    command: &SnapshotCommand,
+) -> Result<(), Failure> {
+    match command {
+        SnapshotCommand::Create { name, labels, no_wait, request_id: id } => {
+            let request = CreateSnapshotRequest {
+                parent: path(&name.volume),
+                snapshot_id: name.id.clone(),
+                labels: label_map(labels),
+                request_id: id.clone().unwrap_or_else(|| request_id("cli")),
+            };
+            let mut taken = call!(cluster, create_snapshot, request)?;
+            if !no_wait {
+                taken = wait_ready(options, cluster, name, taken).await?;
+            }
+            let what = if *no_wait { "is being created" } else { "created" };
+            output::write(options.output, &document(&taken), || format!("snapshot {name} {what}"))
+        }
+        SnapshotCommand::List { volume } => list(options, cluster, volume).await,
+        SnapshotCommand::Show { name } => {
+            let found = get(cluster, name).await?;
+            output::write(options.output, &document(&found), || text(&found))
+        }
+        SnapshotCommand::Delete { name, no_wait, change } => {
+            let (etag, request_id) = (change.etag(), change.id());
+            let request = DeleteSnapshotRequest { name: full(name), etag, request_id };
+            let deleted = call!(cluster, delete_snapshot, request)?;
+            if !no_wait {
+                wait_gone(options, cluster, name, &deleted).await?;
+            }
+            let what = if *no_wait { "is being deleted" } else { "deleted" };
+            output::write(options.output, &document(&deleted), || format!("snapshot {name} {what}"))
+        }
+    }
+}
+
+async fn get(cluster: &Cluster, name: &SnapshotName) -> Result<Snapshot, Failure> {
+    Ok(call!(cluster, get_snapshot, GetSnapshotRequest { name: full(name) })?)
+}
+
+async fn list(options: &Options, cluster: &Cluster, volume: &str) -> Result<(), Failure> {
+    let mut snapshots: Vec<Snapshot> = Vec::new();
+    let mut page_token = String::new();
+    loop {
+        let request = ListSnapshotsRequest { parent: path(volume), page_size: PAGE, page_token };
+        let page = call!(cluster, list_snapshots, request)?;
+        snapshots.extend(page.snapshots);
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    let documents: Vec<Value> = snapshots.iter().map(document).collect();
+    output::write(options.output, &json!({ "snapshots": documents }), || {
+        if snapshots.is_empty() {
+            return format!("no snapshots yet; 'basalt snapshot create {volume}@monday' makes one");
+        }
+        let row = |snapshot: &Snapshot| {
+            vec![
+                short(snapshot).to_owned(),
+                snapshot.generation.to_string(),
+                show(snapshot.size_bytes),
+                state(snapshot).to_owned(),
+                output::time(snapshot.create_time_ms),
+            ]
+        };
+        output::table(
+            &["NAME", "GENERATION", "SIZE", "STATE", "CREATED"],
+            &snapshots.iter().map(row).collect::<Vec<_>>(),
+        )
+    })
+}
+
+/// Waits until a snapshot is complete.
+async fn wait_ready(
+    options: &Options,
+    cluster: &Cluster,
+    name: &SnapshotName,
+    taken: Snapshot,
+) -> Result<Snapshot, Failure> {
+    let (patience, generation) = (options.timeout, taken.generation);
+    let mut progress = Progress::start(options.output);
+    let deadline = Instant::now() + patience;
+    let mut found = taken;
+    while found.state() == snapshot::State::Creating && found.generation == generation {
+        if Instant::now() >= deadline {
+            return Err(Failure::Timeout(format!(
+                "the snapshot '{name}' is being created, but not complete after {} s; it goes on by \
+                 itself: 'basalt snapshot show {name}', 'basalt cluster status'",
+                patience.as_secs()
+            )));
+        }
+        progress.show(|| format!("waiting for every group to keep {name}"));
+        tokio::time::sleep(POLL).await;
+        found = get(cluster, name).await?;
+    }
+    Ok(found)
+}
+
+async fn wait_gone(
+    options: &Options,
+    cluster: &Cluster,
+    name: &SnapshotName,
+    deleted: &Snapshot,
+) -> Result<(), Failure> {
+    let patience = options.timeout;
+    let mut progress = Progress::start(options.output);
+    let deadline = Instant::now() + patience;
+    while Instant::now() < deadline {
+        progress.show(|| format!("giving back what only {name} holds"));
+        match get(cluster, name).await {
+            // One of the same name, made since, is another one.
+            Ok(found) if found.generation == deleted.generation => {}
+            Ok(_) => return Ok(()),
+            Err(Failure::Status(status)) if status.code() == Code::NotFound => return Ok(()),
+            Err(failure) => return Err(failure),
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    Err(Failure::Timeout(format!(
+        "the snapshot '{name}' is being deleted, but not gone after {} s; it goes on by itself: \
+         'basalt snapshot show {name}', 'basalt cluster status'",
+        patience.as_secs()
+    )))
+}
+
+fn full(name: &SnapshotName) -> String {
+    format!("{}/snapshots/{}", path(&name.volume), name.id)
+}
+
+fn short(snapshot: &Snapshot) -> &str {
+    snapshot.name.rsplit('/').next().unwrap_or(&snapshot.name)
+}
+
+fn state(snapshot: &Snapshot) -> &'static str {
+    match snapshot.state() {
+        snapshot::State::Creating => "creating",
+        snapshot::State::Ready => "ready",
+        snapshot::State::Deleting => "deleting",
+        snapshot::State::Unspecified => "unknown",
+    }
+}
+
+fn document(snapshot: &Snapshot) -> Value {
+    json!({
+        "name": snapshot.name,
+        "generation": snapshot.generation,
+        "size_bytes": snapshot.size_bytes,
+        "state": state(snapshot),
+        "labels": snapshot.labels,
+        "create_time": output::time(snapshot.create_time_ms),
+        "etag": snapshot.etag,
+    })
+}
+
+fn text(snapshot: &Snapshot) -> String {
+    let labels: Vec<String> =
+        snapshot.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let rows = [
+        ("name", snapshot.name.clone()),
+        ("state", state(snapshot).to_owned()),
+        ("generation", snapshot.generation.to_string()),
+        ("size", format!("{} ({} bytes)", show(snapshot.size_bytes), snapshot.size_bytes)),
+        ("labels", if labels.is_empty() { "none".to_owned() } else { labels.join(", ") }),
+        ("created", output::time(snapshot.create_time_ms)),
+        ("etag", snapshot.etag.clone()),
+    ];
+    rows.iter().map(|(key, value)| format!("{key:<11} {value}\n")).collect()
+}

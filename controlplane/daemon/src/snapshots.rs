@@ -1,0 +1,104 @@
+//! Snapshots as the API shows them.
+
+use crate::admin::{bad_token, id_of, page_size, status_of, token_after, token_text};
+use crate::metadata::Metadata;
+use basalt_api::error;
+use basalt_api::v1::{ListSnapshotsRequest, ListSnapshotsResponse, Snapshot, snapshot};
+use basalt_meta::{MetaState, Refused, SnapshotRecord, VolumeRecord, etag_of_snapshot};
+use tonic::Status;
+
+const PART: &str = "/snapshots/";
+
+/// A snapshot as the API shows it.
+pub fn shown(record: &SnapshotRecord) -> Snapshot {
+    let state = match record {
+        SnapshotRecord { deleting: true, .. } => snapshot::State::Deleting,
+        SnapshotRecord { ready: true, .. } => snapshot::State::Ready,
+        _ => snapshot::State::Creating,
+    };
+    Snapshot {
+        name: format!("volumes/{}{PART}{}", record.volume_id, record.id),
+        generation: record.generation,
+        size_bytes: record.size_bytes,
+        state: state.into(),
+        labels: record.labels.clone(),
+        create_time_ms: record.create_time_ms,
+        etag: etag_of_snapshot(record),
+    }
+}
+
+/// The volume and the snapshot that a name names.
+pub fn ids_of(name: &str) -> Result<(&str, &str), Status> {
+    let parts = name.split_once(PART).filter(|(_, id)| !id.is_empty() && !id.contains('/'));
+    match parts.map(|(volume, id)| (id_of(volume), id)) {
+        Some((Ok(volume), id)) => Ok((volume, id)),
+        _ => Err(error::invalid(
+            "name",
+            format!(
+                "'{}' does not name a snapshot; write volumes/demo/snapshots/monday",
+                name.escape_debug()
+            ),
+        )),
+    }
+}
+
+/// One snapshot, as the mirror has it.
+pub fn get(metadata: &Metadata, name: &str) -> Result<Snapshot, Status> {
+    let (volume, id) = ids_of(name)?;
+    metadata.look(|state| {
+        let number = volume_of(state, volume)?.number;
+        let found = state.snapshot(number, id).map(shown);
+        found.ok_or_else(|| status_of(Refused::snapshot_not_found(volume, id)))
+    })
+}
+
+/// A page of a volume's snapshots, as the mirror has them.
+pub fn list(
+    metadata: &Metadata,
+    request: &ListSnapshotsRequest,
+) -> Result<ListSnapshotsResponse, Status> {
+    let volume = id_of(&request.parent)?;
+    let size = page_size(request.page_size)?;
+    let after = match request.page_token.as_str() {
+        "" => None,
+        token => Some(token_text(token)?.parse::<u32>().map_err(|_| bad_token())?),
+    };
+    metadata.look(|state| {
+        let number = volume_of(state, volume)?.number;
+        let found = state.snapshots_after(number, after).take(size + 1);
+        let mut snapshots: Vec<Snapshot> = found.map(shown).collect();
+        let more = snapshots.len() > size;
+        snapshots.truncate(size);
+        let last = snapshots.last().filter(|_| more);
+        let next_page_token =
+            last.map_or_else(String::new, |s| token_after(&s.generation.to_string()));
+        Ok(ListSnapshotsResponse { snapshots, next_page_token })
+    })
+}
+
+fn volume_of<'a>(state: &'a MetaState, volume: &str) -> Result<&'a VolumeRecord, Status> {
+    state.volume(volume).ok_or_else(|| status_of(Refused::volume_not_found(volume)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_taken_apart() {
+        assert_eq!(ids_of("volumes/a/snapshots/b").expect("a name"), ("a", "b"));
+        for bad in
+            ["", "volumes/a", "a/snapshots/b", "volumes/a/snapshots/", "volumes/a/snapshots/b/c"]
+        {
+            assert!(ids_of(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_snapshot_being_deleted_is_shown_so_whether_it_was_complete_or_not() {
+        for ready in [false, true] {
+            let record = SnapshotRecord { ready, deleting: true, ..SnapshotRecord::default() };
+            assert_eq!(shown(&record).state(), snapshot::State::Deleting);
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! Snapshots: names for the generations of a volume.
+//!
+//! A snapshot gets its volume's generation, and the volume the next one, in one step: so each generation
+//! is given once, and every session that begins afterwards writes behind the snapshot. That makes it safe
+//! to carry it out at leisure: the groups freeze the generation one by one, and a session that meets the
+//! first of them goes on in the next one everywhere.
+
+use crate::rules;
+use crate::state::{MetaState, Outcome, Refused, being_deleted, find, refusal};
+use basalt_api::meta::v1::{
+    CreateSnapshot, DeleteSnapshot, DeleteVolume, PurgeSnapshot, SettleSnapshot, SnapshotRecord,
+};
+use basalt_api::v1::ErrorReason;
+use std::collections::BTreeMap;
+
+/// The most snapshots of a volume: what its groups can hold.
+const SNAPSHOTS_MAX: usize = 256;
+
+/// The etag of a snapshot.
+pub fn etag_of_snapshot(snapshot: &SnapshotRecord) -> String {
+    format!("{}-{}", snapshot.generation, snapshot.revision)
+}
+
+impl MetaState {
+    /// A volume's snapshots whose generations come after one, oldest first; all without one.
+    pub fn snapshots_after(
+        &self,
+        volume: u64,
+        generation: Option<u32>,
+    ) -> impl Iterator<Item = &SnapshotRecord> {
+        use std::ops::Bound::{Excluded, Included};
+        let first = generation.map_or(Included((volume, 0)), |g| Excluded((volume, g)));
+        self.snapshots.range((first, Included((volume, u32::MAX)))).map(|(_, snapshot)| snapshot)
+    }
+
+    /// A volume's snapshot by the last part of its name.
+    pub fn snapshot(&self, volume: u64, id: &str) -> Option<&SnapshotRecord> {
+        self.snapshots_after(volume, None).find(|snapshot| snapshot.id == id)
+    }
+
+    /// Snapshots that have to be carried out or deleted, of volumes that stay: one of each volume, the
+    /// oldest first, for the groups freeze generations in order.
+    pub fn unsettled_snapshots(&self) -> Vec<&SnapshotRecord> {
+        let stays = |number: u64| self.volume_by_number(number).is_some_and(|v| !v.deleting);
+        let mut found: Vec<&SnapshotRecord> = Vec::new();
+        for snapshot in self.snapshots.values().filter(|s| !s.ready || s.deleting) {
+            let known = found.last().is_some_and(|last| last.volume == snapshot.volume);
+            if !known && stays(snapshot.volume) {
+                found.push(snapshot);
+            }
+        }
+        found
+    }
+
+    pub(crate) fn create_snapshot(
+        &mut self,
+        index: u64,
+        now_ms: i64,
+        create: CreateSnapshot,
+    ) -> Result<Outcome, Refused> {
+        let invalid = |field: &str, message: String| {
+            refusal(ErrorReason::InvalidField, message, vec![("field", field.to_owned())])
+        };
+        rules::check_snapshot_id(&create.id).map_err(|e| invalid("snapshot_id", e))?;
+        rules::check_labels(create.labels.iter()).map_err(|e| invalid("labels", e))?;
+        let volume = find(&mut self.volumes, &create.volume)?;
+        if volume.deleting {
+            return Err(being_deleted(&create.volume, "kept as a snapshot"));
+        }
+        let range = (volume.number, 0)..=(volume.number, u32::MAX);
+        let mut known = self.snapshots.range(range).map(|(_, snapshot)| snapshot);
+        if let Some(known) = known.clone().find(|snapshot| snapshot.id == create.id) {
+            return Err(exists(known));
+        }
+        if known.by_ref().count() >= SNAPSHOTS_MAX || volume.generation == u32::MAX {
+            let message = format!(
+                "the volume '{}' has {SNAPSHOTS_MAX} snapshots, the most it can have; delete one first",
+                create.volume
+            );
+            return Err(refusal(ErrorReason::Limit, message, vec![("volume", create.volume)]));
+        }
+        let snapshot = SnapshotRecord {
+            volume: volume.number,
+            volume_id: create.volume,
+            id: create.id,
+            generation: volume.generation,
+            size_bytes: volume.size_bytes,
+            ready: false,
+            deleting: false,
+            labels: create.labels,
+            create_time_ms: now_ms,
+            revision: index,
+        };
+        volume.generation += 1;
+        volume.revision = index;
+        self.snapshots.insert((snapshot.volume, snapshot.generation), snapshot.clone());
+        Ok(Outcome::Snapshot(snapshot))
+    }
+
+    pub(crate) fn settle_snapshot(
+        &mut self,
+        index: u64,
+        settle: SettleSnapshot,
+    ) -> Result<Outcome, Refused> {
+        // One that is being deleted, or gone, needs nothing any more.
+        let found = self.snapshots.get_mut(&(settle.volume, settle.generation));
+        if let Some(snapshot) = found.filter(|snapshot| !snapshot.ready && !snapshot.deleting) {
+            snapshot.ready = true;
+            snapshot.revision = index;
+        }
+        Ok(Outcome::Nothing)
+    }
+
+    pub(crate) fn delete_snapshot(
+        &mut self,
+        index: u64,
+        delete: DeleteSnapshot,
+    ) -> Result<Outcome, Refused> {
+        let number = find(&mut self.volumes, &delete.volume)?.number;
+        let range = (number, 0)..=(number, u32::MAX);
+        let mut all = self.snapshots.range_mut(range).map(|(_, snapshot)| snapshot);
+        let snapshot = all
+            .find(|snapshot| snapshot.id == delete.id)
+            .ok_or_else(|| Refused::snapshot_not_found(&delete.volume, &delete.id))?;
+        let etag = etag_of_snapshot(snapshot);
+        if !delete.etag.is_empty() && delete.etag != etag {
+            return Err(refusal(
+                ErrorReason::EtagMismatch,
+                format!("the snapshot '{}' changed in between; read it again", delete.id),
+                vec![("volume", delete.volume), ("snapshot", delete.id), ("etag", etag)],
+            ));
+        }
+        if !snapshot.deleting {
+            snapshot.deleting = true;
+            snapshot.revision = index;
+        }
+        Ok(Outcome::Snapshot(snapshot.clone()))
+    }
+
+    pub(crate) fn purge_snapshot(&mut self, purge: PurgeSnapshot) -> Result<Outcome, Refused> {
+        // A record that is gone already is what was wanted.
+        let key = (purge.volume, purge.generation);
+        if self.snapshots.get(&key).is_some_and(|snapshot| snapshot.deleting) {
+            self.snapshots.remove(&key);
+        }
+        Ok(Outcome::Nothing)
+    }
+}
+
+impl Refused {
+    /// There is no such snapshot.
+    pub fn snapshot_not_found(volume: &str, id: &str) -> Refused {
+        let shown = id.escape_debug().to_string();
+        refusal(
+            ErrorReason::SnapshotNotFound,
+            format!(
+                "the volume '{volume}' has no snapshot '{shown}'; 'basalt snapshot list {volume}' shows \
+                 those that it has"
+            ),
+            vec![("volume", volume.to_owned()), ("snapshot", shown)],
+        )
+    }
+}
+
+fn exists(known: &SnapshotRecord) -> Refused {
+    let state = if known.deleting { ", and is being deleted" } else { "" };
+    refusal(
+        ErrorReason::SnapshotExists,
+        format!(
+            "the volume '{}' has a snapshot '{}' already{state}; choose another name",
+            known.volume_id, known.id
+        ),
+        vec![("volume", known.volume_id.clone()), ("snapshot", known.id.clone())],
+    )
+}
+
+/// The snapshots of a volume that is to be deleted go with it, if that was said.
+pub(crate) fn delete_with_volume(
+    snapshots: &mut BTreeMap<(u64, u32), SnapshotRecord>,
+    index: u64,
+    number: u64,
+    delete: &DeleteVolume,
+) -> Result<(), Refused> {
+    let all = || (number, 0)..=(number, u32::MAX);
+    let count = snapshots.range(all()).count();
+    if count > 0 && !delete.with_snapshots {
+        return Err(refusal(
+            ErrorReason::VolumeHasSnapshots,
+            format!(
+                "the volume '{}' has {count} snapshot(s), which would be deleted with it; delete them \
+                 first, or say that it is to be deleted with them (--with-snapshots)",
+                delete.id
+            ),
+            vec![("volume", delete.id.clone()), ("snapshots", count.to_string())],
+        ));
+    }
+    for (_, snapshot) in snapshots.range_mut(all()) {
+        snapshot.deleting = true;
+        snapshot.revision = index;
+    }
+    Ok(())
+}

@@ -1,0 +1,281 @@
+//! Snapshots in the world: who takes, drops and reads them, and how they are judged.
+//!
+//! A snapshot must be one point in time (invariant I5). Its content is the last write of each unit that
+//! it holds. It must hold nothing that was asked for after it was complete, and whatever was answered
+//! before it was asked for; and if it holds a write, it holds whatever was answered before that write was
+//! asked for. And it must never change, nor differ from replica to replica.
+
+use crate::actor::Attributed;
+use crate::check::register::{Action, Moment, Record};
+use crate::event::Who;
+use crate::report::Class;
+use crate::stamp::{Content, OpId, judge};
+use crate::workload::{Kind, Plan};
+use crate::world::World;
+use rustc_hash::FxHashMap;
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+
+/// Snapshots of a volume above which more are dropped than taken.
+const MANY: usize = 8;
+
+/// One snapshot, as those who asked for it know it.
+pub struct Snapshot {
+    /// The volume's place.
+    pub volume: usize,
+    /// The generation that it keeps.
+    pub generation: u32,
+    /// How often the volume had been reverted.
+    reverts: u64,
+    /// The volume's chunks when it was asked for.
+    pub chunks: u32,
+    /// When it was asked for first.
+    call: Moment,
+    /// When it was complete.
+    done: Option<Moment>,
+    /// Whether somebody waits for it to be complete.
+    asked: bool,
+    /// Whether it was to be dropped, and whether that was answered.
+    dropping: bool,
+    dropped: bool,
+    /// What was read of it.
+    content: BTreeMap<u64, OpId>,
+}
+
+impl Snapshot {
+    /// Whether it is complete, and nobody wanted it away.
+    pub fn is_there(&self) -> bool {
+        self.done.is_some() && !self.dropping
+    }
+}
+
+impl World {
+    /// Takes, drops or reads a snapshot of some volume.
+    pub fn disturb_snapshots(&mut self) {
+        let volume = self.fault_rng.below(self.volumes.len() as u64) as usize;
+        let client = self.volumes[volume].client;
+        let c = self.client(client);
+        if c.ready.is_none() || c.lost.is_some() {
+            return;
+        }
+        let there = self.snapshots_of(volume, Snapshot::is_there);
+        let left = self
+            .snapshots_of(volume, |s| (s.done.is_none() && !s.asked) || (s.dropping && !s.dropped));
+        if !left.is_empty() && self.fault_rng.chance(0.7) {
+            // What a session left half done is brought to one end or the other.
+            let at = *self.fault_rng.pick(&left);
+            let by = self.somebody(at);
+            match self.snapshots[at].dropping || self.fault_rng.chance(0.3) {
+                true => self.drop_snapshot(by, at),
+                false => self.ask_snapshot(by, at),
+            }
+            return;
+        }
+        match self.fault_rng.below(10) {
+            0..=3 if there.len() < MANY => {
+                let at = self.plan_snapshot(volume);
+                let by = self.somebody(at);
+                self.ask_snapshot(by, at);
+            }
+            4..=6 if !there.is_empty() => {
+                let at = *self.fault_rng.pick(&there);
+                let by = self.somebody(at);
+                self.drop_snapshot(by, at);
+            }
+            _ if !there.is_empty() => {
+                let at = *self.fault_rng.pick(&there);
+                let reads = self.fault_rng.within(1, 10) as u32;
+                self.attach_view(at, reads);
+            }
+            _ => self.take_snapshot(volume),
+        }
+    }
+
+    /// The places of a volume's snapshots of which something holds.
+    pub fn snapshots_of(&self, volume: usize, holds: impl Fn(&Snapshot) -> bool) -> Vec<usize> {
+        let all = self.snapshots.iter().enumerate();
+        all.filter(|(_, s)| s.volume == volume && holds(s)).map(|(at, _)| at).collect()
+    }
+
+    /// The attached session, or now and then somebody else.
+    fn somebody(&mut self, at: usize) -> Who {
+        match self.fault_rng.chance(0.4) {
+            true => self.attach_view(at, 0),
+            false => self.volumes[self.snapshots[at].volume].client,
+        }
+    }
+
+    /// Takes a snapshot. Its generation is written down before anybody is asked for it, so that every
+    /// later session is behind it.
+    pub fn take_snapshot(&mut self, volume: usize) {
+        let at = self.plan_snapshot(volume);
+        self.ask_snapshot(self.volumes[volume].client, at);
+    }
+
+    /// Writes down that a snapshot is wanted, and gives its place.
+    pub fn plan_snapshot(&mut self, volume: usize) -> usize {
+        let generation = self.volumes[volume].generation;
+        self.volumes[volume].generation += 1;
+        let call = self.moment();
+        self.snapshots.push(Snapshot {
+            volume,
+            generation,
+            reverts: self.volumes[volume].reverts,
+            chunks: self.volumes[volume].chunks,
+            call,
+            done: None,
+            asked: false,
+            dropping: false,
+            dropped: false,
+            content: BTreeMap::new(),
+        });
+        self.snapshots.len() - 1
+    }
+
+    /// Asks a session to complete a snapshot.
+    pub fn ask_snapshot(&mut self, who: Who, at: usize) {
+        self.snapshots[at].asked = true;
+        let unit = u64::from(self.snapshots[at].generation);
+        self.submit_plan(who, Plan { kind: Kind::Freeze, unit, count: 1 });
+    }
+
+    /// Asks a session to drop a snapshot.
+    pub fn drop_snapshot(&mut self, who: Who, at: usize) {
+        self.snapshots[at].dropping = true;
+        let unit = u64::from(self.snapshots[at].generation);
+        self.submit_plan(who, Plan { kind: Kind::Drop, unit, count: 1 });
+    }
+
+    /// A session completed or dropped a snapshot, or could not.
+    pub fn snapshot_answered(&mut self, volume: usize, plan: &Plan, end: Moment, well: bool) {
+        let this = |s: &&mut Snapshot| s.volume == volume && u64::from(s.generation) == plan.unit;
+        let Some(snapshot) = self.snapshots.iter_mut().find(this) else { return };
+        match plan.kind {
+            Kind::Freeze => {
+                snapshot.asked = false;
+                if well {
+                    snapshot.done.get_or_insert(end);
+                }
+            }
+            _ => snapshot.dropped |= well,
+        }
+    }
+
+    /// A volume was reverted to a snapshot, all of which was read before. From here on its units have a
+    /// history of their own, which begins with what the snapshot holds. Later snapshots are gone.
+    pub fn reverted(&mut self, who: Who, plan: &Plan, call: Moment, end: Moment) {
+        let volume = self.client(who).volume;
+        self.volumes[volume].reverts += 1;
+        let mut content = BTreeMap::new();
+        for snapshot in self.snapshots.iter_mut().filter(|s| s.volume == volume) {
+            match u64::from(snapshot.generation).cmp(&plan.unit) {
+                Ordering::Less => {}
+                Ordering::Equal => content = snapshot.content.clone(),
+                Ordering::Greater => (snapshot.dropping, snapshot.dropped) = (true, true),
+            }
+        }
+        for (unit, value) in content {
+            self.note(who, unit, Action::Write, value, call, end, true);
+        }
+    }
+
+    /// Whether a read of a snapshot may find it gone.
+    pub fn is_gone(&self, at: usize) -> bool {
+        self.snapshots[at].dropping
+    }
+
+    /// Judges what was read of a snapshot: it is always the same.
+    pub fn judge_snapshot(&mut self, at: usize, first: u64, data: &[u8]) {
+        let (volume, generation) = (self.snapshots[at].volume, self.snapshots[at].generation);
+        let id = self.volumes[volume].id;
+        self.counts.snapshot_units += (data.len() / self.options.unit) as u64;
+        for (i, bytes) in data.chunks_exact(self.options.unit).enumerate() {
+            let unit = first + i as u64;
+            let value = match judge(bytes) {
+                Content::Zero => 0,
+                Content::Value(s) if s.volume == id && s.unit == unit => s.op,
+                other => {
+                    let text = format!("unit {unit} of snapshot {generation} holds {other:?}");
+                    return self.fail(Class::Content, text);
+                }
+            };
+            let before = *self.snapshots[at].content.entry(unit).or_insert(value);
+            if before != value {
+                let text = format!(
+                    "unit {unit} of snapshot {generation} of volume {volume} was write {before} \
+                     and is write {value}"
+                );
+                return self.fail(Class::Snapshot, text);
+            }
+        }
+    }
+
+    /// Judges all snapshots by the history of the volumes.
+    pub fn judge_snapshots(&mut self, history: &[Attributed]) {
+        let mut writes: FxHashMap<u64, Vec<Record>> = FxHashMap::default();
+        for record in history.iter().map(|a| a.record).filter(|r| r.action == Action::Write) {
+            writes.entry(record.unit).or_default().push(record);
+        }
+        for at in 0..self.snapshots.len() {
+            let snapshot = &self.snapshots[at];
+            self.counts.snapshots += u64::from(snapshot.done.is_some());
+            if let Err(text) = is_one_point_in_time(snapshot, &writes) {
+                let (volume, generation) = (snapshot.volume, snapshot.generation);
+                let text = format!("snapshot {generation} of volume {volume}: {text}");
+                return self.fail(Class::Snapshot, text);
+            }
+        }
+    }
+
+    /// When no snapshot is left, nothing is kept for one.
+    pub fn judge_kept(&mut self) {
+        if !self.snapshots.iter().all(|s| s.dropped) {
+            return;
+        }
+        for n in 0..self.nodes.len() {
+            let kept = self.nodes[n].shard.as_ref().map_or(0, |s| s.status().kept_blocks);
+            if kept > 0 && !self.nodes[n].mute {
+                let text = format!("node {n} keeps {kept} blocks for snapshots that are gone");
+                self.fail(Class::Snapshot, text);
+            }
+        }
+    }
+}
+
+fn is_one_point_in_time(
+    snapshot: &Snapshot,
+    writes: &FxHashMap<u64, Vec<Record>>,
+) -> Result<(), String> {
+    let Some(done) = snapshot.done else { return Ok(()) };
+    let none = Vec::new();
+    let (volume, reverts) = (snapshot.volume as u64, snapshot.reverts);
+    let of = |unit: u64| writes.get(&(volume << 32 | reverts << 24 | unit)).unwrap_or(&none);
+    // The last moment at which something that it holds was asked for.
+    let mut bound = snapshot.call;
+    for (unit, value) in snapshot.content.iter().filter(|(_, value)| **value > 0) {
+        let Some(write) = of(*unit).iter().find(|r| r.value == *value) else {
+            return Err(format!("unit {unit} holds write {value}, which nobody wrote here"));
+        };
+        if write.call > done {
+            return Err(format!(
+                "it was complete at {done} and holds write {value}, asked for at {}",
+                write.call
+            ));
+        }
+        bound = bound.max(write.call);
+    }
+    for (unit, value) in &snapshot.content {
+        let held = of(*unit).iter().filter(|r| r.value == *value).map(|r| r.end);
+        // Zeros may come from any unmap, or from the beginning.
+        let end = held.chain((*value == 0).then_some(0)).max().unwrap_or(0);
+        let missing = of(*unit).iter().find(|r| r.certain && r.call > end && r.end < bound);
+        if let Some(r) = missing {
+            return Err(format!(
+                "it was asked for at {}, holds something asked for at {bound}, and of unit {unit} \
+                 write {value}, but not write {} of {} to {}",
+                snapshot.call, r.value, r.call, r.end
+            ));
+        }
+    }
+    Ok(())
+}

@@ -45,7 +45,14 @@ fn parts(space: &Space) -> [(&'static str, u64, &'static str); 7] {
 }
 
 fn document(nodes: &[&Node]) -> Value {
-    let volume = |volume: &VolumeSpace| json!({ "id": volume.id, "name": volume.name, "live_bytes": volume.live_bytes });
+    let volume = |volume: &VolumeSpace| {
+        json!({
+            "id": volume.id,
+            "name": volume.name,
+            "own_bytes": volume.own_bytes,
+            "snapshot_bytes": volume.snapshot_bytes,
+        })
+    };
     let node = |node: &&Node| {
         let Some(space) = &node.space else {
             return json!({ "id": node.id, "name": node.name, "space": null });
@@ -126,11 +133,11 @@ fn explained(space: &Space) -> String {
     }
     let volume = |v: &VolumeSpace| {
         let name = if v.name.is_empty() { "(deleted)" } else { &v.name };
-        vec![v.id.to_string(), name.to_owned(), v.live_bytes.to_string(), show(v.live_bytes)]
+        vec![v.id.to_string(), name.to_owned(), show(v.own_bytes), show(v.snapshot_bytes)]
     };
     if !space.volumes.is_empty() {
         let rows: Vec<Vec<String>> = space.volumes.iter().map(volume).collect();
-        text.push_str(&output::table(&["VOLUME", "NAME", "LIVE", "SIZE"], &rows));
+        text.push_str(&output::table(&["VOLUME", "NAME", "OWN", "KEPT FOR SNAPSHOTS"], &rows));
     }
     text
 }
@@ -151,7 +158,12 @@ mod tests {
             reserve_bytes: 70,
             unused_bytes: 9,
             capacity_bytes: 800,
-            volumes: vec![VolumeSpace { id: 3, name: "volumes/demo".to_owned(), live_bytes: 400 }],
+            volumes: vec![VolumeSpace {
+                id: 3,
+                name: "volumes/demo".to_owned(),
+                own_bytes: 300,
+                snapshot_bytes: 100,
+            }],
             ..Space::default()
         };
         let sum: u64 = parts(&space).iter().map(|(_, bytes, _)| bytes).sum();

@@ -164,11 +164,12 @@ fn space_of(shard: &ShardStatus, engine: &Engine) -> Space {
     let (space, cleaner) = (&shard.space, &shard.cleaner);
     let names: HashMap<u64, String> = engine
         .metadata
-        .look(|state| state.volumes().map(|volume| (volume.id, volume.name.clone())).collect());
-    let volume = |(id, live_bytes): (&VolumeId, &u64)| VolumeSpace {
+        .look(|state| state.volumes().map(|v| (v.number, format!("volumes/{}", v.id))).collect());
+    let volume = |(id, of): (&VolumeId, &basalt_core::shard::VolumeSpace)| VolumeSpace {
         id: id.0,
         name: names.get(&id.0).cloned().unwrap_or_default(),
-        live_bytes: *live_bytes,
+        own_bytes: of.own,
+        snapshot_bytes: of.snapshots,
     };
     Space {
         device_bytes: space.device,
@@ -180,7 +181,7 @@ fn space_of(shard: &ShardStatus, engine: &Engine) -> Space {
         reserve_bytes: space.reserve,
         unused_bytes: space.unused,
         capacity_bytes: space.capacity,
-        volumes: shard.live_by_volume.iter().map(volume).collect(),
+        volumes: shard.space_by_volume.iter().map(volume).collect(),
         blocks_moved: cleaner.moved,
         segments_cleaned: cleaner.victims,
         blocks_bad: cleaner.bad,

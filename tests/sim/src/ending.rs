@@ -123,7 +123,7 @@ impl World {
     fn watch_space(&mut self, n: Who) {
         let Some(status) = self.nodes[n].shard.as_ref().map(|s| s.status()) else { return };
         let space = status.space;
-        let by_volume: u64 = status.live_by_volume.values().sum();
+        let by_volume: u64 = status.space_by_volume.values().map(|v| v.own + v.snapshots).sum();
         if space.sum() != self.options.device || by_volume != space.live {
             let text = format!("node {n} does not account for its device: {space:?}, {by_volume}");
             self.fail(Class::Raft, text);

@@ -71,11 +71,13 @@ impl Replica {
         runs.iter().filter(|(_, mapped)| !mapped).map(|(blocks, _)| *blocks).sum()
     }
 
-    /// Live blocks of each volume that has any, those kept for snapshots included, in order.
-    pub fn mapped_by_volume(&self) -> Vec<(VolumeId, u64)> {
-        let live = |v: &Volume| v.index.mapped_blocks() + v.index.kept_blocks();
-        let all = self.volumes.iter().map(|(id, volume)| (*id, live(volume)));
-        let mut all: Vec<_> = all.filter(|(_, blocks)| *blocks > 0).collect();
+    /// For each volume that has any live blocks, in order: those that it maps itself, and those
+    /// that are kept for its snapshots alone.
+    pub fn blocks_by_volume(&self) -> Vec<(VolumeId, u64, u64)> {
+        let count =
+            |(id, v): (&VolumeId, &Volume)| (*id, v.index.mapped_blocks(), v.index.kept_blocks());
+        let mut all: Vec<_> =
+            self.volumes.iter().map(count).filter(|(_, mapped, kept)| mapped + kept > 0).collect();
         all.sort_unstable();
         all
     }

@@ -189,11 +189,11 @@ fn blocks_follow_their_copies_only_from_where_they_stand() {
 fn a_deleted_volume_leaves_nothing_live() {
     let mut replica = Replica::new(Planted::NONE);
     apply(&mut replica, &[fence(1), write(1, 10, &[1, 2]), write(1, 5000, &[3])], at(2, 40));
-    assert_eq!(replica.mapped_by_volume(), [(V, 3)]);
+    assert_eq!(replica.blocks_by_volume(), [(V, 3, 0)]);
     let place = BlockPlace { segment: SegmentId(2), block: 42, checksum: 3 };
     assert!(replica.is_live(V, 5000, place));
     apply(&mut replica, &[Command::Delete { volume: V }], at(3, 0));
     assert!(!replica.is_live(V, 5000, place));
-    assert_eq!((replica.usage().total(), replica.mapped_by_volume().len()), (0, 0));
+    assert_eq!((replica.usage().total(), replica.blocks_by_volume().len()), (0, 0));
     assert_eq!(replica.moved(&[moved_block(10, 1, (2, 40))], at(7, 0)), 0);
 }

@@ -10,7 +10,7 @@ mod status;
 mod tests;
 
 pub use cleaning::{pinned_from, totals};
-pub use space::Space;
+pub use space::{Space, VolumeSpace};
 pub use status::{GroupRole, GroupStatus, Phase, ProposedCounts, ShardStatus};
 
 use crate::checkpoint::Taker;
@@ -183,7 +183,7 @@ impl Shard {
             log: self.shared.log.counts(),
             cleaner: self.cleaner.counts(),
             space: self.space(),
-            live_by_volume: self.live_by_volume(),
+            space_by_volume: self.space_by_volume(),
             proposed: self.shared.proposed,
             moved: self.shared.moved,
         }

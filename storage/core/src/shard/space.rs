@@ -32,6 +32,15 @@ pub struct Space {
     pub capacity: u64,
 }
 
+/// The live bytes of a volume on a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VolumeSpace {
+    /// Of the volume as it is now.
+    pub own: u64,
+    /// Kept for its snapshots alone.
+    pub snapshots: u64,
+}
+
 impl Space {
     /// The sum of all parts.
     pub fn sum(&self) -> u64 {
@@ -89,10 +98,13 @@ impl Shard {
     }
 
     /// Live bytes of each volume, which together are [`Space::live`].
-    pub fn live_by_volume(&self) -> BTreeMap<VolumeId, u64> {
-        let mut volumes = BTreeMap::new();
-        for (id, blocks) in self.groups.iter().flat_map(|group| group.replica.mapped_by_volume()) {
-            *volumes.entry(id).or_default() += bytes(blocks);
+    pub fn space_by_volume(&self) -> BTreeMap<VolumeId, VolumeSpace> {
+        let mut volumes: BTreeMap<VolumeId, VolumeSpace> = BTreeMap::new();
+        let all = self.groups.iter().flat_map(|group| group.replica.blocks_by_volume());
+        for (id, mapped, kept) in all {
+            let volume = volumes.entry(id).or_default();
+            volume.own += bytes(mapped);
+            volume.snapshots += bytes(kept);
         }
         volumes
     }

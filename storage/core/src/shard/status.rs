@@ -1,6 +1,6 @@
 //! What a shard says about itself.
 
-use super::Space;
+use super::{Space, VolumeSpace};
 use crate::cleaner::CleanerCounts;
 use crate::consensus::MovedCounts;
 use crate::log::{LogCounts, OpenReport};
@@ -97,7 +97,7 @@ pub struct ShardStatus {
     /// What its device holds, and how much of it is free.
     pub space: Space,
     /// Live bytes of each volume, which together are [`Space::live`].
-    pub live_by_volume: BTreeMap<VolumeId, u64>,
+    pub space_by_volume: BTreeMap<VolumeId, VolumeSpace>,
     /// What the replicas proposed since then.
     pub proposed: ProposedCounts,
     /// What bringing replicas up by pages moved since then.

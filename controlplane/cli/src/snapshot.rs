@@ -15,7 +15,9 @@ use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 use tonic::Code;
 
-const POLL: Duration = Duration::from_millis(50);
+/// Most snapshots take some milliseconds; those that take longer are asked for less often.
+const POLL_FIRST: Duration = Duration::from_millis(2);
+const POLL_MAX: Duration = Duration::from_millis(50);
 const PAGE: i32 = 500;
 
 pub(crate) async fn run(
@@ -103,7 +105,7 @@ async fn wait_ready(
     let (patience, generation) = (options.timeout, taken.generation);
     let mut progress = Progress::start(options.output);
     let deadline = Instant::now() + patience;
-    let mut found = taken;
+    let (mut found, mut poll) = (taken, POLL_FIRST);
     while found.state() == snapshot::State::Creating && found.generation == generation {
         if Instant::now() >= deadline {
             return Err(Failure::Timeout(format!(
@@ -113,7 +115,7 @@ async fn wait_ready(
             )));
         }
         progress.show(|| format!("waiting for every group to keep {name}"));
-        tokio::time::sleep(POLL).await;
+        poll = rest(poll).await;
         found = get(cluster, name).await?;
     }
     Ok(found)
@@ -128,6 +130,7 @@ async fn wait_gone(
     let patience = options.timeout;
     let mut progress = Progress::start(options.output);
     let deadline = Instant::now() + patience;
+    let mut poll = POLL_FIRST;
     while Instant::now() < deadline {
         progress.show(|| format!("giving back what only {name} holds"));
         match get(cluster, name).await {
@@ -137,13 +140,19 @@ async fn wait_gone(
             Err(Failure::Status(status)) if status.code() == Code::NotFound => return Ok(()),
             Err(failure) => return Err(failure),
         }
-        tokio::time::sleep(POLL).await;
+        poll = rest(poll).await;
     }
     Err(Failure::Timeout(format!(
         "the snapshot '{name}' is being deleted, but not gone after {} s; it goes on by itself: \
          'basalt snapshot show {name}', 'basalt cluster status'",
         patience.as_secs()
     )))
+}
+
+/// Sleeps, and tells how long to sleep next time.
+async fn rest(poll: Duration) -> Duration {
+    tokio::time::sleep(poll).await;
+    (poll * 2).min(POLL_MAX)
 }
 
 fn full(name: &SnapshotName) -> String {

@@ -14,7 +14,7 @@ use basalt_api::v1::ErrorReason;
 use std::collections::BTreeMap;
 
 /// The most snapshots of a volume: what its groups can hold.
-const SNAPSHOTS_MAX: usize = 256;
+const SNAPSHOTS_MAX: usize = 1024;
 
 /// The etag of a snapshot.
 pub fn etag_of_snapshot(snapshot: &SnapshotRecord) -> String {

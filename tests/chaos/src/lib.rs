@@ -2,6 +2,7 @@
 //!
 //! * [`power`]: all nodes lose power at one instant.
 //! * [`rounds`]: nodes are killed and stopped while fio writes and verifies.
+//! * [`snapshots`]: many of them, under load.
 //! * [`measure`]: what processes use. [`nbd`]: a client that can be stopped at any byte.
 
 pub mod measure;
@@ -9,3 +10,4 @@ pub mod nbd;
 pub mod power;
 pub mod random;
 pub mod rounds;
+pub mod snapshots;

@@ -204,8 +204,8 @@ impl Cluster {
         .with_context(|| last.map_or_else(String::new, |e| format!("{e:#}")))
     }
 
-    /// Starts a `basalt-attach` for a volume, and waits until the volume is served. It takes the
-    /// volume from another host that has it if `take` is set.
+    /// Starts a `basalt-attach` for a volume, or several with commas between them, and waits until
+    /// they are served. It takes the volumes from other hosts that have them if `take` is set.
     ///
     /// # Errors
     /// If it does not come up.
@@ -239,12 +239,13 @@ impl Cluster {
             program = program.socket(socket);
         }
         let mut attached = Attached { process: program.start()?, port };
-        let uri = attached.uri(volume);
-        wait_until(&format!("{uri} is served"), PATIENCE, || {
-            let process = &mut attached.process;
-            ensure!(process.alive(), "basalt-attach ended{}", process.log_tail());
-            Ok(run("nbdinfo", &["--size", &uri]).is_ok())
-        })?;
+        for uri in volume.split(',').map(|one| attached.uri(one)).collect::<Vec<_>>() {
+            wait_until(&format!("{uri} is served"), PATIENCE, || {
+                let process = &mut attached.process;
+                ensure!(process.alive(), "basalt-attach ended{}", process.log_tail());
+                Ok(run("nbdinfo", &["--size", &uri]).is_ok())
+            })?;
+        }
         Ok(attached)
     }
 

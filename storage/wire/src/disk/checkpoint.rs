@@ -41,7 +41,7 @@ pub const GRANULE_BLOCKS: usize = 16;
 /// Entries of a run.
 pub const RUN_ENTRIES: usize = 256;
 /// Snapshots that a volume may have.
-pub const SNAPSHOTS_MAX: usize = 256;
+pub const SNAPSHOTS_MAX: usize = 1024;
 /// The most groups that a manifest may name.
 const GROUPS_MAX: usize = 1 << 16;
 

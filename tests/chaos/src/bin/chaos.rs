@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use basalt_chaos::power::campaign::Campaign;
 use basalt_chaos::rounds::{self, Report};
+use basalt_chaos::snapshots;
 use clap::{Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -10,6 +11,7 @@ const AFTER: &str = "\
 Examples:
   chaos rounds --rounds 25 --seed 3 -o json > rounds-3.json
   chaos summary rounds-*.json
+  chaos snapshots --count 1000
   chaos power-cut --runs 40 --cuts 2000
 The programs of the cluster are looked for beside this one, or in BASALT_BIN_DIR.";
 
@@ -49,6 +51,18 @@ enum Command {
         /// Their files.
         #[arg(required = true)]
         files: Vec<PathBuf>,
+    },
+    /// Snapshots are taken of a volume that is written all the time, read back, and dropped in any order.
+    Snapshots {
+        /// How many.
+        #[arg(long, default_value = "1000")]
+        count: usize,
+        /// How often reads and writes are measured with all of them, and without any, in turn.
+        #[arg(long, default_value = "5")]
+        pairs: usize,
+        /// Seed of the order in which they are dropped.
+        #[arg(long, default_value = "1")]
+        seed: u64,
     },
     /// All nodes lose power at one instant: images of recorded devices are cut and revived.
     PowerCut {
@@ -90,6 +104,10 @@ fn main() -> Result<()> {
             }
             print!("{all}");
             judge(&all)?;
+        }
+        Command::Snapshots { count, pairs, seed } => {
+            let tell = |text| eprintln!("{text}");
+            print!("{}", snapshots::run("chaos-snapshots", count, pairs, seed, tell)?);
         }
         Command::PowerCut { runs, cuts, seed, lying, folder } => {
             let report = Campaign { seed, runs, cuts, lying }.carry_out(&folder)?;

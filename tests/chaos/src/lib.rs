@@ -3,8 +3,10 @@
 //! * [`power`]: all nodes lose power at one instant.
 //! * [`rounds`]: nodes are killed and stopped while fio writes and verifies.
 //! * [`snapshots`]: many of them, under load.
+//! * [`fill`]: devices without room.
 //! * [`measure`]: what processes use. [`nbd`]: a client that can be stopped at any byte.
 
+pub mod fill;
 pub mod measure;
 pub mod nbd;
 pub mod power;

@@ -20,6 +20,8 @@ pub enum Kind {
     Read = 0,
     /// Write.
     Write = 1,
+    /// Give back.
+    Trim = 4,
 }
 
 /// A connection in the transmission phase.
@@ -121,6 +123,18 @@ impl NbdClient {
         let mut data = vec![0; len as usize];
         self.stream.read_exact(&mut data)?;
         Ok(data)
+    }
+
+    /// Sends a request without data, and waits for its answer.
+    ///
+    /// # Errors
+    /// If none comes.
+    pub fn order(&mut self, kind: Kind, offset: u64, len: u32) -> Result<Answer> {
+        let bytes = self.header(kind, offset, len);
+        self.stream.write_all(&bytes)?;
+        let answer = self.answer()?.context("the connection was closed")?;
+        ensure!(answer.number == self.next, "an answer to another request: {answer:?}");
+        Ok(answer)
     }
 
     fn header(&mut self, kind: Kind, offset: u64, len: u32) -> Vec<u8> {

@@ -1,6 +1,7 @@
 //! Long runs of the tests of this crate.
 
 use anyhow::{Context, Result, ensure};
+use basalt_chaos::fill;
 use basalt_chaos::power::campaign::Campaign;
 use basalt_chaos::rounds::{self, Report};
 use basalt_chaos::snapshots;
@@ -11,6 +12,7 @@ const AFTER: &str = "\
 Examples:
   chaos rounds --rounds 25 --seed 3 -o json > rounds-3.json
   chaos summary rounds-*.json
+  chaos fill --times 50
   chaos snapshots --count 1000
   chaos power-cut --runs 40 --cuts 2000
 The programs of the cluster are looked for beside this one, or in BASALT_BIN_DIR.";
@@ -51,6 +53,15 @@ enum Command {
         /// Their files.
         #[arg(required = true)]
         files: Vec<PathBuf>,
+    },
+    /// The devices are filled to the last byte and emptied again.
+    Fill {
+        /// How often.
+        #[arg(long, default_value = "50")]
+        times: u32,
+        /// Seed of what is drawn.
+        #[arg(long, default_value = "1")]
+        seed: u64,
     },
     /// Snapshots are taken of a volume that is written all the time, read back, and dropped in any order.
     Snapshots {
@@ -104,6 +115,9 @@ fn main() -> Result<()> {
             }
             print!("{all}");
             judge(&all)?;
+        }
+        Command::Fill { times, seed } => {
+            fill::run("chaos-fill", times, seed, |round| println!("{round:?}"))?;
         }
         Command::Snapshots { count, pairs, seed } => {
             let tell = |text| eprintln!("{text}");

@@ -108,6 +108,18 @@ fn document(cluster: &Cluster) -> Value {
             "opened_from_checkpoint": node.opened_from_checkpoint,
             "opening_milliseconds": node.opening_milliseconds,
             "checkpoint": node.checkpoint,
+            "log": node.log.map(|log| json!({
+                "batches": log.batches,
+                "records": log.records,
+                "payload_bytes": log.payload_bytes,
+                "bytes": log.bytes,
+            })),
+            "resync": node.resync.map(|resync| json!({
+                "pages_offered": resync.pages_offered,
+                "bytes_sent": resync.bytes_sent,
+                "bytes_taken": resync.bytes_taken,
+                "replicas_restored": resync.replicas_restored,
+            })),
             "links": node.links,
             "leaderships": node.leaderships,
             "serving": node.serving,
@@ -122,6 +134,7 @@ fn document(cluster: &Cluster) -> Value {
             "term": group.term,
             "commit": group.commit,
             "voters_reachable": group.voters_reachable,
+            "entries_behind": group.entries_behind,
         })
     };
     json!({

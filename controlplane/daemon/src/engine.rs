@@ -344,7 +344,7 @@ fn shard_setup(
         volatile_cache: true,
         groups: groups_of(spec, node),
         timing: Timing::default(),
-        limits: Limits::default(),
+        limits: Limits { log_retain_bytes: options.log_retain, ..Limits::default() },
         seed: basalt_api::random::random(),
         checkpoint_bytes: options.checkpoint_every,
         planted: Planted::default(),

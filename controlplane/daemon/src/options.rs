@@ -61,6 +61,11 @@ pub struct Options {
     #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = basalt_api::size::parse)]
     pub checkpoint_every: u64,
 
+    /// Bytes of Raft log that a checkpoint leaves for nodes that were away, such as 256MiB, if the device has
+    /// room. A node that needs older entries is brought up by comparing pages, which moves what differs.
+    #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = basalt_api::size::parse)]
+    pub log_retain: u64,
+
     /// Name of the node, unique in its cluster. Default: the machine's name.
     #[arg(long, env = "BASALT_NAME", value_name = "NAME")]
     pub name: Option<String>,

@@ -4,10 +4,12 @@ use crate::daemon::Daemon;
 use crate::engine::Engine;
 use basalt_api::dial;
 use basalt_api::v1::{
-    Cluster, GetReportRequest, Group, Health, Member, Node, NodeReport, Replica, Space, VolumeSpace,
+    Cluster, GetReportRequest, Group, Health, LogCounts, Member, Node, NodeReport, Replica, Resync,
+    Space, VolumeSpace,
 };
 use basalt_core::shard::{GroupRole, Phase, ShardStatus};
 use basalt_node::{HostState, ReactorStatus};
+use basalt_wire::block::BLOCK_BYTES;
 use basalt_wire::ids::{GroupId, VolumeId};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -44,6 +46,8 @@ pub async fn report(daemon: &Daemon) -> Result<NodeReport, Status> {
         node.free_bytes = u64::from(shard.segments_free) * segment;
         node.checkpoint = shard.checkpoint;
         node.space = Some(space_of(shard, &engine));
+        node.log = Some(log_of(shard));
+        node.resync = Some(resync_of(shard));
         if let Some(opened) = &shard.open_report {
             node.replayed_bytes = opened.bytes;
             node.opened_from_checkpoint = opened.checkpoint.unwrap_or(0);
@@ -189,6 +193,26 @@ fn space_of(shard: &ShardStatus, engine: &Engine) -> Space {
     }
 }
 
+fn log_of(shard: &ShardStatus) -> LogCounts {
+    let counts = shard.log;
+    LogCounts {
+        batches: counts.batches,
+        records: counts.records,
+        payload_bytes: counts.payload_blocks * BLOCK_BYTES as u64,
+        bytes: counts.bytes,
+    }
+}
+
+fn resync_of(shard: &ShardStatus) -> Resync {
+    let counts = shard.moved;
+    Resync {
+        pages_offered: counts.pages_offered,
+        bytes_sent: counts.blocks_sent * BLOCK_BYTES as u64,
+        bytes_taken: counts.blocks_taken * BLOCK_BYTES as u64,
+        replicas_restored: counts.restored,
+    }
+}
+
 fn replicas_of(shard: &ShardStatus) -> Vec<Replica> {
     let role = |role: &GroupRole| match role {
         GroupRole::Follower => "follower",
@@ -215,8 +239,10 @@ fn replicas_of(shard: &ShardStatus) -> Vec<Replica> {
 fn group_of(id: String, voters: &[u32], nodes: &[Node], reports: &[NodeReport]) -> Group {
     let reachable = |node: u32| nodes.iter().any(|n| n.id == node && works(n));
     let views = reports.iter().flat_map(|report| report.replicas.iter().filter(|r| r.group == id));
-    let newest = views.max_by_key(|replica| (replica.term, replica.leader != 0));
+    let newest = views.clone().max_by_key(|replica| (replica.term, replica.leader != 0));
     let leader = newest.map_or(0, |replica| replica.leader);
+    let commit = views.clone().map(|replica| replica.commit).max().unwrap_or(0);
+    let applied = views.map(|replica| replica.applied).min().unwrap_or(0);
     Group {
         id,
         voters: voters.to_vec(),
@@ -225,6 +251,7 @@ fn group_of(id: String, voters: &[u32], nodes: &[Node], reports: &[NodeReport]) 
         term: newest.map_or(0, |replica| replica.term),
         commit: newest.map_or(0, |replica| replica.commit),
         voters_reachable: voters.iter().filter(|node| reachable(**node)).count() as u32,
+        entries_behind: commit.saturating_sub(applied),
     }
 }
 

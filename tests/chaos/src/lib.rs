@@ -3,9 +3,11 @@
 //! * [`power`]: all nodes lose power at one instant.
 //! * [`rounds`]: nodes are killed and stopped while fio writes and verifies.
 //! * [`snapshots`]: many of them, under load.
+//! * [`absence`]: a node that was away.
 //! * [`fill`]: devices without room.
 //! * [`measure`]: what processes use. [`nbd`]: a client that can be stopped at any byte.
 
+pub mod absence;
 pub mod fill;
 pub mod measure;
 pub mod nbd;

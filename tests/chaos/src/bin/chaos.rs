@@ -1,6 +1,7 @@
 //! Long runs of the tests of this crate.
 
 use anyhow::{Context, Result, ensure};
+use basalt_chaos::absence::{self, Reach};
 use basalt_chaos::fill;
 use basalt_chaos::power::campaign::Campaign;
 use basalt_chaos::rounds::{self, Report};
@@ -12,6 +13,7 @@ const AFTER: &str = "\
 Examples:
   chaos rounds --rounds 25 --seed 3 -o json > rounds-3.json
   chaos summary rounds-*.json
+  chaos absence --volume-mib 1024
   chaos fill --times 50
   chaos snapshots --count 1000
   chaos power-cut --runs 40 --cuts 2000
@@ -53,6 +55,15 @@ enum Command {
         /// Their files.
         #[arg(required = true)]
         files: Vec<PathBuf>,
+    },
+    /// A node is away while a hundredth of a volume changes, and comes back.
+    Absence {
+        /// MiB of the volume.
+        #[arg(long, default_value = "1024")]
+        volume_mib: u64,
+        /// Seed of what is drawn.
+        #[arg(long, default_value = "1")]
+        seed: u64,
     },
     /// The devices are filled to the last byte and emptied again.
     Fill {
@@ -115,6 +126,11 @@ fn main() -> Result<()> {
             }
             print!("{all}");
             judge(&all)?;
+        }
+        Command::Absence { volume_mib, seed } => {
+            for reach in [Reach::Entries, Reach::Pages] {
+                println!("{}", absence::run("chaos-absence", reach, volume_mib << 20, 100, seed)?);
+            }
         }
         Command::Fill { times, seed } => {
             fill::run("chaos-fill", times, seed, |round| println!("{round:?}"))?;

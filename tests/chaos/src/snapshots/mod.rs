@@ -48,7 +48,6 @@ pub fn run(
     tell: impl Fn(String),
 ) -> Result<Report> {
     let cluster = Cluster::start_with(name, &Shape { device: "8GiB", ..Shape::default() })?;
-    let api = Api::new(&cluster)?;
     let mut report = Report::default();
     for volume in [VOLUME, TWIN] {
         cluster.basalt(&["volume", "create", volume, "--size", &VOLUME_BYTES.to_string()])?;
@@ -57,14 +56,14 @@ pub fn run(
     for volume in [VOLUME, TWIN] {
         fill(&attached.uri(volume))?;
     }
-    let windows = take(&cluster, &api, &attached, count, &mut report, &tell)?;
+    let windows = take(&cluster, &attached, count, &mut report, &tell)?;
     for number in 1..=pairs {
         let pair = measure(&attached, number)?;
         tell(format!("pair {number}: {pair}"));
         report.pairs.push(pair);
     }
     read_back(&cluster, &windows, &tell)?;
-    give_back(&cluster, &api, count, seed, &mut report, &tell)?;
+    give_back(&cluster, count, seed, &mut report, &tell)?;
     attached.process.stop(PATIENCE)?;
     cluster.finish()?;
     Ok(report)
@@ -89,12 +88,12 @@ fn fill(uri: &str) -> Result<()> {
 /// Takes the snapshots, and tells for each which counts it may show.
 fn take(
     cluster: &Cluster,
-    api: &Api,
     attached: &Attached,
     count: usize,
     report: &mut Report,
     tell: &impl Fn(String),
 ) -> Result<Vec<RangeInclusive<u64>>> {
+    let api = Api::new(cluster)?;
     let load = FioJob {
         depth: 8,
         verify: false,
@@ -184,12 +183,13 @@ fn read_back(
 /// Drops them in any order: at the end every device holds what the volumes hold themselves.
 fn give_back(
     cluster: &Cluster,
-    api: &Api,
     count: usize,
     seed: u64,
     report: &mut Report,
     tell: &impl Fn(String),
 ) -> Result<()> {
+    // A node ends connections that nobody uses.
+    let api = Api::new(cluster)?;
     report.kept_bytes = kept(cluster)?;
     let mut left: Vec<usize> = (0..count).collect();
     let mut random = Random::new(seed);

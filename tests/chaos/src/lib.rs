@@ -5,12 +5,14 @@
 //! * [`snapshots`]: many of them, under load.
 //! * [`absence`]: a node that was away.
 //! * [`fill`]: devices without room.
+//! * [`overwrite`]: devices that are nearly full, for a long time.
 //! * [`measure`]: what processes use. [`nbd`]: a client that can be stopped at any byte.
 
 pub mod absence;
 pub mod fill;
 pub mod measure;
 pub mod nbd;
+pub mod overwrite;
 pub mod power;
 pub mod random;
 pub mod rounds;

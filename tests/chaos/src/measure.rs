@@ -34,6 +34,17 @@ pub fn resident_bytes(process: u32) -> Result<u64> {
     Ok(kib << 10)
 }
 
+/// Bytes that a process had the machine write to storage so far, those of writes without a cache included.
+///
+/// # Errors
+/// If there is no such process.
+pub fn written_bytes(process: u32) -> Result<u64> {
+    let path = format!("/proc/{process}/io");
+    let text = std::fs::read_to_string(&path).with_context(|| path.clone())?;
+    let line = text.lines().find_map(|line| line.strip_prefix("write_bytes:"));
+    line.context("write_bytes")?.trim().parse().context("write_bytes")
+}
+
 /// Whether all threads of a process are stopped: a signal says so only to be on its way.
 ///
 /// # Errors
@@ -52,13 +63,15 @@ pub fn is_stopped(process: u32) -> Result<bool> {
 
 /// The median, the 99th percentile and the longest of some times; zeros if there are none.
 pub fn distribution(times: &[Duration]) -> [Duration; 3] {
+    [500, 990, 1000].map(|share| permille(times, share))
+}
+
+/// What so many thousandths of some times do not exceed; zero if there are none.
+pub fn permille(times: &[Duration], share: usize) -> Duration {
     let mut sorted = times.to_vec();
     sorted.sort_unstable();
-    let at = |percent: usize| {
-        let index = (sorted.len() * percent).div_ceil(100).saturating_sub(1);
-        sorted.get(index).copied().unwrap_or_default()
-    };
-    [at(50), at(99), at(100)]
+    let index = (sorted.len() * share).div_ceil(1000).saturating_sub(1);
+    sorted.get(index).copied().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -70,6 +83,7 @@ mod tests {
         let process = std::process::id();
         assert!(resident_bytes(process).expect("it runs") > 100_000);
         cpu_time(process).expect("it runs");
+        written_bytes(process).expect("it runs");
     }
 
     #[test]
@@ -77,5 +91,7 @@ mod tests {
         let times: Vec<Duration> = (1..=100).rev().map(Duration::from_millis).collect();
         assert_eq!(distribution(&times), [50, 99, 100].map(Duration::from_millis));
         assert_eq!(distribution(&[]), [Duration::ZERO; 3]);
+        let many: Vec<Duration> = (1..=2000).map(Duration::from_millis).collect();
+        assert_eq!(permille(&many, 999), Duration::from_millis(1998));
     }
 }

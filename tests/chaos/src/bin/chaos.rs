@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use basalt_chaos::absence::{self, Reach};
 use basalt_chaos::fill;
+use basalt_chaos::overwrite::{self, Plan};
 use basalt_chaos::power::campaign::Campaign;
 use basalt_chaos::rounds::{self, Report};
 use basalt_chaos::snapshots;
@@ -15,6 +16,7 @@ Examples:
   chaos summary rounds-*.json
   chaos absence --volume-mib 1024
   chaos fill --times 50
+  chaos overwrite --full 80 --times 10
   chaos snapshots --count 1000
   chaos power-cut --runs 40 --cuts 2000
 The programs of the cluster are looked for beside this one, or in BASALT_BIN_DIR.";
@@ -71,6 +73,21 @@ enum Command {
         #[arg(long, default_value = "50")]
         times: u32,
         /// Seed of what is drawn.
+        #[arg(long, default_value = "1")]
+        seed: u64,
+    },
+    /// Devices of 1 GiB that are nearly full are overwritten at random; prints a table.
+    Overwrite {
+        /// Hundredths of the device that the volume takes.
+        #[arg(long, default_value = "80")]
+        full: u64,
+        /// Bytes overwritten, as a multiple of the device.
+        #[arg(long, default_value = "10")]
+        times: u64,
+        /// Writes a second at most; as many as go without it.
+        #[arg(long)]
+        rate: Option<u64>,
+        /// Seed of the blocks.
         #[arg(long, default_value = "1")]
         seed: u64,
     },
@@ -134,6 +151,12 @@ fn main() -> Result<()> {
         }
         Command::Fill { times, seed } => {
             fill::run("chaos-fill", times, seed, |round| println!("{round:?}"))?;
+        }
+        Command::Overwrite { full, times, rate, seed } => {
+            println!("{}", overwrite::HEAD);
+            let (device, segment, intervals) = ("1GiB", "4MiB", 2);
+            let plan = Plan { device, segment, full, times, intervals, rate, seed };
+            overwrite::run("chaos-overwrite", &plan, |interval| println!("{interval}"))?;
         }
         Command::Snapshots { count, pairs, seed } => {
             let tell = |text| eprintln!("{text}");

@@ -1,0 +1,231 @@
+//! Devices that are four fifths full are overwritten at random for many times their size: what each write costs
+//! in bytes and in time, interval by interval, and whether every block is what was written to it last.
+
+use crate::measure::{distribution, permille, written_bytes};
+use crate::nbd::NbdClient;
+use crate::random::Random;
+use anyhow::{Context, Result, ensure};
+use basalt_api::size;
+use basalt_interop::cluster::{Cluster, PATIENCE, Shape};
+use serde::Serialize;
+use std::collections::HashMap;
+use std::fmt::{Display, Formatter};
+use std::time::{Duration, Instant};
+
+const VOLUME: &str = "full";
+const BLOCK: u64 = 4096;
+const LARGE: u64 = 128 << 10;
+/// Writes under way.
+const DEPTH: usize = 32;
+
+/// What is done.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// Bytes of each device, as [`size::parse`] takes them.
+    pub device: &'static str,
+    /// Bytes of a segment.
+    pub segment: &'static str,
+    /// Hundredths of the device that the volume takes.
+    pub full: u64,
+    /// Bytes overwritten, as a multiple of the device.
+    pub times: u64,
+    /// Intervals for each time.
+    pub intervals: u64,
+    /// Writes a second at most; nothing: as many as go.
+    pub rate: Option<u64>,
+    /// Seed of the blocks.
+    pub seed: u64,
+}
+
+/// One interval. Latencies are in milliseconds.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Interval {
+    /// Bytes overwritten since the start, as a part of the device.
+    pub turns: f64,
+    /// Writes a second.
+    pub iops: f64,
+    /// The mean.
+    pub mean_ms: f64,
+    /// The median.
+    pub p50_ms: f64,
+    /// The 99th percentile.
+    pub p99_ms: f64,
+    /// The 99.9th percentile.
+    pub p999_ms: f64,
+    /// The longest.
+    pub max_ms: f64,
+    /// Bytes written to the logs for each byte written by the client and replica.
+    pub log_amplification: f64,
+    /// The same of all that the nodes wrote: checkpoints and their store included.
+    pub amplification: f64,
+}
+
+impl Display for Interval {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "| {:.2} | {:.0} | {:.2} | {:.2} | {:.1} | {:.1} | {:.0} | {:.2} | {:.2} |",
+            self.turns,
+            self.iops,
+            self.mean_ms,
+            self.p50_ms,
+            self.p99_ms,
+            self.p999_ms,
+            self.max_ms,
+            self.log_amplification,
+            self.amplification,
+        )
+    }
+}
+
+/// The head of a table of intervals.
+pub const HEAD: &str = "\
+| turns | IOPS | mean ms | p50 ms | p99 ms | p99.9 ms | max ms | log/data | all/data |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- |";
+
+/// Carries it out; `tell` hears of each interval.
+///
+/// # Errors
+/// If the cluster can not be set up, a write fails, or a block is not what was written last.
+pub fn run(name: &str, plan: &Plan, tell: impl Fn(&Interval)) -> Result<Vec<Interval>> {
+    let shape = Shape { device: plan.device, segment: plan.segment, ..Shape::default() };
+    let cluster = Cluster::start_with(name, &shape)?;
+    let device = size::parse(plan.device).map_err(anyhow::Error::msg)?;
+    let bytes = (device / 100 * plan.full).next_multiple_of(LARGE);
+    cluster.basalt(&["volume", "create", VOLUME, "--size", &bytes.to_string()])?;
+    let mut attached = cluster.attach(VOLUME, "overwrite-host", false)?;
+    let mut load = Load {
+        client: NbdClient::open(attached.port, VOLUME, PATIENCE)?,
+        versions: vec![0; (bytes / BLOCK) as usize],
+        random: Random::new(plan.seed),
+        rate: plan.rate,
+    };
+    load.fill()?;
+    let writes = device / BLOCK / plan.intervals;
+    let mut intervals = Vec::new();
+    let mut before = Counted::now(&cluster)?;
+    for number in 1..=plan.times * plan.intervals {
+        let (elapsed, latencies) = load.overwrite(writes)?;
+        let now = Counted::now(&cluster)?;
+        let turns = number as f64 / plan.intervals as f64;
+        let interval = interval(turns, elapsed, &latencies, now.since(before));
+        before = now;
+        tell(&interval);
+        intervals.push(interval);
+    }
+    load.verify()?;
+    attached.process.stop(PATIENCE)?;
+    cluster.finish()?;
+    Ok(intervals)
+}
+
+fn interval(turns: f64, elapsed: Duration, latencies: &[Duration], wrote: Counted) -> Interval {
+    let ms = |time: Duration| time.as_secs_f64() * 1e3;
+    let [p50, p99, max] = distribution(latencies).map(ms);
+    let data = (latencies.len() as u64 * BLOCK * 3) as f64;
+    Interval {
+        turns,
+        iops: latencies.len() as f64 / elapsed.as_secs_f64(),
+        mean_ms: ms(latencies.iter().sum::<Duration>()) / latencies.len() as f64,
+        p50_ms: p50,
+        p99_ms: p99,
+        p999_ms: ms(permille(latencies, 999)),
+        max_ms: max,
+        log_amplification: wrote.log as f64 / data,
+        amplification: wrote.all as f64 / data,
+    }
+}
+
+/// Bytes that all nodes together wrote.
+#[derive(Clone, Copy)]
+struct Counted {
+    log: u64,
+    all: u64,
+}
+
+impl Counted {
+    fn now(cluster: &Cluster) -> Result<Counted> {
+        let status = cluster.basalt(&["cluster", "status"])?;
+        let nodes = status["nodes"].as_array().context("no nodes")?;
+        let log = nodes.iter().map(|node| node["log"]["bytes"].as_u64().context("no log"));
+        let all = cluster.nodes.iter().map(|node| written_bytes(node.process.id()));
+        Ok(Counted { log: log.sum::<Result<u64>>()?, all: all.sum::<Result<u64>>()? })
+    }
+
+    fn since(self, before: Counted) -> Counted {
+        Counted { log: self.log - before.log, all: self.all - before.all }
+    }
+}
+
+struct Load {
+    client: NbdClient,
+    /// How often each block was written.
+    versions: Vec<u32>,
+    random: Random,
+    rate: Option<u64>,
+}
+
+impl Load {
+    fn fill(&mut self) -> Result<()> {
+        let step = LARGE / BLOCK;
+        for first in (0..self.versions.len() as u64).step_by(step as usize) {
+            let data: Vec<u8> = (first..first + step).flat_map(|b| content(b, 1)).collect();
+            self.client.write(first * BLOCK, &data)?;
+        }
+        self.versions.fill(1);
+        Ok(())
+    }
+
+    fn overwrite(&mut self, writes: u64) -> Result<(Duration, Vec<Duration>)> {
+        let began = Instant::now();
+        let mut latencies = Vec::with_capacity(writes as usize);
+        // What is under way, by request, and the blocks of it: none of them is written twice at a time.
+        let mut under_way: HashMap<u64, (u64, Instant)> = HashMap::new();
+        let mut sent = 0;
+        while (latencies.len() as u64) < writes {
+            if sent < writes && under_way.len() < DEPTH && self.is_due(sent, began) {
+                let block = self.random.below(self.versions.len() as u64);
+                if under_way.values().any(|(busy, _)| *busy == block) {
+                    continue;
+                }
+                let version = &mut self.versions[block as usize];
+                *version += 1;
+                let number = self.client.send_write(block * BLOCK, &content(block, *version))?;
+                under_way.insert(number, (block, Instant::now()));
+                sent += 1;
+                continue;
+            }
+            if under_way.is_empty() {
+                // Only a rate keeps it from the next write, and only for a moment.
+                std::thread::sleep(Duration::from_micros(100));
+                continue;
+            }
+            let answer = self.client.answer()?.context("the connection was closed")?;
+            ensure!(answer.error == 0, "a write failed: {answer:?}");
+            let (_, since) = under_way.remove(&answer.number).context("an answer to nothing")?;
+            latencies.push(since.elapsed());
+        }
+        Ok((began.elapsed(), latencies))
+    }
+
+    fn is_due(&self, sent: u64, began: Instant) -> bool {
+        self.rate.is_none_or(|rate| sent as f64 <= began.elapsed().as_secs_f64() * rate as f64)
+    }
+
+    fn verify(&mut self) -> Result<()> {
+        let step = LARGE / BLOCK;
+        for first in (0..self.versions.len() as u64).step_by(step as usize) {
+            let data = self.client.read(first * BLOCK, LARGE as u32)?;
+            for (block, found) in (first..).zip(data.chunks_exact(BLOCK as usize)) {
+                let version = self.versions[block as usize];
+                ensure!(found == content(block, version), "block {block} is not what was written");
+            }
+        }
+        Ok(())
+    }
+}
+
+fn content(block: u64, version: u32) -> Vec<u8> {
+    let mut random = Random::new(block << 32 | u64::from(version));
+    (0..BLOCK / 8).flat_map(|_| random.bits().to_le_bytes()).collect()
+}

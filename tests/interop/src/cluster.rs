@@ -5,7 +5,7 @@
 //! its logs and says where they are.
 
 use crate::ports::free_port;
-use crate::process::{Program, bin_dir, run, wait_until};
+use crate::process::{Program, run, wait_until, work_dir};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::net::TcpListener;
@@ -142,7 +142,7 @@ impl Cluster {
     /// # Errors
     /// If a program is missing, or does not come up.
     pub fn unbootstrapped(name: &str, shape: &Shape) -> Result<Cluster> {
-        let folder = bin_dir().join(format!("interop-{}-{name}", std::process::id()));
+        let folder = work_dir().join(format!("interop-{}-{name}", std::process::id()));
         std::fs::create_dir_all(&folder)
             .with_context(|| format!("{} can not be made", folder.display()))?;
         let mut cluster = Cluster { nodes: Vec::new(), folder, finished: false };

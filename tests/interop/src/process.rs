@@ -25,6 +25,11 @@ pub fn bin_dir() -> PathBuf {
     folder
 }
 
+/// The folder in which clusters keep their files: `BASALT_TEST_DIR`, or that of the programs.
+pub fn work_dir() -> PathBuf {
+    std::env::var_os("BASALT_TEST_DIR").map_or_else(bin_dir, PathBuf::from)
+}
+
 /// The path of a program: ours from [`bin_dir`], others from the search path.
 fn path_of(name: &str) -> PathBuf {
     let ours = bin_dir().join(name);

@@ -19,7 +19,9 @@ Examples:
   chaos overwrite --full 80 --times 10
   chaos snapshots --count 1000
   chaos power-cut --runs 40 --cuts 2000
-The programs of the cluster are looked for beside this one, or in BASALT_BIN_DIR.";
+The programs of the cluster are looked for beside this one, or in BASALT_BIN_DIR. Its devices and logs are put
+there too, or into BASALT_TEST_DIR: 'scripts/memory-disk.sh DIR' mounts one in memory, so that what is
+measured is not one disk under three nodes.";
 
 /// Puts clusters through faults, longer than the tests do.
 #[derive(Debug, Parser)]

@@ -41,9 +41,8 @@ const BACK_MAX: Duration = Duration::from_secs(60);
 /// # Errors
 /// If the cluster can not be set up, or does not come back after a round that went well.
 pub fn run(name: &str, rounds: u32, seed: u64, tell: impl Fn(&Round)) -> Result<Report> {
-    // A round writes some 40 MiB, and the log is not cleaned.
-    let device = if rounds <= 50 { "4GiB" } else { "8GiB" };
-    let shape = Shape { device, ..Shape::default() };
+    // A round writes some 40 MiB: before long the log goes round and the cleaner works.
+    let shape = Shape { device: "1GiB", segment: "4MiB", ..Shape::default() };
     let cluster = Cluster::start_with(name, &shape)?;
     cluster.basalt(&["volume", "create", VOLUME, "--size", "1GiB"])?;
     let mut attached = cluster.attach(VOLUME, "rounds-host", false)?;

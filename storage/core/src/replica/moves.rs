@@ -79,10 +79,12 @@ impl Replica {
         runs.iter().filter(|(_, mapped)| !mapped).map(|(blocks, _)| *blocks).sum()
     }
 
-    /// Live blocks of each volume that has any, those kept for snapshots included, in order.
+    /// Live blocks of each volume that has any, in order: those kept for snapshots and those that came from a
+    /// peer and wait for others included.
     pub fn mapped_by_volume(&self) -> Vec<(VolumeId, u64)> {
         let live = |v: &Volume| v.index.mapped_blocks() + v.index.kept_blocks();
         let all = self.volumes.iter().map(|(id, volume)| (*id, live(volume)));
+        let all = all.map(|(id, live)| (id, live + self.staged.blocks_of(id)));
         let mut all: Vec<_> = all.filter(|(_, blocks)| *blocks > 0).collect();
         all.sort_unstable();
         all

@@ -85,6 +85,12 @@ impl Staged {
         self.0.get(&key).is_some_and(|blocks| blocks.contains(&(block, place)))
     }
 
+    /// Staged blocks of a volume.
+    pub(super) fn blocks_of(&self, volume: VolumeId) -> u64 {
+        let granules = self.0.range((volume, 0, 0)..=(volume, u64::MAX, u8::MAX));
+        granules.map(|(_, blocks)| blocks.len() as u64).sum()
+    }
+
     /// The places of all staged blocks.
     pub(super) fn places(&self) -> impl Iterator<Item = BlockPlace> + '_ {
         self.0.values().flatten().map(|(_, place)| *place)

@@ -496,11 +496,11 @@ impl World {
     }
 
     /// Whether devices may be full: they are too small, or hold the data and little more, and what is
-    /// damaged on one of them can not be moved.
+    /// kept for snapshots beside it does not fit, or what is damaged on one of them can not be moved.
     pub fn declares_full(&self) -> bool {
         let f = self.options.families;
         let harmed = f.has(Family::Damage) || f.has(Family::ReadFault);
-        f.has(Family::Full) || f.has(Family::Space) && harmed
+        f.has(Family::Full) || f.has(Family::Space) && (harmed || f.has(Family::Snapshot))
     }
 }
 

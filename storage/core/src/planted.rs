@@ -64,6 +64,8 @@ pub enum Bug {
     SegmentReleasedEarly,
     /// A page that changed is not offered to a replica that is brought up by pages.
     PagesSkipped,
+    /// A replica that is brought up by pages gets nothing of what is kept for snapshots.
+    SnapshotsNotCopied,
     /// A replica that was brought up by pages acknowledges that before it is durable.
     RestoredTooEarly,
     /// A replica serves reads of pages that are ahead of what it has applied.

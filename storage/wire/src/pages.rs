@@ -1,18 +1,23 @@
 //! Bringing a replica up by pages, when the leader's log does not reach back to what it has.
 //!
 //! The follower drives: it opens a session, walks through the pages that changed after what it has,
-//! and asks for the blocks that differ. The leader answers from what it has applied by then, so that
-//! pages may hold later entries than the one at which the session began; every answer says up to which.
+//! and asks for the granules that differ, saying which blocks it holds already. The leader answers from
+//! what it has applied by then: each granule, with what its blocks were in snapshots, is of one instant,
+//! but granules may be of later entries than the one at which the session began; every answer says of
+//! which.
 
 use crate::buffer::Payload;
-use crate::ids::{Epoch, GroupId, LogIndex, Term, VolumeId};
+use crate::disk::checkpoint::{GRANULE_BLOCKS, VolumeRecord};
+use crate::ids::{Generation, GroupId, LogIndex, Term, VolumeId};
 
 /// Pages of an offer.
 pub const OFFER_PAGES_MAX: usize = 16;
-/// Blocks of a page that are asked for at a time.
+/// Granules of a page that are asked for at a time.
+pub const WANT_GRANULES_MAX: usize = 16;
+/// Blocks that come in one answer.
 pub const WANT_BLOCKS_MAX: usize = 256;
-/// Volumes of a group that a session can tell of.
-pub const VOLUMES_MAX: usize = 100_000;
+/// Volumes of which one answer tells.
+pub const VOLUMES_MAX: usize = 1_000;
 
 /// One message of a session, between the replicas of a group.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,16 +37,23 @@ pub struct Pages {
 pub enum Step {
     /// From the leader, in no session: "my log does not reach back to what you have".
     Behind,
-    /// From the follower: "tell me where to begin".
-    Open,
+    /// From the follower: "tell me where to begin, and of the volumes from this one on".
+    Open {
+        /// The first volume in question.
+        from: VolumeId,
+    },
     /// The leader's answer.
     Begin {
         /// The session leads to the state as of this entry, or later.
         start: LogIndex,
         /// Its term.
         start_term: Term,
-        /// The volumes as of this entry, ordered by id.
-        volumes: Vec<VolumeState>,
+        /// The first volume that was asked for.
+        from: VolumeId,
+        /// Whether there are more volumes behind these.
+        more: bool,
+        /// The volumes as of this entry, but for their blocks, ordered by id.
+        volumes: Vec<(VolumeId, VolumeRecord)>,
     },
     /// From the follower: "which pages changed, from this one on?"
     Next {
@@ -58,14 +70,14 @@ pub enum Step {
     Offer {
         /// As in the question.
         ask: u32,
-        /// No page holds a later entry than this one.
+        /// The pages are as of this entry.
         at: LogIndex,
         /// Whether there are more pages behind these.
         more: bool,
         /// The pages, in order.
-        pages: Vec<PageSums>,
+        pages: Vec<PageDigests>,
     },
-    /// From the follower: "send me these blocks".
+    /// From the follower: "send me these granules, but for the blocks that I hold".
     Want {
         /// Counts the follower's questions.
         ask: u32,
@@ -73,44 +85,104 @@ pub enum Step {
         volume: VolumeId,
         /// See `volume`.
         chunk: u64,
-        /// Numbers of blocks in the chunk, rising; 1 to [`WANT_BLOCKS_MAX`].
-        blocks: Vec<u16>,
+        /// No more blocks than this are to be sent; 1 to [`WANT_BLOCKS_MAX`].
+        most: u16,
+        /// The granules, rising; 1 to [`WANT_GRANULES_MAX`].
+        granules: Vec<HeldBlocks>,
     },
-    /// The leader's answer: the blocks as they are by now.
+    /// The leader's answer: the first of the granules, as they are by now.
     Blocks {
         /// As in the question.
         ask: u32,
-        /// No block holds a later entry than this one.
+        /// The granules are as of this entry.
         at: LogIndex,
-        /// The blocks asked for, with their CRC-32C; nothing for those that are not mapped.
-        blocks: Vec<(u16, Option<u32>)>,
-        /// The mapped ones.
+        /// The entry that changed the page last, by then.
+        changed_at: LogIndex,
+        /// At least one.
+        granules: Vec<GranuleSums>,
+        /// Blocks of them that the follower does not hold, as far as they may be sent at once: the
+        /// number in the chunk, rising, and the CRC-32C. A number may come more than once.
+        blocks: Vec<(u16, u32)>,
+        /// These blocks.
         payload: Payload,
     },
     /// From the leader: the session is not known here, or can not go on.
     Stop,
 }
 
-/// A volume as a session tells it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct VolumeState {
-    /// The volume.
-    pub volume: VolumeId,
-    /// The highest epoch that was fenced in.
-    pub epoch: Epoch,
-    /// Whether it is deleted.
-    pub deleted: bool,
-}
-
 /// A page as an offer tells it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PageSums {
+pub struct PageDigests {
     /// The volume.
     pub volume: VolumeId,
     /// The chunk.
     pub chunk: u64,
     /// The entry that changed it last.
     pub changed_at: LogIndex,
-    /// CRC-32C of each mapped block, with its number in the chunk, rising.
-    pub sums: Vec<(u16, u32)>,
+    /// The digests of its granules that are not empty, by number, rising. See [`GranuleSums::digest`].
+    pub granules: Vec<(u8, u64)>,
+}
+
+/// The blocks of a granule that a follower holds, wherever they belong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldBlocks {
+    /// The granule's number in the page.
+    pub number: u8,
+    /// Numbers in the granule and CRC-32C, in order; one that is held twice stands twice.
+    pub blocks: Vec<(u8, u32)>,
+}
+
+/// A granule by its checksums: 16 blocks of a page.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GranuleSums {
+    /// Its number in the page.
+    pub number: u8,
+    /// CRC-32C of each block; nothing for one that is not mapped.
+    pub sums: [Option<u32>; GRANULE_BLOCKS],
+    /// What blocks were in snapshots, by generation, ascending.
+    pub deltas: Vec<DeltaSums>,
+}
+
+/// What some blocks of a granule were in a snapshot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeltaSums {
+    /// The snapshot's generation.
+    pub generation: Generation,
+    /// A bit for each block that is held; never none.
+    pub held: u16,
+    /// CRC-32C of the held blocks; nothing for one that was not mapped.
+    pub sums: [Option<u32>; GRANULE_BLOCKS],
+}
+
+impl GranuleSums {
+    /// Whether it maps nothing and keeps nothing.
+    pub fn is_empty(&self) -> bool {
+        self.sums.iter().all(Option::is_none) && self.deltas.is_empty()
+    }
+
+    /// A digest of its content, which is not 0 but for a granule that is empty.
+    pub fn digest(&self) -> u64 {
+        if self.is_empty() {
+            return 0;
+        }
+        let mut digest = words(0, &self.sums);
+        for delta in &self.deltas {
+            digest = mix(digest, u64::from(delta.generation.0) << 16 | u64::from(delta.held));
+            digest = words(digest, &delta.sums);
+        }
+        digest.max(1)
+    }
+}
+
+fn words(digest: u64, sums: &[Option<u32>; GRANULE_BLOCKS]) -> u64 {
+    let word = |sum: &Option<u32>| sum.map_or(0, |sum| 1 << 32 | u64::from(sum));
+    sums.iter().map(word).fold(digest, mix)
+}
+
+/// The finalizer of splitmix64 over a running value.
+fn mix(digest: u64, value: u64) -> u64 {
+    let mut z = (digest ^ value).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }

@@ -3,7 +3,7 @@
 use basalt_core::planted::Bug;
 
 /// Every planted bug, with its name on the command line.
-pub const ALL: [(Bug, &str); 37] = [
+pub const ALL: [(Bug, &str); 38] = [
     (Bug::AckBeforeDurable, "ack-before-durable"),
     (Bug::NoFlush, "no-flush"),
     (Bug::DurableOutOfOrder, "durable-out-of-order"),
@@ -31,6 +31,7 @@ pub const ALL: [(Bug, &str); 37] = [
     (Bug::CheckpointTooEarly, "checkpoint-too-early"),
     (Bug::CheckpointWithoutEpochs, "checkpoint-without-epochs"),
     (Bug::PagesSkipped, "pages-skipped"),
+    (Bug::SnapshotsNotCopied, "snapshots-not-copied"),
     (Bug::RestoredTooEarly, "restored-too-early"),
     (Bug::FuzzyPagesServed, "fuzzy-pages-served"),
     (Bug::RebuildFromCorrupt, "rebuild-from-corrupt"),

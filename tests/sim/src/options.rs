@@ -297,10 +297,6 @@ impl Options {
             families = families.minus(Families::NONE.with(Family::Full));
         }
         families = families.minus(limits.without);
-        if families.has(Family::Snapshot) {
-            // The log of a group with snapshots is kept whole: no small device takes that.
-            families = families.minus(Families::NONE.with(Family::Full).with(Family::Space));
-        }
         let pace = Family::ALL.map(|f| {
             let (low, high) = f.pace().unwrap_or((SECOND, SECOND + 1));
             r.log_uniform(low as f64, high as f64) as u64

@@ -83,6 +83,7 @@ pub fn all() -> Vec<Scenario> {
         s("crash-before-the-checkpoint-of-copied-pages", 12, pages::crash_before_its_checkpoint),
         s("damaged-leader-gives-no-pages", 6, pages::damaged_leader),
         s("reads-go-on-while-pages-are-copied", 6, pages::reads_go_on),
+        s("follower-away-while-snapshots-come-and-go", 10, pages::snapshots_while_away),
         s("device-overwritten-many-times-its-size", 6, space::overwritten_many_times),
         s("device-filled-to-the-last-block-and-emptied", 4, space::filled_and_emptied),
         s("power-cuts-while-the-cleaner-works", 8, space::cuts_while_cleaning),

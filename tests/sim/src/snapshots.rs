@@ -43,6 +43,11 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Whether it was dropped, and that was answered.
+    pub fn is_dropped(&self) -> bool {
+        self.dropped
+    }
+
     /// Whether it is complete, and nobody wanted it away.
     pub fn is_there(&self) -> bool {
         self.done.is_some() && !self.dropping

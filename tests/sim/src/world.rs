@@ -209,7 +209,7 @@ impl World {
                 sleep_after: Duration::from_millis(rng.within(300, 3_000)),
                 ..Timing::default()
             },
-            limits: draw_limits(&mut rng, o.families.has(Family::Snapshot)),
+            limits: draw_limits(&mut rng),
             checkpoint_bytes: draw_interval(&mut store_rng),
             seed: rng.bits(),
             planted: o.planted,
@@ -496,11 +496,11 @@ impl World {
     }
 
     /// Whether devices may be full: they are too small, or hold the data and little more, and what is
-    /// damaged on one of them can not be moved.
+    /// kept for snapshots beside it does not fit, or what is damaged on one of them can not be moved.
     pub fn declares_full(&self) -> bool {
         let f = self.options.families;
         let harmed = f.has(Family::Damage) || f.has(Family::ReadFault);
-        f.has(Family::Full) || f.has(Family::Space) && harmed
+        f.has(Family::Full) || f.has(Family::Space) && (harmed || f.has(Family::Snapshot))
     }
 }
 
@@ -511,9 +511,7 @@ fn place_groups(o: &Options) -> Vec<Vec<Address>> {
 }
 
 /// Small bounds, so that each is reached.
-/// A replica that needs entries which are gone is not brought up once there are snapshots: then all stay.
-fn draw_limits(rng: &mut Rng, whole_log: bool) -> Limits {
-    let retain = *rng.pick(&[0, 32 << 10, 256 << 10, 1 << 20]);
+fn draw_limits(rng: &mut Rng) -> Limits {
     Limits {
         pending_bytes: *rng.pick(&[128 << 10, 1 << 20, 16 << 20]),
         pending_requests: *rng.pick(&[4, 64, 1024]),
@@ -523,7 +521,7 @@ fn draw_limits(rng: &mut Rng, whole_log: bool) -> Limits {
         batches_in_flight: *rng.pick(&[1, 2, 4]),
         appends_in_flight: *rng.pick(&[1, 4, 64]),
         segments_reserved: SEGMENTS_RESERVED,
-        log_retain_bytes: if whole_log { 1 << 40 } else { retain },
+        log_retain_bytes: *rng.pick(&[0, 32 << 10, 256 << 10, 1 << 20]),
     }
 }
 

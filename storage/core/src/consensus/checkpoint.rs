@@ -77,11 +77,6 @@ impl Group {
         if table.is_resident() {
             return (1, 0);
         }
-        if self.replica.has_generations() {
-            // Whoever is behind could not get what is kept for snapshots in pages.
-            mark!("log kept whole for its snapshots");
-            return table.first();
-        }
         let mut keep = self.replica.applied().0 + 1;
         if let Some(bytes) = retention.bytes {
             // Whoever is at work and behind by no more than this is waited for.

@@ -17,10 +17,10 @@ use crate::planted::Bug;
 use crate::replica::{Replica, check_entry};
 use crate::shard::{GroupRole, GroupStatus};
 use basalt_wire::block::BLOCK_BYTES;
+use basalt_wire::disk::checkpoint::VolumeRecord;
 use basalt_wire::disk::moved::decode_moved;
 use basalt_wire::frame::RaftMessage;
 use basalt_wire::ids::{Address, Epoch, GroupId, Incarnation, LogIndex, NodeId, Term, VolumeId};
-use basalt_wire::pages::VolumeState;
 use basalt_wire::time::Time;
 use bytes::Bytes;
 use raft::eraftpb::{self, MessageType};
@@ -101,15 +101,13 @@ pub struct Group {
     /// No new session before this tick.
     pub(super) session_after: u64,
     /// The volumes of the state that the library is about to go over to.
-    pub(super) incoming: Vec<VolumeState>,
+    pub(super) incoming: Vec<(VolumeId, VolumeRecord)>,
     /// The entry of the state that came in pages, until a checkpoint makes it durable.
     pub(super) limbo: Option<u64>,
     /// The sessions by which this leader brings others up.
     pub(super) helping: BTreeMap<NodeId, Help>,
     /// Whether a block that a follower needs is damaged here.
     pub(super) page_damage: bool,
-    /// Whether it was said that a group with snapshots gives no pages.
-    pub(super) pages_refused: bool,
 }
 
 impl Group {
@@ -151,7 +149,6 @@ impl Group {
             limbo: None,
             helping: BTreeMap::new(),
             page_damage: false,
-            pages_refused: false,
         }
     }
 

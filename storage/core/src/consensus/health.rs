@@ -198,9 +198,12 @@ impl OpenState {
 
     /// The entries to go on with, and what is wrong with them.
     pub fn finish(mut self, amnesiac: bool) -> (Table, Option<Impaired>) {
-        if let Some(gap) = self.gap {
-            let before = self.damage.unwrap_or((gap, self.highest, false));
-            self.damage = Some((before.0.min(gap), before.1.max(self.highest), before.2));
+        if self.gap.is_some() {
+            // Entries are missing that came in pages: those before them may be of a leader whose entries
+            // were replaced. Only what a checkpoint holds as applied is believed.
+            let first = self.base.map_or(0, |base| base.applied) + 1;
+            let before = self.damage.unwrap_or((first, self.highest, false));
+            self.damage = Some((before.0.min(first), before.1.max(self.highest), before.2));
         }
         let mut impaired = None;
         if let Some((first, last_known, mute)) = self.damage {

@@ -33,7 +33,7 @@ pub struct VolumeIndex {
     mapped: u64,
     kept: u64,
     bytes: u64,
-    /// Of the chunks that a checkpoint gave back ahead of its entries: the last entry that each granule
+    /// Of the chunks that a checkpoint or a peer gave ahead of the entries: the last entry that each granule
     /// has seen. What it has seen is not done to it again.
     ahead: FxHashMap<u64, Box<[LogIndex; GRANULES]>>,
 }
@@ -103,12 +103,53 @@ impl VolumeIndex {
         (clean && dirty).then_some(chunk)
     }
 
-    /// Makes a page known that changed at an entry, as a peer says. Gives the chunk as
-    /// [`VolumeIndex::map`] does.
+    /// Makes a page known that changed at an entry, as a peer says, none of whose granules has seen that
+    /// yet. Gives the chunk as [`VolumeIndex::map`] does.
     pub fn touch(&mut self, chunk: u64, at: LogIndex) -> Option<u64> {
+        self.ahead.entry(chunk).or_insert_with(unseen);
         let page = self.pages.entry(chunk).or_default();
         let clean = !page.is_dirty();
         (page.touch(at) && clean).then_some(chunk)
+    }
+
+    /// The last entry that a granule has seen ahead of those that are applied.
+    pub fn seen(&self, chunk: u64, number: u8) -> LogIndex {
+        self.ahead.get(&chunk).map_or(LogIndex(0), |seen| seen[usize::from(number)])
+    }
+
+    /// A granule has seen all entries up to one.
+    pub fn note_seen(&mut self, chunk: u64, number: u8, at: LogIndex) {
+        self.ahead.entry(chunk).or_insert_with(unseen)[usize::from(number)] = at;
+    }
+
+    /// A granule of a page; nothing if the page is not known.
+    pub fn granule(&self, chunk: u64, number: u8) -> Option<Granule> {
+        Some(self.pages.get(&chunk)?.granule(number))
+    }
+
+    /// Makes a granule what a peer says. Gives the chunk as [`VolumeIndex::map`] does.
+    pub fn replace(
+        &mut self,
+        (chunk, number): (u64, u8),
+        granule: &Granule,
+        usage: &mut Usage,
+    ) -> Option<u64> {
+        let page = self.pages.entry(chunk).or_default();
+        let (before, clean) = (page.footprint(), !page.is_dirty());
+        page.replace(number, granule, usage);
+        let after = page.footprint();
+        self.account(before, after);
+        clean.then_some(chunk)
+    }
+
+    /// Drops what is kept for generations that are not to be. Gives chunks as [`VolumeIndex::map`] does.
+    pub fn keep_only(
+        &mut self,
+        keep: impl Fn(Generation) -> bool,
+        at: LogIndex,
+        usage: &mut Usage,
+    ) -> Vec<u64> {
+        self.each_page(at, |page, _| page.keep_only(&keep, at, usage))
     }
 
     /// When a page changed last; nothing before the first change.
@@ -256,8 +297,7 @@ impl VolumeIndex {
         let after = page.footprint();
         self.account(before, after);
         if granule.changed_at > applied {
-            let seen = self.ahead.entry(chunk).or_insert_with(|| Box::new([LogIndex(0); GRANULES]));
-            seen[usize::from(number)] = granule.changed_at;
+            self.note_seen(chunk, number, granule.changed_at);
         }
     }
 
@@ -300,6 +340,10 @@ impl VolumeIndex {
         self.kept = self.kept + after.kept - before.kept;
         self.bytes = self.bytes + after.bytes - before.bytes;
     }
+}
+
+fn unseen() -> Box<[LogIndex; GRANULES]> {
+    Box::new([LogIndex(0); GRANULES])
 }
 
 /// The granules that have not seen the entry `at`, a bit for each.

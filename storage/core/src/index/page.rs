@@ -349,22 +349,69 @@ impl Page {
         self.dirty &= !bit;
         let fresh = self.stored & bit == 0;
         self.stored |= bit;
+        Some((number as u8, fresh, self.granule(number as u8)))
+    }
+
+    /// A granule as it is now.
+    pub(super) fn granule(&self, number: u8) -> Granule {
         let mut granule = Granule { changed_at: self.changed_at, ..Granule::default() };
-        let first = number as usize * GRANULE_BLOCKS;
+        let first = usize::from(number) * GRANULE_BLOCKS;
         if let Some(table) = &self.table {
             let blocks = &table[first..first + GRANULE_BLOCKS];
             granule.places.iter_mut().zip(blocks).for_each(|(to, from)| *to = from.to_place());
         }
         if let Some(versions) = &self.versions {
-            granule.deltas = versions.of_granule(number as usize);
+            granule.deltas = versions.of_granule(usize::from(number));
         }
-        Some((number as u8, fresh, granule))
+        granule
+    }
+
+    /// Makes a granule what a peer says. What it was is not kept.
+    pub(super) fn replace(&mut self, number: u8, granule: &Granule, usage: &mut Usage) {
+        let first = usize::from(number) * GRANULE_BLOCKS;
+        let mut dying = Dying::new(usage);
+        if let Some(table) = &mut self.table {
+            let mapped = table[first..first + GRANULE_BLOCKS].iter_mut().filter(|s| s.is_mapped());
+            for slot in mapped {
+                self.mapped -= 1;
+                release(std::mem::replace(slot, Packed::HOLE), &mut dying);
+            }
+        }
+        if let Some(versions) = &mut self.versions {
+            versions.clear_granule(usize::from(number), &mut dying);
+            self.kept = versions.mapped_blocks();
+        }
+        dying.finish();
+        self.put(number, granule, usage);
+        self.settle();
+        self.dirty |= 1 << number;
+    }
+
+    /// Drops what is kept for generations that are not to be. Says whether anything changed.
+    pub(super) fn keep_only(
+        &mut self,
+        keep: impl Fn(Generation) -> bool,
+        at: LogIndex,
+        usage: &mut Usage,
+    ) -> bool {
+        let Some(versions) = &mut self.versions else { return false };
+        let mut dying = Dying::new(usage);
+        let touched = versions.keep_only(keep, &mut dying);
+        dying.finish();
+        self.kept = versions.mapped_blocks();
+        self.settle();
+        self.changed_if(touched, at)
     }
 
     /// Takes a granule from a checkpoint.
     pub(super) fn restore(&mut self, number: u8, granule: &Granule, usage: &mut Usage) {
-        let first = usize::from(number) * GRANULE_BLOCKS;
         self.stored |= 1 << number;
+        self.put(number, granule, usage);
+    }
+
+    /// Adds the content of a granule to what is there.
+    fn put(&mut self, number: u8, granule: &Granule, usage: &mut Usage) {
+        let first = usize::from(number) * GRANULE_BLOCKS;
         self.changed_at = self.changed_at.max(granule.changed_at);
         for (i, place) in granule.places.iter().enumerate() {
             let Some((segment, ..)) = *place else { continue };

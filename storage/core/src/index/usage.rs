@@ -40,7 +40,7 @@ impl Usage {
         self.total += u64::from(blocks);
     }
 
-    pub(super) fn sub(&mut self, segment: SegmentId, blocks: u32) {
+    pub(crate) fn sub(&mut self, segment: SegmentId, blocks: u32) {
         let live = self.live.get_mut(segment.0 as usize).map_or(0, |live| {
             let before = *live;
             *live = live.wrapping_sub(blocks);

@@ -242,6 +242,38 @@ impl Versions {
         touched
     }
 
+    /// Drops what the blocks of a granule were in all snapshots.
+    pub(super) fn clear_granule(&mut self, number: usize, dying: &mut Dying<'_>) {
+        for delta in self.deltas.iter_mut().filter(|delta| delta.held.of_granule(number) != 0) {
+            let taken = std::mem::replace(delta, Delta::new(delta.generation));
+            for (block, was) in taken.iter() {
+                match block / GRANULE_BLOCKS == number {
+                    true => release(was, dying),
+                    false => delta.put(block, was),
+                }
+            }
+        }
+        self.prune();
+    }
+
+    /// Drops what blocks were in snapshots that are not to be kept. Gives the granules that changed.
+    pub(super) fn keep_only(
+        &mut self,
+        keep: impl Fn(Generation) -> bool,
+        dying: &mut Dying<'_>,
+    ) -> u64 {
+        let mut touched = 0;
+        self.deltas.retain(|delta| {
+            let kept = keep(delta.generation);
+            for (block, was) in delta.iter().filter(|_| !kept) {
+                touched |= 1 << (block / GRANULE_BLOCKS);
+                release(was, dying);
+            }
+            kept
+        });
+        touched
+    }
+
     /// What a block was in each snapshot that holds it.
     pub(super) fn places_of(&self, block: usize) -> impl Iterator<Item = Packed> + '_ {
         self.deltas.iter().filter(move |d| d.holds(block)).map(move |delta| delta.get(block))

@@ -23,8 +23,7 @@ impl Replica {
         let (mut records, mut deleted) = (Vec::with_capacity(ids.len()), Vec::new());
         for id in ids {
             let Some(volume) = self.volumes.get_mut(&id) else { continue };
-            let record = volume.generations.to_record(volume.epoch, volume.deleted);
-            records.push(Record::Volume(group, id, record));
+            records.push(Record::Volume(group, id, volume.record()));
             if volume.deleted {
                 self.changes.stored -= std::mem::take(&mut volume.stored);
                 deleted.push(id);

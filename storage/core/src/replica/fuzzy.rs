@@ -23,8 +23,9 @@ enum Turn {
     Move(u64, u32),
 }
 
+/// What an entry does to a volume. Generations count back from the current one.
 #[derive(Clone, Debug)]
-enum Change {
+pub(super) enum Change {
     Write(u64, u32),
     Unmap(u64, u32),
     Freeze,
@@ -32,7 +33,7 @@ enum Change {
     Revert(u32),
 }
 
-fn changes() -> impl Strategy<Value = Change> {
+pub(super) fn changes() -> impl Strategy<Value = Change> {
     let block = || (0u64..2, 0u64..80).prop_map(|(chunk, block)| chunk * 1024 + block);
     prop_oneof![
         9 => (block(), 1u32..20).prop_map(|(block, count)| Change::Write(block, count)),
@@ -52,21 +53,15 @@ fn turns() -> impl Strategy<Value = Turn> {
     ]
 }
 
-/// A replica, its entries, and the store of its checkpoints.
-struct World {
-    replica: Replica,
-    entries: Vec<(Bytes, Location)>,
-    store: BTreeMap<Vec<u8>, Record>,
-    /// The checkpoint under way: up to where it is, its records, and its pages.
-    job: Option<(LogIndex, Vec<Record>, DirtyPages)>,
-    applied: LogIndex,
-    checksum: u32,
-}
-
-impl World {
-    fn commands(&mut self, changes: &[Change]) -> Vec<Command> {
-        let mut current = self.replica.generations(V).map_or(0, |(current, _)| current.0);
-        let (volume, epoch) = (V, Epoch(1));
+impl Change {
+    /// The commands for changes of a volume whose generation is known. Blocks get checksums behind `sum`.
+    pub(super) fn commands(
+        changes: &[Change],
+        volume: VolumeId,
+        mut current: u32,
+        sum: &mut u32,
+    ) -> Vec<Command> {
+        let epoch = Epoch(1);
         let command = |change: &Change| {
             let generation = Generation(current);
             let range = |block: u64, count: u32| BlockRange {
@@ -76,8 +71,8 @@ impl World {
             match *change {
                 Change::Write(block, count) => {
                     let range = range(block, count);
-                    self.checksum += range.count;
-                    let checksums = (0..range.count).map(|i| self.checksum + i).collect();
+                    *sum += range.count;
+                    let checksums = (0..range.count).map(|i| *sum + i).collect();
                     Command::Write { volume, epoch, generation, range, checksums }
                 }
                 Change::Unmap(block, count) => {
@@ -100,7 +95,20 @@ impl World {
         };
         changes.iter().map(command).collect()
     }
+}
 
+/// A replica, its entries, and the store of its checkpoints.
+struct World {
+    replica: Replica,
+    entries: Vec<(Bytes, Location)>,
+    store: BTreeMap<Vec<u8>, Record>,
+    /// The checkpoint under way: up to where it is, its records, and its pages.
+    job: Option<(LogIndex, Vec<Record>, DirtyPages)>,
+    applied: LogIndex,
+    checksum: u32,
+}
+
+impl World {
     fn apply(&mut self, commands: &[Command]) {
         let index = LogIndex(self.replica.applied().0 + 1);
         let location = Location { segment: SegmentId(index.0 as u32 % 9), block: 0 };
@@ -112,7 +120,8 @@ impl World {
     fn turn(&mut self, turn: &Turn) {
         match turn {
             Turn::Apply(changes) => {
-                let commands = self.commands(changes);
+                let current = self.replica.generations(V).map_or(0, |(current, _)| current.0);
+                let commands = Change::commands(changes, V, current, &mut self.checksum);
                 self.apply(&commands);
             }
             Turn::Begin => {

@@ -40,6 +40,11 @@ impl Generations {
         VolumeRecord { epoch, deleted, generation: current, first, snapshots }
     }
 
+    /// Whether nothing is known of them.
+    pub(super) fn are_untold(&self) -> bool {
+        self.current == Generation(0)
+    }
+
     /// The generation that writes go to.
     pub(super) fn current(&self) -> Generation {
         self.current
@@ -109,10 +114,10 @@ impl Replica {
     /// nothing to be kept.
     pub(super) fn freeze(&mut self, id: VolumeId, generation: Generation) -> Outcome {
         let next = next(generation)?;
-        let volume = self.volumes.entry(id).or_insert_with(|| Volume {
-            generations: Generations::starting_at(next),
-            ..Volume::default()
-        });
+        let volume = self.volumes.entry(id).or_default();
+        if volume.is_unknown() {
+            volume.generations = Generations::starting_at(next);
+        }
         if volume.deleted {
             return Err(Refusal::NoSnapshot);
         }
@@ -130,7 +135,8 @@ impl Replica {
     ) -> Outcome {
         let next = next(generation)?;
         let lax = self.planted.is(Bug::MergeDropsOlder);
-        let Some(volume) = self.volumes.get_mut(&id).filter(|volume| !volume.deleted) else {
+        let known = |volume: &&mut Volume| !volume.deleted && !volume.is_unknown();
+        let Some(volume) = self.volumes.get_mut(&id).filter(known) else {
             return Ok(());
         };
         let known = &mut volume.generations;
@@ -184,7 +190,7 @@ impl Replica {
 
     /// Whether a snapshot can be read here now. It never changes, so neither session nor floor matter.
     pub fn check_snapshot(&self, id: VolumeId, generation: Generation) -> Outcome {
-        let Some(volume) = self.volumes.get(&id) else { return Err(Refusal::Behind) };
+        let Some(volume) = self.known(id) else { return Err(Refusal::Behind) };
         let known = &volume.generations;
         if volume.deleted {
             return Err(Refusal::NoSnapshot);

@@ -11,6 +11,7 @@ mod pages;
 mod read;
 
 pub use changes::DirtyPages;
+pub use pages::Told;
 pub use read::{Plan, ReadError};
 
 use crate::index::{BlockPlace, Usage, VolumeIndex};
@@ -19,10 +20,12 @@ use crate::planted::{Bug, Planted};
 use basalt_wire::block::{BLOCK_BYTES, crc32c};
 use basalt_wire::codec::CodecError;
 use basalt_wire::command::{BlockRange, CommandReader, CommandView};
+use basalt_wire::disk::checkpoint::VolumeRecord;
 use basalt_wire::frame::Refusal;
 use basalt_wire::ids::{Epoch, Generation, LogIndex, VolumeId};
 use bytes::Bytes;
 use generations::Generations;
+use pages::Staged;
 use rustc_hash::FxHashMap;
 
 /// One volume, as far as its chunks belong to this group.
@@ -48,8 +51,21 @@ pub struct Replica {
     planted: Planted,
     replaying: bool,
     changes: Changes,
-    /// The last entry that any page has seen which a checkpoint gave back.
+    /// The last entry that any granule has seen which a checkpoint or a peer gave.
     seen: LogIndex,
+    /// Blocks from a peer that are not put to use yet.
+    staged: Staged,
+}
+
+impl Volume {
+    /// Whether no command has named it yet: only pages of it came from a peer.
+    fn is_unknown(&self) -> bool {
+        !self.deleted && self.epoch == Epoch(0) && self.generations.are_untold()
+    }
+
+    fn record(&self) -> VolumeRecord {
+        self.generations.to_record(self.epoch, self.deleted)
+    }
 }
 
 /// What changed since it was given to a checkpoint.
@@ -76,6 +92,7 @@ impl Replica {
             replaying: true,
             changes: Changes::default(),
             seen: LogIndex(0),
+            staged: Staged::default(),
         }
     }
 
@@ -166,10 +183,10 @@ impl Replica {
         if self.replaying && self.planted.is(Bug::EpochForgotten) {
             return Ok(());
         }
-        let volume = self.volumes.entry(id).or_insert_with(|| Volume {
-            generations: Generations::starting_at(generation),
-            ..Volume::default()
-        });
+        let volume = self.volumes.entry(id).or_default();
+        if volume.is_unknown() {
+            volume.generations = Generations::starting_at(generation);
+        }
         if epoch < volume.epoch {
             return Err(Refusal::Fenced);
         }
@@ -208,6 +225,10 @@ impl Replica {
         Ok((volume, &mut self.usage))
     }
 
+    fn known(&self, id: VolumeId) -> Option<&Volume> {
+        self.volumes.get(&id).filter(|volume| !volume.is_unknown())
+    }
+
     /// The highest epoch that was fenced in.
     pub fn epoch(&self, id: VolumeId) -> Epoch {
         self.volumes.get(&id).map_or(Epoch(0), |volume| volume.epoch)
@@ -215,7 +236,7 @@ impl Replica {
 
     /// Whether a session of this epoch is the attached one, as of what is applied.
     pub fn check_epoch(&self, id: VolumeId, epoch: Epoch) -> Outcome {
-        match self.volumes.get(&id) {
+        match self.known(id) {
             Some(volume) if volume.deleted || epoch < volume.epoch => Err(Refusal::Fenced),
             Some(volume) if epoch == volume.epoch => Ok(()),
             _ if self.planted.is(Bug::EpochForgotten) => Ok(()),
@@ -367,6 +388,8 @@ impl<'a> Iterator for PayloadBlocks<'a> {
     }
 }
 
+#[cfg(test)]
+mod copied;
 #[cfg(test)]
 mod fuzzy;
 #[cfg(test)]

@@ -20,11 +20,18 @@ impl Replica {
     /// segment was used again, other content may stand at the same numbers.
     pub fn is_live(&self, id: VolumeId, block: u64, place: BlockPlace) -> bool {
         self.volumes.get(&id).is_some_and(|volume| volume.index.refers_to(block, place))
+            || self.staged.refers_to(id, block, place)
     }
 
     /// Points a block at a copy of it, if it still stands at `from`; says whether it did. The page is
     /// given to the next checkpoint.
     pub fn relocate(&mut self, id: VolumeId, block: u64, from: BlockPlace, to: Location) -> bool {
+        if let Some(place) = self.staged.find_mut(id, block, from) {
+            (place.segment, place.block) = (to.segment, to.block);
+            self.usage.sub(from.segment, 1);
+            self.usage.add(to.segment, 1);
+            return true;
+        }
         let Some(volume) = self.volumes.get_mut(&id) else { return false };
         let stands = volume.index.place(block);
         let same = stands.is_some_and(|p| (p.segment, p.block) == (from.segment, from.block));
@@ -58,6 +65,7 @@ impl Replica {
         for volume in self.volumes.values() {
             volume.index.recount(&mut usage);
         }
+        self.staged.places().for_each(|place| usage.add(place.segment, 1));
         usage
     }
 
@@ -71,13 +79,15 @@ impl Replica {
         runs.iter().filter(|(_, mapped)| !mapped).map(|(blocks, _)| *blocks).sum()
     }
 
-    /// For each volume that has any live blocks, in order: those that it maps itself, and those
-    /// that are kept for its snapshots alone.
+    /// For each volume that has any live blocks, in order: those that it maps itself, with those that
+    /// came from a peer and wait for others, and those that are kept for its snapshots alone.
     pub fn blocks_by_volume(&self) -> Vec<(VolumeId, u64, u64)> {
-        let count =
-            |(id, v): (&VolumeId, &Volume)| (*id, v.index.mapped_blocks(), v.index.kept_blocks());
+        let count = |(id, v): (&VolumeId, &Volume)| {
+            let own = v.index.mapped_blocks() + self.staged.blocks_of(*id);
+            (*id, own, v.index.kept_blocks())
+        };
         let mut all: Vec<_> =
-            self.volumes.iter().map(count).filter(|(_, mapped, kept)| mapped + kept > 0).collect();
+            self.volumes.iter().map(count).filter(|(_, own, kept)| own + kept > 0).collect();
         all.sort_unstable();
         all
     }

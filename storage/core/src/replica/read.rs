@@ -54,13 +54,15 @@ impl Replica {
         floor: LogIndex,
         snapshot: Option<Generation>,
     ) -> Result<(), Refusal> {
+        // A page that is ahead may have seen that a snapshot was dropped.
+        let fuzzy = self.is_fuzzy() && !self.planted.is(Bug::FuzzyPagesServed);
         if let Some(snapshot) = snapshot {
-            return self.check_snapshot(id, snapshot);
+            return if fuzzy { Err(Refusal::Behind) } else { self.check_snapshot(id, snapshot) };
         }
         if self.applied < floor && !self.planted.is(Bug::FloorUnchecked) {
             return Err(Refusal::Behind);
         }
-        if self.is_fuzzy() && !self.planted.is(Bug::FuzzyPagesServed) {
+        if fuzzy {
             mark!("read of pages that are ahead");
             return Err(Refusal::Behind);
         }

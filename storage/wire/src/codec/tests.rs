@@ -1,6 +1,7 @@
 use super::*;
 use crate::buffer::Payload;
 use crate::command::BlockRange;
+use crate::disk::checkpoint::VolumeRecord;
 use crate::frame::{
     Frame, Hello, PROTOCOL_VERSION, RaftEntry, RaftMessage, Refusal, Reply, ReplyResult, Request,
     RequestOp, Role, Welcome,
@@ -9,7 +10,7 @@ use crate::ids::{
     Address, ClusterId, Epoch, Generation, GroupId, Incarnation, LogIndex, NodeId, RequestId,
     ShardId, Term, VolumeId,
 };
-use crate::pages::{PageSums, Pages, Step, VolumeState};
+use crate::pages::{DeltaSums, GranuleSums, HeldBlocks, PageDigests, Pages, Step};
 use bytes::Bytes;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -244,49 +245,60 @@ fn small() -> impl Strategy<Value = Frame> {
     })
 }
 
-fn rising(blocks: BTreeMap<u16, Option<u32>>) -> Vec<(u16, Option<u32>)> {
-    blocks.into_iter().map(|(block, sum)| (block % 1024, sum)).collect()
+fn granule(number: u8, some: &BTreeMap<u8, Option<u32>>) -> GranuleSums {
+    let mut sums = [None; 16];
+    some.iter().for_each(|(block, sum)| sums[usize::from(*block)] = *sum);
+    let held = some.keys().fold(0, |held, block| held | 1 << block);
+    let delta = |generation| DeltaSums { generation: Generation(generation), held, sums };
+    GranuleSums { number, sums, deltas: vec![delta(3), delta(7)] }
+}
+
+fn record(epoch: u64, deleted: bool) -> VolumeRecord {
+    let snapshots = vec![Generation(4), Generation(6)];
+    let (generation, first) = (Generation(9), Generation(2));
+    VolumeRecord { epoch: Epoch(epoch), deleted, generation, first, snapshots }
 }
 
 fn pages() -> impl Strategy<Value = Frame> {
     let numbers = any::<(u64, u64, u32)>();
-    let some = prop::collection::btree_map(0..1024u16, prop::option::of(any::<u32>()), 1..9);
+    let some = prop::collection::btree_map(0..16u8, prop::option::of(any::<u32>()), 1..9);
     let volumes = prop::collection::btree_map(any::<u64>(), any::<(u64, bool)>(), 0..5);
     (numbers, some, volumes, any::<u8>(), 0..8).prop_map(|((a, b, ask), some, vs, seed, which)| {
         let (at, volume, chunk) = (LogIndex(a), VolumeId(b), a % (1 << 41));
-        let some = rising(some);
         let mapped = || some.iter().filter_map(|(block, sum)| Some((*block, (*sum)?)));
         let step = match which {
             0 => Step::Behind,
-            1 => Step::Open,
+            1 => Step::Open { from: volume },
             2 => Step::Begin {
                 start: LogIndex(a.max(1)),
                 start_term: Term(b.max(1)),
+                from: VolumeId(0),
+                more: !vs.is_empty() && seed > 99,
                 volumes: vs
                     .into_iter()
-                    .map(|(id, (epoch, deleted))| VolumeState {
-                        volume: VolumeId(id),
-                        epoch: Epoch(epoch),
-                        deleted,
-                    })
+                    .map(|(id, (epoch, deleted))| (VolumeId(id), record(epoch, deleted)))
                     .collect(),
             },
             3 => Step::Next { ask, since: at, volume, chunk },
             4 => {
                 let page = |chunk| {
-                    let sums = mapped().collect();
-                    PageSums { volume, chunk, changed_at: LogIndex(b), sums }
+                    let granules = mapped().map(|(n, sum)| (n * 4, u64::from(sum))).collect();
+                    PageDigests { volume, chunk, changed_at: LogIndex(b), granules }
                 };
                 let pages = vec![page(chunk / 2), page(chunk / 2 + 1)];
                 Step::Offer { ask, at, more: seed > 99, pages }
             }
             5 => {
-                let blocks = some.iter().map(|(block, _)| *block).collect();
-                Step::Want { ask, volume, chunk, blocks }
+                let held = |number| HeldBlocks { number, blocks: mapped().collect() };
+                let most = u16::from(seed) + 1;
+                Step::Want { ask, volume, chunk, most, granules: vec![held(0), held(63)] }
             }
             6 => {
                 let payload = blocks(mapped().count(), seed);
-                Step::Blocks { ask, at, blocks: some.clone(), payload }
+                let sent = mapped().map(|(block, sum)| (u16::from(block) * 4, sum)).collect();
+                let granules = vec![granule(1, &some), granule(62, &some)];
+                let changed_at = LogIndex(b);
+                Step::Blocks { ask, at, changed_at, granules, blocks: sent, payload }
             }
             _ => Step::Stop,
         };
@@ -373,24 +385,29 @@ fn samples() -> Vec<Frame> {
         page_message(Step::Begin {
             start: LogIndex(9),
             start_term: Term(3),
-            volumes: vec![VolumeState::default(), volume_state(7)],
+            from: VolumeId(0),
+            more: true,
+            volumes: vec![(VolumeId(0), VolumeRecord::default()), (VolumeId(7), record(3, true))],
         }),
         page_message(Step::Offer {
             ask: 4,
             at: LogIndex(9),
             more: true,
-            pages: vec![page_sums(1, 0), page_sums(1, 1), page_sums(2, 0)],
+            pages: vec![page_digests(1, 0), page_digests(1, 1), page_digests(2, 0)],
         }),
         page_message(Step::Want {
             ask: 5,
             volume: VolumeId(1),
             chunk: 3,
-            blocks: vec![0, 5, 1023],
+            most: 256,
+            granules: vec![held(0, vec![]), held(63, vec![(0, 9), (0, 9), (15, 8)])],
         }),
         page_message(Step::Blocks {
             ask: 5,
             at: LogIndex(9),
-            blocks: vec![(0, Some(1)), (5, None), (1023, Some(2))],
+            changed_at: LogIndex(8),
+            granules: vec![granule(0, &BTreeMap::from([(0, Some(1)), (5, None), (15, Some(2))]))],
+            blocks: vec![(0, 1), (15, 2)],
             payload: blocks(2, 5),
         }),
     ]
@@ -400,47 +417,107 @@ fn page_message(step: Step) -> Frame {
     Frame::Pages(Box::new(Pages { group: GroupId(4), term: Term(5), session: 6, step }))
 }
 
-fn volume_state(id: u64) -> VolumeState {
-    VolumeState { volume: VolumeId(id), epoch: Epoch(3), deleted: true }
+fn held(number: u8, blocks: Vec<(u8, u32)>) -> HeldBlocks {
+    HeldBlocks { number, blocks }
 }
 
-fn page_sums(volume: u64, chunk: u64) -> PageSums {
+fn page_digests(volume: u64, chunk: u64) -> PageDigests {
     let (volume, changed_at) = (VolumeId(volume), LogIndex(8));
-    PageSums { volume, chunk, changed_at, sums: vec![(3, 77), (1023, 88)] }
+    PageDigests { volume, chunk, changed_at, granules: vec![(3, 77), (63, 88)] }
 }
 
 #[test]
 fn page_messages_out_of_order_or_bounds_are_refused() {
     let offer = |pages| Step::Offer { ask: 4, at: LogIndex(9), more: false, pages };
-    let want = |chunk, blocks| Step::Want { ask: 5, volume: VolumeId(1), chunk, blocks };
-    let blocks = |blocks| {
-        let payload = Payload::empty();
-        Step::Blocks { ask: 5, at: LogIndex(9), blocks, payload }
+    let want_at = |chunk, most, granules| {
+        let volume = VolumeId(1);
+        Step::Want { ask: 5, volume, chunk, most, granules }
     };
-    let unsorted = PageSums { sums: vec![(3, 1), (3, 2)], ..page_sums(1, 0) };
-    let begin = |start, start_term, volumes| Step::Begin { start, start_term, volumes };
+    let want = |granules| want_at(0, 1, granules);
+    let empty = |number| held(number, Vec::new());
+    let sent = |granules, blocks: Vec<(u16, u32)>| {
+        let payload = self::blocks(blocks.len(), 1);
+        let (at, changed_at) = (LogIndex(9), LogIndex(8));
+        Step::Blocks { ask: 5, at, changed_at, granules, blocks, payload }
+    };
+    let bare = |number| GranuleSums { number, ..GranuleSums::default() };
+    let kept = |deltas: &[(u32, u16)]| {
+        let mut sums = [None; 16];
+        sums[3] = Some(7);
+        let delta = |&(generation, held): &(u32, u16)| DeltaSums {
+            generation: Generation(generation),
+            held,
+            sums,
+        };
+        GranuleSums { deltas: deltas.iter().map(delta).collect(), ..bare(1) }
+    };
+    let begin = |start, start_term, from, more, volumes| {
+        let (start, start_term) = (LogIndex(start), Term(start_term));
+        Step::Begin { start, start_term, from: VolumeId(from), more, volumes }
+    };
+    let volume = |id| (VolumeId(id), record(3, false));
+    let late = VolumeRecord { first: Generation(5), ..record(3, false) };
     let bad = [
-        offer(vec![page_sums(1, 1), page_sums(1, 0)]),
-        offer(vec![page_sums(2, 0), page_sums(1, 0)]),
-        offer(vec![page_sums(1, 1), page_sums(1, 1)]),
-        offer(vec![unsorted]),
-        offer(vec![page_sums(1, 1 << 41)]),
-        offer((0..17).map(|chunk| page_sums(1, chunk)).collect()),
-        want(0, Vec::new()),
-        want(0, vec![5, 4]),
-        want(0, vec![1024]),
-        want(0, (0..257).collect()),
-        want(1 << 41, vec![1]),
-        blocks(Vec::new()),
-        blocks(vec![(7, None), (7, None)]),
-        begin(LogIndex(0), Term(1), Vec::new()),
-        begin(LogIndex(1), Term(0), Vec::new()),
-        begin(LogIndex(1), Term(1), vec![volume_state(7), volume_state(7)]),
+        offer(vec![page_digests(1, 1), page_digests(1, 0)]),
+        offer(vec![page_digests(2, 0), page_digests(1, 0)]),
+        offer(vec![page_digests(1, 1), page_digests(1, 1)]),
+        offer(vec![page_digests(1, 1 << 41)]),
+        offer((0..17).map(|chunk| page_digests(1, chunk)).collect()),
+        Step::Offer { ask: 4, at: LogIndex(9), more: true, pages: Vec::new() },
+        want(Vec::new()),
+        want(vec![empty(5), empty(4)]),
+        want(vec![empty(64)]),
+        want((0..17).map(empty).collect()),
+        want(vec![held(1, vec![(16, 0)])]),
+        want(vec![held(1, vec![(5, 0), (4, 0)])]),
+        want_at(1 << 41, 1, vec![empty(1)]),
+        want_at(0, 0, vec![empty(1)]),
+        want_at(0, 257, vec![empty(1)]),
+        sent(Vec::new(), Vec::new()),
+        sent(vec![bare(3), bare(3)], Vec::new()),
+        sent(vec![bare(3)], vec![(7, 0), (6, 0)]),
+        sent(vec![bare(3)], vec![(1024, 0)]),
+        sent(vec![kept(&[(5, 0)])], Vec::new()),
+        sent(vec![kept(&[(5, 1)])], Vec::new()),
+        sent(vec![kept(&[(5, 8), (5, 8)])], Vec::new()),
+        begin(0, 1, 0, false, Vec::new()),
+        begin(1, 0, 0, false, Vec::new()),
+        begin(1, 1, 0, true, Vec::new()),
+        begin(1, 1, 0, false, vec![volume(7), volume(7)]),
+        begin(1, 1, 0, false, vec![volume(u64::MAX), volume(u64::MAX)]),
+        begin(1, 1, 8, false, vec![volume(7)]),
+        begin(1, 1, 0, false, vec![(VolumeId(7), late)]),
     ];
     for step in bad {
         let bytes = wire(&[page_message(step.clone())]);
         assert!(decode(&bytes).is_err(), "{step:?}");
     }
+}
+
+#[test]
+fn the_digest_of_a_granule_tells_its_parts_apart() {
+    let one = |at: usize, sum| {
+        let mut sums = [None; 16];
+        sums[at] = Some(sum);
+        sums
+    };
+    let live = |sums| GranuleSums { sums, ..GranuleSums::default() };
+    let kept = |generation, held, sums| {
+        let deltas = vec![DeltaSums { generation: Generation(generation), held, sums }];
+        GranuleSums { deltas, ..GranuleSums::default() }
+    };
+    let all = [
+        live([None; 16]),
+        live(one(0, 0)),
+        live(one(1, 0)),
+        live(one(1, 5)),
+        kept(0, 1, [None; 16]),
+        kept(1, 1, [None; 16]),
+        kept(1, 3, [None; 16]),
+        kept(1, 3, one(1, 5)),
+    ];
+    let digests: std::collections::BTreeSet<u64> = all.iter().map(GranuleSums::digest).collect();
+    assert_eq!((digests.len(), all[0].digest()), (all.len(), 0));
 }
 
 fn body_end(bytes: &[u8]) -> usize {

@@ -210,6 +210,17 @@ pub struct VolumeRecord {
     pub snapshots: Vec<Generation>,
 }
 
+impl VolumeRecord {
+    /// Whether its generations are in order and within their bounds.
+    pub fn is_sound(&self) -> bool {
+        let known = |g: &Generation| (self.first..self.generation).contains(g);
+        self.first <= self.generation
+            && self.snapshots.len() <= SNAPSHOTS_MAX
+            && self.snapshots.windows(2).all(|w| w[0] < w[1])
+            && self.snapshots.iter().all(known)
+    }
+}
+
 /// A decoded record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
@@ -385,12 +396,7 @@ fn volume(body: &[u8]) -> Result<VolumeRecord, CheckpointError> {
         first: Generation(field::u32(body, 13)),
         snapshots: tail.chunks_exact(4).map(|b| Generation(field::u32(b, 0))).collect(),
     };
-    let snapshots = &volume.snapshots;
-    let known = |g: &Generation| (volume.first..volume.generation).contains(g);
-    if volume.first > volume.generation
-        || snapshots.windows(2).any(|w| w[0] >= w[1])
-        || !snapshots.iter().all(known)
-    {
+    if !volume.is_sound() {
         return Err(CheckpointError::Field("generation"));
     }
     Ok(volume)

@@ -4,7 +4,10 @@ use super::{dice, do_damage, with_checkpoints};
 use crate::disk::{CutPolicy, Damage};
 use crate::event::Who;
 use crate::options::{Families, Family};
+use crate::rng::Rng;
 use crate::script::{Script, Setup};
+use crate::snapshots::Snapshot;
+use crate::workload::{Kind, Plan, windows};
 use crate::world::World;
 use basalt_core::consensus::MovedCounts;
 use basalt_wire::block::CHUNK_BLOCKS;
@@ -158,6 +161,104 @@ pub fn reads_go_on(set: Setup) -> World {
             s.pass(5);
         }
         s.wait_answers(20_000);
+    }
+    s.end()
+}
+
+fn take_one(s: &mut Script) {
+    let client = s.client;
+    let at = s.world.plan_snapshot(0);
+    s.world.ask_snapshot(client, at);
+}
+
+fn drop_one(s: &mut Script, dice: &mut Rng) {
+    let there = s.world.snapshots_of(0, Snapshot::is_there);
+    if !there.is_empty() {
+        let (at, client) = (*dice.pick(&there), s.client);
+        s.world.drop_snapshot(client, at);
+    }
+}
+
+/// Reads everything of one snapshot, which fixes what it holds.
+fn read_snapshot(s: &mut Script, at: usize) {
+    let view = s.world.attach_view(at, 0);
+    let chunks = s.world.snapshots[at].chunks;
+    for (low, high) in windows(&s.world.options, chunks) {
+        let plan = Plan { kind: Kind::Read, unit: low, count: (high - low) as u32 };
+        s.world.submit_plan(view, plan);
+    }
+}
+
+fn views_are_answered(s: &mut Script) {
+    s.wait("snapshots are read", 60_000, |w, _| w.clients.iter().all(|c| c.pending() == 0));
+}
+
+/// Goes back to the newest snapshot, all of which was read before.
+fn go_back(s: &mut Script) {
+    let there = s.world.snapshots_of(0, Snapshot::is_there);
+    let Some(at) = there.last().copied() else { return };
+    read_snapshot(s, at);
+    views_are_answered(s);
+    let generation = u64::from(s.world.snapshots[at].generation);
+    s.ask(Kind::Revert, generation, 1);
+    s.wait_answers(60_000);
+}
+
+/// Reads all snapshots with all replicas, then with one alone: what it holds is what they hold.
+fn read_with(s: &mut Script, one: Who) {
+    let there = s.world.snapshots_of(0, Snapshot::is_there);
+    there.iter().for_each(|at| read_snapshot(s, *at));
+    views_are_answered(s);
+    let others: Vec<Who> = (0..3).filter(|n| *n != one).collect();
+    others.iter().for_each(|n| s.kill(*n));
+    there.iter().for_each(|at| read_snapshot(s, *at));
+    views_are_answered(s);
+    others.iter().for_each(|n| s.start(*n));
+}
+
+/// A follower is away while snapshots are taken, dropped and gone back to and the volume grows, and the
+/// log is cut behind all of it. It gets pages: every snapshot reads the same on it alone as elsewhere, and
+/// once all are dropped nothing is kept.
+pub fn snapshots_while_away(set: Setup) -> World {
+    let mut s = begin(set, Families::NONE.with(Family::Grow));
+    let mut dice = dice(set.seed);
+    s.work(20, 20_000);
+    for round in 0..3 {
+        let leader = s.wait_leader(None, 20_000);
+        let away = s.other(leader);
+        take_one(&mut s);
+        s.kill(away);
+        for _ in 0..4 {
+            s.work(30, 60_000);
+            take_one(&mut s);
+            s.ask(Kind::Unmap, dice.below(8), 3);
+            s.wait_answers(60_000);
+        }
+        if round == 1 {
+            go_back(&mut s);
+        }
+        drop_one(&mut s, &mut dice);
+        s.world.grow(0, 2 + round);
+        s.work(60, 60_000);
+        s.pass(1_000);
+        s.start(away);
+        // What is done to snapshots goes on while pages are copied.
+        s.pass_micros(dice.log_uniform(1e4, 1e6) as u64);
+        take_one(&mut s);
+        drop_one(&mut s, &mut dice);
+        s.work(12, 60_000);
+        caught_up(&mut s, away, 40_000);
+        let counts = moved(&s, away);
+        s.must(counts.restored > 0, || "the replica was brought up by its log".to_owned());
+        read_with(&mut s, away);
+        s.wait_leader(None, 60_000);
+    }
+    loop {
+        let there = s.world.snapshots_of(0, |snapshot| !snapshot.is_dropped());
+        let Some(at) = there.first().copied() else { break };
+        let client = s.client;
+        s.world.drop_snapshot(client, at);
+        s.work(4, 60_000);
     }
     s.end()
 }

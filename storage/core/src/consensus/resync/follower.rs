@@ -10,9 +10,12 @@ use crate::planted::Bug;
 use crate::replica::blocks_match;
 use basalt_wire::block::{BLOCK_BYTES, CHUNK_BLOCKS};
 use basalt_wire::buffer::Payload;
+use basalt_wire::disk::checkpoint::{GRANULE_BLOCKS, VolumeRecord};
 use basalt_wire::disk::moved::{MovedBlock, encode_moved};
 use basalt_wire::ids::{Address, LogIndex, Term, VolumeId};
-use basalt_wire::pages::{PageSums, Pages, Step, VolumeState, WANT_BLOCKS_MAX};
+use basalt_wire::pages::{
+    GranuleSums, PageDigests, Pages, Step, WANT_BLOCKS_MAX, WANT_GRANULES_MAX,
+};
 use raft::StateRole;
 use raft::eraftpb::{self, ConfState, MessageType, Snapshot};
 use std::collections::{BTreeMap, VecDeque};
@@ -32,10 +35,12 @@ pub struct Session {
     base: LogIndex,
     /// Where it leads, its term, and the volumes as of it; once the leader has told.
     start: Option<(LogIndex, Term)>,
-    volumes: Vec<VolumeState>,
+    volumes: Vec<(VolumeId, VolumeRecord)>,
+    /// The first volume that was not told yet; nothing once all were.
+    untold: Option<VolumeId>,
     /// The first page that was not offered yet; nothing once all were.
     cursor: Option<(VolumeId, u64)>,
-    /// Blocks to be asked for.
+    /// Granules to be asked for.
     todo: VecDeque<Wanted>,
     asked: BTreeMap<u32, Asked>,
     asks: u32,
@@ -47,38 +52,54 @@ pub struct Session {
     promised: bool,
 }
 
-/// Blocks of a page that are needed.
+/// Granules of a page that are needed.
 #[derive(Clone, Debug)]
 struct Wanted {
     page: (VolumeId, u64),
-    changed_at: LogIndex,
-    blocks: Vec<u16>,
+    granules: Vec<u8>,
+    /// Blocks that there is room for.
+    most: u16,
 }
 
 /// A question without an answer.
 #[derive(Debug)]
 struct Asked {
-    /// For blocks; else for the next pages, or for where to begin.
+    /// For granules; else for the next pages, or for where to begin.
     wanted: Option<Wanted>,
     again_at: u64,
     tries: u32,
 }
 
-/// Blocks on their way to the device.
+/// Granules that the leader told, whose blocks are on their way to the device.
 #[derive(Debug)]
 struct Fill {
     seq: RecordSeq,
     location: Option<Location>,
-    page: (VolumeId, u64),
-    changed_at: LogIndex,
+    told: ToldPage,
     blocks: Vec<(u16, u32)>,
 }
 
+/// Granules of a page as the leader told them.
+#[derive(Debug)]
+struct ToldPage {
+    page: (VolumeId, u64),
+    at: LogIndex,
+    changed_at: LogIndex,
+    granules: Vec<GranuleSums>,
+    /// The granules that were asked for and not told.
+    left: Vec<u8>,
+}
+
 impl Session {
+    /// Whether the leader told where to begin, and with which volumes.
+    fn is_told(&self) -> bool {
+        self.start.is_some() && self.untold.is_none()
+    }
+
     /// Whether there is nothing left to ask or to write.
     fn is_done(&self) -> bool {
         let quiet = self.todo.is_empty() && self.asked.is_empty() && self.fills.is_empty();
-        self.start.is_some() && self.cursor.is_none() && quiet
+        self.is_told() && self.cursor.is_none() && quiet
     }
 }
 
@@ -116,12 +137,14 @@ impl Group {
             return;
         }
         match step {
-            Step::Begin { start, start_term, volumes } => {
-                self.session_begun(cx, start, start_term, volumes)
+            Step::Begin { start, start_term, from, more, volumes } => {
+                self.session_begun(cx, (start, start_term), from, more, volumes);
             }
             Step::Offer { ask, at, more, pages } => self.offered(cx, ask, at, more, pages),
-            Step::Blocks { ask, at, blocks, payload } => {
-                self.take_blocks(cx, ask, at, &blocks, payload);
+            Step::Blocks { ask, at, changed_at, granules, blocks, payload } => {
+                let (page, left) = ((VolumeId(0), 0), Vec::new());
+                let told = ToldPage { page, at, changed_at, granules, left };
+                self.take_blocks(cx, ask, told, blocks, payload);
             }
             Step::Stop => {
                 mark!("session stopped by the leader");
@@ -163,6 +186,7 @@ impl Group {
             base: self.replica.applied(),
             start: None,
             volumes: Vec::new(),
+            untold: Some(VolumeId(0)),
             cursor: Some((VolumeId(0), 0)),
             todo: VecDeque::new(),
             asked: BTreeMap::new(),
@@ -178,13 +202,14 @@ impl Group {
     pub fn end_session(&mut self, cx: &mut Cx<'_>) {
         if let Some(session) = self.session.take() {
             mark!("session of pages ended early");
+            self.replica.unstage();
             cx.shared.sessions -= usize::from(!session.finished);
             let rest = REST * u64::from(cx.shared.timing.election_ticks);
             self.session_after = cx.shared.tick + rest;
         }
     }
 
-    /// Asks for blocks, for the next pages, or for where to begin.
+    /// Asks for granules, for the next pages, or for where to begin.
     fn ask(&mut self, cx: &mut Cx<'_>, wanted: Option<Wanted>) {
         let again_at = cx.shared.tick + u64::from(cx.shared.timing.election_ticks);
         let Some(session) = &mut self.session else { return };
@@ -197,15 +222,16 @@ impl Group {
     fn send_ask(&mut self, cx: &mut Cx<'_>, ask: u32) {
         let Some(session) = &self.session else { return };
         let Some(asked) = session.asked.get(&ask) else { return };
-        let step = match (&asked.wanted, session.start, session.cursor) {
+        let step = match (&asked.wanted, session.untold, session.cursor) {
             (Some(wanted), ..) => {
-                let ((volume, chunk), blocks) = (wanted.page, wanted.blocks.clone());
-                Step::Want { ask, volume, chunk, blocks }
+                let ((volume, chunk), most) = (wanted.page, wanted.most);
+                let granules = self.replica.held(wanted.page, &wanted.granules);
+                Step::Want { ask, volume, chunk, most, granules }
             }
-            (None, Some(_), Some((volume, chunk))) => {
+            (None, None, Some((volume, chunk))) => {
                 Step::Next { ask, since: session.base, volume, chunk }
             }
-            _ => Step::Open,
+            (None, from, _) => Step::Open { from: from.unwrap_or_default() },
         };
         let (to, id) = (session.leader, session.id);
         self.send_pages(cx, to, id, step);
@@ -240,28 +266,31 @@ impl Group {
     fn session_begun(
         &mut self,
         cx: &mut Cx<'_>,
-        start: LogIndex,
-        start_term: Term,
-        volumes: Vec<VolumeState>,
+        start: (LogIndex, Term),
+        from: VolumeId,
+        more: bool,
+        volumes: Vec<(VolumeId, VolumeRecord)>,
     ) {
         let Some(session) = &mut self.session else { return };
-        if session.start.is_some() {
+        if session.untold != Some(from) {
             return;
         }
-        if start_term > session.term {
+        if start.1 > session.term || session.start.is_some_and(|known| known != start) {
             self.end_session(cx);
             return;
         }
-        if start <= session.base {
+        if start.0 <= session.base {
             // The leader does not know what is held here: what said so was lost on its way.
             mark!("session that leads nowhere");
             self.end_session(cx);
-            self.started_over(start.0);
-            self.acknowledge_restored(cx, start.0);
+            self.started_over(start.0.0);
+            self.acknowledge_restored(cx, start.0.0);
             return;
         }
-        session.start = Some((start, start_term));
-        session.volumes = volumes;
+        session.start = Some(start);
+        let next = volumes.last().and_then(|(id, _)| id.0.checked_add(1)).map(VolumeId);
+        session.untold = next.filter(|_| more);
+        session.volumes.extend(volumes);
         session.asked.clear();
         self.ask(cx, None);
     }
@@ -272,45 +301,47 @@ impl Group {
         ask: u32,
         at: LogIndex,
         more: bool,
-        pages: Vec<PageSums>,
+        pages: Vec<PageDigests>,
     ) {
         let Some(session) = &mut self.session else { return };
         let next = session.asked.get(&ask).is_some_and(|asked| asked.wanted.is_none());
-        let Some((start, _)) = session.start.filter(|(start, _)| next && at >= *start) else {
+        let told = session.is_told() && session.start.is_some_and(|(start, _)| at >= start);
+        if !next || !told {
             return;
-        };
+        }
         session.asked.remove(&ask);
         let last = pages.last().map(|page| (page.volume, page.chunk + 1));
         session.cursor = last.filter(|_| more);
-        self.replica.note_ahead(at.max(start));
-        let most = (cx.shared.segment_bytes / 4 / BLOCK_BYTES).clamp(1, WANT_BLOCKS_MAX);
+        self.replica.note_ahead(at);
         for page in pages {
-            let wanted = self.replica.compare(&page);
-            let Some(session) = &mut self.session else { return };
-            let (key, changed_at) = ((page.volume, page.chunk), page.changed_at);
-            session.todo.extend(wanted.chunks(most).map(|blocks| Wanted {
-                page: key,
-                changed_at,
-                blocks: blocks.to_vec(),
-            }));
+            let granules = self.replica.compare(&page, at);
+            self.want(page.volume, page.chunk, &granules);
         }
         self.ask_more(cx);
+    }
+
+    /// Puts granules of a page behind those that are to be asked for.
+    fn want(&mut self, volume: VolumeId, chunk: u64, granules: &[u8]) {
+        let Some(session) = &mut self.session else { return };
+        let (page, most) = ((volume, chunk), 0);
+        let parts = granules.chunks(WANT_GRANULES_MAX);
+        session.todo.extend(parts.map(|part| Wanted { page, granules: part.to_vec(), most }));
     }
 
     /// Asks what may be asked now; notices the end.
     fn ask_more(&mut self, cx: &mut Cx<'_>) {
         while let Some(session) = &mut self.session
-            && session.start.is_some()
+            && session.is_told()
             && session.asked.len() + session.fills.len() < ASKS_MAX
         {
-            if let Some(wanted) = session.todo.front() {
-                // Blocks that find no room here are asked for when there is some.
-                if !cx.shared.log.has_room_in_reserve(wanted.blocks.len() as u32, false) {
+            if let Some(wanted) = session.todo.pop_front() {
+                // What finds no room here is asked for when there is some.
+                let Some(most) = blocks_with_room(cx) else {
                     mark!("pages without room");
+                    session.todo.push_front(wanted);
                     return;
-                }
-                let wanted = session.todo.pop_front();
-                self.ask(cx, wanted);
+                };
+                self.ask(cx, Some(Wanted { most, ..wanted }));
             } else if session.cursor.is_some()
                 && session.asked.values().all(|asked| asked.wanted.is_some())
             {
@@ -329,51 +360,61 @@ impl Group {
         &mut self,
         cx: &mut Cx<'_>,
         ask: u32,
-        at: LogIndex,
-        blocks: &[(u16, Option<u32>)],
+        mut told: ToldPage,
+        blocks: Vec<(u16, u32)>,
         payload: Payload,
     ) {
         let Some(session) = &mut self.session else { return };
-        let fits =
-            session.asked.get(&ask).and_then(|asked| asked.wanted.as_ref()).is_some_and(|wanted| {
-                wanted.blocks.iter().eq(blocks.iter().map(|(block, _)| block))
-            });
-        if !fits || session.start.is_none_or(|(start, _)| at < start) {
+        let asked = session.asked.get(&ask).and_then(|asked| asked.wanted.as_ref());
+        let Some(wanted) = asked.filter(|wanted| fits(wanted, &told.granules, &blocks)) else {
+            return;
+        };
+        if session.start.is_none_or(|(start, _)| told.at < start) {
             return;
         }
-        let sums: Vec<u32> = blocks.iter().filter_map(|(_, sum)| *sum).collect();
+        let sums: Vec<u32> = blocks.iter().map(|(_, sum)| *sum).collect();
         let verify = !cx.shared.planted.is(Bug::RebuildFromCorrupt);
         if payload.len() != sums.len() * BLOCK_BYTES || verify && !blocks_match(&payload, &sums) {
             // It is asked for again.
             mark!("damaged block from the leader");
             return;
         }
-        let asked = session.asked.remove(&ask).and_then(|asked| asked.wanted);
-        let Some(Wanted { page, changed_at, .. }) = asked else { return };
-        self.replica.note_ahead(at);
-        let gone: Vec<u16> = blocks.iter().filter(|(_, s)| s.is_none()).map(|(b, _)| *b).collect();
-        self.replica.unmap_blocks(page, &gone, changed_at);
-        let blocks: Vec<(u16, u32)> =
-            blocks.iter().filter_map(|(block, sum)| Some((*block, (*sum)?))).collect();
-        if !blocks.is_empty() {
-            self.write_fill(cx, page, changed_at, blocks, payload);
+        told.page = wanted.page;
+        told.left = wanted.granules[told.granules.len()..].to_vec();
+        session.asked.remove(&ask);
+        if blocks.is_empty() {
+            self.install_told(told);
+        } else {
+            self.write_fill(cx, told, blocks, payload);
         }
         self.ask_more(cx);
+    }
+
+    /// Puts granules in their places whose blocks are all here. The others are asked for again.
+    fn install_told(&mut self, told: ToldPage) {
+        let ToldPage { page, at, changed_at, granules, left } = told;
+        let mut again = Vec::new();
+        for granule in granules {
+            if !self.replica.install(page, &granule, changed_at, at) {
+                again.push(granule.number);
+            }
+        }
+        again.extend(left);
+        self.want(page.0, page.1, &again);
     }
 
     fn write_fill(
         &mut self,
         cx: &mut Cx<'_>,
-        page: (VolumeId, u64),
-        changed_at: LogIndex,
+        told: ToldPage,
         blocks: Vec<(u16, u32)>,
         payload: Payload,
     ) {
         let moved: Vec<MovedBlock> = blocks
             .iter()
             .map(|(block, checksum)| MovedBlock {
-                volume: page.0,
-                block: page.1 * CHUNK_BLOCKS + u64::from(*block),
+                volume: told.page.0,
+                block: told.page.1 * CHUNK_BLOCKS + u64::from(*block),
                 checksum: *checksum,
                 from: None,
             })
@@ -383,7 +424,7 @@ impl Group {
         let record = Record::Moved { group: self.id, data: encode_moved(&moved), payload };
         let seq = cx.shared.record(record, Written { group: self.slot, entry: None });
         let Some(session) = &mut self.session else { return };
-        session.fills.push_back(Fill { seq, location: None, page, changed_at, blocks });
+        session.fills.push_back(Fill { seq, location: None, told, blocks });
     }
 
     /// Notes where blocks from the leader stand.
@@ -407,9 +448,10 @@ impl Group {
             && session.fills.front().is_some_and(|fill| fill.seq <= cx.shared.durable)
         {
             let Some(fill) = session.fills.pop_front() else { break };
-            let Fill { location, page, changed_at, blocks, .. } = fill;
+            let Fill { location, told, blocks, .. } = fill;
             let location = location.expect("a durable record has its place");
-            self.replica.fill(page, &blocks, location, changed_at);
+            self.replica.stage(told.page, &blocks, location);
+            self.install_told(told);
         }
         self.ask_more(cx);
     }
@@ -443,7 +485,10 @@ impl Group {
         }
         let holds = self.session_holds();
         let Some(session) = self.session.take() else { return };
-        let Some((start, term)) = session.start.filter(|_| holds) else { return };
+        let Some((start, term)) = session.start.filter(|_| holds) else {
+            self.replica.unstage();
+            return;
+        };
         self.incoming = session.volumes;
         self.guard(cx, |group, cx| {
             let raft = &mut group.raft.as_mut().expect("seen by the guard").raft;
@@ -498,6 +543,27 @@ impl Group {
         message.set_msg_type(MessageType::MsgAppendResponse);
         self.guard(cx, |group, cx| group.send(cx, message));
     }
+}
+
+/// Blocks for which there is room, as many as are asked for at a time or fewer.
+fn blocks_with_room(cx: &Cx<'_>) -> Option<u16> {
+    let mut most = (cx.shared.segment_bytes / 4 / BLOCK_BYTES).clamp(1, WANT_BLOCKS_MAX);
+    while most > 0 && !cx.shared.log.has_room_in_reserve(most as u32, false) {
+        most /= 2;
+    }
+    (most > 0).then_some(most as u16)
+}
+
+/// Whether an answer is one to a question: the first of the granules asked for, no more blocks than may
+/// come, all of them in these granules.
+fn fits(wanted: &Wanted, granules: &[GranuleSums], blocks: &[(u16, u32)]) -> bool {
+    let numbers = granules.iter().map(|granule| granule.number);
+    let told =
+        |block: u16| granules.iter().any(|g| u16::from(g.number) == block / GRANULE_BLOCKS as u16);
+    granules.len() <= wanted.granules.len()
+        && numbers.eq(wanted.granules.iter().copied().take(granules.len()))
+        && blocks.len() <= usize::from(wanted.most)
+        && blocks.iter().all(|(block, _)| told(*block))
 }
 
 /// The library's word for a state as of an entry.

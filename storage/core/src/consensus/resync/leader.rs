@@ -5,12 +5,13 @@ use super::super::shared::{Cx, LogRead};
 use super::{ASKS_MAX, SESSIONS_MAX};
 use crate::mark;
 use crate::planted::Bug;
-use crate::replica::Plan;
+use crate::replica::{Plan, Told};
 use basalt_wire::block::BLOCK_BYTES;
+use basalt_wire::disk::checkpoint::VolumeRecord;
 use basalt_wire::ids::{Address, LogIndex, NodeId, Term, VolumeId};
-use basalt_wire::pages::{OFFER_PAGES_MAX, Pages, Step, VOLUMES_MAX};
+use basalt_wire::pages::{GranuleSums, HeldBlocks, OFFER_PAGES_MAX, Pages, Step, VOLUMES_MAX};
 use bytes::Bytes;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 
 /// Election timeouts after which a session that nothing was heard of is forgotten.
 const SILENCE: u64 = 4;
@@ -21,19 +22,23 @@ pub struct Help {
     session: u64,
     /// The entry at which it began: the log behind it is kept, if it does not take too long.
     pub start: u64,
+    /// The term of that entry.
+    start_term: u64,
+    /// The volumes as of that entry.
+    volumes: Vec<(VolumeId, VolumeRecord)>,
     /// The tick after which it is forgotten.
     until: u64,
     /// Blocks asked for that wait for the next tick.
     waiting: VecDeque<Wanted>,
 }
 
-/// Blocks that a follower asked for.
+/// Granules of a page that a follower asked for.
 #[derive(Clone, Debug)]
 struct Wanted {
     ask: u32,
-    volume: VolumeId,
-    chunk: u64,
-    blocks: Vec<u16>,
+    page: (VolumeId, u64),
+    most: usize,
+    granules: Vec<HeldBlocks>,
 }
 
 /// Blocks on their way from the log to a follower.
@@ -44,9 +49,11 @@ pub struct PageRead {
     to: Address,
     session: u64,
     ask: u32,
-    /// No block holds a later entry.
+    /// The granules are as of this entry.
     at: LogIndex,
-    blocks: Vec<(u16, Option<u32>)>,
+    changed_at: LogIndex,
+    granules: Vec<GranuleSums>,
+    blocks: Vec<(u16, u32)>,
     plan: Plan,
     outstanding: usize,
     failed: bool,
@@ -82,11 +89,6 @@ impl Group {
         if !leads || self.replica.is_fuzzy() {
             return;
         }
-        if self.replica.has_generations() {
-            self.refuse_pages(cx, &lacking);
-            return;
-        }
-        self.pages_refused = false;
         for id in lacking {
             let Some(to) = self.address_of(id) else { continue };
             let room = cx.shared.helping < SESSIONS_MAX;
@@ -100,20 +102,6 @@ impl Group {
         }
     }
 
-    /// Sends no pages to those who need them: volumes have snapshots.
-    fn refuse_pages(&mut self, cx: &mut Cx<'_>, lacking: &BTreeSet<u64>) {
-        if lacking.is_empty() || std::mem::replace(&mut self.pages_refused, true) {
-            return;
-        }
-        mark!("no pages for a group with snapshots");
-        let text = format!(
-            "group {}: a replica needs entries that are gone, and is not brought up by pages while \
-             volumes of the group have snapshots or had any",
-            self.id
-        );
-        cx.notice(true, text);
-    }
-
     /// Forgets all sessions: it does not lead any more.
     pub fn end_help(&mut self, cx: &mut Cx<'_>) {
         cx.shared.helping -= self.helping.len();
@@ -124,15 +112,13 @@ impl Group {
     /// Takes a follower's question.
     pub(super) fn help(&mut self, cx: &mut Cx<'_>, from: Address, message: Pages) {
         let Pages { session, step, .. } = message;
-        if let Step::Open = step {
-            self.open_session(cx, from, session);
+        if let Step::Open { from: volume } = step {
+            self.open_session(cx, from, session, volume);
             return;
         }
         let until = cx.shared.tick + SILENCE * u64::from(cx.shared.timing.election_ticks);
         let help = self.helping.get_mut(&from.node).filter(|help| help.session == session);
-        let Some(help) =
-            help.filter(|_| !self.replica.is_fuzzy() && !self.replica.has_generations())
-        else {
+        let Some(help) = help.filter(|_| !self.replica.is_fuzzy()) else {
             mark!("question of a session that is not known");
             self.send_pages(cx, from, session, Step::Stop);
             return;
@@ -146,10 +132,11 @@ impl Group {
                 let at = self.replica.applied();
                 self.send_pages(cx, from, session, Step::Offer { ask, at, more, pages });
             }
-            Step::Want { ask, volume, chunk, blocks } => {
+            Step::Want { ask, volume, chunk, most, granules } => {
                 let again = help.waiting.iter().any(|wanted| wanted.ask == ask);
                 if !again && help.waiting.len() < 2 * ASKS_MAX {
-                    help.waiting.push_back(Wanted { ask, volume, chunk, blocks });
+                    let (page, most) = ((volume, chunk), usize::from(most));
+                    help.waiting.push_back(Wanted { ask, page, most, granules });
                 }
                 self.serve(cx, from.node);
             }
@@ -157,48 +144,73 @@ impl Group {
         }
     }
 
-    fn open_session(&mut self, cx: &mut Cx<'_>, from: Address, session: u64) {
-        let known = self.helping.contains_key(&from.node);
+    fn open_session(&mut self, cx: &mut Cx<'_>, to: Address, session: u64, from: VolumeId) {
+        let until = cx.shared.tick + SILENCE * u64::from(cx.shared.timing.election_ticks);
+        let known = self.helping.get_mut(&to.node);
+        let new = match known.filter(|help| help.session == session) {
+            Some(help) => {
+                help.until = until;
+                false
+            }
+            None => true,
+        };
+        if new && !self.begin_help(cx, to, session, until) {
+            return;
+        }
+        let Some(help) = self.helping.get(&to.node) else { return };
+        let first = help.volumes.partition_point(|(id, _)| *id < from);
+        let rest = &help.volumes[first..];
+        let volumes = rest[..rest.len().min(VOLUMES_MAX)].to_vec();
+        let more = rest.len() > volumes.len();
+        let (start, start_term) = (LogIndex(help.start), Term(help.start_term));
+        self.send_pages(cx, to, session, Step::Begin { start, start_term, from, more, volumes });
+    }
+
+    /// Begins a session with a follower, unless that can not be now.
+    fn begin_help(&mut self, cx: &mut Cx<'_>, to: Address, session: u64, until: u64) -> bool {
+        let known = self.helping.contains_key(&to.node);
         let start = self.replica.applied().0;
         let start_term = self.raft.as_ref().map_or(0, |raft| raft.store().term_of(start));
         let room = known || cx.shared.helping < SESSIONS_MAX;
-        let pages_fail = self.replica.is_fuzzy() || self.replica.has_generations();
-        if !room || pages_fail || start_term == 0 {
-            return;
-        }
-        let volumes = self.replica.volume_states();
-        if volumes.len() > VOLUMES_MAX {
-            let text = format!("group {} has more volumes than a session can tell of", self.id);
-            cx.notice(true, text);
-            return;
+        if !room || self.replica.is_fuzzy() || start_term == 0 {
+            return false;
         }
         mark!("session of pages begun");
         cx.shared.helping += usize::from(!known);
-        let until = cx.shared.tick + SILENCE * u64::from(cx.shared.timing.election_ticks);
-        let help = Help { session, start, until, waiting: VecDeque::new() };
-        self.helping.insert(from.node, help);
-        let (start, start_term) = (LogIndex(start), Term(start_term));
-        self.send_pages(cx, from, session, Step::Begin { start, start_term, volumes });
+        let (volumes, waiting) = (self.replica.volume_states(), VecDeque::new());
+        let help = Help { session, start, start_term, volumes, until, waiting };
+        self.helping.insert(to.node, help);
+        true
     }
 
     /// Starts the reads of what a follower waits for, as far as the shard's pace allows.
     fn serve(&mut self, cx: &mut Cx<'_>, node: NodeId) {
         let Some(to) = self.address_of(u64::from(node.0)) else { return };
-        let Some(help) = self.helping.get_mut(&node) else { return };
-        let mut ready = Vec::new();
         while cx.shared.catch_up_bytes > 0
+            && let Some(help) = self.helping.get_mut(&node)
             && let Some(wanted) = help.waiting.pop_front()
         {
-            let bytes = wanted.blocks.len() * BLOCK_BYTES;
+            let (session, Wanted { ask, page, most, granules }) = (help.session, wanted);
+            let told = self.replica.tell(page, &granules, most);
+            let Told { changed_at, granules, blocks, plan } = told;
+            let bytes = blocks.len() * BLOCK_BYTES;
             cx.shared.catch_up_bytes = cx.shared.catch_up_bytes.saturating_sub(bytes);
-            ready.push((help.session, wanted));
-        }
-        for (session, Wanted { ask, volume, chunk, blocks }) in ready {
-            let (blocks, plan) = self.replica.plan_blocks(volume, chunk, &blocks);
-            let at = self.replica.applied();
+            let (at, group) = (self.replica.applied(), self.slot);
             let runs: Vec<_> = plan.reads().collect();
-            let (group, outstanding, failed) = (self.slot, runs.len(), false);
-            let read = PageRead { group, to, session, ask, at, blocks, plan, outstanding, failed };
+            let (outstanding, failed) = (runs.len(), false);
+            let read = PageRead {
+                group,
+                to,
+                session,
+                ask,
+                at,
+                changed_at,
+                granules,
+                blocks,
+                plan,
+                outstanding,
+                failed,
+            };
             if runs.is_empty() {
                 self.send_blocks(cx, read);
                 continue;
@@ -212,7 +224,8 @@ impl Group {
 
     /// Sends blocks that were read. Nothing damaged is handed on as good.
     pub fn send_blocks(&mut self, cx: &mut Cx<'_>, read: PageRead) {
-        let PageRead { to, session, ask, at, blocks, plan, failed, .. } = read;
+        let PageRead { to, session, ask, at, changed_at, granules, blocks, plan, failed, .. } =
+            read;
         if self.helping.get(&to.node).is_none_or(|help| help.session != session) {
             return;
         }
@@ -231,6 +244,7 @@ impl Group {
             return;
         };
         cx.shared.moved.blocks_sent += (payload.len() / BLOCK_BYTES) as u64;
-        self.send_pages(cx, to, session, Step::Blocks { ask, at, blocks, payload });
+        let step = Step::Blocks { ask, at, changed_at, granules, blocks, payload };
+        self.send_pages(cx, to, session, step);
     }
 }

@@ -45,7 +45,10 @@ fn parts(space: &Space) -> [(&'static str, u64, &'static str); 7] {
 }
 
 fn document(nodes: &[&Node]) -> Value {
-    let volume = |volume: &VolumeSpace| json!({ "id": volume.id, "name": volume.name, "live_bytes": volume.live_bytes });
+    let volume = |volume: &VolumeSpace| {
+        let (id, name, live) = (volume.id, &volume.name, volume.live_bytes);
+        json!({ "id": id, "name": name, "live_bytes": live })
+    };
     let node = |node: &&Node| {
         let Some(space) = &node.space else {
             return json!({ "id": node.id, "name": node.name, "space": null });

@@ -3,7 +3,7 @@
 use basalt_core::planted::Bug;
 
 /// Every planted bug, with its name on the command line.
-pub const ALL: [(Bug, &str); 38] = [
+pub const ALL: [(Bug, &str); 40] = [
     (Bug::AckBeforeDurable, "ack-before-durable"),
     (Bug::NoFlush, "no-flush"),
     (Bug::DurableOutOfOrder, "durable-out-of-order"),
@@ -30,6 +30,8 @@ pub const ALL: [(Bug, &str); 38] = [
     (Bug::CheckpointNotDurable, "checkpoint-not-durable"),
     (Bug::CheckpointTooEarly, "checkpoint-too-early"),
     (Bug::CheckpointWithoutEpochs, "checkpoint-without-epochs"),
+    (Bug::StaleSegmentAccepted, "stale-segment-accepted"),
+    (Bug::SegmentReleasedEarly, "segment-released-early"),
     (Bug::PagesSkipped, "pages-skipped"),
     (Bug::SnapshotsNotCopied, "snapshots-not-copied"),
     (Bug::RestoredTooEarly, "restored-too-early"),

@@ -8,13 +8,14 @@
 use crate::check::register::{self, Action, Record};
 use crate::event::{Ev, Who};
 use crate::node::address;
-use crate::options::Family;
+use crate::options::{Family, SEGMENTS_RESERVED};
 use crate::queue::{Instant, MILLI, SECOND};
 use crate::report::Class;
 use crate::rng::Rng;
 use crate::snapshots::Snapshot;
 use crate::workload::windows;
 use crate::world::{PROBE, World};
+use basalt_core::cleaner::{CleanerCounts, Levels};
 use basalt_core::event::Event;
 use basalt_core::shard::{GroupRole, GroupStatus, Phase};
 use basalt_wire::block::{BLOCK_BYTES, CHUNK_BLOCKS, COMMAND_BLOCKS_MAX, group_of_chunk};
@@ -29,6 +30,9 @@ pub const CHECK_EVERY: u64 = 100 * MILLI;
 const ANSWER_BOUND: u64 = 40 * SECOND;
 /// Within this all replicas must have caught up once all nodes are well.
 const CONVERGE_BOUND: u64 = 60 * SECOND;
+
+/// Within this something must move on a node that has no room for writes and garbage to make it of.
+const ROOM_BOUND: u64 = 10 * SECOND;
 
 /// How far the end of a run has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +105,7 @@ impl World {
                 continue;
             }
             self.watch_space(n);
+            self.watch_room(n);
             // With one segment left no block data is taken any more, not even what others agreed on.
             self.ran_full |= self.declares_full() && status.segments_free <= 1;
             let limits = self.nodes[n].config.limits;
@@ -127,6 +132,42 @@ impl World {
         if space.sum() != self.options.device || by_volume != space.live {
             let text = format!("node {n} does not account for its device: {space:?}, {by_volume}");
             self.fail(Class::Raft, text);
+        }
+    }
+
+    /// A node that has no room for writes although it holds less than it promises to take makes some, or
+    /// waits for somebody.
+    fn watch_room(&mut self, n: Who) {
+        let now = self.queue.now();
+        let Some(status) = self.nodes[n].shard.as_ref().map(|s| s.status()) else { return };
+        let blocks = (self.options.segment / BLOCK_BYTES as u64) as u32;
+        let levels = Levels::of(status.segments_total, blocks, SEGMENTS_RESERVED);
+        let used = u64::from(status.segments_total - status.segments_free);
+        let live = (status.space.live / BLOCK_BYTES as u64).div_ceil(u64::from(levels.usable));
+        let settled = status.groups.iter().all(|g| {
+            let sound = !matches!(g.role, GroupRole::Impaired | GroupRole::Quarantined);
+            sound && g.applied == g.last && !g.fuzzy
+        });
+        let wasteful = status.space.capacity > 0
+            && status.segments_free <= levels.wait
+            && used >= live + 4
+            && status.space.live <= status.space.capacity;
+        let frozen = self.ending.is_some_and(|ending| ending.frozen == Some(n));
+        let excused = frozen || self.declares_damage(n) || self.declares_write_faults();
+        if !wasteful || !settled || excused || status.phase != Phase::Running {
+            self.room.remove(&n);
+            return;
+        }
+        let applied = status.groups.iter().map(|g| g.applied.0).sum();
+        let CleanerCounts { moved, released, .. } = status.cleaner;
+        let boot = u64::from(self.nodes[n].boot);
+        let seen = [boot, u64::from(status.segments_free), applied, moved, released];
+        let (before, since) = *self.room.entry(n).or_insert((seen, now));
+        if before != seen {
+            self.room.insert(n, (seen, now));
+        } else if now > since + self.patience(ROOM_BOUND) {
+            let text = format!("node {n} makes no room: {}", self.describe());
+            self.fail(Class::Liveness, text);
         }
     }
 

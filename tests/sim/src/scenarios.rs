@@ -86,6 +86,7 @@ pub fn all() -> Vec<Scenario> {
         s("follower-away-while-snapshots-come-and-go", 10, pages::snapshots_while_away),
         s("device-overwritten-many-times-its-size", 6, space::overwritten_many_times),
         s("device-filled-to-the-last-block-and-emptied", 4, space::filled_and_emptied),
+        s("device-full-again-and-again", 6, space::full_again_and_again),
         s("power-cuts-while-the-cleaner-works", 8, space::cuts_while_cleaning),
         s("damaged-block-in-a-segment-that-is-cleaned", 8, space::damaged_while_cleaning),
         s("blocks-overwritten-while-they-are-moved", 8, space::overwritten_while_moved),

@@ -4,14 +4,15 @@
 //! A checkpoint is a shortcut and nothing else: whatever it says also follows from the log. It is
 //! taken once so many bytes of log were written, in slices between other work ([`Taker`]):
 //!
-//! 1. The end of the log is noted: replay will begin there. Then it is waited until every entry that
-//!    stands before it is applied.
+//! 1. The end of the log is noted: replay will begin there, once every entry that stands before it is
+//!    applied. Where that takes too long, or room is needed, replay will begin with the segment of the first
+//!    entry that is not.
 //! 2. The groups' epochs and applied indexes are noted at one instant. Pages and entries that changed
 //!    since the last checkpoint are encoded in slices, each page as it is when its turn comes: it may
 //!    hold later entries already. Replaying an entry once more over such a page changes nothing, so it is
 //!    enough that a start replays beyond the last entry that any page has seen, which is noted too.
-//! 3. It is waited until everything that was recorded by then is durable. The last durable batch is
-//!    noted: a log without that batch is not the one that the checkpoint was taken of.
+//! 3. It is waited until everything that was recorded by then is durable, unless the log is full. The last
+//!    durable batch is noted: a log without that batch is not the one that the checkpoint was taken of.
 //! 4. The driver puts all records into the store, together or not at all.
 //!
 //! At a start [`Loader`] checks the records one by one, and their numbers; the log checks that the
@@ -20,10 +21,12 @@
 
 mod changes;
 mod loader;
+mod outlook;
 mod taker;
 
 pub use changes::{Change, Changes};
 pub use loader::{GroupSnapshot, Loader, Snapshot};
+pub use outlook::{pinned_from, replay_from, would_be_pinned_from};
 pub use taker::Taker;
 
 /// What the driver is to do with its store, one after the other.

@@ -1,5 +1,6 @@
 //! Taking checkpoints: by volume of log written, a little in each turn.
 
+use super::outlook::{position, replay_from, waits_before};
 use super::{Changes, StoreOp};
 use crate::cleaner::garbage_only;
 use crate::config::ShardConfig;
@@ -8,7 +9,7 @@ use crate::event::Effect;
 use crate::log::{Log, RecordSeq};
 use crate::mark;
 use crate::planted::{Bug, Planted};
-use crate::shard::{pinned_from, totals};
+use crate::shard::totals;
 use basalt_wire::disk::checkpoint::{
     ChainPlace, GroupManifest, Manifest, Record, SegmentUse, granules_prefix,
 };
@@ -16,6 +17,8 @@ use basalt_wire::ids::{Address, ClusterId, SegmentId};
 
 /// Granules, or as much of other records, that one turn encodes.
 const SLICE: usize = 512;
+/// Ticks that one which was asked for waits until everything before its place is applied.
+const ASKED_PATIENCE: u64 = 2;
 
 /// Takes the checkpoints of a shard.
 pub struct Taker {
@@ -36,13 +39,19 @@ pub struct Taker {
     asked: bool,
     /// Where replay behind the durable one begins.
     last: Option<ChainPlace>,
+    /// The sequence of a use of a segment: the log is damaged before it. What was lost was made good since,
+    /// and must not be found missing again by a replay that begins there.
+    damaged_before: u64,
     stage: Stage,
 }
 
 enum Stage {
     Idle,
-    /// Entries before the place are not applied yet.
-    Waiting(ChainPlace, u64),
+    /// Entries before the place are not applied yet; since this tick.
+    Waiting {
+        place: ChainPlace,
+        since: u64,
+    },
     Encoding(Box<Job>),
     /// What was recorded up to here is not durable yet.
     Settling(Box<Job>, RecordSeq),
@@ -84,6 +93,7 @@ impl Taker {
             released: Vec::new(),
             asked: false,
             last: None,
+            damaged_before: 0,
             stage: Stage::Idle,
         }
     }
@@ -93,15 +103,9 @@ impl Taker {
         self.asked = true;
     }
 
-    /// Whether replay can begin later than the last checkpoint has it begin, if a batch is written for it.
-    pub fn would_move(&self, log: &Log) -> bool {
-        let bytes = log.device().1;
-        log.end().is_some_and(|place| reached(&place, bytes) > self.reached)
-    }
-
-    /// Whether none is being taken.
-    pub fn is_idle(&self) -> bool {
-        matches!(self.stage, Stage::Idle) && !self.asked
+    /// Whether one is being taken or was asked for.
+    pub fn is_under_way(&self) -> bool {
+        self.asked || !matches!(self.stage, Stage::Idle | Stage::Stopped)
     }
 
     /// Whether none is taken any more.
@@ -127,6 +131,22 @@ impl Taker {
         self.fresh = false;
     }
 
+    /// The log that was replayed is damaged.
+    pub fn damaged(&mut self, log: &Log) {
+        self.damaged_before = log.end().map_or(u64::MAX, |end| end.segment_seq + 1);
+    }
+
+    /// Where replay would begin behind a checkpoint at a place of the log.
+    pub fn replay_from(
+        &self,
+        groups: &[Group],
+        log: &Log,
+        place: ChainPlace,
+    ) -> Option<ChainPlace> {
+        let from = replay_from(groups, log, self.last, place)?;
+        (from == place || from.segment_seq >= self.damaged_before).then_some(from)
+    }
+
     /// Whether the next turn has a slice to encode.
     pub fn is_busy(&self) -> bool {
         matches!(self.stage, Stage::Encoding(_))
@@ -135,42 +155,23 @@ impl Taker {
     /// Does what one turn may do.
     pub fn end_turn(&mut self, groups: &mut [Group], cx: &mut Cx<'_>) {
         match &mut self.stage {
-            Stage::Idle => {
-                // A state that came in pages takes effect with a checkpoint and no sooner.
-                let asked = self.asked || groups.iter().any(|group| group.may_restore(cx));
-                let Some(place) = cx.shared.log.durable_place() else {
-                    if self.interval > 0 && asked {
-                        mark!("checkpoint waits on an idle log");
-                        cx.shared.log.write_on(&mut cx.shared.ops);
-                    }
-                    return;
-                };
-                let now = reached(&place, cx.shared.log.device().1);
-                let due = now.saturating_sub(self.reached) >= self.interval;
-                if self.interval == 0 || !(due || asked) {
-                    return;
-                }
-                if std::mem::take(&mut self.asked) && now <= self.reached {
-                    // The next one begins behind a batch that nothing but the need for room brings.
-                    mark!("checkpoint waits on an idle log");
-                    cx.shared.log.write_on(&mut cx.shared.ops);
-                }
-                groups.iter_mut().for_each(|group| group.promise_restore(cx));
-                self.stage = Stage::Waiting(place, now);
-                self.begin_if_ready(groups, cx);
-            }
-            Stage::Waiting(..) if groups.iter().any(|g| g.may_restore(cx) && !g.will_restore()) => {
+            Stage::Idle => self.start(groups, cx),
+            Stage::Waiting { .. }
+                if groups.iter().any(|g| g.may_restore(cx) && !g.will_restore()) =>
+            {
                 // What holds the others up may be what this one leaves behind.
                 self.stage = Stage::Idle;
-                self.end_turn(groups, cx);
+                self.start(groups, cx);
             }
-            Stage::Waiting(..) => self.begin_if_ready(groups, cx),
+            Stage::Waiting { .. } => self.begin_if_ready(groups, cx),
             Stage::Encoding(_) => self.encode(groups, cx),
             Stage::Settling(job, until) => {
                 let log = &cx.shared.log;
                 let (seq, crc) = match self.planted.is(Bug::CheckpointNotDurable) {
                     true => log.end().map_or((0, 0), |end| (end.seq - 1, end.previous_crc)),
-                    false if cx.shared.durable < *until => return,
+                    // A full log makes nothing more durable before this checkpoint gives it room. Pages
+                    // follow only what is durable.
+                    false if cx.shared.durable < *until && !cx.shared.read_only => return,
                     false => log.durable_batch(),
                 };
                 assert!(seq >= job.from.seq, "batch {} was durable", job.from.seq);
@@ -184,41 +185,66 @@ impl Taker {
         }
     }
 
-    fn begin_if_ready(&mut self, groups: &mut [Group], cx: &mut Cx<'_>) {
-        let Stage::Waiting(from, reached) = self.stage else { return };
-        if let Some(last) = self.last.filter(|last| self.helps_again(last, groups, cx)) {
-            mark!("checkpoint begun from where the last one begins");
-            self.asked = false;
-            let reached = self.reached;
-            return self.begin(groups, cx, (last, reached));
-        }
-        let late = self.planted.is(Bug::CheckpointTooEarly);
-        let ready = |groups: &[Group], cx: &Cx<'_>| {
-            let segments = cx.shared.log.segments();
-            let applied = |g: &Group| segments.is_some_and(|s| g.applied_before(&from, s));
-            groups.iter().all(|g| g.is_sound() && (late || g.will_restore() || applied(g)))
-        };
-        if !ready(groups, cx) {
+    /// Notes the place of the next one, if it is due or was asked for.
+    fn start(&mut self, groups: &mut [Group], cx: &mut Cx<'_>) {
+        if self.interval == 0 {
             return;
         }
-        groups.iter_mut().for_each(|group| group.restore_as_promised(cx));
-        if ready(groups, cx) {
-            self.begin(groups, cx, (from, reached));
+        // A state that came in pages takes effect with a checkpoint and no sooner.
+        let asked = self.asked || groups.iter().any(|group| group.may_restore(cx));
+        let Some(place) = cx.shared.log.durable_place() else {
+            if asked {
+                mark!("checkpoint waits on an idle log");
+                cx.shared.log.write_on(&mut cx.shared.ops);
+            }
+            return;
+        };
+        let now = reached(&place, cx.shared.log.device().1);
+        if asked || now.saturating_sub(self.reached) >= self.interval {
+            groups.iter_mut().for_each(|group| group.promise_restore(cx));
+            self.stage = Stage::Waiting { place, since: cx.shared.tick };
+            self.begin_if_ready(groups, cx);
         }
     }
 
-    /// Whether room is asked for while entries that are not applied hold up the checkpoint that was to
-    /// begin, and one whose replay begins where that of the last does would give segments back.
-    fn helps_again(&self, last: &ChainPlace, groups: &[Group], cx: &Cx<'_>) -> bool {
-        let Stage::Waiting(from, ..) = self.stage else { return false };
+    /// Begins at the place that was noted, once everything before it is applied. What is not may wait for
+    /// ever: for a majority, or for a replica here that goes over to another state with this very
+    /// checkpoint, or for room that this very checkpoint makes. Then it begins with replay from further back.
+    fn begin_if_ready(&mut self, groups: &mut [Group], cx: &mut Cx<'_>) {
+        let Stage::Waiting { place, since } = self.stage else { return };
+        let late = self.planted.is(Bug::CheckpointTooEarly);
         let log = &cx.shared.log;
-        let Some(segments) = log.segments().filter(|_| self.asked) else { return false };
-        let waits = |g: &Group| !g.applied_before(&from, segments);
-        let whole = groups.iter().all(|g| g.is_sound() && !g.will_restore());
-        let before = pinned_from(groups, log).min(last.segment_seq);
-        let mut empty = garbage_only(segments, &totals(groups), before, 0);
-        empty.retain(|id| !log.is_leaving(*id));
-        whole && groups.iter().any(waits) && !empty.is_empty()
+        let held_up = |g: &Group| !late && !g.will_restore() && waits_before(g, &place, log);
+        if !groups.iter().all(Group::is_sound) {
+            return;
+        }
+        if groups.iter().any(held_up) {
+            let restores = groups.iter().any(Group::will_restore);
+            let patience = match self.asked || restores {
+                _ if cx.shared.read_only => 0,
+                true => ASKED_PATIENCE,
+                false => u64::from(cx.shared.timing.election_ticks),
+            };
+            if cx.shared.tick < since + patience {
+                return;
+            }
+            groups.iter_mut().for_each(Group::withdraw_restore);
+        }
+        groups.iter_mut().for_each(|group| group.restore_as_promised(cx));
+        let from = match late {
+            true => Some(place),
+            false => self.replay_from(groups, &cx.shared.log, place),
+        };
+        let Some(from) = from.filter(|_| groups.iter().all(Group::is_sound)) else { return };
+        let reached = reached(&from, cx.shared.log.device().1);
+        let restored = groups.iter().any(|group| group.in_limbo(cx));
+        if self.asked || restored || reached > self.reached {
+            if position(&from) < position(&place) {
+                mark!("checkpoint begun with entries that are not applied");
+            }
+            self.asked = false;
+            self.begin(groups, cx, (from, reached));
+        }
     }
 
     fn begin(&mut self, groups: &mut [Group], cx: &mut Cx<'_>, (from, reached): (ChainPlace, u64)) {
@@ -227,9 +253,7 @@ impl Taker {
         if self.fresh {
             changes.delete_prefix(b"");
         }
-        let share = cx.shared.limits.log_retain_bytes / groups.len().max(1) as u64;
-        let bytes = (!cx.shared.pressure).then_some(share);
-        let retention = Retention { bytes, down: &cx.shared.down };
+        let retention = Retention::of(cx.shared, groups.len());
         let mut frozen = Vec::with_capacity(groups.len());
         for group in groups.iter_mut() {
             let (volumes, deleted) = group.replica.take_dirty_volumes(group.id);

@@ -27,11 +27,16 @@ pub const CLEANING_SEGMENTS: u32 = 2;
 /// The part of the segments that holds garbage when a device is full of live data. It bounds what a full
 /// device costs: each segment that is cleaned then holds at least this part of garbage.
 const SPARE_SHARE: u32 = 16;
-const SPARE_MIN: u32 = 2;
+/// At least: the open segment, that in which the log goes on beside it before writes wait, one that may be
+/// all garbage without being worth a cleaning, and one for what is under way.
+const SPARE_MIN: u32 = 4;
 /// Blocks that are moved with one record at most: 1 MiB.
 const MOVE_BLOCKS_MAX: u32 = 256;
 /// Of small segments a sixteenth: little of a segment stays unused because a record does not fit.
 const MOVE_BLOCKS_MIN: u32 = 4;
+
+/// Records by which the copies of one segment may exceed their least number, a few groups being in it.
+const COPIES_SPLIT: u32 = 4;
 
 /// Bytes moved between two ticks while nobody writes: 20 MiB a second with ticks of 50 ms.
 const IDLE_BYTES: u64 = 1 << 20;
@@ -90,6 +95,14 @@ impl Levels {
         // From a quarter of that pace where cleaning starts to twice the pace where it is urgent, and on.
         let eighths = 2 + 2 * level.min(16);
         (written * live / dead * eighths / 8).max(IDLE_BYTES)
+    }
+
+    /// Blocks of log that copies of so many live blocks of one segment take at most, if its blocks are of
+    /// a few groups.
+    pub fn copied(&self, live: u32) -> u32 {
+        let record = header_bytes(1, 1, moved_bytes(self.move_blocks as usize));
+        let records = live.div_ceil(self.move_blocks) + COPIES_SPLIT;
+        live.saturating_add(records * blocks_of(record))
     }
 
     /// Bytes of [`Levels::capacity`].

@@ -18,7 +18,7 @@ mod victims;
 mod walk;
 
 pub use levels::Levels;
-pub use victims::{Totals, Victim, best, garbage_only};
+pub use victims::{Totals, Victim, best, emptiest, garbage_only};
 pub use walk::{Judge, Live, Walk};
 
 use crate::log::{Location, Record, RecordSeq};
@@ -116,6 +116,11 @@ impl Cleaner {
     /// Segments that were gone through, and in which use: what is live in them can not be moved.
     pub fn cleaned(&self) -> &FxHashMap<SegmentId, u64> {
         &self.cleaned
+    }
+
+    /// The segment that it is at.
+    pub fn victim(&self) -> Option<SegmentId> {
+        self.walk.as_ref().map(|walk| walk.segment)
     }
 
     /// Begins with a segment.

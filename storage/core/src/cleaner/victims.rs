@@ -74,20 +74,41 @@ pub fn best(
         // Scaled by 2^16; a segment has at most 2^18 blocks.
         u128::from(usable - live) * age * (1 << 16) / u128::from(usable + live)
     };
-    let candidates = || {
-        segments
-            .iter()
-            .filter(|s| s.state == SegmentState::Closed && s.seq < before)
-            .filter(|s| cleaned.get(&s.id) != Some(&s.seq))
-            .map(|s| Victim { segment: s.id, seq: s.seq, live: totals.live(s.id) })
-            .filter(|victim| victim.live > 0 && victim.live < levels.usable)
-    };
+    let candidates = || candidates(segments, totals, levels, before, cleaned);
     // Moving what is live pays only if all the garbage together makes a segment.
     let garbage: u64 = candidates().map(|victim| usable - u64::from(victim.live)).sum();
     if garbage <= usable {
         return None;
     }
     candidates().max_by_key(|victim| (score(victim), std::cmp::Reverse(victim.seq)))
+}
+
+/// The segment with the fewest live blocks, which costs least: where there is hardly any room left.
+pub fn emptiest(
+    segments: &Segments,
+    totals: &Totals,
+    levels: &Levels,
+    before: u64,
+    cleaned: &FxHashMap<SegmentId, u64>,
+) -> Option<Victim> {
+    candidates(segments, totals, levels, before, cleaned)
+        .min_by_key(|victim| (victim.live, victim.seq))
+}
+
+/// Closed segments in uses before `before` that hold live blocks and garbage and were not gone through.
+fn candidates<'a>(
+    segments: &'a Segments,
+    totals: &'a Totals,
+    levels: &'a Levels,
+    before: u64,
+    cleaned: &'a FxHashMap<SegmentId, u64>,
+) -> impl Iterator<Item = Victim> + 'a {
+    segments
+        .iter()
+        .filter(move |s| s.state == SegmentState::Closed && s.seq < before)
+        .filter(|s| cleaned.get(&s.id) != Some(&s.seq))
+        .map(|s| Victim { segment: s.id, seq: s.seq, live: totals.live(s.id) })
+        .filter(|victim| victim.live > 0 && victim.live < levels.usable)
 }
 
 #[cfg(test)]

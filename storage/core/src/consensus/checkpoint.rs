@@ -1,13 +1,13 @@
 //! What a group gives to checkpoints, and how it starts from one.
 
 use super::group::Group;
-use super::shared::Cx;
+use super::shared::{Cx, Shared};
 use crate::checkpoint::{Changes, GroupSnapshot};
-use crate::log::Segments;
+use crate::log::DataLocation;
 use crate::mark;
 use crate::replica::DirtyPages;
 use basalt_wire::disk::batch::HardStateFields;
-use basalt_wire::disk::checkpoint::{ChainPlace, GroupManifest, RUN_ENTRIES, Record, entries_key};
+use basalt_wire::disk::checkpoint::{GroupManifest, RUN_ENTRIES, Record, entries_key};
 use basalt_wire::ids::{LogIndex, NodeId, SegmentId, Term};
 use std::collections::BTreeSet;
 
@@ -38,20 +38,26 @@ pub struct Retention<'a> {
     pub down: &'a BTreeSet<NodeId>,
 }
 
+impl Retention<'_> {
+    /// What a checkpoint of this instant would leave in the log of each of so many groups.
+    pub fn of(shared: &Shared, groups: usize) -> Retention<'_> {
+        let share = shared.limits.log_retain_bytes / groups.max(1) as u64;
+        Retention { bytes: (!shared.pressure).then_some(share), down: &shared.down }
+    }
+}
+
 impl Group {
     /// Whether a checkpoint of it can be believed.
     pub fn is_sound(&self) -> bool {
         self.raft.is_some() && !self.is_mute()
     }
 
-    /// Whether everything that stands before a place is applied. Entries that are not are replayed.
-    pub fn applied_before(&self, place: &ChainPlace, segments: &Segments) -> bool {
-        let Some(raft) = &self.raft else { return false };
+    /// Where the first entry that is not applied stands: replay has to begin before it. Nothing if all
+    /// that has its place is applied.
+    pub fn unapplied_at(&self) -> Option<DataLocation> {
         let next = self.replica.applied().0 + 1;
-        raft.store().slot(next).is_none_or(|slot| {
-            let at = (segments.use_of(slot.data_at.segment.0), slot.data_at.block);
-            !slot.placed || at >= (Some(place.segment_seq), place.block)
-        })
+        let slot = self.raft.as_ref()?.store().slot(next).filter(|slot| slot.placed);
+        slot.map(|slot| slot.data_at)
     }
 
     /// Notes the instant.
@@ -188,9 +194,14 @@ impl Group {
         self.segment_of(self.raft.as_ref()?.store().first().0)
     }
 
-    /// The same once a checkpoint of this instant is durable.
+    /// The same once the checkpoint is durable.
     pub fn first_segment(&self, job: &Frozen) -> Option<SegmentId> {
         self.segment_of(job.first.0)
+    }
+
+    /// The same once a checkpoint of this instant, were it taken, is durable.
+    pub fn would_pin(&self, retention: &Retention<'_>) -> Option<SegmentId> {
+        self.segment_of(self.first_to_keep(retention).0)
     }
 
     fn segment_of(&self, index: u64) -> Option<SegmentId> {

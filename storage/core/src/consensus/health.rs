@@ -141,7 +141,8 @@ impl OpenState {
         }
         self.gap = None;
         if index + 1 < self.table.first().0 {
-            // Forgotten since: the state stands for it.
+            // Forgotten since: the state stands for it. It replaced all later ones that were replayed.
+            base.contradicts = base.contradicts.filter(|known| *known < index);
             return true;
         }
         if self.table.term_of(index) != term {

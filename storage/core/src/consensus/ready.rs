@@ -112,19 +112,21 @@ impl Group {
 
     /// Hands hard state and entries to the log, in this order.
     fn record(&mut self, cx: &mut Cx<'_>, hard: Option<HardState>, entries: Vec<Entry>) {
-        if let Some(mut state) = hard {
-            if let Some(first) = entries.first() {
-                // The two may land in different batches. The state alone must not call committed
-                // what stands at these indexes so far, which the entries may be about to replace.
-                state.commit = state.commit.min(LogIndex(first.index - 1));
-            }
-            let old = self.recorded;
-            // The commit index alone is recorded when something else is: it is known again from the
-            // leader, and an idle group must not write.
-            let vote_changed = (state.term, state.vote) != (old.term, old.vote);
-            if vote_changed || !entries.is_empty() {
-                self.record_hard(cx, state);
-            }
+        let old = self.recorded;
+        // The library may have told of the commit index before, when nothing else was to be recorded.
+        let committed = self.raft.as_ref().map_or(0, |raft| raft.raft.raft_log.committed);
+        let mut state = hard.unwrap_or(HardState { commit: LogIndex(committed), ..old });
+        if let Some(first) = entries.first() {
+            // The two may land in different batches. The state alone must not call committed
+            // what stands at these indexes so far, which the entries may be about to replace.
+            state.commit = state.commit.min(LogIndex(first.index - 1));
+        }
+        // The commit index alone is recorded when something else is: it is known again from the
+        // leader, and an idle group must not write. But a start must not find much that waits for the
+        // leader's word: it can not be given up, and is not what the leader knows to be there.
+        let vote_changed = (state.term, state.vote) != (old.term, old.vote);
+        if vote_changed || (!entries.is_empty() && state != old) {
+            self.record_hard(cx, state);
         }
         if entries.is_empty() {
             return;

@@ -42,8 +42,9 @@ pub struct RoomState {
     pub live: u64,
     /// Free segments, as seen last.
     pub free: u32,
-    /// Whether nothing that is known could free a segment.
-    pub hopeless: bool,
+    /// What was recorded last when nothing that is known could free a segment: what is recorded later may
+    /// leave garbage behind.
+    pub hopeless: Option<RecordSeq>,
 }
 
 /// A record that was handed to the log and is not durable yet.
@@ -301,14 +302,19 @@ impl Shared {
         }
         match self.log.has_room_above(blocks, levels.wait) {
             true => Room::Yes,
-            false if self.room.hopeless => Room::No,
+            false if self.room.hopeless == Some(self.recorded()) => Room::No,
             false => Room::Wait,
         }
     }
 
+    /// Blocks that leaders elsewhere may have under way to this shard.
+    pub fn blocks_ahead(&self) -> u32 {
+        (self.segment_bytes / 2 / BLOCK_BYTES) as u32
+    }
+
     /// Whether the device takes more of what leaders elsewhere have under way: half a segment of it.
     pub fn room_ahead(&self) -> Room {
-        let ahead = (self.segment_bytes / 2 / BLOCK_BYTES) as u32;
+        let ahead = self.blocks_ahead();
         let full = |levels: Levels| self.room.live + u64::from(ahead) > levels.capacity;
         if self.room.levels.is_some_and(full) && !self.planted.is(Bug::RoomUnchecked) {
             return Room::No;

@@ -278,6 +278,12 @@ impl Log {
         self.writer().is_some_and(|w| w.has_room(ELECTIONS_ALONE, Some(0)))
     }
 
+    /// Whether a record with so many blocks of payload may use all that is left but what is for elections.
+    pub fn has_room_at_last(&self, payload_blocks: u32) -> bool {
+        let blocks = payload_blocks.saturating_add(ELECTIONS_ALONE);
+        self.writer().is_some_and(|w| w.has_room(blocks, Some(0)))
+    }
+
     /// All segments of an open log: their uses, and which are free.
     pub fn segments(&self) -> Option<&Segments> {
         self.writer().map(Writer::segments)
@@ -306,6 +312,11 @@ impl Log {
             mark!("log.segment_released");
             writer.release_segment(used.segment.0);
         }
+    }
+
+    /// Whether segments are released once reads from them have ended.
+    pub fn has_leaving(&self) -> bool {
+        !self.leaving.is_empty()
     }
 
     /// Whether a segment is released once reads from it have ended.

@@ -536,14 +536,18 @@ impl Recovery {
             self.last_with_records = f.seq;
         }
         self.last_summaries = Some(summaries_of(header));
-        self.last = Some(ChainPlace {
+        let place = ChainPlace {
             segment: f.segment,
             segment_seq: f.segment_seq,
             block: f.block,
             seq: f.seq,
             previous_crc: f.previous_crc,
             boot: f.boot,
-        });
+        };
+        if place.block == 0 && self.segments.use_of(place.segment) == Some(place.segment_seq) {
+            self.segments.begin(place);
+        }
+        self.last = Some(place);
     }
 
     /// An entry at or before the first lost one replaces everything from there on. If its term is
@@ -658,6 +662,9 @@ impl Recovery {
         let mut segments = Segments::new(self.geometry.segments);
         used.iter().for_each(|used| segments.note(used.segment.0, used.seq));
         segments.note(self.tail.segment, last);
+        for segment in used.iter().map(|used| used.segment.0).chain([self.tail.segment]) {
+            self.segments.start_of(segment).into_iter().for_each(|place| segments.begin(place));
+        }
         let first = self.start.as_ref().map_or(1, |(start, _)| start.from.segment_seq);
         let mut damaged = std::mem::take(&mut self.damaged_heads).into_iter();
         for seq in first..last {

@@ -4,7 +4,7 @@
 //! A segment is taken when its predecessor is closed, in circular order, and is free again when its
 //! owner releases it: then a durable checkpoint needs nothing in it any more.
 
-use basalt_wire::disk::checkpoint::SegmentUse;
+use basalt_wire::disk::checkpoint::{ChainPlace, SegmentUse};
 use basalt_wire::ids::SegmentId;
 
 /// What a segment is used for.
@@ -34,6 +34,8 @@ pub struct Segment {
 pub struct Segments {
     /// The sequence of each one's use; 0 is none.
     uses: Vec<u64>,
+    /// The first batch of each one's use, as far as this run of the log has come by it.
+    starts: Vec<Option<ChainPlace>>,
     /// The one of the highest sequence.
     open: u32,
     free: u32,
@@ -42,7 +44,8 @@ pub struct Segments {
 impl Segments {
     /// All of them free.
     pub fn new(count: u32) -> Segments {
-        Segments { uses: vec![0; count as usize], open: 0, free: count }
+        let count_of = count as usize;
+        Segments { uses: vec![0; count_of], starts: vec![None; count_of], open: 0, free: count }
     }
 
     /// Notes a use. It must be of a segment of the device that is free or in that very use.
@@ -53,6 +56,19 @@ impl Segments {
         if seq > self.uses[self.open as usize] || self.uses[self.open as usize] == 0 {
             self.open = segment;
         }
+    }
+
+    /// Notes the first batch of a use that was noted.
+    pub fn begin(&mut self, place: ChainPlace) {
+        let used = self.use_of(place.segment);
+        assert!(place.block == 0 && used == Some(place.segment_seq), "{place:?} begins no segment");
+        self.starts[place.segment as usize] = Some(place);
+    }
+
+    /// The first batch of a segment's use: replay may begin with it. Nothing if the segment is free, or if
+    /// replay began behind it.
+    pub fn start_of(&self, segment: u32) -> Option<ChainPlace> {
+        self.starts.get(segment as usize).copied().flatten()
     }
 
     /// The next free segment behind another one, in circular order.
@@ -70,6 +86,7 @@ impl Segments {
     pub fn release(&mut self, segment: u32) {
         let seq = std::mem::replace(&mut self.uses[segment as usize], 0);
         assert!(seq > 0 && segment != self.open, "segment {segment} of use {seq} is released");
+        self.starts[segment as usize] = None;
         self.free += 1;
     }
 
@@ -133,6 +150,18 @@ mod tests {
         assert_eq!(states, [Free, Closed, Open, Closed]);
         let used: Vec<_> = table.used_before(5).iter().map(|u| (u.segment.0, u.seq)).collect();
         assert_eq!(used, [(1, 2), (3, 4)]);
+    }
+
+    #[test]
+    fn a_use_has_a_start_until_it_is_released() {
+        let mut table = Segments::new(2);
+        table.note(1, 7);
+        let place = ChainPlace { segment: 1, segment_seq: 7, ..ChainPlace::default() };
+        table.begin(place);
+        table.note(0, 8);
+        assert_eq!((table.start_of(1), table.start_of(0)), (Some(place), None));
+        table.release(1);
+        assert_eq!((table.start_of(1), table.start_of(9)), (None, None));
     }
 
     #[test]

@@ -348,19 +348,24 @@ impl Writer {
         self.tail.seq += 1;
         self.tail.crc = crc;
         self.tail.predecessor_lost = false;
+        let place = ChainPlace {
+            segment: fields.segment,
+            segment_seq: fields.segment_seq,
+            block: fields.block,
+            seq: fields.seq,
+            previous_crc: fields.previous_crc,
+            boot: fields.boot,
+        };
+        if place.block == 0 {
+            self.segments.begin(place);
+        }
+        let last_record = self.placed;
         self.in_flight.push_back(InFlight {
             seq: fields.seq,
-            last_record: self.placed,
+            last_record,
             done: false,
             crc,
-            place: ChainPlace {
-                segment: fields.segment,
-                segment_seq: fields.segment_seq,
-                block: fields.block,
-                seq: fields.seq,
-                previous_crc: fields.previous_crc,
-                boot: fields.boot,
-            },
+            place,
         });
         if self.planted.is(Bug::AckBeforeDurable) {
             events.push(LogEvent::Durable(RecordSeq(self.placed)));

@@ -21,12 +21,14 @@ pub(super) struct Start {
     pub(super) snapshot: Option<Box<Snapshot>>,
     /// Whether entries do not fit it.
     judged: Option<Result<(), String>>,
+    /// Whether a part of the log is lost.
+    pub(super) damaged: bool,
 }
 
 impl Start {
     pub(super) fn new(config: ShardConfig, now: Time) -> Start {
-        let (took, asked) = (Duration::ZERO, false);
-        Start { config, began: now, took, asked, snapshot: None, judged: None }
+        let (took, asked, damaged) = (Duration::ZERO, false, false);
+        Start { config, began: now, took, asked, snapshot: None, judged: None, damaged }
     }
 }
 

@@ -1,8 +1,9 @@
 //! Making room: the cleaner's turns, and what the shard knows of the room there is.
 
 use super::{Phase, Shard};
-use crate::cleaner::{self, Judge, Taken, Totals};
-use crate::consensus::{Cx, Group, LogRead, Written};
+use crate::checkpoint::{pinned_from, would_be_pinned_from};
+use crate::cleaner::{self, Judge, Levels, Taken, Totals};
+use crate::consensus::{Cx, Group, LogRead, Retention, Written};
 use crate::event::Effect;
 use crate::index::BlockPlace;
 use crate::log::{Location, Log, RecordSeq};
@@ -15,6 +16,19 @@ use basalt_wire::ids::{GroupId, SegmentId};
 use basalt_wire::time::Time;
 use bytes::Bytes;
 use rustc_hash::FxHashMap;
+
+/// What the next checkpoint would bring.
+#[derive(Clone, Copy, Debug, Default)]
+struct Outlook {
+    /// Segments that it would give back if it began now.
+    gives: usize,
+    /// The same once everything recorded is durable, and a batch behind it.
+    gives_later: usize,
+    /// Whether there would be something to clean that the Raft log needs as it is.
+    opens: bool,
+    /// Whether entries that are not applied keep segments: they will be, or be replaced.
+    held_up: bool,
+}
 
 /// What the index and the log say to the cleaner.
 struct Known<'a> {
@@ -54,20 +68,30 @@ impl Shard {
         if self.cleaner.wants_victim() && free <= levels.start && !self.no_victim {
             self.choose_victim();
         }
-        // What is copied needs room itself, and Raft's reserve is not for it.
-        if !self.shared.log.has_room(levels.move_blocks) {
-            return;
-        }
-        if let Some((at, blocks)) = self.cleaner.next_read() {
+        if self.may_copy(&levels)
+            && let Some((at, blocks)) = self.cleaner.next_read()
+        {
             let mut cx = Cx { shared: &mut self.shared, now, out };
             cx.read(LogRead::Cleaner, at, blocks);
         }
     }
 
+    /// What is copied needs room itself, and Raft's reserve is not for it, unless all that is live in the
+    /// victim fits there: then it gives back more than it takes.
+    fn may_copy(&self, levels: &Levels) -> bool {
+        let log = &self.shared.log;
+        let fits = |segment| log.has_room_at_last(levels.copied(live_in(&self.groups, segment)));
+        log.has_room(levels.move_blocks) || self.cleaner.victim().is_some_and(fits)
+    }
+
     /// Whether the clock is needed for it.
     pub(super) fn wants_to_clean(&self) -> bool {
-        let low = |levels: cleaner::Levels| self.shared.room.free <= levels.start;
-        self.cleaner.is_busy() || (self.shared.room.levels.is_some_and(low) && !self.no_victim)
+        let Some(levels) = self.shared.room.levels else { return false };
+        let free = self.shared.room.free;
+        let to_do = !self.no_victim || self.taker.is_under_way();
+        self.cleaner.is_busy()
+            || free <= levels.start && to_do
+            || free <= levels.urgent && self.gain
     }
 
     /// Plans until the next tick: the pace, whether there is anything to clean, and whether a checkpoint
@@ -79,36 +103,69 @@ impl Shard {
         self.no_victim = false;
         self.shared.pressure = free <= levels.urgent;
         if free > levels.start {
+            (self.gain, self.shared.room.hopeless) = (true, None);
             return;
         }
         if self.cleaner.wants_victim() {
             self.choose_victim();
         }
-        let empty = self.given_back_next();
+        let (outlook, before) = (self.outlook(&levels), self.shared.room.hopeless);
         let enough = if free <= levels.urgent { 1 } else { (levels.start - levels.urgent) / 2 };
         // Without a victim only a shorter Raft log makes garbage of what is needed as it is.
-        let cut = self.no_victim && self.taker.would_move(&self.shared.log);
-        if empty >= enough.max(1) as usize || cut {
+        let cut = self.no_victim && outlook.opens;
+        if outlook.gives >= enough.max(1) as usize || cut {
             mark!("checkpoint asked for by the cleaner");
             self.taker.ask();
+        } else if outlook.gives_later > outlook.gives {
+            // Replay can begin later behind a batch that nothing but the need for room brings.
+            mark!("batch written for a checkpoint");
+            self.shared.log.write_on(&mut self.shared.ops);
         }
-        let idle = self.no_victim && !self.cleaner.is_busy() && self.taker.is_idle();
-        let sound = self.groups.iter().all(Group::is_sound);
-        let gain = (empty > 0 || cut || !idle) && sound && !self.taker.is_stopped();
-        if self.shared.room.hopeless == gain {
-            self.shared.room.hopeless = !gain;
+        self.judge_gain(&levels, outlook, cut);
+        // A write may also find room because others were shorter on the device than they might have been.
+        if self.shared.room.hopeless != before || self.shared.log.has_room_above(1, levels.wait) {
             self.let_writes_go_on(now, out);
         }
     }
 
-    /// Segments that the next checkpoint would give back.
-    fn given_back_next(&self) -> usize {
+    /// Judges whether waiting for room makes sense.
+    fn judge_gain(&mut self, levels: &Levels, outlook: Outlook, cut: bool) {
         let log = &self.shared.log;
-        let Some(segments) = log.segments() else { return 0 };
-        let totals = totals(&self.groups);
-        let before = pinned_from(&self.groups, log);
-        let empty = cleaner::garbage_only(segments, &totals, before, 0);
-        empty.into_iter().filter(|id| !log.is_leaving(*id)).count()
+        let idle = self.no_victim && !self.cleaner.is_busy() && !self.taker.is_under_way();
+        let possible = outlook.gives_later.max(outlook.gives) > 0 || cut || outlook.held_up;
+        let sound = self.groups.iter().all(Group::is_sound) && !self.taker.is_stopped();
+        let soon = log.has_leaving() || !self.shared.written.is_empty();
+        let low = !log.has_room_above(self.shared.blocks_ahead(), levels.wait);
+        self.gain = sound && (!idle || possible || soon);
+        self.shared.room.hopeless = (!self.gain && low).then(|| self.shared.recorded());
+    }
+
+    /// What the next checkpoint would bring.
+    fn outlook(&self, levels: &Levels) -> Outlook {
+        let (log, groups) = (&self.shared.log, &self.groups);
+        let (Some(segments), Some(end)) = (log.segments(), log.end()) else {
+            return Outlook::default();
+        };
+        let totals = totals(groups);
+        let retention = Retention::of(&self.shared, groups.len());
+        let pinned = would_be_pinned_from(groups, log, &retention);
+        let gives = |place| {
+            let from = self.taker.replay_from(groups, log, place);
+            let before = pinned.min(from.map_or(0, |from| from.segment_seq));
+            let empty = cleaner::garbage_only(segments, &totals, before, 0);
+            empty.into_iter().filter(|id| !log.is_leaving(*id)).count()
+        };
+        let from = self.taker.replay_from(groups, log, end);
+        let unapplied = groups.iter().any(|group| group.unapplied_at().is_some());
+        let kept = from.map_or(0, |from| from.segment_seq).min(pinned);
+        let cleaned = self.cleaner.cleaned();
+        Outlook {
+            gives: log.durable_place().map_or(0, gives),
+            gives_later: gives(end),
+            opens: pinned > pinned_from(groups, log)
+                && cleaner::best(segments, &totals, levels, pinned, cleaned).is_some(),
+            held_up: unapplied && kept < end.segment_seq,
+        }
     }
 
     fn choose_victim(&mut self) {
@@ -116,9 +173,14 @@ impl Shard {
         else {
             return;
         };
+        let (log, cleaned) = (&self.shared.log, self.cleaner.cleaned());
         let totals = totals(&self.groups);
-        let before = pinned_from(&self.groups, &self.shared.log);
-        let victim = cleaner::best(segments, &totals, &levels, before, self.cleaner.cleaned());
+        let before = pinned_from(&self.groups, log);
+        let victim = match log.has_room(levels.move_blocks) {
+            true => cleaner::best(segments, &totals, &levels, before, cleaned),
+            false => cleaner::emptiest(segments, &totals, &levels, before, cleaned)
+                .filter(|victim| log.has_room_at_last(levels.copied(victim.live))),
+        };
         match victim {
             Some(victim) => {
                 let blocks = self.shared.log.segment_blocks();
@@ -185,8 +247,7 @@ impl Shard {
         let reserved = self.shared.limits.segments_reserved;
         let (total, blocks) = (log.segments_total(), log.segment_blocks());
         self.shared.room.free = log.segments_free();
-        self.shared.room.levels =
-            self.taker.is_on().then(|| cleaner::Levels::of(total, blocks, reserved));
+        self.shared.room.levels = self.taker.is_on().then(|| Levels::of(total, blocks, reserved));
         debug_assert!(matches!(self.phase, Phase::Running | Phase::Opening | Phase::Draining));
     }
 }
@@ -196,12 +257,9 @@ pub fn totals(groups: &[Group]) -> Totals {
     Totals::of(groups.iter().map(|group| group.replica.usage()))
 }
 
-/// The sequence of the first use of a segment that some group's Raft log needs: those before it hold
-/// only what the index needs.
-pub fn pinned_from(groups: &[Group], log: &Log) -> u64 {
-    let Some(segments) = log.segments() else { return 0 };
-    let pins = groups.iter().filter_map(Group::pins);
-    pins.filter_map(|segment| segments.use_of(segment.0)).min().unwrap_or(u64::MAX)
+/// Live blocks of one segment.
+fn live_in(groups: &[Group], segment: SegmentId) -> u32 {
+    groups.iter().map(|group| group.replica.usage().live(segment)).sum()
 }
 
 fn tell(out: &mut Vec<Effect>, segment: SegmentId, what: &str) {

@@ -28,7 +28,10 @@ impl Shard {
                 }
                 LogEvent::CheckpointReplayed => self.judge_checkpoint(),
                 LogEvent::CheckpointRefused(reason) => self.checkpoint_refused(&reason, out),
-                LogEvent::Damaged(damage) => self.damaged(damage, out),
+                LogEvent::Damaged(damage) => {
+                    self.start.damaged = true;
+                    self.damaged(damage, out);
+                }
                 LogEvent::Opened(report) => self.opened(now, report, out),
                 LogEvent::OpenFailed(reason) => {
                     let text = format!("the device can not be opened: {reason}");
@@ -84,6 +87,9 @@ impl Shard {
         self.next_tick = now + self.shared.timing.tick;
         let states = std::mem::take(&mut self.opening);
         self.restore(snapshot);
+        if self.start.damaged {
+            self.taker.damaged(&self.shared.log);
+        }
         let mut cx = Cx { shared: &mut self.shared, now, out };
         for (group, state) in self.groups.iter_mut().zip(states) {
             group.open(&mut cx, state);

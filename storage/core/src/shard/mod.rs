@@ -9,7 +9,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 
-pub use cleaning::{pinned_from, totals};
+pub use cleaning::totals;
 pub use space::{Space, VolumeSpace};
 pub use status::{GroupRole, GroupStatus, Phase, ProposedCounts, ShardStatus};
 
@@ -55,6 +55,8 @@ pub struct Shard {
     cleaner: Cleaner,
     /// Whether there was nothing to clean when it was looked for last.
     no_victim: bool,
+    /// Whether, as of the last tick, something is under way or can be done that gives segments back.
+    gain: bool,
 }
 
 struct Drain {
@@ -94,6 +96,7 @@ impl Shard {
             start: Start::new(config, now),
             cleaner: Cleaner::default(),
             no_victim: false,
+            gain: false,
         };
         shard.find_checkpoint(out);
         shard

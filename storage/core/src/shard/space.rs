@@ -1,6 +1,37 @@
-//! Every byte of a device has an owner.
+//! Every byte of a device has an owner, and room comes back.
+//!
+//! While no more is live than [`Space::capacity`], writes that wait for room get it. A closed segment that
+//! is not all live is kept by one of these, and each has somebody who ends it and something that wakes him:
+//!
+//! * **Live blocks**: the cleaner moves them. It goes on with each turn while it reads a victim, and with the
+//!   tick, which does not stop while segments are few and there is something to clean.
+//! * **Entries that the Raft log holds and that are applied**: a checkpoint gives them up, all of them once
+//!   room is urgent. The tick asks for one that gives segments back or gives the cleaner a victim.
+//! * **Entries that are not applied**: their group commits or replaces them. It does not sleep before, so
+//!   Raft's clock runs.
+//! * **Replay begins before it**: the next checkpoint begins behind all that is applied, or in the segment of
+//!   the first entry that is not. If it could begin later behind one more batch, the tick has that written.
+//! * **A checkpoint that is being encoded, or waits until what was recorded is durable**: each turn goes on
+//!   with it. On a full log, where nothing becomes durable any more, it does not wait.
+//! * **A checkpoint that is being saved**: the store's answer.
+//! * **Reads of a segment that was given back**: their end.
+//!
+//! So no checkpoint waits for ever for entries of a group that can not go on: what such a group's replica
+//! waits for may be the room, or the state that came in pages, which this very checkpoint brings. What
+//! entries that are not applied keep is bounded by what leaders have under way.
+//!
+//! The cleaner gains a segment whenever its candidates hold more garbage than one takes. With the open
+//! segment and the levels of [`Levels`] that is so while live data is within the capacity. It copies
+//! above Raft's reserve, or into it if all that is live in a victim fits there: then it takes less than it gives.
+//!
+//! What waits for room is looked at again when segments become free, when a follower tells that it has room,
+//! and at each tick at which there is room. Where none of the above applies (what is live is beyond the
+//! capacity, or blocks that rot keep their segments) nothing is to be waited for: then writes are refused.
+//! That is judged at a tick, and holds until something is recorded. The simulator watches that on no node
+//! that is short of room, and holds less than its capacity, everything stands still.
 
-use super::{Shard, pinned_from, totals};
+use super::{Shard, totals};
+use crate::checkpoint::pinned_from;
 use crate::cleaner::Levels;
 use crate::log::SegmentState;
 use basalt_wire::block::BLOCK_BYTES;

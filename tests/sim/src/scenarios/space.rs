@@ -82,15 +82,7 @@ pub fn overwritten_many_times(set: Setup) -> World {
 pub fn filled_and_emptied(set: Setup) -> World {
     let mut s = device(set, 18, Families::NONE.with(Family::Full));
     for round in 0..2 {
-        let before = s.world.counts.errors;
-        let mut block = 0;
-        while s.world.counts.errors == before && block < 1020 {
-            s.ask(Kind::Write, block, 4);
-            s.wait_answers(60_000);
-            block += 4;
-        }
-        let full = s.world.counts.errors > before;
-        s.must(full, || format!("the device never was full in round {round}"));
+        fill(&mut s, round);
         let errors = s.world.counts.errors;
         (0..8).for_each(|n| s.ask(Kind::Read, n * 16, 4));
         s.wait_answers(30_000);
@@ -116,6 +108,65 @@ pub fn filled_and_emptied(set: Setup) -> World {
         s.must(!failed, || "there is no room although all was unmapped".to_owned());
     }
     s.end()
+}
+
+/// A device is full again and again. Elections, restarts and attachments work, reads and discards go on,
+/// and writes go on by themselves once something was discarded.
+pub fn full_again_and_again(set: Setup) -> World {
+    let mut s = device(set, 20, Families::NONE.with(Family::Full));
+    let mut dice = dice(set.seed);
+    for round in 0..3 {
+        fill(&mut s, round);
+        match round {
+            0 => {
+                let leader = s.wait_leader(None, 20_000);
+                s.power_cut(leader, *dice.pick(&CutPolicy::ALL));
+                s.wait_leader(Some(leader), 20_000);
+                s.pass(dice.within(100, 2_000));
+                s.start(leader);
+            }
+            1 => {
+                (0..3).for_each(|n| s.kill(n));
+                (0..3).for_each(|n| s.start(n));
+            }
+            _ => {
+                s.attach_elsewhere();
+            }
+        }
+        s.wait("the session goes on", 30_000, |w, c| w.client(c).ready.is_some());
+        let errors = s.world.counts.errors;
+        (0..8).for_each(|n| s.ask(Kind::Read, n * 16, 4));
+        s.wait_answers(60_000);
+        // A little room is enough for a little data.
+        let at = dice.below(4) * 32;
+        s.ask(Kind::Unmap, at, 32);
+        s.wait_answers(60_000);
+        s.pass(2_000);
+        s.ask(Kind::Write, at, 4);
+        s.wait_answers(60_000);
+        let failed = s.world.counts.errors > errors;
+        s.must(!failed, || format!("a full device does not go on in round {round}"));
+        for block in (0..1020).step_by(60) {
+            s.ask(Kind::Unmap, block, 60);
+        }
+        s.wait_answers(60_000);
+        s.pass(2_000);
+    }
+    s.ask(Kind::Write, 5, 4);
+    s.wait_answers(60_000);
+    s.end()
+}
+
+/// Writes until a write is refused.
+fn fill(s: &mut Script, round: u32) {
+    let (before, mut block) = (s.world.counts.errors, 0);
+    while s.world.counts.errors == before && block < 1020 {
+        s.ask(Kind::Write, block, 4);
+        s.wait_answers(60_000);
+        block += 4;
+    }
+    let full = s.world.counts.errors > before;
+    s.must(full, || format!("the device never was full in round {round}"));
 }
 
 /// One node after the other loses power at a moment of its own, again and again.

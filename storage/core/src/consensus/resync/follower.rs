@@ -473,6 +473,15 @@ impl Group {
         }
     }
 
+    /// The next checkpoint has older entries replayed than was noted. What is held here beyond the state
+    /// would be taken for a part of the log again: then the promise does not hold.
+    pub fn withdraw_restore(&mut self) {
+        let last = self.raft.as_ref().map_or(0, |raft| raft.store().last());
+        if let Some(session) = &mut self.session {
+            session.promised &= session.start.is_some_and(|(start, _)| last < start.0);
+        }
+    }
+
     /// Whether the next checkpoint begins with this replica's going over.
     pub fn will_restore(&self) -> bool {
         self.session.as_ref().is_some_and(|session| session.promised)

@@ -315,7 +315,7 @@ impl Net {
             Frame::Raft(message) => message.from,
             Frame::LogDamaged { node, .. } => *node,
             Frame::AskLeadership { candidate, .. } => *candidate,
-            Frame::Sleep { .. } => from.node,
+            Frame::Sleep { .. } | Frame::Score(_) => from.node,
             other => {
                 let text = format!("a peer may not send a {}", frame_name(other));
                 return self.fail(handle, &text, now);
@@ -685,6 +685,7 @@ pub(crate) fn frame_name(frame: &Frame) -> &'static str {
         Frame::AskLeadership { .. } => "request for leadership",
         Frame::LogDamaged { .. } => "report of a damaged log",
         Frame::Sleep { .. } => "request to sleep",
+        Frame::Score(_) => "score",
         Frame::Ping { .. } => "Ping",
         Frame::Pong { .. } => "Pong",
     }

@@ -2,8 +2,8 @@ use super::*;
 use crate::buffer::Payload;
 use crate::command::BlockRange;
 use crate::frame::{
-    Frame, Hello, PROTOCOL_VERSION, RaftEntry, RaftMessage, Refusal, Reply, ReplyResult, Request,
-    RequestOp, Role, Welcome,
+    Frame, Hello, NodeScore, PROTOCOL_VERSION, RaftEntry, RaftMessage, Refusal, Reply, ReplyResult,
+    Request, RequestOp, Role, Welcome,
 };
 use crate::ids::{
     Address, ClusterId, Epoch, Generation, GroupId, Incarnation, LogIndex, NodeId, RequestId,
@@ -225,13 +225,22 @@ fn reply() -> impl Strategy<Value = Frame> {
 }
 
 fn small() -> impl Strategy<Value = Frame> {
-    (any::<(u32, u64, u64)>(), 1..u32::MAX, 0..5).prop_map(|((group, a, b), node, which)| {
+    (any::<(u32, u64, u64)>(), 1..u32::MAX, 0..6).prop_map(|((group, a, b), node, which)| {
         let group = GroupId(group);
         match which {
             0 => Frame::AskLeadership { group, candidate: NodeId(node) },
             1 => Frame::LogDamaged { group, node: NodeId(node), intact: LogIndex(a) },
             2 => Frame::Sleep { group, term: Term(a), commit: LogIndex(b) },
             3 => Frame::Ping { nonce: a },
+            4 => Frame::Score(NodeScore {
+                window: group.0,
+                write_nanos: a,
+                read_nanos: b,
+                stamp: a.max(1),
+                echo: b,
+                held_nanos: a,
+                paths: (1..=node % 9).map(|n| (NodeId(n), b)).collect(),
+            }),
             _ => Frame::Pong { nonce: b },
         }
     })
@@ -306,6 +315,15 @@ fn samples() -> Vec<Frame> {
         }),
         reply(ReplyResult::Extents { index: LogIndex(9), runs: vec![(1000, true), (24, false)] }),
         reply(ReplyResult::Refused(Refusal::NoSpace)),
+        Frame::Score(NodeScore {
+            window: 7,
+            write_nanos: 60_000,
+            read_nanos: 0,
+            stamp: 1,
+            echo: 2,
+            held_nanos: 3,
+            paths: vec![(NodeId(1), 40_000), (NodeId(3), 50_000)],
+        }),
     ]
 }
 

@@ -70,6 +70,10 @@ pub enum Bug {
     DeltaLost,
     /// Dropping a snapshot gives back what an older one needs.
     MergeDropsOlder,
+    /// A leader that is much slower than the others goes on leading.
+    SlowLeaderStays,
+    /// A leader that is slow hands over although the others are no faster.
+    HandsOverWhenAllSlow,
 }
 
 /// The bug that is planted in this run, if any.

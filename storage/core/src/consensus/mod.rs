@@ -20,6 +20,7 @@ mod health;
 mod outbox;
 mod propose;
 mod ready;
+mod relief;
 mod shared;
 mod table;
 

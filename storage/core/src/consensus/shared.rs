@@ -5,6 +5,7 @@ use crate::event::{Effect, LinkId};
 use crate::log::{Log, Record, RecordSeq};
 use crate::planted::{Bug, Planted};
 use crate::replica::Plan;
+use crate::score::Scores;
 use crate::shard::ProposedCounts;
 use basalt_wire::frame::{Frame, Reply, ReplyResult};
 use basalt_wire::ids::{Address, GroupId, NodeId, RequestId};
@@ -163,6 +164,11 @@ pub struct Shared {
     pub catch_up_bytes: usize,
     /// Whether checkpoints are taken.
     pub checkpoints: bool,
+    /// How fast this shard and its peers are.
+    pub scores: Scores,
+    /// Followers that have so much under way that they are sent more only as they acknowledge it. Seen
+    /// anew at each tick.
+    pub choked: BTreeSet<NodeId>,
 }
 
 impl Shared {
@@ -194,6 +200,8 @@ impl Shared {
             recorded_bytes: 0,
             catch_up_bytes: CATCH_UP_MIN,
             checkpoints: config.checkpoint_bytes > 0,
+            choked: BTreeSet::new(),
+            scores: Scores::new(config.address.node, config.timing.tick, config.planted),
         }
     }
 

@@ -3,6 +3,7 @@
 mod checkpoints;
 mod log_events;
 mod request;
+mod scores;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -70,6 +71,9 @@ impl Shard {
         let cx = Cx { shared: &mut shared, now, out };
         let groups: Vec<Group> =
             configs.iter().enumerate().map(|(slot, group)| Group::new(group, slot, &cx)).collect();
+        for voter in groups.iter().flat_map(Group::voters) {
+            shared.scores.add_peer(voter.node);
+        }
         let taker = Taker::new(&config);
         let next_tick = now + config.timing.tick;
         let mut shard = Shard {
@@ -104,6 +108,7 @@ impl Shard {
             Event::Propose { token, command } => self.propose(now, token, command, out),
             Event::Peer { from, frame } if self.serves() => self.peer(now, from, frame, out),
             Event::PeerLink { peer, up } => {
+                self.shared.scores.peer_link(peer);
                 let changed =
                     if up { self.shared.down.remove(&peer) } else { self.shared.down.insert(peer) };
                 if self.serves() && (changed || up) {
@@ -118,7 +123,7 @@ impl Shard {
             // An answer to a link that is gone is dropped by the driver.
             Event::LinkClosed { .. } | Event::Peer { .. } => {}
         }
-        self.flush_ops(out);
+        self.flush_ops(now, out);
     }
 
     /// Ends a turn, after all its events: proposes, steps groups, writes the log, sends.
@@ -137,7 +142,7 @@ impl Shard {
             self.shared.log.seal_if_idle(now, &mut self.shared.ops);
             self.take_checkpoint(out);
         }
-        self.flush_ops(out);
+        self.flush_ops(now, out);
     }
 
     /// When [`Shard::end_turn`] must be called at the latest.
@@ -171,6 +176,7 @@ impl Shard {
             pending_bytes: self.shared.pending_bytes,
             log: self.shared.log.counts(),
             proposed: self.shared.proposed,
+            scores: self.shared.scores.status(),
         }
     }
 
@@ -214,11 +220,15 @@ impl Shard {
         self.groups.iter_mut().for_each(|group| run(group, &mut cx));
     }
 
-    fn flush_ops(&mut self, out: &mut Vec<Effect>) {
+    fn flush_ops(&mut self, now: Time, out: &mut Vec<Effect>) {
+        if self.serves() {
+            self.shared.ops.iter().for_each(|op| self.shared.scores.began(op, now));
+        }
         out.extend(self.shared.ops.drain(..).map(Effect::Disk));
     }
 
     fn disk(&mut self, now: Time, done: DiskDone, out: &mut Vec<Effect>) {
+        self.shared.scores.ended(done.token, now);
         let mut events = std::mem::take(&mut self.events);
         self.shared.log.on_disk(done, &mut self.shared.ops, &mut events);
         self.log_events(now, &mut events, out);
@@ -245,6 +255,8 @@ impl Shard {
             // must be seen before anybody draws conclusions from silence.
             self.next_tick = (self.next_tick + tick).max(now + tick / 2);
             self.shared.set_pace();
+            self.tell_scores(now, out);
+            self.find_choked();
             self.each(now, out, |group, cx| group.tick(cx));
         }
         self.each(now, out, |group, cx| {
@@ -299,6 +311,7 @@ impl Shard {
             Frame::Sleep { group, term, commit } => {
                 self.with(now, out, group, |group, _| group.sleep(from, term, commit));
             }
+            Frame::Score(score) => self.shared.scores.take(from.node, score, now),
             // Handshakes, pings, requests and replies are the links' matter.
             _ => {}
         }

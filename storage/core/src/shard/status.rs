@@ -1,6 +1,7 @@
 //! What a shard says about itself.
 
 use crate::log::{LogCounts, OpenReport};
+use crate::score::ScoreStatus;
 use basalt_wire::ids::{GroupId, LogIndex, NodeId, Term};
 use std::time::Duration;
 
@@ -86,6 +87,8 @@ pub struct ShardStatus {
     pub log: LogCounts,
     /// What the replicas proposed since then.
     pub proposed: ProposedCounts,
+    /// How fast this shard's device and those of its peers are; this one first.
+    pub scores: Vec<ScoreStatus>,
 }
 
 /// What leaders proposed: `commands / entries` is how well a turn's requests are packed.

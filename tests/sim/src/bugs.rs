@@ -3,7 +3,7 @@
 use basalt_core::planted::Bug;
 
 /// Every planted bug, with its name on the command line.
-pub const ALL: [(Bug, &str); 30] = [
+pub const ALL: [(Bug, &str); 32] = [
     (Bug::AckBeforeDurable, "ack-before-durable"),
     (Bug::NoFlush, "no-flush"),
     (Bug::DurableOutOfOrder, "durable-out-of-order"),
@@ -34,6 +34,8 @@ pub const ALL: [(Bug, &str); 30] = [
     (Bug::SnapshotAcrossCommit, "snapshot-across-commit"),
     (Bug::DeltaLost, "delta-lost"),
     (Bug::MergeDropsOlder, "merge-drops-older"),
+    (Bug::SlowLeaderStays, "slow-leader-stays"),
+    (Bug::HandsOverWhenAllSlow, "hands-over-when-all-slow"),
 ];
 
 /// The bug of a name.

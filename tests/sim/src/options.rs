@@ -72,11 +72,15 @@ pub enum Family {
     Grow,
     /// Snapshots taken, dropped and read.
     Snapshot,
+    /// One node's disk is a hundred times slower for the whole run.
+    GrayDisk,
+    /// All links of one node are a hundred times slower for the whole run.
+    GrayLink,
 }
 
 impl Family {
     /// All families.
-    pub const ALL: [Family; 18] = [
+    pub const ALL: [Family; 20] = [
         Family::Delay,
         Family::Reset,
         Family::Clog,
@@ -95,6 +99,8 @@ impl Family {
         Family::Full,
         Family::Grow,
         Family::Snapshot,
+        Family::GrayDisk,
+        Family::GrayLink,
     ];
 
     /// Its name on the command line.
@@ -118,6 +124,8 @@ impl Family {
             Family::Full => "full",
             Family::Grow => "grow",
             Family::Snapshot => "snapshot",
+            Family::GrayDisk => "gray-disk",
+            Family::GrayLink => "gray-link",
         }
     }
 
@@ -252,7 +260,7 @@ pub struct Options {
     /// What may go wrong.
     pub families: Families,
     /// Mean time between two faults, by family.
-    pub pace: [u64; 18],
+    pub pace: [u64; 20],
     /// Whether disks have a volatile cache.
     pub volatile: bool,
     /// Whether a durable write flushes the whole cache.

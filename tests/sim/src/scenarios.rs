@@ -3,6 +3,7 @@
 //! Each is played with a few seeds, for the seed still decides latencies and the order of events of
 //! one instant. What must hold is mostly what the checkers watch in every run.
 
+mod gray;
 mod growth;
 mod links;
 mod room;
@@ -71,6 +72,11 @@ pub fn all() -> Vec<Scenario> {
         s("returns-with-a-higher-term", 4, links::returns_with_a_higher_term),
         s("grown-volume-under-a-session-that-is-over", 8, growth::session_that_is_over),
         s("grown-volume-after-power-cuts", 6, growth::power_cuts),
+        s("slow-leader-hands-over", 6, gray::slow_leader),
+        s("leader-with-slow-links-hands-over", 4, gray::slow_links),
+        s("slow-follower-holds-up-nobody", 6, gray::slow_follower),
+        s("everything-slow-and-nobody-hands-over", 4, gray::all_slow),
+        s("device-that-flaps-between-slow-and-fast", 4, gray::flapping),
         s("full-device-elects-attaches-and-restarts", 6, room::full_device_elects),
         s("reserve-of-a-full-device-is-used-up", 4, room::reserve_is_used_up),
         s("start-from-a-checkpoint-after-crashes-while-one-is-taken", 8, checkpoint_crashes),

@@ -1,6 +1,6 @@
 //! The world: nodes, clients, links and the heap of events, with the loop that runs them.
 
-use crate::actor::{Attributed, SimClient};
+use crate::actor::{Attributed, Latency, SimClient};
 use crate::check::oracle::Oracle;
 use crate::check::raft::RaftMonitor;
 use crate::check::register::Moment;
@@ -103,6 +103,8 @@ pub struct World {
     pub ending: Option<Ending>,
     /// Whether a script decides when the run ends.
     pub scripted: bool,
+    /// How long operations took, if a script runs.
+    pub latencies: Vec<Latency>,
     /// Whether some node's log ran out of segments.
     pub ran_full: bool,
     /// Whether the run ended with work left over, because logs are full.
@@ -160,6 +162,7 @@ impl World {
             probes: Vec::new(),
             ending: None,
             scripted: false,
+            latencies: Vec::new(),
             ran_full: false,
             ended_full: false,
             damaged: false,

@@ -3,7 +3,10 @@
 use crate::daemon::Daemon;
 use crate::engine::Engine;
 use basalt_api::dial;
-use basalt_api::v1::{Cluster, GetReportRequest, Group, Health, Member, Node, NodeReport, Replica};
+use basalt_api::v1::{
+    Cluster, GetReportRequest, Group, Health, Member, Node, NodeReport, Replica, Score,
+};
+use basalt_core::score::ScoreStatus;
 use basalt_core::shard::{GroupRole, Phase, ShardStatus};
 use basalt_node::{HostState, ReactorStatus};
 use basalt_wire::ids::GroupId;
@@ -41,6 +44,7 @@ pub async fn report(daemon: &Daemon) -> Result<NodeReport, Status> {
         node.device_bytes = u64::from(shard.segments_total) * segment;
         node.free_bytes = u64::from(shard.segments_free) * segment;
         node.checkpoint = shard.checkpoint;
+        node.scores = shard.scores.iter().map(score_of).collect();
         if let Some(opened) = &shard.open_report {
             node.replayed_bytes = opened.bytes;
             node.opened_from_checkpoint = opened.checkpoint.unwrap_or(0);
@@ -179,6 +183,47 @@ fn replicas_of(shard: &ShardStatus) -> Vec<Replica> {
     groups.collect()
 }
 
+fn score_of(score: &ScoreStatus) -> Score {
+    let micros = |time: Option<Duration>| time.map_or(0, |time| time.as_micros().max(1) as u64);
+    Score {
+        node: score.node.0,
+        write_microseconds: micros(score.write),
+        read_microseconds: micros(score.read),
+        way_microseconds: micros(score.way),
+        slow: score.slow_for.is_some(),
+        slow_seconds: score.slow_for.map_or(0, |time| time.as_secs()),
+    }
+}
+
+/// What most of the nodes say of one that they hold for slow, in words.
+fn slowness(node: &Node, nodes: &[Node]) -> Option<String> {
+    let of = |at: &Node| at.scores.iter().find(|score| score.node == node.id).copied();
+    let views: Vec<Score> = nodes.iter().filter(|n| works(n)).filter_map(of).collect();
+    let slow: Vec<&Score> = views.iter().filter(|view| view.slow).collect();
+    if 2 * slow.len() <= views.len() {
+        return None;
+    }
+    let seconds = slow.iter().map(|view| view.slow_seconds).max().unwrap_or(0);
+    let name = &node.name;
+    let write = of(node).map_or(0, |own| own.write_microseconds);
+    let others = nodes.iter().filter(|other| other.id != node.id);
+    let own_of = |n: &Node| n.scores.iter().find(|s| s.node == n.id).map(|s| s.write_microseconds);
+    let best = others.filter_map(own_of).filter(|micros| *micros > 0).min().unwrap_or(0);
+    if write > 2 * best {
+        let (write, best) = (write as f64 / 1e3, best as f64 / 1e3);
+        return Some(format!(
+            "the device of '{name}' has been slow for {seconds} s: a log write takes {write:.1} ms \
+             there and {best:.1} ms elsewhere"
+        ));
+    }
+    let way = views.iter().map(|view| view.way_microseconds).filter(|micros| *micros > 0).min();
+    let way = way.unwrap_or(0) as f64 / 1e3;
+    Some(format!(
+        "the links of '{name}' have been slow for {seconds} s: it takes {way:.1} ms to reach it and \
+         come back"
+    ))
+}
+
 fn group_of(id: String, voters: &[u32], nodes: &[Node], reports: &[NodeReport]) -> Group {
     let reachable = |node: u32| nodes.iter().any(|n| n.id == node && works(n));
     let views = reports.iter().flat_map(|report| report.replicas.iter().filter(|r| r.group == id));
@@ -239,6 +284,10 @@ fn judge(nodes: &[Node], groups: &[Group]) -> (Health, String) {
         let text = format!("the data path of {} does not reach every node", unlinked.join(", "));
         return (Health::Degraded, text);
     }
+    let slow: Vec<String> = nodes.iter().filter_map(|node| slowness(node, nodes)).collect();
+    if !slow.is_empty() {
+        return (Health::Degraded, format!("volumes work, but {}", slow.join(", ")));
+    }
     let unserved: Vec<String> = nodes
         .iter()
         .flat_map(|node| node.not_serving.iter().map(move |(volume, why)| (node, volume, why)))
@@ -296,6 +345,43 @@ mod tests {
         let (health, text) = judge(&nodes, &[]);
         assert_eq!(health, Health::Degraded);
         assert!(text.contains("'n2' does not serve 'demo'") && text.contains("stopping"), "{text}");
+    }
+
+    #[test]
+    fn a_slow_device_and_slow_links_are_named() {
+        let mut nodes: Vec<Node> = (1..=3).map(|n| node(n, true)).collect();
+        let writes = [7_000, 70, 60];
+        for n in &mut nodes {
+            n.scores = (1..=3)
+                .zip(writes)
+                .map(|(node, write_microseconds)| {
+                    let (slow, slow_seconds) = (node == 1, if node == 1 { 42 } else { 0 });
+                    let way_microseconds = if node == n.id { 0 } else { 30_000 };
+                    let read_microseconds = 0;
+                    Score {
+                        node,
+                        write_microseconds,
+                        read_microseconds,
+                        way_microseconds,
+                        slow,
+                        slow_seconds,
+                    }
+                })
+                .collect();
+        }
+        let (health, text) = judge(&nodes, &[]);
+        assert_eq!(health, Health::Degraded);
+        assert!(text.contains("the device of 'n1' has been slow for 42 s"), "{text}");
+        assert!(text.contains("7.0 ms there and 0.1 ms elsewhere"), "{text}");
+        for n in &mut nodes {
+            n.scores[0].write_microseconds = 80;
+        }
+        let (_, text) = judge(&nodes, &[]);
+        assert!(text.contains("the links of 'n1'") && text.contains("30.0 ms"), "{text}");
+        // One node alone is not believed.
+        nodes[1].scores[0].slow = false;
+        nodes[2].scores[0].slow = false;
+        assert_eq!(judge(&nodes, &[]).0, Health::Ok);
     }
 
     #[test]

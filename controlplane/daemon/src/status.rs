@@ -6,7 +6,7 @@ use basalt_api::dial;
 use basalt_api::v1::{
     Cluster, GetReportRequest, Group, Health, Member, Node, NodeReport, Replica, Score,
 };
-use basalt_core::score::ScoreStatus;
+use basalt_core::score::{ScoreStatus, WAY_FREE};
 use basalt_core::shard::{GroupRole, Phase, ShardStatus};
 use basalt_node::{HostState, ReactorStatus};
 use basalt_wire::ids::GroupId;
@@ -195,6 +195,9 @@ fn score_of(score: &ScoreStatus) -> Score {
     }
 }
 
+/// Microseconds by which a device is slower than another, if it is worth a word.
+const NOTABLE_MICROS: u64 = 1_000;
+
 /// What most of the nodes say of one that they hold for slow, in words.
 fn slowness(node: &Node, nodes: &[Node]) -> Option<String> {
     let of = |at: &Node| at.scores.iter().find(|score| score.node == node.id).copied();
@@ -203,13 +206,14 @@ fn slowness(node: &Node, nodes: &[Node]) -> Option<String> {
     if 2 * slow.len() <= views.len() {
         return None;
     }
+    // Only what is so now is said: a verdict takes a little longer to end than what it is about.
     let seconds = slow.iter().map(|view| view.slow_seconds).max().unwrap_or(0);
     let name = &node.name;
     let write = of(node).map_or(0, |own| own.write_microseconds);
     let others = nodes.iter().filter(|other| other.id != node.id);
     let own_of = |n: &Node| n.scores.iter().find(|s| s.node == n.id).map(|s| s.write_microseconds);
     let best = others.filter_map(own_of).filter(|micros| *micros > 0).min().unwrap_or(0);
-    if write > 2 * best {
+    if write > 2 * best && write >= best + NOTABLE_MICROS {
         let (write, best) = (write as f64 / 1e3, best as f64 / 1e3);
         return Some(format!(
             "the device of '{name}' has been slow for {seconds} s: a log write takes {write:.1} ms \
@@ -217,7 +221,7 @@ fn slowness(node: &Node, nodes: &[Node]) -> Option<String> {
         ));
     }
     let way = views.iter().map(|view| view.way_microseconds).filter(|micros| *micros > 0).min();
-    let way = way.unwrap_or(0) as f64 / 1e3;
+    let way = way.filter(|micros| u128::from(*micros) > WAY_FREE.as_micros())? as f64 / 1e3;
     Some(format!(
         "the links of '{name}' have been slow for {seconds} s: it takes {way:.1} ms to reach it and \
          come back"
@@ -378,6 +382,14 @@ mod tests {
         }
         let (_, text) = judge(&nodes, &[]);
         assert!(text.contains("the links of 'n1'") && text.contains("30.0 ms"), "{text}");
+        // What is over is not said, however long the verdict stays.
+        for n in &mut nodes {
+            n.scores.iter_mut().for_each(|score| score.way_microseconds = 200);
+        }
+        assert_eq!(judge(&nodes, &[]).0, Health::Ok);
+        for n in &mut nodes {
+            n.scores.iter_mut().for_each(|score| score.way_microseconds = 30_000);
+        }
         // One node alone is not believed.
         nodes[1].scores[0].slow = false;
         nodes[2].scores[0].slow = false;

@@ -130,6 +130,8 @@ pub struct NodeScore {
     pub echo: u64,
     /// Nanoseconds since that one had arrived.
     pub held_nanos: u64,
+    /// By how many nanoseconds turns of the sender came late lately, at most: no fault of device or link.
+    pub late_nanos: u64,
     /// Nanoseconds to each peer and back, where they are known: at most
     /// [`SCORE_PATHS_MAX`](crate::codec::SCORE_PATHS_MAX).
     pub paths: Vec<(NodeId, u64)>,

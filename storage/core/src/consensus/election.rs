@@ -270,7 +270,7 @@ impl Group {
             if prefer != self.me && self.may_place(cx, prefer) {
                 self.transfer(cx, prefer);
             }
-        } else if prefer == self.me && !cx.shared.scores.is_slow(self.me) {
+        } else if prefer == self.me && cx.shared.scores.is_trusted(self.me) {
             let Some(leader) = self.leader().and_then(|l| self.address_of(u64::from(l.0))) else {
                 return;
             };
@@ -304,7 +304,7 @@ impl Group {
         let kept = self.election.prefer == Some(node)
             && self.election.in_pace.is_some_and(|since| cx.shared.tick >= since + patience);
         let idle = cx.now.since(self.election.active_at) >= cx.shared.timing.tick * 10;
-        if cx.shared.scores.is_slow(node) {
+        if !cx.shared.scores.is_trusted(node) {
             mark!("slow node is not given its group");
             return false;
         }

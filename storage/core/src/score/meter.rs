@@ -34,9 +34,10 @@ struct Operation {
 }
 
 impl Operation {
-    /// Nanoseconds that it took until `now`, as if it were a small one.
-    fn nanos(&self, now: Time) -> u64 {
-        per_operation(now.0.saturating_sub(self.began.0), self.bytes)
+    /// Nanoseconds that it took until `now`, as if it were a small one. Of these `late` are the shard's.
+    fn nanos(&self, now: Time, late: u64) -> u64 {
+        let age = now.0.saturating_sub(self.began.0);
+        per_operation(age.saturating_sub(late).max(1), self.bytes)
     }
 }
 
@@ -55,10 +56,10 @@ impl Meter {
         }
     }
 
-    /// An operation ended.
-    pub fn ended(&mut self, token: OpToken, now: Time) {
+    /// An operation ended. The shard may hear of it `late` nanoseconds later than it could.
+    pub fn ended(&mut self, token: OpToken, now: Time, late: u64) {
         if let Some(at) = self.under_way.iter().position(|op| op.token == token) {
-            let nanos = self.under_way.swap_remove(at).nanos(now);
+            let nanos = self.under_way.swap_remove(at).nanos(now, late);
             self.add(nanos);
         }
     }
@@ -71,8 +72,8 @@ impl Meter {
 
     /// Ends a window of so many nanoseconds, if it has enough in it. An operation that is under way for
     /// longer than the window says as much as many that ended.
-    pub fn close(&mut self, now: Time, window_nanos: u64) -> bool {
-        let ages = self.under_way.iter().map(|op| op.nanos(now));
+    pub fn close(&mut self, now: Time, window_nanos: u64, late: u64) -> bool {
+        let ages = self.under_way.iter().map(|op| op.nanos(now, late));
         let overdue: Vec<u64> = ages.filter(|nanos| *nanos >= window_nanos).collect();
         if self.count < OPERATIONS_MIN && overdue.is_empty() {
             return false;
@@ -109,7 +110,7 @@ mod tests {
         let mut meter = Meter::default();
         for (token, nanos) in (0..).zip(nanos) {
             meter.began(token, 0, Time(1_000));
-            meter.ended(token, Time(1_000 + nanos));
+            meter.ended(token, Time(1_000 + nanos), 0);
         }
         meter
     }
@@ -117,12 +118,12 @@ mod tests {
     #[test]
     fn a_window_needs_some_operations() {
         let mut meter = measured(&[100, 200, 300]);
-        assert!(!meter.close(Time(5_000), WINDOW));
+        assert!(!meter.close(Time(5_000), WINDOW, 0));
         meter.began(9, 0, Time(0));
-        meter.ended(9, Time(1_400));
-        assert!(meter.close(Time(5_000), WINDOW));
+        meter.ended(9, Time(1_400), 0);
+        assert!(meter.close(Time(5_000), WINDOW, 0));
         assert_eq!((meter.mean(), meter.worst()), (500, 1_400));
-        assert!(!meter.close(Time(6_000), WINDOW), "the next window is empty");
+        assert!(!meter.close(Time(6_000), WINDOW, 0), "the next window is empty");
         assert_eq!(meter.mean(), 500, "the last figure stands");
     }
 
@@ -130,10 +131,10 @@ mod tests {
     fn an_operation_that_never_ends_counts() {
         let mut meter = measured(&[100]);
         meter.began(9, 0, Time(0));
-        assert!(!meter.close(Time(WINDOW - 1), WINDOW));
-        assert!(meter.close(Time(WINDOW), WINDOW));
+        assert!(!meter.close(Time(WINDOW - 1), WINDOW, 0));
+        assert!(meter.close(Time(WINDOW), WINDOW, 0));
         assert!(meter.mean() > WINDOW / 3);
-        assert!(meter.close(Time(3 * WINDOW), WINDOW), "again and again");
+        assert!(meter.close(Time(3 * WINDOW), WINDOW, 0), "again and again");
         assert_eq!((meter.mean(), meter.worst()), (3 * WINDOW, 3 * WINDOW));
     }
 
@@ -144,11 +145,27 @@ mod tests {
             let nanos = if window % 3 == 2 { 900_000 } else { 100 + window };
             for token in 0..4 {
                 meter.began(token, 0, Time(0));
-                meter.ended(token, Time(nanos));
+                meter.ended(token, Time(nanos), 0);
             }
-            assert!(meter.close(Time(1), WINDOW));
+            assert!(meter.close(Time(1), WINDOW, 0));
             assert!(meter.mean() < 200, "window {window}");
         }
+    }
+
+    #[test]
+    fn what_the_shard_was_late_is_not_the_devices_time() {
+        let mut meter = Meter::default();
+        for (token, (took, late)) in
+            (0..).zip([(9_000, 8_000), (3_000, 2_000), (50, 900), (999, 0)])
+        {
+            meter.began(token, 0, Time(0));
+            meter.ended(token, Time(took), late);
+        }
+        assert!(meter.close(Time(WINDOW), WINDOW, 0));
+        assert_eq!((meter.mean(), meter.worst()), (750, 1_000));
+        meter.began(9, 0, Time(0));
+        assert!(!meter.close(Time(WINDOW + 5), WINDOW, 6), "it may have ended long ago");
+        assert!(meter.close(Time(WINDOW + 6), WINDOW, 6));
     }
 
     #[test]
@@ -162,8 +179,8 @@ mod tests {
     fn what_is_measured_is_bounded() {
         let mut meter = Meter::default();
         (0..1_000).for_each(|token| meter.began(token, 0, Time(0)));
-        (0..1_000).for_each(|token| meter.ended(token, Time(10)));
-        assert!(meter.close(Time(20), WINDOW));
+        (0..1_000).for_each(|token| meter.ended(token, Time(10), 0));
+        assert!(meter.close(Time(20), WINDOW, 0));
         assert_eq!(meter.mean(), 10);
         assert!(meter.under_way.is_empty());
     }

@@ -10,7 +10,12 @@
 //! * [`Scores::commit_nanos`] is what a write would take under a given leader. A slow leader hands over to
 //!   whom that is much less under; so if all are slow, or the majority is, nothing moves.
 //!
-//! Nothing is said or judged while all groups sleep.
+//! A processor that has no time for a node is no slow device and no slow link: what a shard's own turns, or
+//! those of the peer, were late lately is not counted, and a way counts only beyond [`WAY_FREE`].
+//!
+//! The present decides. Who is slow is sound two seconds after the figures are, and is only trusted with
+//! leadership later; a figure that is never confirmed says nothing any more. Nothing is said or judged
+//! while all groups sleep, and nobody is slow then.
 
 mod meter;
 mod verdict;
@@ -24,7 +29,7 @@ use basalt_wire::ids::NodeId;
 use basalt_wire::io::{DiskOp, DiskOpKind, OpToken};
 use basalt_wire::time::Time;
 use meter::Meter;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use verdict::Verdict;
 
@@ -34,8 +39,9 @@ const WINDOW_TICKS: u64 = 5;
 const TOLD_WINDOWS: u64 = 8;
 /// Stamps that came back of which the fastest counts: a pause of a process is no slow link.
 const WAYS: usize = 4;
-/// Nanoseconds of a way that do not count: what waits in sockets and for turns of a busy node.
-const WAY_FREE_NANOS: u64 = 5_000_000;
+/// The part of a way that does not count: what waits in sockets and for turns of a busy node.
+pub const WAY_FREE: Duration = Duration::from_millis(5);
+const WAY_FREE_NANOS: u64 = WAY_FREE.as_nanos() as u64;
 /// A leader is relieved if under another a write takes at most one part in so many.
 const GAIN: u64 = 3;
 
@@ -81,6 +87,8 @@ pub struct Scores {
     /// By node, this one included, and the last of its windows that was judged.
     verdicts: BTreeMap<NodeId, (Verdict, u32)>,
     judged_at: Time,
+    /// By how many nanoseconds a turn of the shard came late at most, in this window and the one before.
+    late: [u64; 2],
 }
 
 /// A node's speed, for operators.
@@ -115,6 +123,7 @@ impl Scores {
             peers: BTreeMap::new(),
             verdicts: BTreeMap::from([(me, Default::default())]),
             judged_at: Time::ZERO,
+            late: [0; 2],
         }
     }
 
@@ -137,8 +146,25 @@ impl Scores {
 
     /// The device is done with something.
     pub fn ended(&mut self, token: OpToken, now: Time) {
-        self.writes.ended(token, now);
-        self.reads.ended(token, now);
+        let late = self.late_nanos();
+        self.writes.ended(token, now, late);
+        self.reads.ended(token, now, late);
+    }
+
+    /// A turn came later than the shard had asked for.
+    pub fn turn_late(&mut self, by: Duration) {
+        let nanos = u64::try_from(by.as_nanos()).unwrap_or(u64::MAX);
+        self.late[0] = self.late[0].max(nanos);
+    }
+
+    /// By how many nanoseconds turns came late lately, at most.
+    fn late_nanos(&self) -> u64 {
+        self.late[0].max(self.late[1])
+    }
+
+    /// All groups sleep: nothing is measured or told, so nobody is slow.
+    pub fn rest(&mut self, now: Time) {
+        self.verdicts.values_mut().for_each(|(verdict, _)| verdict.rest(now));
     }
 
     /// A peer's link went down or came up: what was known about the way is void.
@@ -152,7 +178,8 @@ impl Scores {
     pub fn take(&mut self, from: NodeId, score: NodeScore, now: Time) {
         let Some(peer) = self.peers.get_mut(&from) else { return };
         if score.echo > peer.echo && score.echo <= now.0 {
-            let nanos = (now.0 - score.echo).saturating_sub(score.held_nanos);
+            let late = self.late[0].max(self.late[1]).saturating_add(score.late_nanos);
+            let nanos = (now.0 - score.echo).saturating_sub(score.held_nanos).saturating_sub(late);
             peer.ways[peer.ways_seen % WAYS] = nanos.max(1);
             peer.ways_seen += 1;
             peer.echo = score.echo;
@@ -166,12 +193,14 @@ impl Scores {
             return false;
         }
         self.ends_at = tick + WINDOW_TICKS;
-        self.reads.close(now, self.window_nanos);
-        if self.writes.close(now, self.window_nanos) {
+        let late = self.late_nanos();
+        self.reads.close(now, self.window_nanos, late);
+        if self.writes.close(now, self.window_nanos, late) {
             self.window = self.window.wrapping_add(1);
         }
         self.judged_at = now;
         self.judge(now);
+        self.late = [0, self.late[0]];
         true
     }
 
@@ -189,6 +218,7 @@ impl Scores {
             stamp: now.0.max(1),
             echo,
             held_nanos,
+            late_nanos: self.late_nanos(),
             paths: self.peers.iter().filter_map(known).take(SCORE_PATHS_MAX).collect(),
         }
     }
@@ -196,6 +226,11 @@ impl Scores {
     /// Whether a node is much slower than the others, as far as is known here.
     pub fn is_slow(&self, node: NodeId) -> bool {
         self.verdicts.get(&node).is_some_and(|(verdict, _)| verdict.slow_since().is_some())
+    }
+
+    /// Whether a node may get leadership back: it is not slow, and was not until just now.
+    pub fn is_trusted(&self, node: NodeId) -> bool {
+        self.verdicts.get(&node).is_none_or(|(verdict, _)| verdict.is_trusted(self.judged_at))
     }
 
     /// Nanoseconds until a write is durable on a majority of the voters if `leader` leads, its own log
@@ -221,8 +256,8 @@ impl Scores {
         ((gains && !self.is_slow(heir)) || hasty).then_some(heirs)
     }
 
-    /// What is known of every node, this one first.
-    pub fn status(&self) -> Vec<ScoreStatus> {
+    /// What is known of every node, this one first. Nobody is slow unless the shard is `awake`.
+    pub fn status(&self, awake: bool) -> Vec<ScoreStatus> {
         let time = |nanos: u64| (nanos > 0).then(|| Duration::from_nanos(nanos));
         let own = std::iter::once(self.me);
         let status = |node: NodeId| {
@@ -237,7 +272,7 @@ impl Scores {
                 read: time(if here { self.reads.mean() } else { of_peer(|s| s.read_nanos) }),
                 worst_write: time(if here { self.writes.worst() } else { 0 }),
                 way: peer.and_then(Peer::way).and_then(time),
-                slow_for: since.map(|since| self.judged_at.since(since)),
+                slow_for: since.filter(|_| awake).map(|since| self.judged_at.since(since)),
             }
         };
         own.chain(self.peers.keys().copied()).map(status).collect()
@@ -286,6 +321,7 @@ impl Scores {
             nodes.into_iter().filter(|node| self.window_of(*node).is_some()).collect();
         let costs: Vec<(NodeId, u64)> =
             all.iter().filter_map(|node| Some((*node, self.own_nanos(*node, &all)?))).collect();
+        let mut news = BTreeSet::new();
         for (node, nanos) in &costs {
             let others = costs.iter().filter(|(other, _)| other != node).map(|(_, n)| *n);
             let Some(others) = lower_median(others.collect()) else { continue };
@@ -296,8 +332,11 @@ impl Scores {
             if *judged != window {
                 *judged = window;
                 verdict.window(*nanos, others, now);
+                news.insert(*node);
             }
         }
+        let silent = self.verdicts.iter_mut().filter(|(node, _)| !news.contains(node));
+        silent.for_each(|(_, (verdict, _))| verdict.silence(now));
     }
 }
 

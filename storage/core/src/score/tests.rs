@@ -14,6 +14,8 @@ struct World {
     writes: Vec<u64>,
     /// Nanoseconds one way, by sender and receiver.
     ways: Vec<Vec<u64>>,
+    /// Nanoseconds by which each node's turns come late.
+    late: Vec<u64>,
     /// Scores under way: when they arrive, from, to.
     net: Vec<(Time, usize, usize, NodeScore)>,
 }
@@ -35,6 +37,7 @@ impl World {
             nodes: nodes.collect(),
             writes: vec![60_000; count],
             ways: vec![vec![40_000; count]; count],
+            late: vec![0; count],
             net: Vec::new(),
         }
     }
@@ -64,6 +67,7 @@ impl World {
             self.ticks += 1;
             self.deliver();
             for at in 0..self.nodes.len() {
+                self.nodes[at].turn_late(Duration::from_nanos(self.late[at]));
                 if self.writes[at] > 0 {
                     self.write(at);
                 }
@@ -112,10 +116,67 @@ fn a_slow_device_is_found_and_forgiven() {
     assert_eq!((world.slow(), world.heirs(0)), (vec![0], vec![1, 2]));
     assert_eq!(world.heirs(1), vec![], "under another it matters to nobody");
     world.writes[0] /= 100;
-    world.seconds(5);
+    world.seconds(1);
     assert_eq!(world.slow(), vec![0], "not at once");
-    world.seconds(10);
+    world.seconds(4);
     assert_eq!(world.slow(), vec![]);
+    assert!(world.nodes.iter().all(|n| !n.is_trusted(node(0)) && n.is_trusted(node(1))));
+    world.seconds(7);
+    assert!(world.nodes.iter().all(|n| n.is_trusted(node(0))));
+}
+
+#[test]
+fn who_is_not_measured_any_more_is_not_slow() {
+    let mut world = World::new(3);
+    world.writes[0] *= 100;
+    world.seconds(5);
+    assert_eq!(world.slow(), vec![0]);
+    // Nobody writes: the last figures are bad, and old.
+    world.writes = vec![0; 3];
+    world.seconds(4);
+    assert_eq!(world.slow(), vec![0]);
+    world.seconds(3);
+    assert_eq!(world.slow(), vec![]);
+    world.writes = vec![6 * MS, 60_000, 60_000];
+    world.seconds(3);
+    assert_eq!(world.slow(), vec![0], "it is found again");
+    let slow = |n: &Scores, awake| n.status(awake).iter().any(|s| s.slow_for.is_some());
+    assert!(world.nodes.iter().all(|n| slow(n, true) && !slow(n, false)));
+    let now = world.now;
+    world.nodes.iter_mut().for_each(|n| n.rest(now));
+    assert_eq!(world.slow(), vec![], "all sleep");
+}
+
+#[test]
+fn a_way_of_a_few_milliseconds_is_not_slow_however_short_the_others_are() {
+    let mut world = World::new(3);
+    world.gray_links(0, 2 * MS);
+    world.seconds(10);
+    assert_eq!((world.slow(), world.heirs(0)), (vec![], vec![]));
+}
+
+#[test]
+fn a_late_processor_is_no_slow_device_and_no_slow_link() {
+    let mut world = World::new(3);
+    world.seconds(3);
+    // All that node 0 hears of its device and its peers it hears 25 ms late.
+    let late = 25 * MS;
+    world.late[0] = late;
+    world.writes[0] += late;
+    (world.ways[1][0], world.ways[2][0]) = (late, late);
+    world.seconds(20);
+    assert_eq!((world.slow(), world.heirs(0)), (vec![], vec![]));
+    // A device that is slower than that is found all the same.
+    world.writes[0] += 10 * MS;
+    world.seconds(3);
+    assert_eq!((world.slow(), world.heirs(0)), (vec![0], vec![1, 2]));
+    world.writes[0] -= 10 * MS;
+    world.seconds(5);
+    assert_eq!(world.slow(), vec![]);
+    // When the processor has time again, the same figures are those of the device and the links.
+    world.late[0] = 0;
+    world.seconds(5);
+    assert_eq!(world.slow(), vec![0]);
 }
 
 #[test]
@@ -197,6 +258,7 @@ fn a_pause_or_a_strangers_score_means_nothing() {
         stamp: u64::MAX,
         echo: u64::MAX,
         held_nanos: u64::MAX,
+        late_nanos: u64::MAX,
         paths: vec![(NodeId(1), u64::MAX), (NodeId(9), 0)],
     };
     scores.take(NodeId(7), wild.clone(), Time(5));
@@ -206,5 +268,5 @@ fn a_pause_or_a_strangers_score_means_nothing() {
         scores.tick(tick, Time(tick * 50 * MS));
     }
     assert_eq!(scores.tell(NodeId(2), Time(9)).paths, vec![], "no stamp of ours came back");
-    assert_eq!(scores.status().len(), 2);
+    assert_eq!(scores.status(true).len(), 2);
 }

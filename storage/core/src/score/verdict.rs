@@ -14,28 +14,30 @@ const SOUND_FACTOR: u64 = 3;
 /// Windows in a row after which a node is slow. The figures change only when most of the latest windows
 /// do, so that it takes five in all.
 const SLOW_AFTER: u32 = 2;
-/// Windows in a row after which a slow node is sound: at first, and at most. With windows of a quarter of
-/// a second these are 10 seconds and 10 minutes.
-const SOUND_AFTER: u32 = 40;
-const SOUND_AFTER_MAX: u32 = 2_400;
+/// Windows in a row after which a slow node is sound: two seconds, with windows of a quarter of one.
+const SOUND_AFTER: u32 = 8;
+/// Windows in a row without news after which a slow node counts as sound: five seconds. What nobody
+/// measures any more is not known to be slow.
+const STALE_AFTER: u32 = 20;
+/// A node that was slow is trusted with leadership so long after it became sound: at first, and at most. It
+/// doubles each time that it is found slow again.
+const PROBATION_MIN: Duration = Duration::from_secs(8);
+const PROBATION_MAX: Duration = Duration::from_secs(600);
 /// A node that was sound for so long starts anew.
 const FORGIVEN_AFTER: Duration = Duration::from_secs(1_800);
 
 /// What is thought of one node.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Verdict {
     slow_since: Option<Time>,
+    /// When it was found sound last, after it had been slow.
     sound_since: Option<Time>,
     /// Windows in a row that speak for a change.
     run: u32,
-    /// Sound windows that it takes to be sound.
-    patience: u32,
-}
-
-impl Default for Verdict {
-    fn default() -> Verdict {
-        Verdict { slow_since: None, sound_since: None, run: 0, patience: SOUND_AFTER }
-    }
+    /// Windows in a row that brought no news.
+    silent: u32,
+    /// How long it is not trusted after it is sound.
+    probation: Duration,
 }
 
 /// Whether one figure is so much above another that it matters.
@@ -54,33 +56,61 @@ impl Verdict {
             None => much_slower(nanos, others),
             Some(_) => sound(nanos, others),
         };
+        self.silent = 0;
         self.run = if speaks_for_change { self.run + 1 } else { 0 };
         match self.slow_since {
-            None if self.run >= SLOW_AFTER => {
-                mark!("node found slow");
-                self.slow_since = Some(now);
-                self.run = 0;
-                self.patience = match self.sound_since.take() {
-                    Some(since) if now.since(since) < FORGIVEN_AFTER => {
-                        mark!("node found slow again");
-                        (self.patience * 2).min(SOUND_AFTER_MAX)
-                    }
-                    _ => SOUND_AFTER,
-                };
-            }
-            Some(_) if self.run >= self.patience => {
-                mark!("slow node is sound again");
-                self.slow_since = None;
-                self.sound_since = Some(now);
-                self.run = 0;
-            }
+            None if self.run >= SLOW_AFTER => self.find_slow(now),
+            Some(_) if self.run >= SOUND_AFTER => self.find_sound(now),
             _ => {}
         }
+    }
+
+    /// Takes a window in which nothing was heard of the node.
+    pub fn silence(&mut self, now: Time) {
+        self.silent = self.silent.saturating_add(1);
+        if self.silent >= STALE_AFTER {
+            self.rest(now);
+        }
+    }
+
+    /// Nobody measures any more: what was slow is not known to be so now.
+    pub fn rest(&mut self, now: Time) {
+        self.run = 0;
+        if self.slow_since.is_some() {
+            mark!("verdict of slowness is too old");
+            self.find_sound(now);
+        }
+    }
+
+    fn find_slow(&mut self, now: Time) {
+        mark!("node found slow");
+        self.slow_since = Some(now);
+        self.run = 0;
+        self.probation = match self.sound_since.take() {
+            Some(since) if now.since(since) < FORGIVEN_AFTER => {
+                mark!("node found slow again");
+                (self.probation * 2).min(PROBATION_MAX)
+            }
+            _ => PROBATION_MIN,
+        };
+    }
+
+    fn find_sound(&mut self, now: Time) {
+        mark!("slow node is sound again");
+        self.slow_since = None;
+        self.sound_since = Some(now);
+        self.run = 0;
     }
 
     /// Since when the node is slow.
     pub fn slow_since(&self) -> Option<Time> {
         self.slow_since
+    }
+
+    /// Whether it was sound for long enough to lead again.
+    pub fn is_trusted(&self, now: Time) -> bool {
+        let proven = self.sound_since.is_none_or(|since| now >= since + self.probation);
+        self.slow_since.is_none() && proven
     }
 }
 
@@ -104,21 +134,45 @@ mod tests {
         fn windows(&mut self, count: u32, nanos: u64, others: u64) -> bool {
             for _ in 0..count {
                 self.now = self.now + Duration::from_millis(250);
-                let before = self.verdict.slow_since().is_some();
+                let before = self.verdict.is_trusted(self.now);
                 self.verdict.window(nanos, others, self.now);
-                self.turns += u32::from(before != self.verdict.slow_since().is_some());
+                self.turns += u32::from(before != self.verdict.is_trusted(self.now));
             }
             self.verdict.slow_since().is_some()
         }
     }
 
     #[test]
-    fn slow_within_a_second_and_sound_after_ten() {
+    fn slow_within_a_second_sound_after_two_and_trusted_after_ten() {
         let mut watch = Watch::new();
         assert!(!watch.windows(1, 7 * MS, 70_000));
         assert!(watch.windows(1, 7 * MS, 70_000));
-        assert!(watch.windows(39, 70_000, 70_000));
+        assert!(watch.windows(7, 70_000, 70_000));
         assert!(!watch.windows(1, 70_000, 70_000));
+        watch.windows(31, 70_000, 70_000);
+        assert!(!watch.verdict.is_trusted(watch.now));
+        watch.windows(1, 70_000, 70_000);
+        assert!(watch.verdict.is_trusted(watch.now));
+    }
+
+    #[test]
+    fn a_verdict_without_news_ends_and_is_no_trust() {
+        let mut watch = Watch::new();
+        assert!(watch.windows(2, 7 * MS, 70_000));
+        for _ in 0..STALE_AFTER - 1 {
+            watch.verdict.silence(watch.now);
+        }
+        assert!(watch.windows(1, 7 * MS, 70_000), "this was news");
+        for _ in 0..STALE_AFTER {
+            assert!(watch.verdict.slow_since().is_some());
+            watch.verdict.silence(watch.now);
+        }
+        assert!(watch.verdict.slow_since().is_none() && !watch.verdict.is_trusted(watch.now));
+        assert!(watch.verdict.is_trusted(watch.now + PROBATION_MIN));
+        assert!(!watch.windows(1, 7 * MS, 70_000));
+        assert!(watch.windows(1, 7 * MS, 70_000), "it is found again as quickly");
+        watch.verdict.rest(watch.now);
+        assert!(!watch.verdict.is_trusted(watch.now + PROBATION_MIN), "and trusted later");
     }
 
     #[test]
@@ -145,8 +199,8 @@ mod tests {
         // A day of the worst that can be done: slow whenever it was found sound, and the other way round.
         let mut watch = Watch::new();
         while watch.now < Time(0) + Duration::from_secs(86_400) {
-            let slow = watch.verdict.slow_since().is_some();
-            watch.windows(1, if slow { MS } else { 70 * MS }, MS);
+            let trusted = watch.verdict.is_trusted(watch.now);
+            watch.windows(1, if trusted { 70 * MS } else { MS }, MS);
         }
         assert!(watch.turns <= 2 * (144 + 6), "{} changes in a day", watch.turns);
         assert!(watch.turns > 100, "it was not the worst: {} changes", watch.turns);

@@ -95,6 +95,7 @@ impl Shard {
 
     /// Takes an event.
     pub fn handle(&mut self, now: Time, event: Event, out: &mut Vec<Effect>) {
+        self.note_lateness(now);
         match event {
             Event::Disk(done) => self.disk(now, done, out),
             Event::Request { link, remote, request } if self.serves() => {
@@ -176,7 +177,7 @@ impl Shard {
             pending_bytes: self.shared.pending_bytes,
             log: self.shared.log.counts(),
             proposed: self.shared.proposed,
-            scores: self.shared.scores.status(),
+            scores: self.shared.scores.status(self.needs_clock()),
         }
     }
 
@@ -245,10 +246,12 @@ impl Shard {
     }
 
     fn run_clock(&mut self, now: Time, out: &mut Vec<Effect>) {
+        self.note_lateness(now);
         let tick = self.shared.timing.tick;
         if !self.needs_clock() {
             // Nobody listens to the clock: it starts anew with the first who wakes.
             self.next_tick = now + tick;
+            self.shared.scores.rest(now);
         } else if now >= self.next_tick {
             self.shared.tick += 1;
             // Ticks that were missed (a paused process) are not caught up: what arrived meanwhile

@@ -24,6 +24,13 @@ impl Shard {
         self.shared.choked = under_way.into_keys().collect();
     }
 
+    /// Notes by how much this turn comes late, before anything that it brings is measured.
+    pub(super) fn note_lateness(&mut self, now: Time) {
+        if now > self.next_tick && self.needs_clock() {
+            self.shared.scores.turn_late(now.since(self.next_tick));
+        }
+    }
+
     /// If a window ended, tells everybody with whom a group is awake.
     pub(super) fn tell_scores(&mut self, now: Time, out: &mut Vec<Effect>) {
         if !self.shared.scores.tick(self.shared.tick, now) {

@@ -250,6 +250,7 @@ fn score(r: &mut Reader<'_>) -> Result<NodeScore> {
         stamp: r.u64("stamp")?,
         echo: r.u64("echo")?,
         held_nanos: r.u64("nanoseconds held")?,
+        late_nanos: r.u64("nanoseconds late")?,
         paths: Vec::new(),
     };
     bounded("stamp", score.stamp, 1, u64::MAX)?;

@@ -187,7 +187,10 @@ fn put_body(out: &mut BytesMut, frame: &Frame) -> u8 {
 
 fn put_score(out: &mut BytesMut, score: &NodeScore) {
     out.put_u32_le(score.window);
-    for nanos in [score.write_nanos, score.read_nanos, score.stamp, score.echo, score.held_nanos] {
+    for nanos in [score.write_nanos, score.read_nanos] {
+        out.put_u64_le(nanos);
+    }
+    for nanos in [score.stamp, score.echo, score.held_nanos, score.late_nanos] {
         out.put_u64_le(nanos);
     }
     let paths = &score.paths[..score.paths.len().min(SCORE_PATHS_MAX)];

@@ -239,6 +239,7 @@ fn small() -> impl Strategy<Value = Frame> {
                 stamp: a.max(1),
                 echo: b,
                 held_nanos: a,
+                late_nanos: b,
                 paths: (1..=node % 9).map(|n| (NodeId(n), b)).collect(),
             }),
             _ => Frame::Pong { nonce: b },
@@ -322,6 +323,7 @@ fn samples() -> Vec<Frame> {
             stamp: 1,
             echo: 2,
             held_nanos: 3,
+            late_nanos: 4,
             paths: vec![(NodeId(1), 40_000), (NodeId(3), 50_000)],
         }),
     ]

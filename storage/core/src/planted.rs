@@ -52,6 +52,8 @@ pub enum Bug {
     RoomUnchecked,
     /// A checkpoint is believed although the log does not hold what it stands for.
     CheckpointBeyondLog,
+    /// What a refused checkpoint proves to have been durable is forgotten.
+    CheckpointProofForgotten,
     /// A checkpoint is taken of what is not durable.
     CheckpointNotDurable,
     /// A checkpoint lets replay begin behind entries that it does not hold.

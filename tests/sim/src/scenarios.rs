@@ -8,6 +8,7 @@ mod growth;
 mod links;
 mod room;
 mod snapshots;
+mod votes;
 
 use crate::disk::{CutPolicy, Damage};
 use crate::options::{Families, Family};
@@ -82,6 +83,7 @@ pub fn all() -> Vec<Scenario> {
         s("start-from-a-checkpoint-after-crashes-while-one-is-taken", 8, checkpoint_crashes),
         s("device-older-than-its-checkpoint-is-noticed", 6, older_device),
         s("store-lost-damaged-or-put-back", 8, disturbed_store),
+        s("vote-that-only-a-checkpoint-remembers", 9, votes::behind_a_checkpoint),
         s("snapshot-while-a-leader-dies", 8, snapshots::leader_dies),
         s("snapshot-goes-on-in-another-session", 8, snapshots::another_session),
         s("snapshots-dropped-in-any-order-give-all-back", 6, snapshots::dropped_in_any_order),

@@ -456,6 +456,12 @@ impl Group {
         self.raft.as_ref().map_or(self.recorded.term, |raft| Term(raft.raft.term))
     }
 
+    /// The hard state that is recorded.
+    #[cfg(test)]
+    pub fn recorded(&self) -> HardState {
+        self.recorded
+    }
+
     /// Whether the group broke and was stopped, or has not started.
     pub fn is_stopped(&self) -> bool {
         self.raft.is_none()

@@ -4,6 +4,7 @@ mod corners;
 mod cuts;
 mod damage;
 mod election;
+mod gather;
 mod recycled;
 mod sessions;
 mod snapshots;

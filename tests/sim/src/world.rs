@@ -521,6 +521,7 @@ fn draw_limits(rng: &mut Rng) -> Limits {
         batches_in_flight: *rng.pick(&[1, 2, 4]),
         appends_in_flight: *rng.pick(&[1, 4, 64]),
         segments_reserved: 2,
+        gather_bytes: *rng.pick(&[0, 0, 16 << 10, 128 << 10]),
     }
 }
 

@@ -72,6 +72,8 @@ pub struct Group {
     pub(super) term_seq: RecordSeq,
     pub(super) recorded: HardState,
     pub(super) inbox: VecDeque<Proposal>,
+    /// Bytes of payload in the inbox.
+    pub(super) inbox_bytes: usize,
     pub(super) pending: VecDeque<Pending>,
     /// The tick at which what waits for a leader is given up.
     pub(super) patience: Option<u64>,
@@ -113,6 +115,7 @@ impl Group {
             term_seq: RecordSeq(0),
             recorded: HardState::default(),
             inbox: VecDeque::new(),
+            inbox_bytes: 0,
             pending: VecDeque::new(),
             patience: None,
             sessions: FxHashMap::default(),
@@ -534,6 +537,7 @@ impl Group {
             pending.unknown(cx, self.id);
         }
         let (leader, term) = (self.leader(), self.term());
+        self.inbox_bytes = 0;
         while let Some(proposal) = self.inbox.pop_front() {
             proposal.refuse_leader(cx, self.id, leader, term);
         }
@@ -562,9 +566,19 @@ impl Group {
             group.plan_announcement(cx);
             group.doze(cx);
         });
-        let more = self.leads() && !self.inbox.is_empty();
+        let more = self.leads() && !self.inbox.is_empty() && !cx.shared.gathering;
         let ready = self.raft.as_ref().is_some_and(|raft| raft.has_ready());
         self.dirty = ready || (more && self.takes_proposals());
+    }
+
+    /// Bytes of payload accepted and not proposed yet.
+    pub fn waiting_bytes(&self) -> usize {
+        self.inbox_bytes
+    }
+
+    /// Looks again at proposals that wait.
+    pub fn look_at_inbox(&mut self) {
+        self.dirty |= !self.inbox.is_empty();
     }
 
     /// Whether proposals that wait could be proposed now.

@@ -140,6 +140,8 @@ pub struct Shared {
     pub pending_bytes: usize,
     /// Requests accepted and not answered yet.
     pub pending_requests: usize,
+    /// Whether proposals wait for others while the log is being written.
+    pub gathering: bool,
     /// What was proposed since the shard was opened.
     pub proposed: ProposedCounts,
     /// Peers that can not be reached, as far as the driver knows.
@@ -188,6 +190,7 @@ impl Shared {
             tick: 0,
             pending_bytes: 0,
             pending_requests: 0,
+            gathering: false,
             proposed: ProposedCounts::default(),
             down: BTreeSet::new(),
             draining: false,

@@ -132,6 +132,7 @@ impl Shard {
         if self.serves() {
             self.run_clock(now, out);
             for _ in 0..ROUNDS_MAX {
+                self.gather();
                 self.run_groups(now, out);
                 self.flush_log(now, out);
                 if !self.groups.iter().any(|group| group.dirty) {
@@ -266,6 +267,16 @@ impl Shard {
             group.campaign_if_due(cx);
             group.announce_if_due(cx);
         });
+    }
+
+    /// Decides whether proposals wait: while the log is being written others may join them, so that
+    /// entries, messages and batches are fewer and larger. The end of the write lets them go.
+    fn gather(&mut self) {
+        let waiting: usize = self.groups.iter().map(Group::waiting_bytes).sum();
+        let gathering = self.shared.log.is_writing() && waiting < self.shared.limits.gather_bytes;
+        if std::mem::replace(&mut self.shared.gathering, gathering) && !gathering {
+            self.groups.iter_mut().for_each(Group::look_at_inbox);
+        }
     }
 
     fn run_groups(&mut self, now: Time, out: &mut Vec<Effect>) {

@@ -5,6 +5,7 @@ mod cuts;
 mod damage;
 mod election;
 mod evidence;
+mod gather;
 mod recycled;
 mod sessions;
 mod snapshots;

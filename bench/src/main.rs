@@ -11,6 +11,10 @@ use serde::Serialize;
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// As in the daemon.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Measures a cluster of three nodes and one client, all in one process over loopback.
 ///
 /// Prints a line per case: requests a second, CPU time per request summed over client, leader and

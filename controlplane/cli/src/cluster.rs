@@ -7,7 +7,7 @@ use basalt_api::dial;
 use basalt_api::error::status;
 use basalt_api::size::show;
 use basalt_api::v1::{
-    BootstrapRequest, Cluster, ErrorReason, GetClusterRequest, Group, Health, Node,
+    BootstrapRequest, Cluster, ErrorReason, GetClusterRequest, Group, Health, Node, Score,
 };
 use serde_json::{Value, json};
 use std::fmt::Write;
@@ -88,6 +88,17 @@ async fn wait_for_health(
     }
 }
 
+fn score(score: &Score) -> Value {
+    json!({
+        "node": score.node,
+        "write_microseconds": score.write_microseconds,
+        "read_microseconds": score.read_microseconds,
+        "way_microseconds": score.way_microseconds,
+        "slow": score.slow,
+        "slow_seconds": score.slow_seconds,
+    })
+}
+
 fn document(cluster: &Cluster) -> Value {
     let node = |node: &Node| {
         json!({
@@ -121,6 +132,7 @@ fn document(cluster: &Cluster) -> Value {
                 "replicas_restored": resync.replicas_restored,
             })),
             "links": node.links,
+            "scores": node.scores.iter().map(score).collect::<Vec<_>>(),
             "leaderships": node.leaderships,
             "serving": node.serving,
             "not_serving": node.not_serving,

@@ -5,8 +5,9 @@ use crate::engine::Engine;
 use basalt_api::dial;
 use basalt_api::v1::{
     Cluster, GetReportRequest, Group, Health, LogCounts, Member, Node, NodeReport, Replica, Resync,
-    Space, VolumeSpace,
+    Score, Space, VolumeSpace,
 };
+use basalt_core::score::{ScoreStatus, WAY_FREE};
 use basalt_core::shard::{GroupRole, Phase, ShardStatus};
 use basalt_node::{HostState, ReactorStatus};
 use basalt_wire::block::BLOCK_BYTES;
@@ -48,6 +49,7 @@ pub async fn report(daemon: &Daemon) -> Result<NodeReport, Status> {
         node.space = Some(space_of(shard, &engine));
         node.log = Some(log_of(shard));
         node.resync = Some(resync_of(shard));
+        node.scores = shard.scores.iter().map(score_of).collect();
         if let Some(opened) = &shard.open_report {
             node.replayed_bytes = opened.bytes;
             node.opened_from_checkpoint = opened.checkpoint.unwrap_or(0);
@@ -236,6 +238,51 @@ fn replicas_of(shard: &ShardStatus) -> Vec<Replica> {
     groups.collect()
 }
 
+fn score_of(score: &ScoreStatus) -> Score {
+    let micros = |time: Option<Duration>| time.map_or(0, |time| time.as_micros().max(1) as u64);
+    Score {
+        node: score.node.0,
+        write_microseconds: micros(score.write),
+        read_microseconds: micros(score.read),
+        way_microseconds: micros(score.way),
+        slow: score.slow_for.is_some(),
+        slow_seconds: score.slow_for.map_or(0, |time| time.as_secs()),
+    }
+}
+
+/// Microseconds by which a device is slower than another, if it is worth a word.
+const NOTABLE_MICROS: u64 = 1_000;
+
+/// What most of the nodes say of one that they hold for slow, in words.
+fn slowness(node: &Node, nodes: &[Node]) -> Option<String> {
+    let of = |at: &Node| at.scores.iter().find(|score| score.node == node.id).copied();
+    let views: Vec<Score> = nodes.iter().filter(|n| works(n)).filter_map(of).collect();
+    let slow: Vec<&Score> = views.iter().filter(|view| view.slow).collect();
+    if 2 * slow.len() <= views.len() {
+        return None;
+    }
+    // Only what is so now is said: a verdict takes a little longer to end than what it is about.
+    let seconds = slow.iter().map(|view| view.slow_seconds).max().unwrap_or(0);
+    let name = &node.name;
+    let write = of(node).map_or(0, |own| own.write_microseconds);
+    let others = nodes.iter().filter(|other| other.id != node.id);
+    let own_of = |n: &Node| n.scores.iter().find(|s| s.node == n.id).map(|s| s.write_microseconds);
+    let best = others.filter_map(own_of).filter(|micros| *micros > 0).min().unwrap_or(0);
+    if write > 2 * best && write >= best + NOTABLE_MICROS {
+        let (write, best) = (write as f64 / 1e3, best as f64 / 1e3);
+        return Some(format!(
+            "the device of '{name}' has been slow for {seconds} s: a log write takes {write:.1} ms \
+             there and {best:.1} ms elsewhere"
+        ));
+    }
+    let way = views.iter().map(|view| view.way_microseconds).filter(|micros| *micros > 0).min();
+    let way = way.filter(|micros| u128::from(*micros) > WAY_FREE.as_micros())? as f64 / 1e3;
+    Some(format!(
+        "the links of '{name}' have been slow for {seconds} s: it takes {way:.1} ms to reach it and \
+         come back"
+    ))
+}
+
 fn group_of(id: String, voters: &[u32], nodes: &[Node], reports: &[NodeReport]) -> Group {
     let reachable = |node: u32| nodes.iter().any(|n| n.id == node && works(n));
     let views = reports.iter().flat_map(|report| report.replicas.iter().filter(|r| r.group == id));
@@ -299,6 +346,10 @@ fn judge(nodes: &[Node], groups: &[Group]) -> (Health, String) {
         let text = format!("the data path of {} does not reach every node", unlinked.join(", "));
         return (Health::Degraded, text);
     }
+    let slow: Vec<String> = nodes.iter().filter_map(|node| slowness(node, nodes)).collect();
+    if !slow.is_empty() {
+        return (Health::Degraded, format!("volumes work, but {}", slow.join(", ")));
+    }
     let unserved: Vec<String> = nodes
         .iter()
         .flat_map(|node| node.not_serving.iter().map(move |(volume, why)| (node, volume, why)))
@@ -356,6 +407,51 @@ mod tests {
         let (health, text) = judge(&nodes, &[]);
         assert_eq!(health, Health::Degraded);
         assert!(text.contains("'n2' does not serve 'demo'") && text.contains("stopping"), "{text}");
+    }
+
+    #[test]
+    fn a_slow_device_and_slow_links_are_named() {
+        let mut nodes: Vec<Node> = (1..=3).map(|n| node(n, true)).collect();
+        let writes = [7_000, 70, 60];
+        for n in &mut nodes {
+            n.scores = (1..=3)
+                .zip(writes)
+                .map(|(node, write_microseconds)| {
+                    let (slow, slow_seconds) = (node == 1, if node == 1 { 42 } else { 0 });
+                    let way_microseconds = if node == n.id { 0 } else { 30_000 };
+                    let read_microseconds = 0;
+                    Score {
+                        node,
+                        write_microseconds,
+                        read_microseconds,
+                        way_microseconds,
+                        slow,
+                        slow_seconds,
+                    }
+                })
+                .collect();
+        }
+        let (health, text) = judge(&nodes, &[]);
+        assert_eq!(health, Health::Degraded);
+        assert!(text.contains("the device of 'n1' has been slow for 42 s"), "{text}");
+        assert!(text.contains("7.0 ms there and 0.1 ms elsewhere"), "{text}");
+        for n in &mut nodes {
+            n.scores[0].write_microseconds = 80;
+        }
+        let (_, text) = judge(&nodes, &[]);
+        assert!(text.contains("the links of 'n1'") && text.contains("30.0 ms"), "{text}");
+        // What is over is not said, however long the verdict stays.
+        for n in &mut nodes {
+            n.scores.iter_mut().for_each(|score| score.way_microseconds = 200);
+        }
+        assert_eq!(judge(&nodes, &[]).0, Health::Ok);
+        for n in &mut nodes {
+            n.scores.iter_mut().for_each(|score| score.way_microseconds = 30_000);
+        }
+        // One node alone is not believed.
+        nodes[1].scores[0].slow = false;
+        nodes[2].scores[0].slow = false;
+        assert_eq!(judge(&nodes, &[]).0, Health::Ok);
     }
 
     #[test]

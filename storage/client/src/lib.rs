@@ -13,6 +13,7 @@
 //!
 //! * `retry`: when a write may be sent again, as a numbered story;
 //! * `chunks`: the floor of reads, and the order of writes of the same blocks;
+//! * `pace`: which replicas are left alone because reads are far faster elsewhere;
 //! * `link`, `group`: credits and unanswered requests of a link, the leader of a group;
 //! * `split`: a request cut into parts;
 //! * `client`: the state machine itself.
@@ -21,6 +22,7 @@ mod chunks;
 mod client;
 mod group;
 mod link;
+mod pace;
 mod part;
 mod retry;
 mod slab;

@@ -1,6 +1,7 @@
 //! One link of the session: whether it stands, its credit, and what is unanswered on it.
 
 use crate::Tuning;
+use crate::pace::Pace;
 use basalt_wire::ids::{Address, Incarnation, RequestId};
 use basalt_wire::time::Time;
 use std::collections::VecDeque;
@@ -20,6 +21,8 @@ pub(crate) struct Link {
     pub queue: VecDeque<u32>,
     /// No reply for a while although requests wait: reads go elsewhere.
     pub suspect: bool,
+    /// How fast reads are.
+    pub pace: Pace,
     /// The last reply, or when the link came up.
     pub heard: Time,
     /// When to look next for requests that are overdue.
@@ -51,6 +54,7 @@ impl Link {
             sent: VecDeque::new(),
             queue: VecDeque::new(),
             suspect: false,
+            pace: Pace::default(),
             heard: now,
             look_at: now,
             redial_after: tuning.retry_min,
@@ -71,6 +75,7 @@ impl Link {
         self.state = LinkState::Up;
         self.incarnation = incarnation;
         self.suspect = false;
+        self.pace.forget();
         self.heard = now;
         self.look_at = now;
         self.credit_bytes = bytes as usize;
@@ -90,6 +95,11 @@ impl Link {
         // A request larger than the whole credit goes alone.
         let fits = self.used_bytes + bytes <= self.credit_bytes || self.used_bytes == 0;
         fits && self.used_requests < self.credit_requests
+    }
+
+    /// Requests sent and not answered.
+    pub fn unanswered(&self) -> usize {
+        self.used_requests
     }
 
     pub fn take_credit(&mut self, bytes: usize) {

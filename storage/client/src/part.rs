@@ -8,6 +8,7 @@ use basalt_wire::block::{BLOCK_BYTES, CHUNK_BLOCKS, crc32c};
 use basalt_wire::buffer::{IoBuf, Payload};
 use basalt_wire::command::BlockRange;
 use basalt_wire::ids::{Generation, GroupId, RequestId};
+use basalt_wire::time::Time;
 use std::collections::VecDeque;
 
 /// Parts of one request under way at a time: a request of any size takes bounded memory and leaves
@@ -240,6 +241,10 @@ pub(crate) struct Sent {
     pub what: SentFor,
     /// Its payload's credit.
     pub bytes: usize,
+    /// When it was sent.
+    pub at: Time,
+    /// What it weighs, if it is a read.
+    pub read: Option<u64>,
 }
 
 /// What a request was sent for.

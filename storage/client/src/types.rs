@@ -292,6 +292,8 @@ pub struct ClientStats {
     pub damaged: u64,
     /// Requests refused because too much was queued.
     pub busy: u64,
+    /// Links that reads avoid, because they are far faster over others.
+    pub avoided: usize,
     /// Writes that waited for another write of the same blocks.
     pub conflicts: u64,
 }

@@ -94,6 +94,10 @@ pub struct Limits {
     pub batch_bytes: usize,
     /// Log batches in flight at a time.
     pub batches_in_flight: usize,
+    /// Bytes below which what waits goes on waiting while a log batch is in flight, so that more joins
+    /// it: payload that is not proposed yet, and records that are in no batch yet. 0 keeps nothing
+    /// waiting.
+    pub gather_bytes: usize,
     /// Raft append messages in flight to one follower of one group.
     pub appends_in_flight: usize,
     /// Segments kept free for Raft's own records when clients get ENOSPC.
@@ -112,6 +116,7 @@ impl Default for Limits {
             entry_bytes: 1 << 20,
             batch_bytes: 2 << 20,
             batches_in_flight: 4,
+            gather_bytes: 128 << 10,
             appends_in_flight: 64,
             segments_reserved: 2,
             log_retain_bytes: 1 << 30,

@@ -21,6 +21,7 @@ pub mod index;
 pub mod log;
 pub mod planted;
 pub mod replica;
+pub mod score;
 pub mod shard;
 
 pub use shard::{GroupRole, GroupStatus, Phase, Shard, ShardStatus};

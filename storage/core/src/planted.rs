@@ -52,6 +52,8 @@ pub enum Bug {
     RoomUnchecked,
     /// A checkpoint is believed although the log does not hold what it stands for.
     CheckpointBeyondLog,
+    /// What a refused checkpoint proves to have been durable is forgotten.
+    CheckpointProofForgotten,
     /// A checkpoint is taken of what is not durable.
     CheckpointNotDurable,
     /// A checkpoint lets replay begin behind entries that it does not hold.
@@ -86,6 +88,10 @@ pub enum Bug {
     DeltaLost,
     /// Dropping a snapshot gives back what an older one needs.
     MergeDropsOlder,
+    /// A leader that is much slower than the others goes on leading.
+    SlowLeaderStays,
+    /// A leader that is slow hands over although the others are no faster.
+    HandsOverWhenAllSlow,
 }
 
 /// The bug that is planted in this run, if any.

@@ -54,6 +54,8 @@ pub enum Frame {
         /// Everything up to here is committed and must be held by the receiver.
         commit: LogIndex,
     },
+    /// Peer to peer: how fast the sender's device and links are.
+    Score(NodeScore),
     /// Keeps an idle link alive and proves that the other side lives.
     Ping {
         /// Echoed in the answer.
@@ -113,6 +115,29 @@ pub struct Welcome {
     pub credit_requests: u32,
     /// Why the link is refused, empty if it is not.
     pub refusal: String,
+}
+
+/// How fast a node's device and its links to peers were lately, as the node itself measured them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeScore {
+    /// Counts the windows of time in which log writes were measured: the same as in the score before if
+    /// there were none since.
+    pub window: u32,
+    /// Mean nanoseconds from the start of a log write to its durability; 0 if it is not known.
+    pub write_nanos: u64,
+    /// Mean nanoseconds of a read of the device; 0 if it is not known.
+    pub read_nanos: u64,
+    /// The sender's clock in nanoseconds, never 0, to be sent back.
+    pub stamp: u64,
+    /// The latest stamp that the sender had from the receiver; 0 if there is none.
+    pub echo: u64,
+    /// Nanoseconds since that one had arrived.
+    pub held_nanos: u64,
+    /// By how many nanoseconds turns of the sender came late lately, at most: no fault of device or link.
+    pub late_nanos: u64,
+    /// Nanoseconds to each peer and back, where they are known: at most
+    /// [`SCORE_PATHS_MAX`](crate::codec::SCORE_PATHS_MAX).
+    pub paths: Vec<(NodeId, u64)>,
 }
 
 /// A Raft message, field by field that of the raft library's `eraftpb::Message`.

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use std::net::TcpListener;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Below the usual `net.ipv4.ip_local_port_range`, and away from the well-known ports.
 const FIRST: u16 = 18_000;
@@ -29,21 +29,45 @@ static GIVEN: Mutex<Given> = Mutex::new(Given { next: 0, promises: Vec::new() })
 /// # Errors
 /// If none is left.
 pub fn free_port() -> Result<u16> {
-    let mut given = GIVEN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut given = lock();
     // Processes start far apart, so that they seldom ask for the same one.
     let start = std::process::id().wrapping_mul(61);
     while given.next < COUNT {
         let step = start.wrapping_add(u32::from(given.next)) % u32::from(COUNT);
         let port = FIRST + u16::try_from(step).context("a step is below the count of ports")?;
         given.next += 1;
-        let name = SocketAddr::from_abstract_name(format!("basalt-test-port-{port}"))?;
-        let Ok(promise) = UnixListener::bind_addr(&name) else { continue };
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            given.promises.push(promise);
+        if given.promise(port)? {
             return Ok(port);
         }
     }
     None.context("loopback has no free port for tests")
+}
+
+/// The given TCP port of loopback if it is free and promised to nobody, else any that is, under the same
+/// promise as of [`free_port`].
+///
+/// # Errors
+/// If none is left.
+pub fn free_port_preferring(port: u16) -> Result<u16> {
+    let promised = lock().promise(port)?;
+    if promised { Ok(port) } else { free_port() }
+}
+
+fn lock() -> MutexGuard<'static, Given> {
+    GIVEN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Given {
+    /// Promises a port to this process, unless it is promised or in use.
+    fn promise(&mut self, port: u16) -> Result<bool> {
+        let name = SocketAddr::from_abstract_name(format!("basalt-test-port-{port}"))?;
+        let Ok(promise) = UnixListener::bind_addr(&name) else { return Ok(false) };
+        let free = TcpListener::bind(("127.0.0.1", port)).is_ok();
+        if free {
+            self.promises.push(promise);
+        }
+        Ok(free)
+    }
 }
 
 #[cfg(test)]
@@ -58,5 +82,7 @@ mod tests {
         assert_ne!(first, second);
         assert!((FIRST..FIRST + COUNT).contains(&second));
         drop(listener);
+        // A port that was promised, here or by another process, is not given even if nobody listens yet.
+        assert_ne!(free_port_preferring(second).expect("a port"), second);
     }
 }

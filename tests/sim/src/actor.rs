@@ -27,6 +27,16 @@ const CHUNK_BYTES: u64 = CHUNK_BLOCKS * BLOCK_BYTES as u64;
 struct Pending {
     plan: Plan,
     call: Moment,
+    asked_at: Instant,
+}
+
+/// How long an operation took, in a scripted world.
+#[derive(Clone, Copy, Debug)]
+pub struct Latency {
+    /// When it was asked for.
+    pub asked_at: Instant,
+    /// Nanoseconds until it was answered.
+    pub nanos: u64,
 }
 
 /// One session of one user.
@@ -73,6 +83,11 @@ impl SimClient {
     /// Whether a read is under way.
     pub fn waits_for_read(&self) -> bool {
         self.pending.values().any(|p| p.plan.kind == Kind::Read)
+    }
+
+    /// The node that it runs on.
+    pub fn local(&self) -> Option<NodeId> {
+        self.local
     }
 
     /// Operations under way.
@@ -253,6 +268,7 @@ impl World {
         self.last_op += 1;
         let op: OpId = self.last_op;
         let call = self.moment();
+        let asked_at = self.queue.now();
         let volume_id = {
             let volume = self.client(who).volume;
             self.volumes[volume].id
@@ -261,7 +277,7 @@ impl World {
         let options = &self.options;
         let c = &mut self.clients[who - nodes];
         let request = workload::request(&plan, options, volume_id, who as u32, op);
-        c.pending.insert(u64::from(op), Pending { plan, call });
+        c.pending.insert(u64::from(op), Pending { plan, call, asked_at });
         c.inbox.push(ClientEvent::Submit { tag: u64::from(op), op: request });
         self.trace(|| format!("client {who} submits {op} at moment {call}: {plan:?}"));
         self.wake_client(who);
@@ -439,6 +455,11 @@ impl World {
             self.fail(Class::ClientError, format!("client {who} answered {tag} twice"));
             return;
         };
+        if self.scripted {
+            let asked_at = pending.asked_at;
+            let nanos = self.queue.now() - asked_at;
+            self.latencies.push(Latency { asked_at, nanos });
+        }
         match result {
             Ok(result) => self.complete_well(who, tag as OpId, &pending, end, &result),
             Err(error) => self.complete_badly(who, tag as OpId, &pending, error),

@@ -3,7 +3,7 @@
 use basalt_core::planted::Bug;
 
 /// Every planted bug, with its name on the command line.
-pub const ALL: [(Bug, &str); 40] = [
+pub const ALL: [(Bug, &str); 43] = [
     (Bug::AckBeforeDurable, "ack-before-durable"),
     (Bug::NoFlush, "no-flush"),
     (Bug::DurableOutOfOrder, "durable-out-of-order"),
@@ -27,6 +27,7 @@ pub const ALL: [(Bug, &str); 40] = [
     (Bug::ReplacedAnswered, "replaced-answered"),
     (Bug::RoomUnchecked, "room-unchecked"),
     (Bug::CheckpointBeyondLog, "checkpoint-beyond-log"),
+    (Bug::CheckpointProofForgotten, "checkpoint-proof-forgotten"),
     (Bug::CheckpointNotDurable, "checkpoint-not-durable"),
     (Bug::CheckpointTooEarly, "checkpoint-too-early"),
     (Bug::CheckpointWithoutEpochs, "checkpoint-without-epochs"),
@@ -44,6 +45,8 @@ pub const ALL: [(Bug, &str); 40] = [
     (Bug::SnapshotAcrossCommit, "snapshot-across-commit"),
     (Bug::DeltaLost, "delta-lost"),
     (Bug::MergeDropsOlder, "merge-drops-older"),
+    (Bug::SlowLeaderStays, "slow-leader-stays"),
+    (Bug::HandsOverWhenAllSlow, "hands-over-when-all-slow"),
 ];
 
 /// The bug of a name.

@@ -225,6 +225,7 @@ impl World {
             self.heal(fault);
         }
         self.net.options_mut().corrupt = 0.0;
+        (0..self.nodes.len()).for_each(|n| self.net.set_gray(n, 1.0));
     }
 
     fn make_well(&mut self, n: Who) {

@@ -12,6 +12,9 @@ use basalt_core::shard::Phase;
 use basalt_wire::ids::{GroupId, LogIndex};
 use bytes::Bytes;
 
+/// Mean nanoseconds of an operation of a gray disk, and of a message on a gray link, at most.
+pub const GRAY_MAX: u64 = 200 * MILLI;
+
 impl World {
     /// Sets the conditions that hold for the whole run, and the first fault of each family.
     pub fn unleash(&mut self) {
@@ -27,6 +30,7 @@ impl World {
         if families.has(Family::SlowDisk) {
             self.nodes[gray.0].disk.faults_mut().slowness = gray.1;
         }
+        self.turn_gray(families.has(Family::GrayDisk), families.has(Family::GrayLink), &mut rng);
         if families.has(Family::WriteFault) {
             for node in &mut self.nodes {
                 node.disk.faults_mut().write_error = write_error;
@@ -39,6 +43,20 @@ impl World {
         }
         for family in families.iter() {
             self.next_fault(family);
+        }
+    }
+
+    /// Makes one node's disk, or its links, slow for good: a hundred times, but not beyond what a client
+    /// would take for an end.
+    fn turn_gray(&mut self, disk: bool, link: bool, rng: &mut crate::rng::Rng) {
+        let (slow, far) = (rng.below(self.nodes.len() as u64), rng.below(self.nodes.len() as u64));
+        if disk {
+            let most = GRAY_MAX as f64 / self.options.disk_latency as f64;
+            self.nodes[slow as usize].disk.faults_mut().slowness = most.clamp(1.0, 100.0);
+        }
+        if link {
+            let most = GRAY_MAX as f64 / (self.options.delay + self.options.delay_min) as f64;
+            self.net.set_gray(far as Who, most.clamp(1.0, 100.0));
         }
     }
 

@@ -112,6 +112,8 @@ pub struct NetOptions {
 pub struct Net {
     options: NetOptions,
     links: Vec<Option<Box<Link>>>,
+    /// How many times slower the links of each are.
+    gray: Vec<f64>,
     /// How many faults keep bytes from one to another, by sender and receiver.
     blocked: Vec<Vec<u16>>,
     rng: Rng,
@@ -120,7 +122,7 @@ pub struct Net {
 impl Net {
     /// A network with no links.
     pub fn new(options: NetOptions, rng: Rng) -> Net {
-        Net { options, links: Vec::new(), blocked: Vec::new(), rng }
+        Net { options, links: Vec::new(), gray: Vec::new(), blocked: Vec::new(), rng }
     }
 
     /// How links behave, to be changed by faults.
@@ -174,7 +176,7 @@ impl Net {
             local: false,
             streams: [stream(), stream()],
         })));
-        let delay = 2 * self.delay();
+        let delay = 2 * self.delay_between([from, to]);
         queue.push_in(delay, Ev::Connect { link: index });
         index
     }
@@ -184,6 +186,19 @@ impl Net {
         if let Some(l) = self.links[link as usize].as_mut() {
             l.local = true;
         }
+    }
+
+    /// Makes all links of a node so many times slower; 1 for as they were.
+    pub fn set_gray(&mut self, who: Who, times: f64) {
+        if self.gray.len() <= who {
+            self.gray.resize(who + 1, 1.0);
+        }
+        self.gray[who] = times;
+    }
+
+    fn delay_between(&mut self, ends: [Who; 2]) -> u64 {
+        let times = ends.map(|who| self.gray.get(who).copied().unwrap_or(1.0));
+        (self.delay() as f64 * times[0].max(times[1])) as u64
     }
 
     fn delay(&mut self) -> u64 {
@@ -225,8 +240,9 @@ impl Net {
             return;
         }
         let now = queue.now();
-        let delay = self.delay();
-        let local = self.get(link).is_some_and(|l| l.local);
+        let (ends, local) = self.get(link).map_or(([0; 2], false), |l| (l.ends, l.local));
+        // What stays within a machine crosses no link.
+        let delay = if local { self.delay() } else { self.delay_between(ends) };
         let pieces = self.cut_up(pieces, local);
         let per_byte = self.options.per_byte;
         let l = self.links[link as usize].as_mut().expect("it is open");

@@ -78,11 +78,15 @@ pub enum Family {
     Grow,
     /// Snapshots taken, dropped and read.
     Snapshot,
+    /// One node's disk is a hundred times slower for the whole run.
+    GrayDisk,
+    /// All links of one node are a hundred times slower for the whole run.
+    GrayLink,
 }
 
 impl Family {
     /// All families.
-    pub const ALL: [Family; 19] = [
+    pub const ALL: [Family; 21] = [
         Family::Delay,
         Family::Reset,
         Family::Clog,
@@ -102,6 +106,8 @@ impl Family {
         Family::Space,
         Family::Grow,
         Family::Snapshot,
+        Family::GrayDisk,
+        Family::GrayLink,
     ];
 
     /// Its name on the command line.
@@ -126,6 +132,8 @@ impl Family {
             Family::Space => "space",
             Family::Grow => "grow",
             Family::Snapshot => "snapshot",
+            Family::GrayDisk => "gray-disk",
+            Family::GrayLink => "gray-link",
         }
     }
 
@@ -260,7 +268,7 @@ pub struct Options {
     /// What may go wrong.
     pub families: Families,
     /// Mean time between two faults, by family.
-    pub pace: [u64; 19],
+    pub pace: [u64; 21],
     /// Whether disks have a volatile cache.
     pub volatile: bool,
     /// Whether a durable write flushes the whole cache.

@@ -3,12 +3,14 @@
 //! Each is played with a few seeds, for the seed still decides latencies and the order of events of
 //! one instant. What must hold is mostly what the checkers watch in every run.
 
+mod gray;
 mod growth;
 mod links;
 mod pages;
 mod room;
 mod snapshots;
 mod space;
+mod votes;
 
 use crate::disk::{CutPolicy, Damage};
 use crate::options::{Families, Family};
@@ -73,6 +75,11 @@ pub fn all() -> Vec<Scenario> {
         s("returns-with-a-higher-term", 4, links::returns_with_a_higher_term),
         s("grown-volume-under-a-session-that-is-over", 8, growth::session_that_is_over),
         s("grown-volume-after-power-cuts", 6, growth::power_cuts),
+        s("slow-leader-hands-over", 6, gray::slow_leader),
+        s("leader-with-slow-links-hands-over", 4, gray::slow_links),
+        s("slow-follower-holds-up-nobody", 6, gray::slow_follower),
+        s("everything-slow-and-nobody-hands-over", 4, gray::all_slow),
+        s("device-that-flaps-between-slow-and-fast", 4, gray::flapping),
         s("full-device-elects-attaches-and-restarts", 6, room::full_device_elects),
         s("reserve-of-a-full-device-is-used-up", 4, room::reserve_is_used_up),
         s("start-from-a-checkpoint-after-crashes-while-one-is-taken", 8, checkpoint_crashes),
@@ -90,6 +97,7 @@ pub fn all() -> Vec<Scenario> {
         s("power-cuts-while-the-cleaner-works", 8, space::cuts_while_cleaning),
         s("damaged-block-in-a-segment-that-is-cleaned", 8, space::damaged_while_cleaning),
         s("blocks-overwritten-while-they-are-moved", 8, space::overwritten_while_moved),
+        s("vote-that-only-a-checkpoint-remembers", 9, votes::behind_a_checkpoint),
         s("snapshot-while-a-leader-dies", 8, snapshots::leader_dies),
         s("snapshot-goes-on-in-another-session", 8, snapshots::another_session),
         s("snapshots-dropped-in-any-order-give-all-back", 6, snapshots::dropped_in_any_order),

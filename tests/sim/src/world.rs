@@ -1,6 +1,6 @@
 //! The world: nodes, clients, links and the heap of events, with the loop that runs them.
 
-use crate::actor::{Attributed, SimClient};
+use crate::actor::{Attributed, Latency, SimClient};
 use crate::check::oracle::Oracle;
 use crate::check::raft::RaftMonitor;
 use crate::check::register::Moment;
@@ -105,6 +105,8 @@ pub struct World {
     pub ending: Option<Ending>,
     /// Whether a script decides when the run ends.
     pub scripted: bool,
+    /// How long operations took, if a script runs.
+    pub latencies: Vec<Latency>,
     /// Whether some node's log ran out of segments.
     pub ran_full: bool,
     /// Whether the run ended with work left over, because logs are full.
@@ -163,6 +165,7 @@ impl World {
             probes: Vec::new(),
             ending: None,
             scripted: false,
+            latencies: Vec::new(),
             ran_full: false,
             ended_full: false,
             damaged: false,
@@ -529,6 +532,7 @@ fn draw_limits(rng: &mut Rng) -> Limits {
         appends_in_flight: *rng.pick(&[1, 4, 64]),
         segments_reserved: SEGMENTS_RESERVED,
         log_retain_bytes: *rng.pick(&[0, 32 << 10, 256 << 10, 1 << 20]),
+        gather_bytes: *rng.pick(&[0, 0, 16 << 10, 128 << 10]),
     }
 }
 

@@ -5,6 +5,7 @@
 //! link with credit, or into the waiting list of its group. What was sent is a [`Sent`] until it is
 //! answered or its link breaks. Everything is found by number in slabs, in constant time.
 
+mod readers;
 mod reply;
 mod route;
 mod session;
@@ -54,6 +55,9 @@ pub struct VolumeClient {
     parts: Slab<Part>,
     sent: Slab<Sent>,
     sent_count: u64,
+    /// Links that reads avoid, and reads routed while there are any or reads take long.
+    avoided: usize,
+    slow_reads: u64,
     /// Parts to be routed before the call returns.
     todo: Vec<u32>,
     /// Requests that came before the session was ready.
@@ -114,6 +118,8 @@ impl VolumeClient {
             parts: Slab::default(),
             sent: Slab::default(),
             sent_count: 0,
+            avoided: 0,
+            slow_reads: 0,
             todo: Vec::new(),
             backlog: VecDeque::new(),
             stats: ClientStats::default(),

@@ -32,6 +32,9 @@ impl VolumeClient {
         let sent = self.sent.remove(slot);
         self.links[usize::from(link)].answered(sent.bytes, &self.tuning, self.now);
         self.drop_answered(link);
+        if let (Some(weight), ReplyResult::Data { .. }) = (sent.read, &reply.result) {
+            self.note_read(link, self.now.since(sent.at), weight);
+        }
         match sent.what {
             SentFor::Part(id) => {
                 self.parts[id].sent = NONE;

@@ -2,9 +2,11 @@
 
 use super::{Out, VolumeClient};
 use crate::group::FenceState;
+use crate::pace;
 use crate::part::{Control, NONE, PartKind, Sent, SentFor};
 use crate::retry::Verdict;
 use crate::types::{BlockError, ClientEffect};
+use basalt_wire::block::BLOCK_BYTES;
 use basalt_wire::frame::{Request, RequestOp};
 use basalt_wire::ids::{GroupId, LogIndex, NodeId, RequestId, Term};
 use basalt_wire::time::Time;
@@ -67,27 +69,12 @@ impl VolumeClient {
             return self.fail_part(id, ALL, out);
         }
         match self.pick_reader(id) {
-            Some(link) => self.offer(id, link, out),
+            Some(usual) => {
+                let link = self.detour(id, usual).unwrap_or(usual);
+                self.offer(id, link, out);
+            }
             None => self.wait_for_round(id),
         }
-    }
-
-    /// The link of the best replica to read from that was not tried in vain: the local one, then the
-    /// leader, then any; those that have not answered for a while only if there is no other.
-    pub(super) fn pick_reader(&self, id: u32) -> Option<u16> {
-        let part = &self.parts[id];
-        let group = &self.groups[part.group.0 as usize];
-        let order = || group.local.into_iter().chain(group.leader).chain(0..group.voters.len());
-        let fits = |suspects: bool| {
-            order()
-                .filter(|voter| !part.tried.contains(*voter))
-                .map(|voter| group.voters[voter])
-                .find(|link| {
-                    let link = &self.links[usize::from(*link)];
-                    link.is_up() && link.suspect == suspects
-                })
-        };
-        fits(false).or_else(|| fits(true))
     }
 
     /// Sends now if the link has credit and nobody waits for it, else queues.
@@ -192,7 +179,15 @@ impl VolumeClient {
     ) -> u32 {
         self.sent_count += 1;
         self.stats.sent += 1;
-        let slot = self.sent.insert(Sent { id: RequestId(0), link, what, bytes });
+        let read = match &op {
+            RequestOp::Read { range, .. } => {
+                let unanswered = self.links[usize::from(link)].unanswered();
+                Some(pace::weight(range.count as usize * BLOCK_BYTES, unanswered))
+            }
+            _ => None,
+        };
+        let at = self.now;
+        let slot = self.sent.insert(Sent { id: RequestId(0), link, what, bytes, at, read });
         assert!(slot < 1 << SLOT_BITS, "a million requests are unanswered: credits are too large");
         let count = self.sent_count & ((1 << COUNT_BITS) - 1);
         let tag = u64::from(self.tuning.request_tag) << (SLOT_BITS + COUNT_BITS);

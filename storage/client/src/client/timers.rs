@@ -51,6 +51,9 @@ impl VolumeClient {
             }
             let Some(slot) = self.find_sent(id) else { continue };
             if let SentFor::Part(part) = self.sent[slot].what {
+                if let Some(weight) = self.sent[slot].read {
+                    self.note_read(link, now.since(at), weight);
+                }
                 self.overdue(part, link);
             }
         }

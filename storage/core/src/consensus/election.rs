@@ -1,6 +1,7 @@
 //! Who leads, and when: ticks, elections at our own random times, hand-overs, sleep.
 
 use super::group::{Group, Role};
+use super::relief::Relief;
 use super::shared::Cx;
 use crate::mark;
 use crate::planted::Bug;
@@ -30,13 +31,15 @@ pub struct Election {
     /// The hand-over under way: to whom, and when it was started.
     pub(super) transfer: Option<NodeId>,
     /// No new hand-over before this tick.
-    transfer_after: u64,
+    pub(super) transfer_after: u64,
     /// It does not ask for votes before this tick.
     abstains_until: u64,
     /// The last index at each of the two latest ticks, while this replica leads.
     lasts: [u64; 2],
     /// Since which tick the node that should lead has kept pace with this leader.
     in_pace: Option<u64>,
+    /// What is remembered of hand-overs because of slowness.
+    pub(super) relief: Relief,
     /// When the group was last busy.
     pub(super) active_at: Time,
     /// Whether the clock has moved since it was last seen whether the group can sleep.
@@ -264,6 +267,9 @@ impl Group {
             self.leave_to_others(cx);
             return;
         }
+        if self.leads() && self.relieve(cx) {
+            return;
+        }
         let Some(prefer) = self.election.prefer else { return };
         if cx.shared.tick < self.election.transfer_after || self.impaired.is_some() {
             return;
@@ -272,7 +278,7 @@ impl Group {
             if prefer != self.me && self.may_place(cx, prefer) {
                 self.transfer(cx, prefer);
             }
-        } else if prefer == self.me {
+        } else if prefer == self.me && cx.shared.scores.is_trusted(self.me) {
             let Some(leader) = self.leader().and_then(|l| self.address_of(u64::from(l.0))) else {
                 return;
             };
@@ -306,6 +312,10 @@ impl Group {
         let kept = self.election.prefer == Some(node)
             && self.election.in_pace.is_some_and(|since| cx.shared.tick >= since + patience);
         let idle = cx.now.since(self.election.active_at) >= cx.shared.timing.tick * 10;
+        if !cx.shared.scores.is_trusted(node) {
+            mark!("slow node is not given its group");
+            return false;
+        }
         let Some(raft) = &self.raft else { return false };
         let last = raft.raft.raft_log.last_index();
         let whole = raft.raft.prs().get(u64::from(node.0)).is_some_and(|p| p.matched >= last);
@@ -318,7 +328,7 @@ impl Group {
     }
 
     /// Whether a voter could lead within a moment.
-    fn could_lead(&self, cx: &Cx<'_>, node: NodeId) -> Option<u64> {
+    pub(super) fn could_lead(&self, cx: &Cx<'_>, node: NodeId) -> Option<u64> {
         let raft = &self.raft.as_ref()?.raft;
         let progress = raft.prs().get(u64::from(node.0))?;
         let last = raft.raft_log.last_index();
@@ -330,7 +340,7 @@ impl Group {
         (near && well && node != self.me).then_some(progress.matched)
     }
 
-    fn transfer(&mut self, cx: &mut Cx<'_>, to: NodeId) {
+    pub(super) fn transfer(&mut self, cx: &mut Cx<'_>, to: NodeId) {
         let busy = self.raft.as_ref().is_none_or(|raft| raft.raft.lead_transferee.is_some());
         if busy || self.could_lead(cx, to).is_none() {
             return;
@@ -352,10 +362,12 @@ impl Group {
             .peers()
             .filter_map(|peer| {
                 let matched = self.could_lead(cx, peer.node)?;
-                Some((Some(peer.node) == prefer, matched, std::cmp::Reverse(peer.node)))
+                let sound = !cx.shared.scores.is_slow(peer.node);
+                let preferred = Some(peer.node) == prefer;
+                Some((sound, preferred, matched, std::cmp::Reverse(peer.node)))
             })
             .max();
-        if let Some((_, _, std::cmp::Reverse(node))) = best {
+        if let Some((.., std::cmp::Reverse(node))) = best {
             self.transfer(cx, node);
         }
     }
@@ -511,6 +523,12 @@ impl Group {
         let Some(to) = self.voters.iter().copied().find(|a| a.node == peer) else { return };
         let table = raft.store();
         super::outbox::Courier { group: self.slot, to, table, outbox }.advance(cx);
+    }
+
+    /// Bytes sent to each follower and not acknowledged, as far as there are any.
+    pub fn under_way(&self) -> impl Iterator<Item = (NodeId, usize)> + '_ {
+        let all = self.outboxes.iter().map(|(peer, outbox)| (*peer, outbox.under_way_bytes()));
+        all.filter(|(_, bytes)| *bytes > 0)
     }
 
     /// Goes on with what waits for followers, as far as the shard's pace allows.

@@ -76,6 +76,8 @@ pub struct Group {
     pub(super) inbox: VecDeque<Proposal>,
     /// Writes that were looked at and wait for room.
     pub(super) waiting: VecDeque<Proposal>,
+    /// Bytes of payload in the inbox.
+    pub(super) inbox_bytes: usize,
     pub(super) pending: VecDeque<Pending>,
     /// The tick at which what waits for a leader is given up.
     pub(super) patience: Option<u64>,
@@ -130,6 +132,7 @@ impl Group {
             recorded: HardState::default(),
             inbox: VecDeque::new(),
             waiting: VecDeque::new(),
+            inbox_bytes: 0,
             pending: VecDeque::new(),
             patience: None,
             sessions: FxHashMap::default(),
@@ -544,6 +547,12 @@ impl Group {
         self.raft.as_ref().map_or(self.recorded.term, |raft| Term(raft.raft.term))
     }
 
+    /// The hard state that is recorded.
+    #[cfg(test)]
+    pub fn recorded(&self) -> HardState {
+        self.recorded
+    }
+
     /// Whether the group broke and was stopped, or has not started.
     pub fn is_stopped(&self) -> bool {
         self.raft.is_none()
@@ -619,6 +628,7 @@ impl Group {
         }
         let (leader, term) = (self.leader(), self.term());
         self.recall();
+        self.inbox_bytes = 0;
         while let Some(proposal) = self.inbox.pop_front() {
             proposal.refuse_leader(cx, self.id, leader, term);
         }
@@ -651,9 +661,19 @@ impl Group {
             group.plan_announcement(cx);
             group.doze(cx);
         });
-        let more = self.leads() && !self.inbox.is_empty();
+        let more = self.leads() && !self.inbox.is_empty() && !cx.shared.gathering;
         let ready = self.raft.as_ref().is_some_and(|raft| raft.has_ready());
         self.dirty = ready || (more && self.takes_proposals());
+    }
+
+    /// Bytes of payload accepted and not proposed yet.
+    pub fn waiting_bytes(&self) -> usize {
+        self.inbox_bytes
+    }
+
+    /// Looks again at proposals that wait.
+    pub fn look_at_inbox(&mut self) {
+        self.dirty |= !self.inbox.is_empty();
     }
 
     /// Whether proposals that wait could be proposed now.

@@ -20,6 +20,7 @@ mod health;
 mod outbox;
 mod propose;
 mod ready;
+mod relief;
 mod resync;
 mod shared;
 mod table;

@@ -23,6 +23,9 @@ const DATA_MIN: usize = 64 << 10;
 /// Messages with content from the log that may be read or on their way at a time.
 const FETCHED_MAX: usize = 4;
 
+/// Election timeouts without an acknowledgement after which what was sent counts as lost.
+const LOST_AFTER: u64 = 4;
+
 /// Appends that wait for content.
 #[derive(Debug, Default)]
 pub struct Outbox {
@@ -35,6 +38,11 @@ pub struct Outbox {
     stuck: bool,
     /// The highest commit index that the follower was told.
     pub(super) told: u64,
+    /// Last index and bytes of each message that was sent, until acknowledged, and the sum of the bytes.
+    under_way: VecDeque<(u64, usize)>,
+    under_way_bytes: usize,
+    /// The tick at which there was nothing under way last, or some of it was acknowledged.
+    acknowledged_at: u64,
 }
 
 #[derive(Debug)]
@@ -96,6 +104,10 @@ impl Courier<'_> {
         if self.outbox.unacknowledged.back().is_some_and(|last| *last > previous) {
             self.outbox.unacknowledged.clear();
         }
+        while self.outbox.under_way.back().is_some_and(|(last, _)| *last > previous) {
+            let (_, bytes) = self.outbox.under_way.pop_back().expect("seen above");
+            self.outbox.under_way_bytes -= bytes;
+        }
     }
 
     /// Messages can be lost. When nothing of what was sent is acknowledged for long, what waits is
@@ -142,11 +154,21 @@ impl Courier<'_> {
                 payload: payload.unwrap_or_default(),
             });
         }
-        if complete && self.outbox.waiting.is_empty() {
+        let last = entries.last().map_or(message.index.0, |entry| entry.index);
+        let choked = !entries.is_empty() && cx.shared.choked.contains(&self.to.node);
+        if complete && !choked && self.outbox.waiting.is_empty() {
+            self.outbox.sent(last, &message);
             cx.send(self.to, Frame::Raft(message));
             return;
         }
-        let last = entries.last().map_or(message.index.0, |entry| entry.index);
+        if choked {
+            // What waits for a slow follower must not keep its content in memory: it is fetched later.
+            mark!("append held back from a follower that lags");
+            complete = false;
+            for entry in &mut message.entries {
+                (entry.data, entry.payload) = (Bytes::new(), Payload::empty());
+            }
+        }
         // An outbox may be replaced while reads for it are under way: their answers must not be taken
         // for those of another message.
         cx.shared.messages += 1;
@@ -156,8 +178,20 @@ impl Courier<'_> {
         self.outbox.waiting.push_back(waiting);
     }
 
+    /// What is under way for long may be lost: then the follower finds out by what follows.
+    fn forget_lost(&mut self, cx: &Cx<'_>) {
+        let patience = LOST_AFTER * u64::from(cx.shared.timing.election_ticks);
+        if self.outbox.under_way.is_empty() {
+            self.outbox.acknowledged_at = cx.shared.tick;
+        } else if cx.shared.tick >= self.outbox.acknowledged_at + patience {
+            self.outbox.under_way.clear();
+            self.outbox.under_way_bytes = 0;
+        }
+    }
+
     /// Starts the reads of the first messages that wait, and sends those that are complete.
     pub fn advance(&mut self, cx: &mut Cx<'_>) {
+        self.forget_lost(cx);
         while let Some(front) = self.outbox.waiting.front() {
             if !front.started || front.reads > 0 {
                 break;
@@ -188,11 +222,14 @@ impl Courier<'_> {
             }
             self.outbox.stuck = false;
             self.outbox.unacknowledged.push_back(front.last);
+            self.outbox.sent(front.last, &front.message);
             cx.send(self.to, Frame::Raft(front.message));
         }
         let room = FETCHED_MAX.saturating_sub(self.outbox.unacknowledged.len());
         for at in 0..self.outbox.waiting.len().min(room) {
-            if !self.outbox.waiting[at].started && cx.shared.catch_up_bytes > 0 {
+            let free =
+                !cx.shared.choked.contains(&self.to.node) || self.outbox.under_way.is_empty();
+            if !self.outbox.waiting[at].started && cx.shared.catch_up_bytes > 0 && free {
                 self.start(cx, at);
             }
         }
@@ -264,7 +301,7 @@ impl Courier<'_> {
 impl Outbox {
     /// Whether nothing waits here.
     pub fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.unacknowledged.is_empty()
+        self.waiting.is_empty() && self.unacknowledged.is_empty() && self.under_way.is_empty()
     }
 
     /// Whether the follower needs something that can not be read here.
@@ -272,8 +309,26 @@ impl Outbox {
         self.stuck
     }
 
+    /// Bytes sent and not acknowledged.
+    pub fn under_way_bytes(&self) -> usize {
+        self.under_way_bytes
+    }
+
+    fn sent(&mut self, last: u64, message: &RaftMessage) {
+        let entries = message.entries.iter();
+        let bytes = entries.map(|entry| entry.payload.len() + entry.data.len()).sum();
+        if bytes > 0 {
+            self.under_way.push_back((last, bytes));
+            self.under_way_bytes += bytes;
+        }
+    }
+
     /// The follower holds everything up to here.
     pub fn acknowledged(&mut self, matched: u64, tick: u64) {
+        while let Some((_, bytes)) = self.under_way.pop_front_if(|(last, _)| *last <= matched) {
+            self.under_way_bytes -= bytes;
+            self.acknowledged_at = tick;
+        }
         while self.unacknowledged.front().is_some_and(|last| *last <= matched) {
             self.unacknowledged.pop_front();
             self.progress_at = tick;

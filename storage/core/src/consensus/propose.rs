@@ -176,6 +176,7 @@ impl Group {
     pub fn accept(&mut self, cx: &mut Cx<'_>, proposal: Proposal) {
         cx.shared.pending_requests += 1;
         cx.shared.pending_bytes += proposal.bytes();
+        self.inbox_bytes += proposal.bytes();
         self.inbox.push_back(proposal);
         self.wake(cx);
         self.dirty = true;
@@ -195,6 +196,7 @@ impl Group {
             let (leader, term) = (self.leader(), self.term());
             let just_now = self.told.1 == Role::Leader;
             if leader.is_some() || (self.patience.is_none() && !just_now) {
+                self.inbox_bytes = 0;
                 for proposal in std::mem::take(&mut self.inbox) {
                     proposal.refuse_leader(cx, self.id, leader, term);
                 }
@@ -204,6 +206,9 @@ impl Group {
         // Sessions are checked against what is applied, which in a new term lacks something until
         // the leader's own first entry is applied. While leadership moves, nothing is taken.
         if raft.raft.lead_transferee.is_some() || !raft.raft.apply_to_current_term() {
+            return;
+        }
+        if cx.shared.gathering {
             return;
         }
         let entries = self.pack(cx);
@@ -224,6 +229,7 @@ impl Group {
                 break;
             }
             let proposal = self.inbox.pop_front().expect("seen above");
+            self.inbox_bytes -= bytes;
             let proposal = match self.admit(cx, proposal, &mut blocks) {
                 Some(proposal) => proposal,
                 None => continue,
@@ -326,6 +332,7 @@ impl Group {
     pub(super) fn recall(&mut self) -> bool {
         let any = !self.waiting.is_empty();
         while let Some(proposal) = self.waiting.pop_back() {
+            self.inbox_bytes += proposal.bytes();
             self.inbox.push_front(proposal);
         }
         any

@@ -7,6 +7,7 @@ use crate::event::{Effect, LinkId};
 use crate::log::{Log, Record, RecordSeq};
 use crate::planted::{Bug, Planted};
 use crate::replica::Plan;
+use crate::score::Scores;
 use crate::shard::ProposedCounts;
 use basalt_wire::block::BLOCK_BYTES;
 use basalt_wire::frame::{Frame, Reply, ReplyResult};
@@ -171,6 +172,8 @@ pub struct Shared {
     pub pending_bytes: usize,
     /// Requests accepted and not answered yet.
     pub pending_requests: usize,
+    /// Whether proposals wait for others while the log is being written.
+    pub gathering: bool,
     /// What was proposed since the shard was opened.
     pub proposed: ProposedCounts,
     /// Peers that can not be reached, as far as the driver knows.
@@ -207,6 +210,11 @@ pub struct Shared {
     pub page_reads: Slab<PageRead>,
     /// What bringing replicas up by pages moved since the shard was opened.
     pub moved: MovedCounts,
+    /// How fast this shard and its peers are.
+    pub scores: Scores,
+    /// Followers that have so much under way that they are sent more only as they acknowledge it. Seen
+    /// anew at each tick.
+    pub choked: BTreeSet<NodeId>,
 }
 
 impl Shared {
@@ -226,6 +234,7 @@ impl Shared {
             tick: 0,
             pending_bytes: 0,
             pending_requests: 0,
+            gathering: false,
             proposed: ProposedCounts::default(),
             down: BTreeSet::new(),
             draining: false,
@@ -244,6 +253,8 @@ impl Shared {
             helping: 0,
             page_reads: Slab::default(),
             moved: MovedCounts::default(),
+            choked: BTreeSet::new(),
+            scores: Scores::new(config.address.node, config.timing.tick, config.planted),
         }
     }
 

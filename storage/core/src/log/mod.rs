@@ -250,6 +250,11 @@ impl Log {
         }
     }
 
+    /// Whether a batch is being written.
+    pub fn is_writing(&self) -> bool {
+        self.writer().is_some_and(Writer::is_writing)
+    }
+
     /// Bytes queued and not yet part of a batch.
     pub fn queued_bytes(&self) -> usize {
         self.writer().map_or(0, Writer::queued_bytes)

@@ -13,6 +13,7 @@ use super::writer::Writer;
 use super::{LogEvent, Start, TOKEN_FORMAT, TOKEN_OPEN, token};
 use crate::config::ShardConfig;
 use crate::mark;
+use crate::planted::Bug;
 use basalt_wire::block::BLOCK_BYTES;
 use basalt_wire::buffer::IoBuf;
 use basalt_wire::disk::superblock::{Superblock, choose};
@@ -111,6 +112,8 @@ pub struct Opening {
     /// The checkpoint that is tried, and the number of recovery's first read.
     start: Option<Start>,
     first_read: u64,
+    /// The batch that the checkpoint stands for, be it used or not: it was durable.
+    proven: Option<(u64, u32)>,
     /// Why a checkpoint was not used.
     refused: Option<String>,
 }
@@ -139,6 +142,7 @@ impl Opening {
             recovered: None,
             start,
             first_read: NUMBER_READS,
+            proven: None,
             refused: None,
         }
     }
@@ -201,10 +205,11 @@ impl Opening {
         refuse_foreign(&chosen, &self.config)?;
         self.first_copy = usize::from(a == Ok(chosen));
         self.superblock = Some(chosen);
-        if let Some(start) = &self.start
-            && let Err(reason) = check_place(start, &Geometry::of(&chosen))
-        {
-            return self.replay_all(reason, out, events);
+        if let Some(start) = &self.start {
+            if let Err(reason) = check_place(start, &Geometry::of(&chosen)) {
+                return self.replay_all(reason, out, events);
+            }
+            self.proven = Some(start.until);
         }
         self.replay(out, events)
     }
@@ -214,7 +219,8 @@ impl Opening {
         let geometry = Geometry::of(superblock);
         let window = Window::new(token(TOKEN_OPEN, 0), self.first_read);
         let start = self.start.as_ref();
-        self.recovery = Some(Recovery::new(&self.config, geometry, window, start));
+        let recovery = Recovery::new(&self.config, geometry, window, start, self.proven);
+        self.recovery = Some(recovery);
         self.recover(out, events)
     }
 
@@ -234,7 +240,8 @@ impl Opening {
         }
     }
 
-    /// The checkpoint is not believed. Reads that are still under way for it end unseen.
+    /// The checkpoint is not believed. What it proves to have been durable is not forgotten for that: a
+    /// log that lacks it is damaged, not shorter. Reads that are still under way for it end unseen.
     fn replay_all(
         &mut self,
         reason: String,
@@ -245,6 +252,9 @@ impl Opening {
         events.push(LogEvent::CheckpointRefused(reason.clone()));
         self.refused = Some(reason);
         self.start = None;
+        if self.config.planted.is(Bug::CheckpointProofForgotten) {
+            self.proven = None;
+        }
         self.recovered = None;
         self.first_read += NUMBERS_APART;
         self.replay(out, events)

@@ -61,14 +61,25 @@ pub struct Recovery {
     /// Damage of unknown extent.
     unknown: Option<Damage>,
     report: OpenReport,
-    /// The checkpoint behind which it began, and whether the batch that it stands for was found.
-    start: Option<(Start, bool)>,
+    /// The checkpoint behind which it began.
+    start: Option<Start>,
+    /// What a checkpoint proves, be it used or not.
+    proof: Option<Proof>,
     /// The segments that the checkpoint lists, and those visited.
     segments: Segments,
     /// Segments whose heads were damaged where a batch was missing: they may be in use.
     damaged_heads: Vec<u32>,
     /// Why the log can not be recovered from where it began.
     refused: Option<String>,
+}
+
+/// A batch that is known to have been durable, whatever the log says now: a checkpoint stands for it.
+struct Proof {
+    seq: u64,
+    /// The checksum of its header.
+    crc: u32,
+    /// Whether it stands in the log, or the next one is chained to it.
+    found: bool,
 }
 
 enum Phase {
@@ -134,12 +145,14 @@ enum Step {
 }
 
 impl Recovery {
-    /// Starts at the first segment, or where a checkpoint says.
+    /// Starts at the first segment, or where a checkpoint says. `proven` is a batch that was durable,
+    /// number and checksum: the log is damaged if it does not hold it.
     pub fn new(
         config: &ShardConfig,
         geometry: Geometry,
         window: Window,
         start: Option<&Start>,
+        proven: Option<(u64, u32)>,
     ) -> Recovery {
         let (mut tail, mut boot) = (Tail::start(), 0);
         let mut segments = Segments::new(geometry.segments);
@@ -174,7 +187,10 @@ impl Recovery {
             damages: BTreeMap::new(),
             unknown: None,
             report: OpenReport::default(),
-            start: start.map(|start| (start.clone(), false)),
+            start: start.cloned(),
+            proof: proven
+                .filter(|_| !config.planted.is(Bug::CheckpointBeyondLog))
+                .map(|(seq, crc)| Proof { seq, crc, found: false }),
             segments,
             damaged_heads: Vec::new(),
             refused: None,
@@ -201,7 +217,7 @@ impl Recovery {
                 Phase::Walk => self.walk(out, events),
                 Phase::Scan(..) => self.scan(out, events),
                 Phase::Settle(_) => self.settle(out, events),
-                Phase::Done => return Some(self.check_start().map(|()| self.finish(events))),
+                Phase::Done => return Some(self.check_proof().map(|()| self.finish(events))),
             };
             if matches!(step, Step::Wait) {
                 return None;
@@ -258,10 +274,8 @@ impl Recovery {
 
     fn accept(&mut self, header: BatchHeader, events: &mut Vec<LogEvent>) {
         let fields = header.fields;
-        if let Some((start, found)) = &mut self.start
-            && start.until.0 == fields.seq
-        {
-            *found = start.until.1 == header.crc;
+        if let Some(proof) = self.proof.as_mut().filter(|proof| proof.seq == fields.seq) {
+            proof.found = proof.crc == header.crc;
         }
         let tells = fields.flags & FLAG_PREDECESSOR_LOST == 0;
         if let Some(Waiting::Gap(gap)) = self.waiting.back_mut()
@@ -269,11 +283,9 @@ impl Recovery {
             && gap.seq + 1 == fields.seq
         {
             gap.summaries = Some(header.summaries.clone());
-            if let Some((start, found)) = &mut self.start
-                && start.until.0 == gap.seq
-            {
+            if let Some(proof) = self.proof.as_mut().filter(|proof| proof.seq == gap.seq) {
                 // What it is chained to tells that the lost batch was that one.
-                *found = start.until.1 == fields.previous_crc;
+                proof.found = proof.crc == fields.previous_crc;
             }
         }
         if fields.boot > self.mark_boot {
@@ -301,16 +313,19 @@ impl Recovery {
         let Tail { segment, segment_seq, .. } = self.tail;
         match self.segments.use_of(segment) {
             Some(seq) if seq == segment_seq => {}
-            Some(seq) => {
-                mark!("log.segment_contradicts");
-                self.refused = Some(format!(
-                    "it needs what stood in segment {segment} in its use {seq}, and the log used that \
-                     segment again"
-                ));
-            }
+            Some(seq) => self.contradict(segment, seq),
             None => self.segments.note(segment, segment_seq),
         }
         self.check_uses(segment_seq);
+    }
+
+    /// The checkpoint is older than a use of a segment that it needs.
+    fn contradict(&mut self, segment: u32, seq: u64) {
+        mark!("log.segment_contradicts");
+        self.refused = Some(format!(
+            "it needs what stood in segment {segment} in its use {seq}, and the log used that segment \
+             again"
+        ));
     }
 
     /// Without a checkpoint everything must be here that was ever written. The first use of each segment
@@ -327,6 +342,11 @@ impl Recovery {
         }
     }
 
+    /// Whether a batch of this number had been durable.
+    fn is_covered(&self, seq: u64) -> bool {
+        seq <= self.mark.max(self.proof.as_ref().map_or(0, |proof| proof.seq))
+    }
+
     /// Replays what the durable mark covers.
     fn release(&mut self, events: &mut Vec<LogEvent>) {
         while let Some(front) = self.waiting.front() {
@@ -334,7 +354,7 @@ impl Recovery {
                 Waiting::Batch(header) => header.fields.seq,
                 Waiting::Gap(gap) => gap.seq,
             };
-            if seq > self.mark {
+            if !self.is_covered(seq) {
                 break;
             }
             self.replay_front(events);
@@ -351,7 +371,7 @@ impl Recovery {
 
     /// Searches what lies behind the tail for valid batches.
     fn begin_scan(&mut self, header: Header) {
-        let scan = Scan::behind(&self.tail, self.boot, &self.segments);
+        let scan = Scan::behind(&self.tail, self.boot, &self.segments, self.start.is_some());
         self.phase = Phase::Scan(scan, header);
     }
 
@@ -362,11 +382,16 @@ impl Recovery {
         }
         let (header, next) = (*header, scan.next());
         let (highest_use, highest_boot) = (scan.highest_use(), scan.highest_boot());
+        let reused = scan.reused();
         self.damaged_heads.extend(scan.damaged());
         let (mark, mark_boot) = scan.highest_mark();
         self.raise_mark(mark, mark_boot);
         self.boot_highest = self.boot_highest.max(highest_boot);
         self.check_uses(highest_use);
+        if let Some((segment, seq)) = reused {
+            self.contradict(segment, seq);
+            return Step::Again;
+        }
         let seq = self.tail.seq;
         if let Some(next) = next
             && next.seq == seq
@@ -375,9 +400,10 @@ impl Recovery {
             self.resume(next.place, next.segment_seq, seq);
             return Step::Again;
         }
-        let covered = seq <= self.mark;
+        let covered = self.is_covered(seq);
         if covered && next.is_none() {
-            // What proved it was read before and is not given any more: nothing can be said of the rest.
+            // What proved it was read before and is not given any more, or only a checkpoint proves it:
+            // nothing can be said of the rest.
             mark!("log.proof_vanished");
             self.phase = Phase::Settle(Settle { unreadable_end: true, ..Settle::default() });
             self.release(events);
@@ -621,17 +647,27 @@ impl Recovery {
         *known = term.max(*known);
     }
 
-    /// Whether the log holds, undamaged, everything that the checkpoint stands for.
-    fn check_start(&self) -> Result<(), String> {
-        let Some((start, found)) = &self.start else { return Ok(()) };
-        let (seq, end) = (start.until.0, self.tail.seq);
-        if (*found && end > seq) || self.config.planted.is(Bug::CheckpointBeyondLog) {
-            return Ok(());
-        }
-        Err(format!(
+    /// Judges the batch that a checkpoint proves to have been durable. If the log does not hold it, a
+    /// checkpoint can not be used; and whatever else it lacks, votes among it, nobody can tell.
+    fn check_proof(&mut self) -> Result<(), String> {
+        let Some(proof) = self.proof.as_ref().filter(|proof| !proof.found) else { return Ok(()) };
+        let (seq, end) = (proof.seq, self.tail.seq);
+        let lacks = format!(
             "it stands for batch {seq}, which the log does not hold (it ends before batch {end}): the \
              device has lost writes that were durable, or is an older image of itself"
-        ))
+        );
+        if self.start.is_some() {
+            return Err(lacks);
+        }
+        mark!("log.proven_batch_lost");
+        self.unknown.get_or_insert(Damage {
+            group: None,
+            first_lost: None,
+            last_known: LogIndex(0),
+            vote_lost: true,
+            text: format!("of its checkpoint: {lacks}"),
+        });
+        Ok(())
     }
 
     fn finish(&mut self, events: &mut Vec<LogEvent>) -> Recovered {
@@ -665,7 +701,7 @@ impl Recovery {
         for segment in used.iter().map(|used| used.segment.0).chain([self.tail.segment]) {
             self.segments.start_of(segment).into_iter().for_each(|place| segments.begin(place));
         }
-        let first = self.start.as_ref().map_or(1, |(start, _)| start.from.segment_seq);
+        let first = self.start.as_ref().map_or(1, |start| start.from.segment_seq);
         let mut damaged = std::mem::take(&mut self.damaged_heads).into_iter();
         for seq in first..last {
             if used.iter().any(|used| used.seq == seq) {

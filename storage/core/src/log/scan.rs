@@ -116,6 +116,10 @@ pub struct Scan {
     found: Vec<Candidate>,
     /// The highest use of a segment in any valid header of this device.
     highest_use: u64,
+    /// The segments in use.
+    in_use: Segments,
+    /// One of them whose head is of a later use than the one that counts, and that one.
+    reused: Option<(u32, u64)>,
 }
 
 enum Stage {
@@ -127,10 +131,13 @@ enum Stage {
 
 impl Scan {
     /// Searches for batches behind the one missing at `tail`, written in generation `boot` or later, in
-    /// the rest of its segment and in all segments but those in use.
-    pub fn behind(tail: &Tail, boot: u64, in_use: &Segments) -> Scan {
-        let free = in_use.iter().filter(|s| s.seq == 0 && s.id.0 != tail.segment).map(|s| s.id.0);
-        let (before, behind): (Vec<u32>, Vec<u32>) = free.partition(|id| *id < tail.segment);
+    /// the rest of its segment and in all segments but those in use. The heads of those are read too if
+    /// `doubted`: a checkpoint lists them, which may be older than the log, and what shows that a segment
+    /// was used again may be missing.
+    pub fn behind(tail: &Tail, boot: u64, in_use: &Segments, doubted: bool) -> Scan {
+        let others = in_use.iter().filter(|s| s.id.0 != tail.segment && (doubted || s.seq == 0));
+        let (before, behind): (Vec<u32>, Vec<u32>) =
+            others.map(|s| s.id.0).partition(|id| *id < tail.segment);
         Scan {
             seq: tail.seq,
             boot,
@@ -142,6 +149,8 @@ impl Scan {
             named: Vec::new(),
             found: Vec::new(),
             highest_use: 0,
+            in_use: in_use.clone(),
+            reused: None,
         }
     }
 
@@ -199,9 +208,15 @@ impl Scan {
         out: &mut Vec<DiskOp>,
     ) -> bool {
         while let Some((segment, bytes)) = window.take_probed() {
+            let used = self.in_use.use_of(segment);
             match bytes.as_deref().map(|bytes| head_of(bytes, geometry, segment)) {
                 Some(Head::Blank | Head::Stale) => {}
                 Some(Head::Longer(blocks)) => window.probe(geometry, segment, blocks, out),
+                Some(Head::Good(header)) if used.is_some() => {
+                    let used = used.filter(|seq| header.fields.segment_seq > *seq);
+                    self.reused = self.reused.or(used.map(|seq| (segment, seq)));
+                }
+                Some(Head::Damaged) | None if used.is_some() => {}
                 Some(Head::Good(header)) => {
                     if self.note(&header) {
                         self.whole.push_back((segment, 1));
@@ -339,6 +354,11 @@ impl Scan {
     /// The highest use of a segment found, stale ones included.
     pub fn highest_use(&self) -> u64 {
         self.highest_use
+    }
+
+    /// A segment in use that the log has used again since, and the use that was taken to count.
+    pub fn reused(&self) -> Option<(u32, u64)> {
+        self.reused
     }
 
     /// Segments whose heads are damaged, next ones first.

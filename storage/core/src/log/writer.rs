@@ -51,6 +51,7 @@ pub struct Writer {
     placed: u64,
     in_flight: VecDeque<InFlight>,
     in_flight_max: usize,
+    gather_bytes: usize,
     batch_bytes: usize,
     reserved: u32,
     group_count: usize,
@@ -99,6 +100,7 @@ impl Writer {
             placed: 0,
             in_flight: VecDeque::new(),
             in_flight_max: config.limits.batches_in_flight.clamp(1, IN_FLIGHT_MAX),
+            gather_bytes: config.limits.gather_bytes,
             batch_bytes: config.limits.batch_bytes,
             reserved: config.limits.segments_reserved,
             group_count: config.groups.len() + 1,
@@ -176,7 +178,13 @@ impl Writer {
         self.queued_bytes
     }
 
-    /// Starts as many batches as may be in flight.
+    /// Whether a batch is being written.
+    pub fn is_writing(&self) -> bool {
+        !self.in_flight.is_empty()
+    }
+
+    /// Starts as many batches as may be in flight. Beside another one a batch is started only when
+    /// enough is queued for it: the fixed cost of a device write is that of copying some ten blocks.
     pub fn flush(&mut self, out: &mut Vec<DiskOp>, events: &mut Vec<LogEvent>) {
         if self.full && self.segments_free() > 0 {
             mark!("log.room_again");
@@ -184,7 +192,7 @@ impl Writer {
             events.push(LogEvent::Room);
         }
         let stopped = self.failed || self.full;
-        while !stopped && !self.queue.is_empty() && self.in_flight.len() < self.in_flight_max {
+        while !stopped && !self.queue.is_empty() && self.takes_batch() {
             match (self.plan(), self.segments.next_free(self.tail.segment)) {
                 (Some(plan), _) => self.start_batch(&plan, out, events),
                 (None, None) => {
@@ -197,6 +205,12 @@ impl Writer {
                 (None, Some(next)) => self.close_segment(next, out, events),
             }
         }
+    }
+
+    /// Whether another batch may be started.
+    fn takes_batch(&self) -> bool {
+        let enough = !self.is_writing() || self.queued_bytes >= self.gather_bytes;
+        enough && self.in_flight.len() < self.in_flight_max
     }
 
     /// As many queued records as one batch and the segment hold; nothing if the segment must be

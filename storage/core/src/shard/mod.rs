@@ -4,6 +4,7 @@ mod checkpoints;
 mod cleaning;
 mod log_events;
 mod request;
+mod scores;
 mod space;
 mod status;
 #[cfg(test)]
@@ -80,6 +81,9 @@ impl Shard {
         let cx = Cx { shared: &mut shared, now, out };
         let groups: Vec<Group> =
             configs.iter().enumerate().map(|(slot, group)| Group::new(group, slot, &cx)).collect();
+        for voter in groups.iter().flat_map(Group::voters) {
+            shared.scores.add_peer(voter.node);
+        }
         let taker = Taker::new(&config);
         let next_tick = now + config.timing.tick;
         let mut shard = Shard {
@@ -104,6 +108,7 @@ impl Shard {
 
     /// Takes an event.
     pub fn handle(&mut self, now: Time, event: Event, out: &mut Vec<Effect>) {
+        self.note_lateness(now);
         match event {
             Event::Disk(done) => self.disk(now, done, out),
             Event::Request { link, remote, request } if self.serves() => {
@@ -117,6 +122,7 @@ impl Shard {
             Event::Propose { token, command } => self.propose(now, token, command, out),
             Event::Peer { from, frame } if self.serves() => self.peer(now, from, frame, out),
             Event::PeerLink { peer, up } => {
+                self.shared.scores.peer_link(peer);
                 let changed =
                     if up { self.shared.down.remove(&peer) } else { self.shared.down.insert(peer) };
                 if self.serves() && (changed || up) {
@@ -131,7 +137,7 @@ impl Shard {
             // An answer to a link that is gone is dropped by the driver.
             Event::LinkClosed { .. } | Event::Peer { .. } => {}
         }
-        self.flush_ops(out);
+        self.flush_ops(now, out);
     }
 
     /// Ends a turn, after all its events: proposes, steps groups, writes the log, sends.
@@ -140,6 +146,7 @@ impl Shard {
             self.run_clock(now, out);
             self.clean(now, out);
             for _ in 0..ROUNDS_MAX {
+                self.gather();
                 self.run_groups(now, out);
                 self.flush_log(now, out);
                 if !self.groups.iter().any(|group| group.dirty) {
@@ -151,7 +158,7 @@ impl Shard {
             self.shared.log.seal_if_idle(now, &mut self.shared.ops);
             self.take_checkpoint(now, out);
         }
-        self.flush_ops(out);
+        self.flush_ops(now, out);
     }
 
     /// When [`Shard::end_turn`] must be called at the latest.
@@ -189,6 +196,7 @@ impl Shard {
             space_by_volume: self.space_by_volume(),
             proposed: self.shared.proposed,
             moved: self.shared.moved,
+            scores: self.shared.scores.status(self.needs_clock()),
         }
     }
 
@@ -243,11 +251,15 @@ impl Shard {
         self.groups.iter_mut().for_each(|group| run(group, &mut cx));
     }
 
-    fn flush_ops(&mut self, out: &mut Vec<Effect>) {
+    fn flush_ops(&mut self, now: Time, out: &mut Vec<Effect>) {
+        if self.serves() {
+            self.shared.ops.iter().for_each(|op| self.shared.scores.began(op, now));
+        }
         out.extend(self.shared.ops.drain(..).map(Effect::Disk));
     }
 
     fn disk(&mut self, now: Time, done: DiskDone, out: &mut Vec<Effect>) {
+        self.shared.scores.ended(done.token, now);
         let mut events = std::mem::take(&mut self.events);
         self.shared.log.on_disk(done, &mut self.shared.ops, &mut events);
         self.log_events(now, &mut events, out);
@@ -264,10 +276,12 @@ impl Shard {
     }
 
     fn run_clock(&mut self, now: Time, out: &mut Vec<Effect>) {
+        self.note_lateness(now);
         let tick = self.shared.timing.tick;
         if !self.needs_clock() {
             // Nobody listens to the clock: it starts anew with the first who wakes.
             self.next_tick = now + tick;
+            self.shared.scores.rest(now);
         } else if now >= self.next_tick {
             self.shared.tick += 1;
             // Ticks that were missed (a paused process) are not caught up: what arrived meanwhile
@@ -275,12 +289,24 @@ impl Shard {
             self.next_tick = (self.next_tick + tick).max(now + tick / 2);
             let written = self.shared.set_pace();
             self.plan_cleaning(now, written as u64, out);
+            self.tell_scores(now, out);
+            self.find_choked();
             self.each(now, out, |group, cx| group.tick(cx));
         }
         self.each(now, out, |group, cx| {
             group.campaign_if_due(cx);
             group.announce_if_due(cx);
         });
+    }
+
+    /// Decides whether proposals wait: while the log is being written others may join them, so that
+    /// entries, messages and batches are fewer and larger. The end of the write lets them go.
+    fn gather(&mut self) {
+        let waiting: usize = self.groups.iter().map(Group::waiting_bytes).sum();
+        let gathering = self.shared.log.is_writing() && waiting < self.shared.limits.gather_bytes;
+        if std::mem::replace(&mut self.shared.gathering, gathering) && !gathering {
+            self.groups.iter_mut().for_each(Group::look_at_inbox);
+        }
     }
 
     fn run_groups(&mut self, now: Time, out: &mut Vec<Effect>) {
@@ -333,6 +359,7 @@ impl Shard {
             Frame::Sleep { group, term, commit } => {
                 self.with(now, out, group, |group, _| group.sleep(from, term, commit));
             }
+            Frame::Score(score) => self.shared.scores.take(from.node, score, now),
             // Handshakes, pings, requests and replies are the links' matter.
             _ => {}
         }

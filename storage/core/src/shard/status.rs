@@ -4,6 +4,7 @@ use super::{Space, VolumeSpace};
 use crate::cleaner::CleanerCounts;
 use crate::consensus::MovedCounts;
 use crate::log::{LogCounts, OpenReport};
+use crate::score::ScoreStatus;
 use basalt_wire::ids::{GroupId, LogIndex, NodeId, Term, VolumeId};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -102,6 +103,8 @@ pub struct ShardStatus {
     pub proposed: ProposedCounts,
     /// What bringing replicas up by pages moved since then.
     pub moved: MovedCounts,
+    /// How fast this shard's device and those of its peers are; this one first.
+    pub scores: Vec<ScoreStatus>,
 }
 
 /// What leaders proposed: `commands / entries` is how well a turn's requests are packed.

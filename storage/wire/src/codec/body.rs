@@ -2,14 +2,14 @@
 
 use super::{
     BLOCK_END_MAX, CLIENT_NAME_BYTES_MAX, CONTEXT_BYTES_MAX, CodecError, RAFT_ENTRY_KIND_MAX,
-    RAFT_MESSAGE_KIND_MAX, REFUSAL_BYTES_MAX, kind, op, outcome, pages, role,
+    RAFT_MESSAGE_KIND_MAX, REFUSAL_BYTES_MAX, SCORE_PATHS_MAX, kind, op, outcome, pages, role,
 };
 use crate::block::{BLOCK_BYTES, CHUNK_BLOCKS, COMMAND_BLOCKS_MAX};
 use crate::buffer::Payload;
 use crate::command::BlockRange;
 use crate::frame::{
-    Frame, Hello, RaftEntry, RaftMessage, Refusal, Reply, ReplyResult, Request, RequestOp, Role,
-    Welcome,
+    Frame, Hello, NodeScore, RaftEntry, RaftMessage, Refusal, Reply, ReplyResult, Request,
+    RequestOp, Role, Welcome,
 };
 use crate::ids::{
     Address, ClusterId, Epoch, Generation, GroupId, Incarnation, LogIndex, NodeId, RequestId,
@@ -238,6 +238,7 @@ fn small(kind: u8, r: &mut Reader<'_>) -> Result<Frame> {
         kind::SLEEP => {
             Frame::Sleep { group: r.group()?, term: r.term()?, commit: r.index("commit index")? }
         }
+        kind::SCORE => Frame::Score(score(r)?),
         kind::PING => Frame::Ping { nonce: r.u64("nonce")? },
         kind::PONG => Frame::Pong { nonce: r.u64("nonce")? },
         _ => {
@@ -250,6 +251,28 @@ fn small(kind: u8, r: &mut Reader<'_>) -> Result<Frame> {
             });
         }
     })
+}
+
+fn score(r: &mut Reader<'_>) -> Result<NodeScore> {
+    let mut score = NodeScore {
+        window: r.u32("window")?,
+        write_nanos: r.u64("nanoseconds of a write")?,
+        read_nanos: r.u64("nanoseconds of a read")?,
+        stamp: r.u64("stamp")?,
+        echo: r.u64("echo")?,
+        held_nanos: r.u64("nanoseconds held")?,
+        late_nanos: r.u64("nanoseconds late")?,
+        paths: Vec::new(),
+    };
+    bounded("stamp", score.stamp, 1, u64::MAX)?;
+    let count = r.u16("number of paths")?;
+    bounded("number of paths", u64::from(count), 0, SCORE_PATHS_MAX as u64)?;
+    r.need("paths", u64::from(count) * PATH_BYTES)?;
+    score.paths.reserve_exact(usize::from(count));
+    for _ in 0..count {
+        score.paths.push((r.node("peer")?, r.u64("nanoseconds of a path")?));
+    }
+    Ok(score)
 }
 
 fn hello(r: &mut Reader<'_>) -> Result<Hello> {
@@ -278,6 +301,8 @@ fn welcome(r: &mut Reader<'_>) -> Result<Welcome> {
     })
 }
 
+/// Bytes of a path: node, nanoseconds.
+const PATH_BYTES: u64 = 4 + 8;
 /// Bytes of an entry's descriptor: kind, term, index, length of its data, blocks of its payload.
 const ENTRY_BYTES: u64 = 1 + 8 + 8 + 4 + 4;
 

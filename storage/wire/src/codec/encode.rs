@@ -2,13 +2,13 @@
 
 use super::{
     BODY_BYTES_MAX, CLIENT_NAME_BYTES_MAX, HEADER_BYTES, HEADER_VERSION, MAGIC, PAYLOAD_BYTES_MAX,
-    REFUSAL_BYTES_MAX, kind, op, outcome, pages, role,
+    REFUSAL_BYTES_MAX, SCORE_PATHS_MAX, kind, op, outcome, pages, role,
 };
 use crate::block::{BLOCK_BYTES, crc32c};
 use crate::buffer::Payload;
 use crate::command::BlockRange;
 use crate::frame::{
-    Frame, Hello, RaftMessage, Reply, ReplyResult, Request, RequestOp, Role, Welcome,
+    Frame, Hello, NodeScore, RaftMessage, Reply, ReplyResult, Request, RequestOp, Role, Welcome,
 };
 use crate::ids::{Address, Generation, NodeId, Term};
 use crate::pages::Step;
@@ -180,6 +180,10 @@ fn put_body(out: &mut BytesMut, frame: &Frame) -> u8 {
             out.put_u64_le(commit.0);
             kind::SLEEP
         }
+        Frame::Score(score) => {
+            put_score(out, score);
+            kind::SCORE
+        }
         Frame::Ping { nonce } => {
             out.put_u64_le(*nonce);
             kind::PING
@@ -192,6 +196,22 @@ fn put_body(out: &mut BytesMut, frame: &Frame) -> u8 {
             pages::put(out, message);
             kind::PAGES
         }
+    }
+}
+
+fn put_score(out: &mut BytesMut, score: &NodeScore) {
+    out.put_u32_le(score.window);
+    for nanos in [score.write_nanos, score.read_nanos] {
+        out.put_u64_le(nanos);
+    }
+    for nanos in [score.stamp, score.echo, score.held_nanos, score.late_nanos] {
+        out.put_u64_le(nanos);
+    }
+    let paths = &score.paths[..score.paths.len().min(SCORE_PATHS_MAX)];
+    out.put_u16_le(paths.len() as u16);
+    for (node, nanos) in paths {
+        out.put_u32_le(node.0);
+        out.put_u64_le(*nanos);
     }
 }
 

@@ -57,6 +57,8 @@ pub const CLIENT_NAME_BYTES_MAX: usize = 64;
 pub const REFUSAL_BYTES_MAX: usize = 512;
 /// The longest context of a Raft message, in bytes. The library's own are below 32 bytes.
 pub const CONTEXT_BYTES_MAX: usize = 1024;
+/// The most peers to which a score tells the way; more are left out when sent.
+pub const SCORE_PATHS_MAX: usize = 256;
 /// The highest number of `eraftpb::MessageType`.
 pub const RAFT_MESSAGE_KIND_MAX: u8 = 18;
 /// The highest number of `eraftpb::EntryType`.
@@ -191,7 +193,8 @@ mod kind {
     pub const PING: u8 = 9;
     pub const PONG: u8 = 10;
     pub const PAGES: u8 = 11;
-    pub const MAX: u8 = PAGES;
+    pub const SCORE: u8 = 16;
+    pub const MAX: u8 = SCORE;
 }
 
 /// Numbers of the roles in `Hello`.

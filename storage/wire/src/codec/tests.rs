@@ -3,8 +3,8 @@ use crate::buffer::Payload;
 use crate::command::BlockRange;
 use crate::disk::checkpoint::VolumeRecord;
 use crate::frame::{
-    Frame, Hello, PROTOCOL_VERSION, RaftEntry, RaftMessage, Refusal, Reply, ReplyResult, Request,
-    RequestOp, Role, Welcome,
+    Frame, Hello, NodeScore, PROTOCOL_VERSION, RaftEntry, RaftMessage, Refusal, Reply, ReplyResult,
+    Request, RequestOp, Role, Welcome,
 };
 use crate::ids::{
     Address, ClusterId, Epoch, Generation, GroupId, Incarnation, LogIndex, NodeId, RequestId,
@@ -233,13 +233,23 @@ fn reply() -> impl Strategy<Value = Frame> {
 }
 
 fn small() -> impl Strategy<Value = Frame> {
-    (any::<(u32, u64, u64)>(), 1..u32::MAX, 0..5).prop_map(|((group, a, b), node, which)| {
+    (any::<(u32, u64, u64)>(), 1..u32::MAX, 0..6).prop_map(|((group, a, b), node, which)| {
         let group = GroupId(group);
         match which {
             0 => Frame::AskLeadership { group, candidate: NodeId(node) },
             1 => Frame::LogDamaged { group, node: NodeId(node), intact: LogIndex(a) },
             2 => Frame::Sleep { group, term: Term(a), commit: LogIndex(b) },
             3 => Frame::Ping { nonce: a },
+            4 => Frame::Score(NodeScore {
+                window: group.0,
+                write_nanos: a,
+                read_nanos: b,
+                stamp: a.max(1),
+                echo: b,
+                held_nanos: a,
+                late_nanos: b,
+                paths: (1..=node % 9).map(|n| (NodeId(n), b)).collect(),
+            }),
             _ => Frame::Pong { nonce: b },
         }
     })
@@ -409,6 +419,16 @@ fn samples() -> Vec<Frame> {
             granules: vec![granule(0, &BTreeMap::from([(0, Some(1)), (5, None), (15, Some(2))]))],
             blocks: vec![(0, 1), (15, 2)],
             payload: blocks(2, 5),
+        }),
+        Frame::Score(NodeScore {
+            window: 7,
+            write_nanos: 60_000,
+            read_nanos: 0,
+            stamp: 1,
+            echo: 2,
+            held_nanos: 3,
+            late_nanos: 4,
+            paths: vec![(NodeId(1), 40_000), (NodeId(3), 50_000)],
         }),
     ]
 }

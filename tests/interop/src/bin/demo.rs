@@ -6,11 +6,10 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use basalt_interop::fio::{FioJob, FioResult, RunningFio};
-use basalt_interop::ports::free_port;
-use basalt_interop::process::{Program, run, wait_until};
+use basalt_interop::ports::{free_port, free_port_preferring};
+use basalt_interop::process::{Program, bin_dir, run, wait_until};
 use std::fs::{File, TryLockError};
 use std::io::{IsTerminal, Write};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -56,7 +55,7 @@ struct Slot {
 
 impl Slot {
     fn take() -> Result<Slot> {
-        let base = PathBuf::from(std::env::var("CARGO_TARGET_DIR").unwrap_or("target".into()));
+        let base = bin_dir().parent().context("the programs stand in no folder")?.to_path_buf();
         for number in 1..=16 {
             let folder = base.join(format!("demo/{number}"));
             std::fs::create_dir_all(&folder)
@@ -145,10 +144,7 @@ impl Demo {
         println!("    $ export BASALT_CLUSTER={cluster}");
         println!("    $ basalt volume create demo --size 1GiB");
         run("basalt", &["--cluster", &cluster, "volume", "create", "demo", "--size", "1GiB"])?;
-        let port = match TcpListener::bind("127.0.0.1:10809") {
-            Ok(_) => 10809,
-            Err(_) => free_port()?,
-        };
+        let port = free_port_preferring(10809)?;
         let listen = format!("127.0.0.1:{port}");
         println!("    $ basalt-attach --volume demo --listen {listen}");
         let attach = Program::new("basalt-attach")

@@ -120,6 +120,16 @@ impl Disk {
         Image(self.media.clone())
     }
 
+    /// A bit flips in every page of the log that was written between two images.
+    pub fn spoil(&mut self, before: &Image, after: &Image) {
+        let log_start = page_of(basalt_wire::disk::SUPERBLOCK_AREA_BYTES);
+        for page in log_start..after.0.0.len() as u32 {
+            if before.0.get(page) != after.0.get(page) {
+                self.flip(page);
+            }
+        }
+    }
+
     /// An older image of the media takes their place. Nothing may be in flight.
     pub fn put_back(&mut self, image: Image) {
         self.view = image.0.clone();

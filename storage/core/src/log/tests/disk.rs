@@ -158,6 +158,7 @@ pub fn config(segments: u64, planted: Planted) -> ShardConfig {
     let limits = Limits {
         batch_bytes: 16 << 10,
         batches_in_flight: 3,
+        gather_bytes: 0,
         segments_reserved: 1,
         ..Limits::default()
     };

@@ -36,6 +36,25 @@ fn what_is_appended_is_replayed_and_read_back() {
 }
 
 #[test]
+fn records_wait_for_each_other_while_a_batch_is_written() {
+    let mut config = config(8, Planted::NONE);
+    config.limits.gather_bytes = 12 << 10;
+    let mut world = World::format(config);
+    world.append(entry(0, 1, 1, 1));
+    world.flush();
+    world.append(entry(0, 2, 1, 2));
+    world.flush();
+    assert_eq!(world.ops.len(), 1, "a block is not enough for a batch beside another");
+    world.append(entry(0, 3, 2, 3));
+    world.flush();
+    assert_eq!(world.ops.len(), 2, "three are");
+    world.append(entry(0, 4, 1, 4));
+    world.settle();
+    assert_eq!(world.promised(), 4);
+    assert_eq!(world.log.counts().batches, 3);
+}
+
+#[test]
 fn a_full_log_says_so_and_keeps_what_it_has() {
     let mut world = World::format(config(3, Planted::NONE));
     let mut refused = 0;

@@ -274,6 +274,16 @@ fn an_older_checkpoint_is_refused_once_its_segments_were_used_again() {
         let again = run.world.reopen_from(run.world.disk.durable.clone(), Some(&old));
         let reason = again.opened.failed.expect("what it needs was overwritten");
         assert!(reason.contains("the checkpoint was refused"), "{reason}");
+        // The batch that tells that a segment was taken again is lost, with all others of the same time.
+        let table = run.world.log.segments().expect("it is open");
+        let mut bad = as_old.clone();
+        for used in given_up.iter().filter(|used| table.use_of(used.segment.0).is_some()) {
+            let at = (128 << 10) + used.segment.0 as usize * (64 << 10);
+            bad[at..at + (64 << 10)].copy_from_slice(&run.world.disk.durable[at..at + (64 << 10)]);
+        }
+        let again = run.world.reopen_from(bad, Some(&old));
+        let reason = again.opened.failed.expect("what it needs was overwritten");
+        assert!(reason.contains("used that segment again"), "{reason}");
         let before = run.world.reopen_from(as_old, Some(&old));
         assert_eq!((&before.opened.failed, &before.opened.refused), (&None, &None));
     }

@@ -2,7 +2,7 @@
 
 use super::world::*;
 use super::{index, ms, others};
-use crate::config::Timing;
+use crate::config::{Limits, Timing};
 use basalt_wire::frame::{Refusal, ReplyResult};
 use raft::eraftpb::MessageType;
 use std::time::Duration;
@@ -18,7 +18,11 @@ fn sent(world: &World, since: usize, kind: MessageType) -> (usize, usize) {
 
 /// A world with a session, in which everybody knows what is committed.
 fn settled() -> (World, u32) {
-    let mut world = World::new(Options::default());
+    settled_with(Options::default())
+}
+
+fn settled_with(options: Options) -> (World, u32) {
+    let mut world = World::new(options);
     world.fence(1);
     world.announce();
     let leader = world.elect();
@@ -73,7 +77,9 @@ fn a_heartbeat_makes_up_for_a_lost_announcement() {
 
 #[test]
 fn what_becomes_durable_together_is_acknowledged_once() {
-    let (mut world, leader) = settled();
+    // Three batches are in flight at a time.
+    let limits = Limits { segments_reserved: 1, gather_bytes: 0, ..Limits::default() };
+    let (mut world, leader) = settled_with(Options { limits, ..Options::default() });
     let (a, _) = others(leader);
     world.nodes.get_mut(&a).unwrap().writes_held = true;
     for i in 0..3 {

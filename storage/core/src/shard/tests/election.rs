@@ -149,7 +149,8 @@ fn a_returned_node_leads_again_when_it_keeps_pace() {
         assert_eq!(world.leader(), Some(stand_in), "its device does not keep pace");
     }
     world.nodes.get_mut(&home).unwrap().writes_held = false;
-    for i in 0..60 {
+    // Its device was so slow that it has to prove itself for a while.
+    for i in 0..260 {
         world.pass(ms(50));
         index(&world.write(1, i, 3));
     }
@@ -309,6 +310,35 @@ fn a_sleeping_group_elects_when_its_leaders_node_dies() {
     index(&world.write(1, 1, 1));
     world.start(leader);
     world.pass(ms(500));
+    world.check_converged();
+}
+
+/// What a follower was sent and has not written yet is in its memory.
+#[test]
+fn a_follower_that_does_not_keep_up_is_sent_no_more_than_it_can_hold() {
+    let pending_bytes = 1 << 20;
+    let entry_cache_bytes = 256 << 10;
+    let limits = Limits { pending_bytes, entry_cache_bytes, ..Options::default().limits };
+    let mut world = World::new(Options { limits, segments: 128, ..Options::default() });
+    world.fence(1);
+    let leader = world.elect();
+    let (a, _) = others(leader);
+    world.nodes.get_mut(&a).unwrap().writes_held = true;
+    let before = world.sent_bytes(a);
+    let mut last = 0;
+    for i in 0..160 {
+        let op = world.write_op(leader, i * 16, i as u8, 16);
+        let id = world.request(leader, 1, 1, op);
+        world.pass(ms(10));
+        last = index(&world.replies[&id]);
+        // In a tick five are written before it is noticed.
+        let held = world.sent_bytes(a) - before;
+        assert!(held <= pending_bytes + ((7 * 64) << 10), "{held} bytes were sent to it");
+    }
+    assert!(world.sent_bytes(a) - before >= pending_bytes / 2, "it is not cut off either");
+    world.nodes.get_mut(&a).unwrap().writes_held = false;
+    world.pass(ms(2_000));
+    assert_eq!(world.read(a, 1, 159 * 16, last), Ok(159), "it catches up");
     world.check_converged();
 }
 

@@ -4,6 +4,8 @@ mod corners;
 mod cuts;
 mod damage;
 mod election;
+mod evidence;
+mod gather;
 mod pages;
 mod recycled;
 mod sessions;

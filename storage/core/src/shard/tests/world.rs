@@ -59,6 +59,8 @@ pub struct World {
     pub drained: BTreeSet<u32>,
     pub leaders: BTreeMap<(u32, u64), u32>,
     pub log_frames: bool,
+    /// Bytes of block data sent to each.
+    sent_bytes: BTreeMap<u32, usize>,
     next_id: u64,
 }
 
@@ -115,6 +117,7 @@ impl World {
             drained: BTreeSet::new(),
             leaders: BTreeMap::new(),
             log_frames: true,
+            sent_bytes: BTreeMap::new(),
             next_id: 0,
         };
         let voters: Vec<Address> = (1..=options.nodes).map(address).collect();
@@ -288,6 +291,10 @@ impl World {
                 if self.log_frames {
                     self.log.push(format!("{n}->{}: {frame:?}", to.node));
                 }
+                if let Frame::Raft(message) = &frame {
+                    let payload = message.entries.iter().map(|e| e.payload.len()).sum::<usize>();
+                    *self.sent_bytes.entry(to.node.0).or_default() += payload;
+                }
                 self.net.push_back((n, to.node.0, frame));
             }
             Effect::Reply { reply, .. } => {
@@ -388,6 +395,11 @@ impl World {
             self.pass(Duration::from_millis(50));
         }
         panic!("no leader was elected: {:#?}", self.notices);
+    }
+
+    /// Bytes of block data that were sent to a node by its peers.
+    pub fn sent_bytes(&self, n: u32) -> usize {
+        self.sent_bytes.get(&n).copied().unwrap_or(0)
     }
 
     pub fn request(&mut self, n: u32, epoch: u64, incarnation: u64, op: RequestOp) -> u64 {

@@ -84,7 +84,7 @@ struct Proof {
 
 enum Phase {
     Walk,
-    Scan(Scan, Header),
+    Scan(Box<Scan>, Header),
     Settle(Settle),
     Done,
 }
@@ -372,7 +372,7 @@ impl Recovery {
     /// Searches what lies behind the tail for valid batches.
     fn begin_scan(&mut self, header: Header) {
         let scan = Scan::behind(&self.tail, self.boot, &self.segments, self.start.is_some());
-        self.phase = Phase::Scan(scan, header);
+        self.phase = Phase::Scan(Box::new(scan), header);
     }
 
     fn scan(&mut self, out: &mut Vec<DiskOp>, events: &mut Vec<LogEvent>) -> Step {

@@ -186,14 +186,14 @@ fn a_group_that_hears_of_a_volume_late_is_empty_in_its_older_snapshots() {
 #[test]
 fn too_many_snapshots_are_refused_and_change_nothing() {
     let mut world = world(0);
-    done(control(&mut world, FREEZE, 255));
-    done(write(&mut world, 256, 3, 1));
-    assert_eq!(control(&mut world, FREEZE, 256), refused(Refusal::TooManySnapshots));
-    assert_eq!(write(&mut world, 257, 3, 2), refused(Refusal::TooManySnapshots));
+    done(control(&mut world, FREEZE, 1023));
+    done(write(&mut world, 1024, 3, 1));
+    assert_eq!(control(&mut world, FREEZE, 1024), refused(Refusal::TooManySnapshots));
+    assert_eq!(write(&mut world, 1025, 3, 2), refused(Refusal::TooManySnapshots));
     assert_eq!(control(&mut world, FREEZE, u32::MAX), refused(Refusal::Invalid));
     done(control(&mut world, DROP, 17));
-    done(control(&mut world, FREEZE, 256));
-    assert_eq!(was(&mut world, 256, 3), Ok(1));
+    done(control(&mut world, FREEZE, 1024));
+    assert_eq!(was(&mut world, 1024, 3), Ok(1));
 }
 
 #[test]

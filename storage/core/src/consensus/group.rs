@@ -108,6 +108,8 @@ pub struct Group {
     pub(super) helping: BTreeMap<NodeId, Help>,
     /// Whether a block that a follower needs is damaged here.
     pub(super) page_damage: bool,
+    /// The entry for which leadership was left to others, because it is damaged here and a follower needs it.
+    pub(super) left_for: BTreeMap<NodeId, u64>,
     /// Whether it was said that a group with snapshots gives no pages.
     pub(super) pages_refused: bool,
 }
@@ -151,6 +153,7 @@ impl Group {
             limbo: None,
             helping: BTreeMap::new(),
             page_damage: false,
+            left_for: BTreeMap::new(),
             pages_refused: false,
         }
     }

@@ -70,7 +70,7 @@ impl Group {
     pub fn help_others(&mut self, cx: &mut Cx<'_>) {
         let leads = self.leads();
         let Some(raft) = &mut self.raft else { return };
-        let lacking = raft.mut_store().take_lacking();
+        let mut lacking = raft.mut_store().take_lacking();
         let tick = cx.shared.tick;
         let before = self.helping.len();
         let matched = |node: &NodeId| {
@@ -78,6 +78,9 @@ impl Group {
         };
         self.helping.retain(|node, help| leads && help.until > tick && matched(node) < help.start);
         cx.shared.helping -= before - self.helping.len();
+        let stuck = self.outboxes.iter().filter_map(|(node, o)| Some((*node, o.stuck()?)));
+        let damaged = stuck.filter(|(node, entry)| self.gets_pages_for(cx, *node, *entry));
+        lacking.extend(damaged.map(|(node, _)| u64::from(node.0)));
         // What it would offer may be ahead of itself for as long as it is.
         if !leads || self.replica.is_fuzzy() {
             return;

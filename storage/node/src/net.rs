@@ -315,7 +315,9 @@ impl Net {
             Frame::Raft(message) => message.from,
             Frame::LogDamaged { node, .. } => *node,
             Frame::AskLeadership { candidate, .. } => *candidate,
-            Frame::Sleep { .. } | Frame::Pages(_) => from.node,
+            Frame::Sleep { .. } | Frame::Pages(_) | Frame::Repair(_) | Frame::Digests(_) => {
+                from.node
+            }
             other => {
                 let text = format!("a peer may not send a {}", frame_name(other));
                 return self.fail(handle, &text, now);
@@ -686,6 +688,8 @@ pub(crate) fn frame_name(frame: &Frame) -> &'static str {
         Frame::LogDamaged { .. } => "report of a damaged log",
         Frame::Sleep { .. } => "request to sleep",
         Frame::Pages(_) => "page message",
+        Frame::Repair(_) => "message about a repair",
+        Frame::Digests(_) => "message of digests",
         Frame::Ping { .. } => "Ping",
         Frame::Pong { .. } => "Pong",
     }

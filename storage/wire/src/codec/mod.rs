@@ -27,8 +27,10 @@
 
 pub(crate) mod body;
 mod decode;
+mod digests;
 mod encode;
 mod pages;
+mod repair;
 #[cfg(test)]
 mod tests;
 
@@ -191,7 +193,9 @@ mod kind {
     pub const PING: u8 = 9;
     pub const PONG: u8 = 10;
     pub const PAGES: u8 = 11;
-    pub const MAX: u8 = PAGES;
+    pub const REPAIR: u8 = 12;
+    pub const DIGESTS: u8 = 13;
+    pub const MAX: u8 = DIGESTS;
 }
 
 /// Numbers of the roles in `Hello`.

@@ -77,6 +77,7 @@ impl Group {
         self.report_damage(cx);
         self.help_others(cx);
         self.tick_session(cx);
+        self.tell_digests(cx);
         self.watch_pace(cx);
         self.place_leader(cx);
         self.catch_up(cx);

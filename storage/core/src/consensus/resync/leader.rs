@@ -6,7 +6,9 @@ use super::{ASKS_MAX, SESSIONS_MAX};
 use crate::mark;
 use crate::planted::Bug;
 use crate::replica::Plan;
-use basalt_wire::block::BLOCK_BYTES;
+use crate::scrub::Target;
+use basalt_wire::block::{BLOCK_BYTES, CHUNK_BLOCKS};
+use basalt_wire::command::BlockRange;
 use basalt_wire::ids::{Address, LogIndex, NodeId, Term, VolumeId};
 use basalt_wire::pages::{OFFER_PAGES_MAX, Pages, Step, VOLUMES_MAX};
 use bytes::Bytes;
@@ -44,6 +46,8 @@ pub struct PageRead {
     to: Address,
     session: u64,
     ask: u32,
+    /// The page.
+    page: (VolumeId, u64),
     /// No block holds a later entry.
     at: LogIndex,
     blocks: Vec<(u16, Option<u32>)>,
@@ -201,7 +205,9 @@ impl Group {
             let at = self.replica.applied();
             let runs: Vec<_> = plan.reads().collect();
             let (group, outstanding, failed) = (self.slot, runs.len(), false);
-            let read = PageRead { group, to, session, ask, at, blocks, plan, outstanding, failed };
+            let page = (volume, chunk);
+            let read =
+                PageRead { group, to, session, ask, page, at, blocks, plan, outstanding, failed };
             if runs.is_empty() {
                 self.send_blocks(cx, read);
                 continue;
@@ -215,7 +221,7 @@ impl Group {
 
     /// Sends blocks that were read. Nothing damaged is handed on as good.
     pub fn send_blocks(&mut self, cx: &mut Cx<'_>, read: PageRead) {
-        let PageRead { to, session, ask, at, blocks, plan, failed, .. } = read;
+        let PageRead { to, session, ask, page, at, blocks, plan, failed, .. } = read;
         if self.helping.get(&to.node).is_none_or(|help| help.session != session) {
             return;
         }
@@ -223,6 +229,9 @@ impl Group {
         let payload = if failed { None } else { plan.finish(trust).ok() };
         let Some((_, _, payload)) = payload else {
             mark!("block for a follower is damaged");
+            let ((volume, chunk), count) = (page, CHUNK_BLOCKS as u32);
+            let range = BlockRange { block: chunk * CHUNK_BLOCKS, count };
+            cx.shared.suspects.push(Target { slot: self.slot, volume, range });
             if !std::mem::replace(&mut self.page_damage, true) {
                 let text = format!(
                     "group {}: a block that node {} needs is damaged here; another leader is tried",

@@ -6,6 +6,7 @@ mod damage;
 mod election;
 mod pages;
 mod recycled;
+mod scrubbing;
 mod sessions;
 mod snapshots;
 mod storm;

@@ -4,9 +4,10 @@ use crate::daemon::Daemon;
 use crate::engine::Engine;
 use basalt_api::dial;
 use basalt_api::v1::{
-    Cluster, GetReportRequest, Group, Health, Member, Node, NodeReport, Replica, Space, VolumeSpace,
+    Cluster, GetReportRequest, Group, Health, Member, Node, NodeReport, Replica, Scrub, Space,
+    VolumeSpace,
 };
-use basalt_core::shard::{GroupRole, Phase, ShardStatus};
+use basalt_core::shard::{GroupRole, Phase, ScrubStatus, ShardStatus};
 use basalt_node::{HostState, ReactorStatus};
 use basalt_wire::ids::{GroupId, VolumeId};
 use std::collections::{BTreeSet, HashMap};
@@ -44,6 +45,7 @@ pub async fn report(daemon: &Daemon) -> Result<NodeReport, Status> {
         node.free_bytes = u64::from(shard.segments_free) * segment;
         node.checkpoint = shard.checkpoint;
         node.space = Some(space_of(shard, &engine));
+        node.scrub = Some(scrub_of(&shard.scrub));
         if let Some(opened) = &shard.open_report {
             node.replayed_bytes = opened.bytes;
             node.opened_from_checkpoint = opened.checkpoint.unwrap_or(0);
@@ -185,6 +187,26 @@ fn space_of(shard: &ShardStatus, engine: &Engine) -> Space {
         segments_cleaned: cleaner.victims,
         blocks_bad: cleaner.bad,
         segments_released: cleaner.released,
+    }
+}
+
+fn scrub_of(status: &ScrubStatus) -> Scrub {
+    let ScrubStatus { scrub, repairs, .. } = status;
+    let last = status.last.as_ref();
+    Scrub {
+        passes: scrub.passes,
+        running: status.position.is_some(),
+        blocks_verified: scrub.verified,
+        blocks_bad: scrub.bad,
+        blocks_repaired: repairs.repaired,
+        blocks_overwritten: repairs.overwritten,
+        blocks_waiting: repairs.waiting,
+        blocks_lost: repairs.lost,
+        blocks_given: status.given,
+        last_pass_milliseconds: last.map_or(0, |pass| pass.took.as_millis() as u64),
+        last_pass_verified: last.map_or(0, |pass| pass.verified),
+        last_pass_bad: last.map_or(0, |pass| pass.bad),
+        differing_pages: status.differing_pages,
     }
 }
 

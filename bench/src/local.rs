@@ -136,6 +136,7 @@ fn shard_config(shape: &Shape, node: u32) -> ShardConfig {
         timing: Timing::default(),
         limits: Limits::default(),
         checkpoint_bytes: 0,
+        scrub: basalt_core::config::Scrubbing::ASKED,
         seed: shape.life << 32 | u64::from(node),
         planted: Planted::NONE,
     }

@@ -3,6 +3,7 @@
 use crate::Failure;
 use crate::options::{ClusterCommand, Format, Options};
 use crate::output::{self, Progress};
+use crate::scrub;
 use basalt_api::dial;
 use basalt_api::error::status;
 use basalt_api::size::show;
@@ -136,6 +137,7 @@ fn document(cluster: &Cluster) -> Value {
             "leaderships": node.leaderships,
             "serving": node.serving,
             "not_serving": node.not_serving,
+            "scrub": node.scrub.as_ref().map(scrub::document),
         })
     };
     let group = |group: &Group| {

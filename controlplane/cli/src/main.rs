@@ -3,6 +3,7 @@
 mod cluster;
 mod options;
 mod output;
+mod scrub;
 mod snapshot;
 mod space;
 mod volume;
@@ -104,6 +105,7 @@ async fn run(options: &Options) -> Result<(), Failure> {
         Command::Cluster(command) => cluster::run(options, &cluster, command).await,
         Command::Volume(command) => volume::run(options, &cluster, command).await,
         Command::Space(command) => space::run(options, &cluster, command).await,
+        Command::Scrub(command) => scrub::run(options, &cluster, command).await,
         Command::Snapshot(command) => snapshot::run(options, &cluster, command).await,
         Command::Completion { shell } => {
             let mut words = Vec::new();

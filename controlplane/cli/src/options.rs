@@ -82,6 +82,13 @@ Examples:
   basalt space explain
   basalt space explain --node n1 -o json | jq '.nodes[0].space.garbage_bytes'";
 
+const AFTER_SCRUB: &str = "\
+Every node looks at all of its blocks once a week by itself. What is damaged is repaired from the other nodes.
+
+Examples:
+  basalt scrub start
+  basalt scrub status -o json | jq '[.nodes[].scrub.blocks_waiting] | add'";
+
 const AFTER_LIST: &str = "\
 Examples:
   basalt volume list
@@ -157,6 +164,9 @@ pub(crate) enum Command {
     /// What the devices hold.
     #[command(subcommand)]
     Space(SpaceCommand),
+    /// Look for damaged blocks and have them repaired.
+    #[command(subcommand)]
+    Scrub(ScrubCommand),
     /// Keep volumes as they are at a moment.
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
@@ -206,6 +216,19 @@ pub(crate) enum SpaceCommand {
         #[arg(long, value_name = "NODE")]
         node: Option<String>,
     },
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum ScrubCommand {
+    /// Have nodes look at all of their blocks now.
+    #[command(after_help = AFTER_SCRUB)]
+    Start {
+        /// Only the node of this name or number.
+        #[arg(long, value_name = "NODE")]
+        node: Option<String>,
+    },
+    /// What was found and repaired, since each node was started.
+    Status,
 }
 
 #[derive(Clone, Debug, Subcommand)]

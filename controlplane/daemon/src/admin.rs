@@ -10,7 +10,8 @@ use basalt_api::v1::{
     CreateSnapshotRequest, CreateVolumeRequest, DeleteSnapshotRequest, DeleteVolumeRequest,
     DetachVolumeRequest, GetClusterRequest, GetPoolMapRequest, GetSnapshotRequest,
     GetVolumeRequest, ListSnapshotsRequest, ListSnapshotsResponse, ListVolumesRequest,
-    ListVolumesResponse, PoolMap, ResizeVolumeRequest, Snapshot, Volume, volume,
+    ListVolumesResponse, PoolMap, ResizeVolumeRequest, Snapshot, StartScrubRequest,
+    StartScrubResponse, Volume, volume,
 };
 use basalt_meta::{
     AttachVolume, CreateSnapshot, CreateVolume, DeleteSnapshot, DeleteVolume, DetachVolume, Op,
@@ -242,6 +243,13 @@ impl Admin for AdminService {
         _request: Request<GetPoolMapRequest>,
     ) -> Result<Response<PoolMap>, Status> {
         Ok(Response::new(self.daemon.engine()?.map()))
+    }
+
+    async fn start_scrub(
+        &self,
+        request: Request<StartScrubRequest>,
+    ) -> Result<Response<StartScrubResponse>, Status> {
+        Ok(Response::new(crate::scrub::start(&self.daemon, &request.into_inner().node).await?))
     }
 }
 

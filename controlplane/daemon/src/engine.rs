@@ -7,7 +7,7 @@ use crate::reconcile;
 use anyhow::{Context, Result, anyhow, bail};
 use basalt_api::v1::{self, ClusterSpec, Member, NodeAddress, ReplicaAddress};
 use basalt_attach::convert;
-use basalt_core::config::{GroupConfig, Limits, ShardConfig, Timing};
+use basalt_core::config::{GroupConfig, Limits, Scrubbing, ShardConfig, Timing};
 use basalt_core::event::Effect;
 use basalt_core::planted::Planted;
 use basalt_core::shard::Phase;
@@ -347,6 +347,7 @@ fn shard_setup(
         limits: Limits { log_retain_bytes: options.log_retain, ..Limits::default() },
         seed: basalt_api::random::random(),
         checkpoint_bytes: options.checkpoint_every,
+        scrub: Scrubbing::WEEKLY,
         planted: Planted::default(),
     };
     let format = if opened { FormatPolicy::Never } else { FormatPolicy::IfBlank };

@@ -24,5 +24,6 @@ pub mod options;
 pub mod peer;
 pub mod reconcile;
 pub mod retry;
+pub mod scrub;
 pub mod snapshots;
 pub mod status;

@@ -7,7 +7,7 @@ use basalt_api::v1::peer_server::Peer;
 use basalt_api::v1::propose_response::Result as ProposeResult;
 use basalt_api::v1::{
     DescribeRequest, DescribeResponse, ErrorReason, GetReportRequest, JoinRequest, JoinResponse,
-    NodeReport, ProposeRequest, ProposeResponse,
+    NodeReport, ProposeRequest, ProposeResponse, ScrubRequest, ScrubResponse,
 };
 use basalt_core::event::ProposeError;
 use bytes::Bytes;
@@ -98,5 +98,13 @@ impl Peer for PeerService {
         _request: Request<GetReportRequest>,
     ) -> Result<Response<NodeReport>, Status> {
         Ok(Response::new(crate::status::report(&self.daemon).await?))
+    }
+
+    async fn scrub(
+        &self,
+        _request: Request<ScrubRequest>,
+    ) -> Result<Response<ScrubResponse>, Status> {
+        crate::scrub::begin(&self.daemon)?;
+        Ok(Response::new(ScrubResponse {}))
     }
 }

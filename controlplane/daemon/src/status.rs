@@ -5,10 +5,10 @@ use crate::engine::Engine;
 use basalt_api::dial;
 use basalt_api::v1::{
     Cluster, GetReportRequest, Group, Health, LogCounts, Member, Node, NodeReport, Replica, Resync,
-    Score, Space, VolumeSpace,
+    Score, Scrub, Space, VolumeSpace,
 };
 use basalt_core::score::{ScoreStatus, WAY_FREE};
-use basalt_core::shard::{GroupRole, Phase, ShardStatus};
+use basalt_core::shard::{GroupRole, Phase, ScrubStatus, ShardStatus};
 use basalt_node::{HostState, ReactorStatus};
 use basalt_wire::block::BLOCK_BYTES;
 use basalt_wire::ids::{GroupId, VolumeId};
@@ -50,6 +50,7 @@ pub async fn report(daemon: &Daemon) -> Result<NodeReport, Status> {
         node.log = Some(log_of(shard));
         node.resync = Some(resync_of(shard));
         node.scores = shard.scores.iter().map(score_of).collect();
+        node.scrub = Some(scrub_of(&shard.scrub));
         if let Some(opened) = &shard.open_report {
             node.replayed_bytes = opened.bytes;
             node.opened_from_checkpoint = opened.checkpoint.unwrap_or(0);
@@ -212,6 +213,26 @@ fn resync_of(shard: &ShardStatus) -> Resync {
         bytes_sent: counts.blocks_sent * BLOCK_BYTES as u64,
         bytes_taken: counts.blocks_taken * BLOCK_BYTES as u64,
         replicas_restored: counts.restored,
+    }
+}
+
+fn scrub_of(status: &ScrubStatus) -> Scrub {
+    let ScrubStatus { scrub, repairs, .. } = status;
+    let last = status.last.as_ref();
+    Scrub {
+        passes: scrub.passes,
+        running: status.position.is_some(),
+        blocks_verified: scrub.verified,
+        blocks_bad: scrub.bad,
+        blocks_repaired: repairs.repaired,
+        blocks_overwritten: repairs.overwritten,
+        blocks_waiting: repairs.waiting,
+        blocks_lost: repairs.lost,
+        blocks_given: status.given,
+        last_pass_milliseconds: last.map_or(0, |pass| pass.took.as_millis() as u64),
+        last_pass_verified: last.map_or(0, |pass| pass.verified),
+        last_pass_bad: last.map_or(0, |pass| pass.bad),
+        differing_pages: status.differing_pages,
     }
 }
 

@@ -27,6 +27,8 @@ pub struct ShardConfig {
     pub limits: Limits,
     /// Bytes of log after which a checkpoint is taken; 0 takes none and looks for none.
     pub checkpoint_bytes: u64,
+    /// How damage is looked for.
+    pub scrub: Scrubbing,
     /// Seed of the shard's own randomness (election timeouts).
     pub seed: u64,
     /// A bug planted by the simulator; none in production.
@@ -122,4 +124,25 @@ impl Default for Limits {
             log_retain_bytes: 1 << 30,
         }
     }
+}
+
+/// How a shard looks for damage among its blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scrubbing {
+    /// From the start of a pass over all blocks to the start of the next. Zero for none but those that are
+    /// asked for.
+    pub every: Duration,
+    /// Bytes a second that a pass reads at most while clients' requests are under way.
+    pub busy_bytes: u64,
+    /// The same while there are none.
+    pub idle_bytes: u64,
+}
+
+impl Scrubbing {
+    /// A pass in about a week.
+    pub const WEEKLY: Scrubbing =
+        Scrubbing { every: Duration::from_secs(7 * 86_400), ..Scrubbing::ASKED };
+    /// No pass but those that are asked for.
+    pub const ASKED: Scrubbing =
+        Scrubbing { every: Duration::ZERO, busy_bytes: 32 << 20, idle_bytes: 256 << 20 };
 }

@@ -63,6 +63,8 @@ pub enum Event {
     },
     /// An [`Effect::Store`] ended.
     Store(StoreDone),
+    /// Look at every block of the device at once, as fast as [`crate::config::Scrubbing`] allows.
+    Scrub,
     /// Hand over every leadership and refuse new ones: the node is about to stop.
     Drain,
 }

@@ -8,6 +8,7 @@
 //! * [`log`]: the segment log: batches appended, durable in order, recovered by a decision table.
 //! * [`index`]: where each block of each volume stands in the log.
 //! * [`cleaner`]: makes room by moving live blocks out of segments that hold garbage.
+//! * [`scrub`]: looks for damaged blocks and has them repaired from other replicas.
 //! * [`checkpoint`]: the state of the replicas in the node's store, so that a start replays less.
 //! * [`consensus`]: Raft groups over the log, with payload beside the entries.
 //! * [`replica`]: applies committed commands, serves reads, holds epochs.
@@ -22,6 +23,7 @@ pub mod log;
 pub mod planted;
 pub mod replica;
 pub mod score;
+pub mod scrub;
 pub mod shard;
 
 pub use shard::{GroupRole, GroupStatus, Phase, Shard, ShardStatus};

@@ -80,6 +80,10 @@ pub enum Bug {
     CleanerDropsLive,
     /// The cleaner copies a block that does not have its checksum, and gives it a new one.
     BadBlockCopiedOn,
+    /// A repair takes and gives any content, without regard to its checksum.
+    RepairUnverified,
+    /// The scrub does not look at blocks that are kept for snapshots.
+    ScrubSkipsKept,
     /// An acknowledgement that is due is replaced by the next, which is not due yet.
     AcknowledgesAhead,
     /// A write of the next generation is taken before its group has frozen the one before.

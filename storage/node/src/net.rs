@@ -315,7 +315,11 @@ impl Net {
             Frame::Raft(message) => message.from,
             Frame::LogDamaged { node, .. } => *node,
             Frame::AskLeadership { candidate, .. } => *candidate,
-            Frame::Sleep { .. } | Frame::Pages(_) | Frame::Score(_) => from.node,
+            Frame::Sleep { .. }
+            | Frame::Pages(_)
+            | Frame::Score(_)
+            | Frame::Repair(_)
+            | Frame::Digests(_) => from.node,
             other => {
                 let text = format!("a peer may not send a {}", frame_name(other));
                 return self.fail(handle, &text, now);
@@ -687,6 +691,8 @@ pub(crate) fn frame_name(frame: &Frame) -> &'static str {
         Frame::Sleep { .. } => "request to sleep",
         Frame::Pages(_) => "page message",
         Frame::Score(_) => "score",
+        Frame::Repair(_) => "message about a repair",
+        Frame::Digests(_) => "message of digests",
         Frame::Ping { .. } => "Ping",
         Frame::Pong { .. } => "Pong",
     }

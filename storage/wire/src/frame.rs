@@ -6,11 +6,13 @@
 
 use crate::buffer::Payload;
 use crate::command::BlockRange;
+use crate::digests::Digests;
 use crate::ids::{
     Address, ClusterId, Epoch, Generation, GroupId, Incarnation, LogIndex, NodeId, RequestId, Term,
     VolumeId,
 };
 use crate::pages::Pages;
+use crate::repair::Repair;
 use bytes::Bytes;
 
 /// Version of this protocol. A node refuses a version that it does not know.
@@ -68,6 +70,10 @@ pub enum Frame {
     },
     /// Peer to peer: brings a replica up that the leader's log does not reach back to.
     Pages(Box<Pages>),
+    /// Peer to peer: repairs a block that is damaged on one replica.
+    Repair(Box<Repair>),
+    /// Leader to followers: what their pages must have been as of an entry.
+    Digests(Box<Digests>),
 }
 
 /// Who dials, and whom.

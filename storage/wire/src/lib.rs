@@ -9,6 +9,8 @@
 //! * [`command`]: what a Raft entry of a volume group says (write, unmap, fence);
 //! * [`frame`]: the messages between nodes and between a client and a node;
 //! * [`pages`]: the messages that bring a replica up that is too far behind for the log;
+//! * [`repair`]: the messages that repair a damaged block;
+//! * [`digests`]: the message that compares replicas while they work;
 //! * [`codec`]: frames to bytes and back, with length checked before allocation;
 //! * [`disk`]: the structures on a device: superblock, batch header, records;
 //! * [`time`]: monotonic time as the state machines see it.
@@ -19,9 +21,11 @@ pub mod block;
 pub mod buffer;
 pub mod codec;
 pub mod command;
+pub mod digests;
 pub mod disk;
 pub mod frame;
 pub mod ids;
 pub mod io;
 pub mod pages;
+pub mod repair;
 pub mod time;

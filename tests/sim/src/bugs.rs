@@ -3,7 +3,7 @@
 use basalt_core::planted::Bug;
 
 /// Every planted bug, with its name on the command line.
-pub const ALL: [(Bug, &str); 43] = [
+pub const ALL: [(Bug, &str); 45] = [
     (Bug::AckBeforeDurable, "ack-before-durable"),
     (Bug::NoFlush, "no-flush"),
     (Bug::DurableOutOfOrder, "durable-out-of-order"),
@@ -41,6 +41,8 @@ pub const ALL: [(Bug, &str); 43] = [
     (Bug::CleanerDropsLive, "cleaner-drops-live"),
     (Bug::MoveAppliedBlindly, "move-applied-blindly"),
     (Bug::BadBlockCopiedOn, "bad-block-copied-on"),
+    (Bug::RepairUnverified, "repair-unverified"),
+    (Bug::ScrubSkipsKept, "scrub-skips-kept"),
     (Bug::AcknowledgesAhead, "acknowledges-ahead"),
     (Bug::SnapshotAcrossCommit, "snapshot-across-commit"),
     (Bug::DeltaLost, "delta-lost"),

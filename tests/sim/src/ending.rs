@@ -30,6 +30,8 @@ pub const CHECK_EVERY: u64 = 100 * MILLI;
 const ANSWER_BOUND: u64 = 40 * SECOND;
 /// Within this all replicas must have caught up once all nodes are well.
 const CONVERGE_BOUND: u64 = 60 * SECOND;
+/// Within this all damage must be repaired then: a block that nobody has is asked for every 30 seconds.
+const SCRUB_BOUND: u64 = 100 * SECOND;
 
 /// Within this something must move on a node that has no room for writes and garbage to make it of.
 const ROOM_BOUND: u64 = 10 * SECOND;
@@ -41,6 +43,8 @@ pub enum Stage {
     Answer,
     /// All nodes are well and must come to agree.
     Converge,
+    /// Every device is looked at for damage, and what is found is repaired.
+    Scrub,
     /// Every replica is asked for every block.
     Probe,
     /// All is judged.
@@ -284,6 +288,11 @@ impl World {
             Stage::Converge if self.is_converged() => {
                 self.compare_digests();
                 self.judge_kept();
+                self.ask_scrubs();
+                Ending { stage: Stage::Scrub, deadline: now + self.patience(SCRUB_BOUND), ..ending }
+            }
+            Stage::Scrub if self.scrubs_are_over() => {
+                self.judge_places();
                 self.ask_replicas();
                 Ending {
                     stage: Stage::Probe,
@@ -342,6 +351,7 @@ impl World {
         let stage = match ending.stage {
             Stage::Answer => "not everything is answered",
             Stage::Converge => "the replicas do not come to agree",
+            Stage::Scrub => "not all damage is repaired",
             Stage::Probe => "a replica does not answer a read",
             Stage::Done => "it is over",
         };
@@ -378,7 +388,7 @@ impl World {
                         })
                         .collect();
                     format!(
-                        "node {n} {:?}: {}; {} of {} segments free, pending {}, {:?}, {:?}",
+                        "node {n} {:?}: {}; {} of {} segments free, pending {}, {:?}, {:?}, {:?}",
                         status.phase,
                         groups.join("; "),
                         status.segments_free,
@@ -386,6 +396,7 @@ impl World {
                         status.pending_requests,
                         status.space,
                         status.cleaner,
+                        status.scrub,
                     )
                 }
             })
@@ -394,7 +405,7 @@ impl World {
     }
 
     /// Whether all nodes run and all replicas of each group have applied all that there is.
-    fn is_converged(&self) -> bool {
+    pub fn is_converged(&self) -> bool {
         let mut at: Vec<(GroupId, LogIndex)> = Vec::new();
         for node in &self.nodes {
             if node.lost {
@@ -517,8 +528,10 @@ impl World {
             ReplyResult::Data { payload, .. } => {
                 self.probes[at].answer = Some(payload.contiguous());
             }
-            // Its own copy is damaged, and it says so: that is all it promises.
-            ReplyResult::Refused(Refusal::Damaged) if self.declares_damage(n) => {
+            // Its own copy is damaged and could not be repaired, and it says so.
+            ReplyResult::Refused(Refusal::Damaged)
+                if self.declares_damage(n) && self.declares_full() =>
+            {
                 self.probes[at].answer = Some(Bytes::new());
             }
             ReplyResult::Refused(Refusal::Busy | Refusal::Unavailable) => {

@@ -46,6 +46,7 @@ pub mod rng;
 pub mod runner;
 pub mod scenarios;
 pub mod script;
+pub mod scrubbed;
 pub mod shrink;
 pub mod snapshots;
 pub mod stamp;

@@ -287,6 +287,8 @@ pub struct Options {
     pub delay_min: u64,
     /// The node whose disk may lose or falsify data: one copy of everything, at most.
     pub victim: u32,
+    /// From the start of a scrub to the start of the next, in nanoseconds; 0 for none before the end.
+    pub scrub: u64,
     /// Whether the run ends with only a majority healed, before all are.
     pub core_first: bool,
     /// Whether all nodes are restarted at the end and compared once more.
@@ -345,6 +347,7 @@ impl Options {
             delay: 20 * MICRO,
             delay_min: 20 * MICRO,
             victim: 0,
+            scrub: draw_scrub(seed),
             core_first: r.chance(0.5),
             restart_last: r.chance(0.3),
             planted,
@@ -400,6 +403,13 @@ impl Options {
     pub fn majority(&self) -> u32 {
         3 / 2 + 1
     }
+}
+
+/// How often scrubs begin: of its own stream, so that the seed's other draws do not depend on it.
+fn draw_scrub(seed: u64) -> u64 {
+    let mut r = Rng::stream(seed, "scrub", 0);
+    let every = r.log_uniform(200.0 * MILLI as f64, 20.0 * SECOND as f64) as u64;
+    if r.chance(0.6) { every } else { 0 }
 }
 
 impl fmt::Display for Options {

@@ -8,6 +8,7 @@ mod growth;
 mod links;
 mod pages;
 mod room;
+mod scrub;
 mod snapshots;
 mod space;
 mod votes;
@@ -98,6 +99,14 @@ pub fn all() -> Vec<Scenario> {
         s("damaged-block-in-a-segment-that-is-cleaned", 8, space::damaged_while_cleaning),
         s("blocks-overwritten-while-they-are-moved", 8, space::overwritten_while_moved),
         s("vote-that-only-a-checkpoint-remembers", 9, votes::behind_a_checkpoint),
+        s(
+            "one-damaged-copy-of-everything-is-repaired-by-a-scrub",
+            10,
+            scrub::one_copy_of_everything,
+        ),
+        s("damaged-block-that-is-read-is-repaired", 6, scrub::repaired_when_read),
+        s("repair-takes-only-what-has-its-checksum", 6, scrub::two_copies),
+        s("power-cuts-and-writes-while-damage-is-repaired", 8, scrub::cuts_and_writes),
         s("snapshot-while-a-leader-dies", 8, snapshots::leader_dies),
         s("snapshot-goes-on-in-another-session", 8, snapshots::another_session),
         s("snapshots-dropped-in-any-order-give-all-back", 6, snapshots::dropped_in_any_order),

@@ -17,7 +17,7 @@ use crate::snapshots::Snapshot;
 use crate::store::{Store, draw_interval};
 use basalt_client::{ClientEvent, PoolMap};
 use basalt_core::Shard;
-use basalt_core::config::{GroupConfig, Limits, ShardConfig, Timing};
+use basalt_core::config::{GroupConfig, Limits, Scrubbing, ShardConfig, Timing};
 use basalt_core::event::{Effect, Event, LinkId};
 use basalt_wire::frame::{Frame, Request};
 use basalt_wire::ids::{Address, ClusterId, GroupId, LogIndex, Term};
@@ -113,6 +113,8 @@ pub struct World {
     pub ended_full: bool,
     /// Whether data at rest was damaged.
     pub damaged: bool,
+    /// Whether that is so on all nodes, no block on two of them.
+    pub all_damaged: bool,
     /// What took place.
     pub counts: Counts,
     /// Number of the operation submitted last.
@@ -169,6 +171,7 @@ impl World {
             ran_full: false,
             ended_full: false,
             damaged: false,
+            all_damaged: false,
             counts: Counts::default(),
             last_op: 0,
             frames_in_vain: (0, 0),
@@ -217,6 +220,7 @@ impl World {
             },
             limits: draw_limits(&mut rng),
             checkpoint_bytes: draw_interval(&mut store_rng),
+            scrub: Scrubbing { every: Duration::from_nanos(o.scrub), ..Scrubbing::ASKED },
             seed: rng.bits(),
             planted: o.planted,
         };
@@ -497,7 +501,8 @@ impl World {
     /// Whether a node may complain about its data.
     pub fn declares_damage(&self, n: Who) -> bool {
         let f = self.options.families;
-        n == self.options.victim as usize && (self.damaged || f.has(Family::ReadFault))
+        self.all_damaged
+            || n == self.options.victim as usize && (self.damaged || f.has(Family::ReadFault))
     }
 
     /// Whether devices may fail writes.

@@ -53,7 +53,8 @@ pub struct CleanerCounts {
 /// Copies that were appended to the log and are not durable yet.
 #[derive(Debug)]
 pub struct Move {
-    seq: RecordSeq,
+    /// The record.
+    pub seq: RecordSeq,
     /// The group.
     pub group: GroupId,
     /// The blocks.
@@ -69,6 +70,8 @@ pub struct Taken {
     pub records: Vec<(GroupId, Vec<MovedBlock>, Payload)>,
     /// The segment that was gone through, and what of it is bad, if this was its end.
     pub ended: Option<(SegmentId, u32)>,
+    /// Live blocks that do not have their checksum, or can not be read.
+    pub bad: Vec<(GroupId, MovedBlock)>,
 }
 
 /// The cleaner of one shard.
@@ -142,7 +145,8 @@ impl Cleaner {
         Some((Location { segment: walk.segment, block }, blocks))
     }
 
-    /// Takes the piece that was read: nothing if it can not be read. Gives the records to be appended.
+    /// Takes the piece that was read: nothing if it can not be read, in which case it is read again block by
+    /// block. Gives the records to be appended.
     pub fn take(
         &mut self,
         piece: Option<&Bytes>,
@@ -153,20 +157,27 @@ impl Cleaner {
         self.reading = false;
         let Some(walk) = &mut self.walk else { return Taken::default() };
         let bad = walk.bad;
-        let live = piece.map_or(Vec::new(), |piece| walk.take(piece, judge, lenient));
+        let live = match piece {
+            Some(piece) => walk.take(piece, judge, lenient),
+            None => {
+                walk.unreadable();
+                Vec::new()
+            }
+        };
+        let damaged = std::mem::take(&mut walk.damaged);
         self.counts.bad += u64::from(walk.bad - bad);
         let bytes = live.len() * BLOCK_BYTES;
         self.allowance = self.allowance.saturating_sub(bytes as u64);
         self.counts.copied += live.len() as u64;
         let records = packed(live, move_blocks as usize);
-        let ended = (piece.is_none() || walk.next_read().is_none()).then(|| {
+        let ended = walk.next_read().is_none().then(|| {
             self.cleaned.insert(walk.segment, walk.seq);
             (walk.segment, walk.bad)
         });
         if ended.is_some() {
             self.walk = None;
         }
-        Taken { records, ended }
+        Taken { records, ended, bad: damaged }
     }
 
     /// The copies were handed to the log.
@@ -193,6 +204,11 @@ impl Cleaner {
     /// Copies were taken over by the index.
     pub fn moved(&mut self, blocks: u64) {
         self.counts.moved += blocks;
+    }
+
+    /// A segment that was gone through may be emptied now.
+    pub fn forget(&mut self, segment: SegmentId) {
+        self.cleaned.remove(&segment);
     }
 
     /// Segments were released: what was gone through in them is gone.

@@ -147,7 +147,7 @@ fn clean(image: &Image, cleaner: &mut Cleaner) -> (Vec<u64>, u32, u32) {
         let from = at.block as usize * BLOCK_BYTES;
         let piece = &image.bytes[from..from + blocks as usize * BLOCK_BYTES];
         let piece = Bytes::copy_from_slice(piece);
-        let Taken { records, ended } = cleaner.take(Some(&piece), 7, image, false);
+        let Taken { records, ended, .. } = cleaner.take(Some(&piece), 7, image, false);
         for (group, blocks, payload) in records {
             assert!(blocks.len() <= 7 && payload.len() == blocks.len() * BLOCK_BYTES);
             let bytes = payload.contiguous();
@@ -251,15 +251,31 @@ fn behind_a_damaged_header_the_next_batch_is_found() {
 }
 
 #[test]
-fn a_piece_that_can_not_be_read_ends_the_segment() {
-    let (image, _) = image();
+fn of_a_piece_that_can_not_be_read_all_is_moved_but_what_can_not_be_read() {
+    let (image, tag) = image();
+    let victim = (0..tag).find(|t| t % 3 == 1).expect("one of the second group");
+    let broken = image.place_of(victim);
     let mut cleaner = Cleaner::default();
     cleaner.hurry();
     cleaner.begin(Victim { segment: SEGMENT, seq: SEQ, live: 1 }, image.blocks());
-    assert!(cleaner.next_read().is_some() && cleaner.is_busy());
-    let taken = cleaner.take(None, 7, &image, false);
-    assert_eq!((taken.records.len(), taken.ended), (0, Some((SEGMENT, 0))));
-    assert!(!cleaner.is_busy() && cleaner.wants_victim());
+    let (mut copied, mut bad, mut ended) = (0, Vec::new(), None);
+    while ended.is_none() {
+        let (at, blocks) = cleaner.next_read().expect("the pace allows it");
+        let from = at.block as usize * BLOCK_BYTES;
+        let piece = &image.bytes[from..from + blocks as usize * BLOCK_BYTES];
+        let piece = Bytes::copy_from_slice(piece);
+        let whole = !(at.block..at.block + blocks).contains(&broken);
+        let taken = cleaner.take(whole.then_some(&piece), 7, &image, false);
+        copied += taken.records.iter().map(|(_, blocks, _)| blocks.len()).sum::<usize>();
+        bad.extend(taken.bad.into_iter().map(|(_, block)| block.block));
+        ended = taken.ended;
+    }
+    assert_eq!((copied, bad), (image.live.len() - 1, vec![victim]));
+    assert_eq!(ended, Some((SEGMENT, 1)));
+    // It is not begun with again before the block is repaired.
+    assert!(cleaner.cleaned().contains_key(&SEGMENT));
+    cleaner.forget(SEGMENT);
+    assert!(cleaner.wants_victim() && cleaner.cleaned().is_empty());
 }
 
 #[test]
@@ -276,7 +292,7 @@ fn pace_and_memory_hold_it_back() {
     while let Some((at, blocks)) = cleaner.next_read() {
         let from = at.block as usize * BLOCK_BYTES;
         let piece = &image.bytes[from..from + blocks as usize * BLOCK_BYTES];
-        let Taken { records, ended } =
+        let Taken { records, ended, .. } =
             cleaner.take(Some(&Bytes::copy_from_slice(piece)), 256, &image, false);
         assert_eq!(ended, None, "the pace of an idle device ends before the segment does");
         copies += records.iter().map(|(_, blocks, _)| blocks.len()).sum::<usize>();

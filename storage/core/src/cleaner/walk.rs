@@ -43,8 +43,12 @@ pub struct Walk {
     pub segment: SegmentId,
     /// The sequence of its use.
     pub seq: u64,
-    /// Live blocks whose content does not have their checksum.
+    /// Live blocks whose content does not have their checksum, or can not be read.
     pub bad: u32,
+    /// Those met since they were taken last.
+    pub damaged: Vec<(GroupId, MovedBlock)>,
+    /// Up to here only what is needed is read at once: more could not be read.
+    careful: u32,
     segment_blocks: u32,
     /// The next block that is of interest.
     at: u32,
@@ -59,13 +63,26 @@ impl Walk {
     /// At the start of a segment.
     pub fn new(segment: SegmentId, seq: u64, segment_blocks: u32) -> Walk {
         let wanted = VecDeque::new();
-        Walk { segment, seq, bad: 0, segment_blocks, at: 0, need: 1, wanted, end: 0 }
+        let damaged = Vec::new();
+        Walk {
+            segment,
+            seq,
+            bad: 0,
+            damaged,
+            careful: 0,
+            segment_blocks,
+            at: 0,
+            need: 1,
+            wanted,
+            end: 0,
+        }
     }
 
     /// The next piece to be read: its first block and its blocks. Nothing at the end of the segment.
     pub fn next_read(&self) -> Option<(u32, u32)> {
         let rest = self.segment_blocks - self.at;
-        (rest > 0).then(|| (self.at, PIECE_BLOCKS.max(self.need).min(rest)))
+        let piece = if self.at < self.careful { 1 } else { PIECE_BLOCKS };
+        (rest > 0).then(|| (self.at, piece.max(self.need).min(rest)))
     }
 
     /// Takes the piece that was to be read, and gives the live blocks in it. If `lenient` a block that does
@@ -94,6 +111,25 @@ impl Walk {
         found
     }
 
+    /// The piece that was to be read can not be read: it is read block by block, and a block that can not
+    /// be read then is passed over.
+    pub fn unreadable(&mut self) {
+        let Some((at, blocks)) = self.next_read() else { return };
+        if self.at >= self.careful && blocks > self.need {
+            self.careful = at + blocks;
+            return;
+        }
+        self.need = 1;
+        match self.wanted.pop_front() {
+            Some(wanted) => {
+                self.bad += 1;
+                self.damaged.push(wanted);
+                self.jump();
+            }
+            None => self.at += 1,
+        }
+    }
+
     fn verify(
         &mut self,
         group: GroupId,
@@ -108,6 +144,7 @@ impl Walk {
             return;
         }
         self.bad += 1;
+        self.damaged.push((group, block));
         if lenient {
             found.push(Live { group, block: MovedBlock { checksum, ..block }, content });
         }

@@ -80,6 +80,7 @@ impl Group {
         self.report_damage(cx);
         self.help_others(cx);
         self.tick_session(cx);
+        self.tell_digests(cx);
         self.watch_pace(cx);
         self.place_leader(cx);
         self.catch_up(cx);
@@ -262,8 +263,7 @@ impl Group {
         if self.leads() && std::mem::take(&mut self.page_damage) {
             self.leave_pages_to_others(cx);
         }
-        if self.leads() && self.outboxes.values().any(|outbox| outbox.is_stuck()) {
-            // A follower needs what is damaged here; the others may have it intact.
+        if self.leads() && self.must_leave(cx) {
             self.leave_to_others(cx);
             return;
         }
@@ -372,12 +372,37 @@ impl Group {
         }
     }
 
+    /// Whether a follower needs what is damaged here, and the others may have it intact. Who left for
+    /// that once, and leads again, has found that they do not: the follower gets pages.
+    fn must_leave(&mut self, cx: &Cx<'_>) -> bool {
+        let stuck = self.outboxes.iter().filter_map(|(node, o)| Some((*node, o.stuck()?)));
+        let mut leave = false;
+        for (node, entry) in stuck.collect::<Vec<_>>() {
+            if self.gets_pages_for(cx, node, entry) {
+                continue;
+            }
+            leave = true;
+            if cx.shared.tick >= self.election.transfer_after {
+                self.left_for.insert(node, entry);
+            }
+        }
+        leave
+    }
+
+    /// Whether a follower gets pages because an entry is damaged here, and was when this replica led
+    /// before.
+    pub(super) fn gets_pages_for(&self, cx: &Cx<'_>, node: NodeId, entry: u64) -> bool {
+        cx.shared.checkpoints
+            && self.left_for.get(&node) == Some(&entry)
+            && entry <= self.replica.applied().0
+    }
+
     /// Hands leadership to a voter that is not among those that this leader can not serve.
     fn leave_to_others(&mut self, cx: &mut Cx<'_>) {
         if cx.shared.tick < self.election.transfer_after {
             return;
         }
-        let stuck = |node| self.outboxes.get(&node).is_some_and(|outbox| outbox.is_stuck());
+        let stuck = |node| self.outboxes.get(&node).is_some_and(|o| o.stuck().is_some());
         let heir =
             self.peers().find(|peer| !stuck(peer.node) && self.could_lead(cx, peer.node).is_some());
         match heir {

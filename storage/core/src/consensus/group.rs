@@ -1,5 +1,6 @@
 //! One replica's part in its group: its state, and the messages that reach it.
 
+use super::comparing::Comparing;
 use super::convert::{self, Receiver};
 use super::election::Election;
 use super::health::{Impaired, OpenState};
@@ -110,6 +111,9 @@ pub struct Group {
     pub(super) helping: BTreeMap<NodeId, Help>,
     /// Whether a block that a follower needs is damaged here.
     pub(super) page_damage: bool,
+    /// The entry for which leadership was left to others, because it is damaged here and a follower needs it.
+    pub(super) left_for: BTreeMap<NodeId, u64>,
+    pub(super) comparing: Comparing,
 }
 
 impl Group {
@@ -152,6 +156,8 @@ impl Group {
             limbo: None,
             helping: BTreeMap::new(),
             page_damage: false,
+            left_for: BTreeMap::new(),
+            comparing: Comparing::default(),
         }
     }
 
@@ -658,6 +664,7 @@ impl Group {
             group.install_fills(cx);
             group.propose(cx);
             group.ready(cx);
+            group.compare(cx);
             group.plan_announcement(cx);
             group.doze(cx);
         });

@@ -13,6 +13,7 @@
 
 mod announce;
 mod checkpoint;
+mod comparing;
 mod convert;
 mod election;
 mod group;
@@ -30,5 +31,5 @@ pub use group::{Group, Role};
 pub use health::{Impaired, OpenState};
 pub use propose::{Asker, Proposal};
 pub use resync::MovedCounts;
-pub use shared::{ClientRead, Cx, LogRead, Room, RoomState, Shared, Written};
+pub use shared::{ClientRead, Cx, LogRead, Room, RoomState, Shared, Slab, Written};
 pub use table::{Content, Slot, Table};

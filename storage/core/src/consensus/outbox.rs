@@ -34,8 +34,8 @@ pub struct Outbox {
     unacknowledged: VecDeque<u64>,
     /// The tick at which there was room for another message last, or one was acknowledged.
     progress_at: u64,
-    /// Whether something that the follower needs can not be read here.
-    stuck: bool,
+    /// The entry that the follower needs and that can not be read here.
+    stuck: Option<u64>,
     /// The highest commit index that the follower was told.
     pub(super) told: u64,
     /// Last index and bytes of each message that was sent, until acknowledged, and the sum of the bytes.
@@ -52,7 +52,8 @@ struct Waiting {
     last: u64,
     started: bool,
     reads: u32,
-    failed: bool,
+    /// Entries before the first that could not be read.
+    readable: usize,
 }
 
 /// Hands the appends of one group to one follower.
@@ -173,8 +174,8 @@ impl Courier<'_> {
         // for those of another message.
         cx.shared.messages += 1;
         let number = cx.shared.messages;
-        let (started, failed) = (complete, false);
-        let waiting = Waiting { number, message, last, started, reads: 0, failed };
+        let (started, readable) = (complete, usize::MAX);
+        let waiting = Waiting { number, message, last, started, reads: 0, readable };
         self.outbox.waiting.push_back(waiting);
     }
 
@@ -207,20 +208,12 @@ impl Courier<'_> {
                 self.outbox.unacknowledged.clear();
                 return;
             }
-            if front.failed || !self.verified(&front.message) {
-                mark!("entry for a follower is damaged");
-                let (group, to) = (front.message.group, self.to.node);
-                let text = format!(
-                    "group {group}: entries after {} can not be read for node {to}: damaged here",
-                    front.message.index
-                );
-                if !std::mem::replace(&mut self.outbox.stuck, true) {
-                    cx.notice(true, text);
-                }
-                self.outbox.waiting.clear();
+            let intact = front.readable.min(self.verified(&front.message));
+            if intact < front.message.entries.len() {
+                self.stop_at(cx, front.message, intact);
                 return;
             }
-            self.outbox.stuck = false;
+            self.outbox.stuck = None;
             self.outbox.unacknowledged.push_back(front.last);
             self.outbox.sent(front.last, &front.message);
             cx.send(self.to, Frame::Raft(front.message));
@@ -235,10 +228,34 @@ impl Courier<'_> {
         }
     }
 
-    /// Nothing damaged is handed on as good.
-    fn verified(&self, message: &RaftMessage) -> bool {
-        message.group == GroupId::METADATA
-            || message.entries.iter().all(|e| check_entry(&e.data, &e.payload, true).is_ok())
+    /// The entries before the first that is damaged: nothing damaged is handed on as good.
+    fn verified(&self, message: &RaftMessage) -> usize {
+        if message.group == GroupId::METADATA {
+            return message.entries.len();
+        }
+        let intact = |e: &&RaftEntry| check_entry(&e.data, &e.payload, true).is_ok();
+        message.entries.iter().take_while(intact).count()
+    }
+
+    /// An entry is damaged here: those before it are sent all the same, so that another leader, where
+    /// another entry may be damaged, can go on behind them.
+    fn stop_at(&mut self, cx: &mut Cx<'_>, mut message: RaftMessage, intact: usize) {
+        mark!("entry for a follower is damaged");
+        let damaged = message.entries[intact].index;
+        if self.outbox.stuck.replace(damaged.0) != Some(damaged.0) {
+            let (group, to) = (message.group, self.to.node);
+            let text = format!(
+                "group {group}: entry {damaged} can not be read for node {to}: damaged here"
+            );
+            cx.notice(true, text);
+        }
+        self.outbox.waiting.clear();
+        message.entries.truncate(intact);
+        if let Some(last) = message.entries.last() {
+            mark!("entries before a damaged one are sent");
+            self.outbox.unacknowledged.push_back(last.index.0);
+            cx.send(self.to, Frame::Raft(message));
+        }
     }
 
     fn start(&mut self, cx: &mut Cx<'_>, at: usize) {
@@ -250,7 +267,7 @@ impl Courier<'_> {
         cx.shared.catch_up_bytes = cx.shared.catch_up_bytes.saturating_sub(bytes);
         for (ordinal, entry) in waiting.message.entries.iter_mut().enumerate() {
             let Some(slot) = self.table.slot(entry.index.0) else {
-                waiting.failed = true;
+                waiting.readable = waiting.readable.min(ordinal);
                 return;
             };
             let what = LogRead::Entry {
@@ -292,7 +309,7 @@ impl Courier<'_> {
         match (data, payload) {
             (Some(data), _) => waiting.message.entries[ordinal].data = data,
             (_, Some(blocks)) => waiting.message.entries[ordinal].payload = Payload::from(blocks),
-            _ => waiting.failed = true,
+            _ => waiting.readable = waiting.readable.min(ordinal),
         }
         self.advance(cx);
     }
@@ -304,8 +321,8 @@ impl Outbox {
         self.waiting.is_empty() && self.unacknowledged.is_empty() && self.under_way.is_empty()
     }
 
-    /// Whether the follower needs something that can not be read here.
-    pub fn is_stuck(&self) -> bool {
+    /// The entry that the follower needs and that can not be read here.
+    pub fn stuck(&self) -> Option<u64> {
         self.stuck
     }
 

@@ -8,10 +8,12 @@ use crate::log::{Log, Record, RecordSeq};
 use crate::planted::{Bug, Planted};
 use crate::replica::Plan;
 use crate::score::Scores;
+use crate::scrub::Target;
 use crate::shard::ProposedCounts;
 use basalt_wire::block::BLOCK_BYTES;
+use basalt_wire::command::BlockRange;
 use basalt_wire::frame::{Frame, Reply, ReplyResult};
-use basalt_wire::ids::{Address, GroupId, NodeId, RequestId};
+use basalt_wire::ids::{Address, GroupId, NodeId, RequestId, VolumeId};
 use basalt_wire::io::DiskOp;
 use basalt_wire::time::Time;
 use std::collections::{BTreeSet, VecDeque};
@@ -66,6 +68,10 @@ pub struct ClientRead {
     pub id: RequestId,
     /// The group.
     pub group: GroupId,
+    /// What is read.
+    pub volume: VolumeId,
+    /// Its blocks.
+    pub range: BlockRange,
     /// What was read so far.
     pub plan: Plan,
     /// Reads not ended yet.
@@ -94,6 +100,10 @@ pub enum LogRead {
     },
     /// A run of blocks for a replica that is brought up: position of the read, number of the run.
     Page(usize, usize),
+    /// Blocks that the scrub verifies.
+    Scrub,
+    /// A block for another replica's repair: position of what is given.
+    Repair(usize),
 }
 
 /// A table of things under way, numbered for as long as they last.
@@ -141,6 +151,11 @@ impl<T> Slab<T> {
     /// Items in the table.
     pub fn len(&self) -> usize {
         self.items.len() - self.free.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 }
 
@@ -215,6 +230,8 @@ pub struct Shared {
     /// Followers that have so much under way that they are sent more only as they acknowledge it. Seen
     /// anew at each tick.
     pub choked: BTreeSet<NodeId>,
+    /// Where damage was met, for the scrub to look at.
+    pub suspects: Vec<Target>,
 }
 
 impl Shared {
@@ -255,6 +272,7 @@ impl Shared {
             moved: MovedCounts::default(),
             choked: BTreeSet::new(),
             scores: Scores::new(config.address.node, config.timing.tick, config.planted),
+            suspects: Vec::new(),
         }
     }
 

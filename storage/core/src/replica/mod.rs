@@ -8,6 +8,7 @@ mod changes;
 mod generations;
 mod moves;
 mod pages;
+mod places;
 mod read;
 
 pub use changes::DirtyPages;

@@ -191,11 +191,11 @@ impl Shard {
     }
 
     /// A piece of the victim was read, or can not be.
-    pub(super) fn cleaner_read(&mut self, piece: Option<Bytes>, out: &mut Vec<Effect>) {
+    pub(super) fn cleaner_read(&mut self, now: Time, piece: Option<Bytes>, out: &mut Vec<Effect>) {
         let Some(levels) = self.shared.room.levels else { return };
         let known = Known { groups: &self.groups, by_id: &self.by_id, log: &self.shared.log };
         let lenient = self.shared.planted.is(Bug::BadBlockCopiedOn);
-        let Taken { records, ended } =
+        let Taken { records, ended, bad } =
             self.cleaner.take(piece.as_ref(), levels.move_blocks, &known, lenient);
         for (group, blocks, payload) in records {
             let Some(slot) = self.by_id.get(&group).copied() else { continue };
@@ -203,6 +203,11 @@ impl Shard {
             let written = Written { group: slot, entry: None };
             let seq = self.shared.record(record, written);
             self.cleaner.recorded(seq, group, blocks);
+        }
+        for (group, block) in bad {
+            if let Some(slot) = self.by_id.get(&group) {
+                self.repairs.add(now, *slot, block);
+            }
         }
         match (ended, piece) {
             (Some((segment, _)), None) => tell(out, segment, "a part of it can not be read"),
@@ -219,6 +224,11 @@ impl Shard {
         while let Some(done) = self.cleaner.durable(seq) {
             let Some(slot) = self.by_id.get(&done.group) else { continue };
             let moved = self.groups[*slot].replica.moved(&done.blocks, done.at);
+            if let Some(segment) = self.repairs.durable(done.seq, moved > 0) {
+                // What kept the segment from being emptied may be gone.
+                self.cleaner.forget(segment);
+                continue;
+            }
             if moved < done.blocks.len() as u64 {
                 mark!("block overwritten while it was moved");
             }

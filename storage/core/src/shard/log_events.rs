@@ -6,6 +6,7 @@ use crate::event::Effect;
 use crate::log::{Damage, LogEvent, OpenReport, RecordSeq};
 use crate::mark;
 use crate::planted::Bug;
+use crate::scrub::Target;
 use basalt_wire::frame::{Refusal, ReplyResult};
 use basalt_wire::ids::GroupId;
 use basalt_wire::time::Time;
@@ -141,7 +142,9 @@ impl Shard {
         match self.shared.log_reads.take(token as usize) {
             Some(LogRead::Client(read, run)) => self.client_read(read, run, result, out),
             Some(LogRead::Page(read, run)) => self.page_read(now, read, run, result, out),
-            Some(LogRead::Cleaner) => self.cleaner_read(result, out),
+            Some(LogRead::Cleaner) => self.cleaner_read(now, result, out),
+            Some(LogRead::Scrub) => self.scrub_read(now, result, out),
+            Some(LogRead::Repair(at)) => self.copy_read(now, at, result, out),
             read => self.entry_read(now, read, None, result, out),
         }
     }
@@ -201,6 +204,10 @@ impl Shard {
             Some((index, checksums, payload)) => ReplyResult::Data { index, checksums, payload },
             None => {
                 mark!("damaged block read");
+                if let Some(slot) = self.by_id.get(&read.group) {
+                    let (slot, volume, range) = (*slot, read.volume, read.range);
+                    self.shared.suspects.push(Target { slot, volume, range });
+                }
                 self.note_damage(read.group, out);
                 ReplyResult::Refused(Refusal::Damaged)
             }

@@ -5,6 +5,7 @@ mod cleaning;
 mod log_events;
 mod request;
 mod scores;
+mod scrubbing;
 mod space;
 mod status;
 #[cfg(test)]
@@ -12,15 +13,16 @@ mod tests;
 
 pub use cleaning::totals;
 pub use space::{Space, VolumeSpace};
-pub use status::{GroupRole, GroupStatus, Phase, ProposedCounts, ShardStatus};
+pub use status::{GroupRole, GroupStatus, Phase, ProposedCounts, ScrubStatus, ShardStatus};
 
 use crate::checkpoint::Taker;
 use crate::cleaner::Cleaner;
 use crate::config::ShardConfig;
-use crate::consensus::{Cx, Group, OpenState, Proposal, Shared};
+use crate::consensus::{Cx, Group, OpenState, Proposal, Shared, Slab};
 use crate::event::{Effect, Event, ProposeError};
 use crate::log::{Log, LogEvent, OpenReport};
 use crate::planted::Bug;
+use crate::scrub::{Repairs, Scrub};
 use basalt_wire::frame::{Frame, Refusal, Reply, ReplyResult};
 use basalt_wire::ids::{Address, GroupId, LogIndex};
 use basalt_wire::io::{DiskDone, DiskOp};
@@ -28,6 +30,7 @@ use basalt_wire::time::Time;
 use bytes::Bytes;
 use checkpoints::Start;
 use rustc_hash::FxHashMap;
+use scrubbing::Give;
 
 /// The longest command of the metadata group, in bytes.
 const METADATA_BYTES_MAX: usize = 1 << 20;
@@ -35,6 +38,8 @@ const METADATA_BYTES_MAX: usize = 1 << 20;
 const KEPT_MAX: usize = 64;
 /// Bytes of content that are kept although no voter lacks it: a new leader may find that one does.
 const SPARE_BYTES: usize = 128 << 10;
+/// What is drawn for the scrub.
+const SCRUB_SEED: u64 = 0x5c72_7562;
 /// Times that one turn goes over its groups, for what becomes ready within it.
 const ROUNDS_MAX: usize = 8;
 
@@ -58,6 +63,12 @@ pub struct Shard {
     no_victim: bool,
     /// Whether, as of the last tick, something is under way or can be done that gives segments back.
     gain: bool,
+    scrub: Scrub,
+    repairs: Repairs,
+    /// Blocks that are read for other replicas' repairs.
+    gives: Slab<Give>,
+    /// Those that were given.
+    given: u64,
 }
 
 struct Drain {
@@ -85,6 +96,9 @@ impl Shard {
             shared.scores.add_peer(voter.node);
         }
         let taker = Taker::new(&config);
+        let first = shared.draw([SCRUB_SEED, 0, now.0]);
+        let scrub = Scrub::new(config.scrub, (first >> 32) as usize, now);
+        let repairs = Repairs::new(shared.draw([SCRUB_SEED, 1, now.0]));
         let next_tick = now + config.timing.tick;
         let mut shard = Shard {
             by_id: groups.iter().map(|group| (group.id, group.slot)).collect(),
@@ -101,6 +115,10 @@ impl Shard {
             cleaner: Cleaner::default(),
             no_victim: false,
             gain: false,
+            scrub,
+            repairs,
+            gives: Slab::default(),
+            given: 0,
         };
         shard.find_checkpoint(out);
         shard
@@ -133,6 +151,7 @@ impl Shard {
                 self.with(now, out, group, |group, cx| group.prefer(cx, node));
             }
             Event::Store(done) => self.store_done(now, done, out),
+            Event::Scrub => self.scrub.ask(now, self.groups.len()),
             Event::Drain => self.start_drain(now, out),
             // An answer to a link that is gone is dropped by the driver.
             Event::LinkClosed { .. } | Event::Peer { .. } => {}
@@ -145,6 +164,8 @@ impl Shard {
         if self.serves() {
             self.run_clock(now, out);
             self.clean(now, out);
+            self.look_for_damage(now, out);
+            self.repair(now, out);
             for _ in 0..ROUNDS_MAX {
                 self.gather();
                 self.run_groups(now, out);
@@ -172,7 +193,8 @@ impl Shard {
         let clock = self.needs_clock().then_some(self.next_tick);
         let groups = self.groups.iter().filter_map(Group::deadline).min();
         let seal = self.shared.log.seal_deadline();
-        [clock, groups, seal].into_iter().flatten().min()
+        let scrub = self.scrub.deadline(self.repairs.is_backlogged());
+        [clock, groups, seal, scrub, self.repairs.deadline()].into_iter().flatten().min()
     }
 
     /// The shard's state.
@@ -197,6 +219,7 @@ impl Shard {
             proposed: self.shared.proposed,
             moved: self.shared.moved,
             scores: self.shared.scores.status(self.needs_clock()),
+            scrub: self.scrub_status(),
         }
     }
 
@@ -356,6 +379,11 @@ impl Shard {
                 let group = message.group;
                 self.with(now, out, group, |group, cx| group.pages(cx, from, *message));
             }
+            Frame::Digests(message) => {
+                let group = message.group;
+                self.with(now, out, group, |group, cx| group.digests(cx, from, *message));
+            }
+            Frame::Repair(message) => self.repair_message(now, from, *message, out),
             Frame::Sleep { group, term, commit } => {
                 self.with(now, out, group, |group, _| group.sleep(from, term, commit));
             }

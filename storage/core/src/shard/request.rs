@@ -123,6 +123,7 @@ impl Shard {
             Want::Leader => Ok(Some(self.leader(slot))),
             Want::Extents(range, floor, snapshot) => {
                 let replica = &self.groups[slot].replica;
+                self.check_agreement(slot)?;
                 replica.check_read((volume, epoch), floor, snapshot)?;
                 let (index, runs) = replica.extents(volume, range, snapshot);
                 Ok(Some(ReplyResult::Extents { index, runs }))
@@ -130,19 +131,30 @@ impl Shard {
             Want::Changes(range, floor, since, snapshot) => {
                 let replica = &self.groups[slot].replica;
                 replica.check_snapshot(volume, since)?;
+                self.check_agreement(slot)?;
                 replica.check_read((volume, epoch), floor, snapshot)?;
                 let (index, runs) = replica.changes(volume, range, since, snapshot);
                 Ok(Some(ReplyResult::Extents { index, runs }))
             }
             Want::Read(range, floor, snapshot) => {
                 let replica = &self.groups[slot].replica;
+                self.check_agreement(slot)?;
                 replica.check_read((volume, epoch), floor, snapshot)?;
                 if self.is_busy(0) {
                     return Err(Refusal::Busy);
                 }
                 let plan = replica.plan(volume, range, snapshot);
                 let group = self.groups[slot].id;
-                let read = ClientRead { link, id, group, plan, outstanding: 0, failed: false };
+                let read = ClientRead {
+                    link,
+                    id,
+                    group,
+                    volume,
+                    range,
+                    plan,
+                    outstanding: 0,
+                    failed: false,
+                };
                 Ok(self.start_read(now, read, out))
             }
             Want::Change(term, command, payload) => {
@@ -174,6 +186,14 @@ impl Shard {
                 self.groups[slot].accept(&mut cx, proposal);
                 Ok(None)
             }
+        }
+    }
+
+    /// A replica that is known to hold something else than its leader answers no reads.
+    fn check_agreement(&self, slot: usize) -> Result<(), Refusal> {
+        match self.groups[slot].differs() {
+            true => Err(Refusal::Behind),
+            false => Ok(()),
         }
     }
 

@@ -5,6 +5,7 @@ use crate::cleaner::CleanerCounts;
 use crate::consensus::MovedCounts;
 use crate::log::{LogCounts, OpenReport};
 use crate::score::ScoreStatus;
+use crate::scrub::{PassReport, RepairCounts, ScrubCounts};
 use basalt_wire::ids::{GroupId, LogIndex, NodeId, Term, VolumeId};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -105,6 +106,25 @@ pub struct ShardStatus {
     pub moved: MovedCounts,
     /// How fast this shard's device and those of its peers are; this one first.
     pub scores: Vec<ScoreStatus>,
+    /// What looking for damage came to since then.
+    pub scrub: ScrubStatus,
+}
+
+/// What looking for damage came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ScrubStatus {
+    /// What the scrub did.
+    pub scrub: ScrubCounts,
+    /// What became of the blocks that are damaged.
+    pub repairs: RepairCounts,
+    /// Blocks given to other replicas for their repairs.
+    pub given: u64,
+    /// Where the pass under way is: the group, and its next page if it is not nearly done.
+    pub position: Option<(GroupId, Option<(VolumeId, u64)>)>,
+    /// The pass that ended last.
+    pub last: Option<PassReport>,
+    /// Pages of replicas that follow which are known to differ from their leaders'.
+    pub differing_pages: u64,
 }
 
 /// What leaders proposed: `commands / entries` is how well a turn's requests are packed.

@@ -2,7 +2,8 @@
 
 use super::{
     BLOCK_END_MAX, CLIENT_NAME_BYTES_MAX, CONTEXT_BYTES_MAX, CodecError, RAFT_ENTRY_KIND_MAX,
-    RAFT_MESSAGE_KIND_MAX, REFUSAL_BYTES_MAX, SCORE_PATHS_MAX, kind, op, outcome, pages, role,
+    RAFT_MESSAGE_KIND_MAX, REFUSAL_BYTES_MAX, SCORE_PATHS_MAX, digests, kind, op, outcome, pages,
+    repair, role,
 };
 use crate::block::{BLOCK_BYTES, CHUNK_BLOCKS, COMMAND_BLOCKS_MAX};
 use crate::buffer::Payload;
@@ -16,6 +17,7 @@ use crate::ids::{
     ShardId, Term, VolumeId,
 };
 use crate::pages::Step;
+use crate::repair::RepairStep;
 use bytes::Bytes;
 
 type Result<T> = std::result::Result<T, CodecError>;
@@ -184,6 +186,12 @@ pub(super) fn parse(
             let want = pages::payload_blocks(&pages);
             (Frame::Pages(Box::new(pages)), want)
         }
+        kind::REPAIR => {
+            let repair = repair::parse(&mut r)?;
+            let want = repair::payload_blocks(&repair);
+            (Frame::Repair(Box::new(repair)), want)
+        }
+        kind::DIGESTS => (Frame::Digests(Box::new(digests::parse(&mut r)?)), 0),
         _ => (small(kind, &mut r)?, 0),
     };
     r.end("frame's body")?;
@@ -204,6 +212,11 @@ fn with_payload(
         Frame::Pages(pages) => {
             if let Step::Blocks { payload, .. } = &mut pages.step {
                 *payload = take(payload_len);
+            }
+        }
+        Frame::Repair(repair) => {
+            if let RepairStep::Have { content } = &mut repair.step {
+                *content = take(payload_len);
             }
         }
         _ => {}

@@ -2,7 +2,7 @@
 
 use super::{
     BODY_BYTES_MAX, CLIENT_NAME_BYTES_MAX, HEADER_BYTES, HEADER_VERSION, MAGIC, PAYLOAD_BYTES_MAX,
-    REFUSAL_BYTES_MAX, SCORE_PATHS_MAX, kind, op, outcome, pages, role,
+    REFUSAL_BYTES_MAX, SCORE_PATHS_MAX, digests, kind, op, outcome, pages, repair, role,
 };
 use crate::block::{BLOCK_BYTES, crc32c};
 use crate::buffer::Payload;
@@ -12,6 +12,7 @@ use crate::frame::{
 };
 use crate::ids::{Address, Generation, NodeId, Term};
 use crate::pages::Step;
+use crate::repair::RepairStep;
 use bytes::{BufMut, Bytes, BytesMut};
 
 /// Payload pieces shorter than this are copied into the run of small fields: another entry in a
@@ -105,6 +106,11 @@ impl Encoder {
                     self.put_payload(payload);
                 }
             }
+            Frame::Repair(repair) => {
+                if let RepairStep::Have { content } = &repair.step {
+                    self.put_payload(content);
+                }
+            }
             _ => {}
         }
     }
@@ -134,6 +140,10 @@ fn payload_bytes(frame: &Frame) -> usize {
         | Frame::Reply(Reply { result: ReplyResult::Data { payload, .. }, .. }) => payload.len(),
         Frame::Pages(pages) => match &pages.step {
             Step::Blocks { payload, .. } => payload.len(),
+            _ => 0,
+        },
+        Frame::Repair(repair) => match &repair.step {
+            RepairStep::Have { content } => content.len(),
             _ => 0,
         },
         _ => 0,
@@ -195,6 +205,14 @@ fn put_body(out: &mut BytesMut, frame: &Frame) -> u8 {
         Frame::Pages(message) => {
             pages::put(out, message);
             kind::PAGES
+        }
+        Frame::Repair(message) => {
+            repair::put(out, message);
+            kind::REPAIR
+        }
+        Frame::Digests(message) => {
+            digests::put(out, message);
+            kind::DIGESTS
         }
     }
 }

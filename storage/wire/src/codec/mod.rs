@@ -27,8 +27,10 @@
 
 pub(crate) mod body;
 mod decode;
+mod digests;
 mod encode;
 mod pages;
+mod repair;
 #[cfg(test)]
 mod tests;
 
@@ -193,6 +195,8 @@ mod kind {
     pub const PING: u8 = 9;
     pub const PONG: u8 = 10;
     pub const PAGES: u8 = 11;
+    pub const REPAIR: u8 = 12;
+    pub const DIGESTS: u8 = 13;
     pub const SCORE: u8 = 16;
     pub const MAX: u8 = SCORE;
 }

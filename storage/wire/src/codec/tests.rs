@@ -1,6 +1,7 @@
 use super::*;
 use crate::buffer::Payload;
 use crate::command::BlockRange;
+use crate::digests::{Digests, PageDigest};
 use crate::disk::checkpoint::VolumeRecord;
 use crate::frame::{
     Frame, Hello, NodeScore, PROTOCOL_VERSION, RaftEntry, RaftMessage, Refusal, Reply, ReplyResult,
@@ -11,6 +12,7 @@ use crate::ids::{
     ShardId, Term, VolumeId,
 };
 use crate::pages::{DeltaSums, GranuleSums, HeldBlocks, PageDigests, Pages, Step};
+use crate::repair::{Repair, RepairStep};
 use bytes::Bytes;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -56,6 +58,11 @@ fn joined(mut frame: Frame) -> Frame {
         Frame::Pages(pages) => {
             if let Step::Blocks { payload, .. } = &mut pages.step {
                 *payload = Payload::from(payload.contiguous());
+            }
+        }
+        Frame::Repair(repair) => {
+            if let RepairStep::Have { content } = &mut repair.step {
+                *content = Payload::from(content.contiguous());
             }
         }
         _ => {}
@@ -316,6 +323,28 @@ fn pages() -> impl Strategy<Value = Frame> {
     })
 }
 
+fn repair() -> impl Strategy<Value = Frame> {
+    let parts = (any::<(u32, u64, u64, u32, u8)>(), 0..BLOCK_END_MAX, 0..3u8);
+    parts.prop_map(|((group, request, volume, checksum, seed), block, step)| {
+        let step = match step {
+            0 => RepairStep::Want { volume: VolumeId(volume), block, checksum },
+            1 => RepairStep::Have { content: blocks(1, seed) },
+            _ => RepairStep::HaveNot,
+        };
+        Frame::Repair(Box::new(Repair { group: GroupId(group), request, step }))
+    })
+}
+
+fn digests() -> impl Strategy<Value = Frame> {
+    let pages = prop::collection::btree_map((any::<u64>(), 0..1u64 << 41), any::<u64>(), 1..20);
+    (any::<(u32, u64)>(), pages).prop_map(|((group, at), pages)| {
+        let page =
+            |((volume, chunk), digest)| PageDigest { volume: VolumeId(volume), chunk, digest };
+        let pages = pages.into_iter().map(page).collect();
+        Frame::Digests(Box::new(Digests { group: GroupId(group), at: LogIndex(at), pages }))
+    })
+}
+
 fn any_frame() -> impl Strategy<Value = Frame> {
     prop_oneof![
         1 => handshake(),
@@ -323,7 +352,9 @@ fn any_frame() -> impl Strategy<Value = Frame> {
         3 => request(),
         3 => reply(),
         1 => small(),
-        3 => pages()
+        3 => pages(),
+        1 => repair(),
+        1 => digests()
     ]
 }
 
@@ -430,7 +461,50 @@ fn samples() -> Vec<Frame> {
             late_nanos: 4,
             paths: vec![(NodeId(1), 40_000), (NodeId(3), 50_000)],
         }),
+        repair_message(RepairStep::Want { volume: VolumeId(1), block: 77, checksum: 5 }),
+        repair_message(RepairStep::Have { content: blocks(1, 6) }),
+        digest_message(vec![page_digest(1, 5), page_digest(2, 3)]),
     ]
+}
+
+fn repair_message(step: RepairStep) -> Frame {
+    Frame::Repair(Box::new(Repair { group: GroupId(4), request: 9, step }))
+}
+
+fn digest_message(pages: Vec<PageDigest>) -> Frame {
+    Frame::Digests(Box::new(Digests { group: GroupId(4), at: LogIndex(9), pages }))
+}
+
+fn page_digest(volume: u64, chunk: u64) -> PageDigest {
+    PageDigest { volume: VolumeId(volume), chunk, digest: 77 }
+}
+
+#[test]
+fn digests_out_of_order_or_bounds_are_refused() {
+    let many = |count| (0..count).map(|chunk| page_digest(1, chunk)).collect::<Vec<_>>();
+    assert!(decode(&wire(&[digest_message(many(128))])).is_ok());
+    let unsorted = vec![page_digest(1, 5), page_digest(1, 5)];
+    let far = vec![page_digest(1, BLOCK_END_MAX / 1024)];
+    for pages in [Vec::new(), many(129), unsorted, far] {
+        let refused = decode(&wire(&[digest_message(pages)]));
+        assert!(matches!(refused, Err(CodecError::OutOfBounds { .. })), "{refused:?}");
+    }
+}
+
+#[test]
+fn repairs_out_of_bounds_are_refused() {
+    let block = BLOCK_END_MAX;
+    let want = RepairStep::Want { volume: VolumeId(1), block, checksum: 5 };
+    assert!(matches!(
+        decode(&wire(&[repair_message(want)])),
+        Err(CodecError::OutOfBounds { field: "block", .. })
+    ));
+    // The content is one block, no more and no less.
+    for count in [0, 2] {
+        let have = RepairStep::Have { content: blocks(count, 6) };
+        let refused = decode(&wire(&[repair_message(have)]));
+        assert!(matches!(refused, Err(CodecError::Mismatch { .. })), "{refused:?}");
+    }
 }
 
 fn page_message(step: Step) -> Frame {

@@ -8,6 +8,7 @@
 use super::{BLOCK_BYTES, Disk, page_of};
 use basalt_wire::buffer::IoBuf;
 use basalt_wire::disk::SUPERBLOCK_OFFSETS;
+use bytes::Bytes;
 
 /// What happens to data at rest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,17 +22,20 @@ pub enum Damage {
     /// A write is found at another place: it is missing where it belongs, and something else is
     /// overwritten.
     Misdirected,
+    /// Two pages are found in each other's place.
+    Swapped,
     /// A bit flips in one of the two superblocks, always the same one.
     Superblock,
 }
 
 impl Damage {
     /// All kinds.
-    pub const ALL: [Damage; 5] = [
+    pub const ALL: [Damage; 6] = [
         Damage::Rot,
         Damage::BadSector,
         Damage::LostWrite,
         Damage::Misdirected,
+        Damage::Swapped,
         Damage::Superblock,
     ];
 }
@@ -110,6 +114,11 @@ impl Disk {
                     self.lose(extent);
                 }
             }
+            Damage::Swapped => {
+                let other = *self.rng.pick(&settled);
+                let other = other.page + self.rng.below(u64::from(other.count)) as u32;
+                self.swap(page, other);
+            }
             Damage::Superblock => unreachable!("handled above"),
         }
         Some(format!("{kind:?} at page {page} of the write {}+{}", extent.page, extent.count))
@@ -147,6 +156,50 @@ impl Disk {
         let content = buf.freeze();
         self.media.set(page, Some(content.clone()));
         self.view.set(page, Some(content));
+    }
+
+    fn replace(&mut self, page: u32, content: Option<Bytes>) {
+        self.media.set(page, content.clone());
+        self.view.set(page, content);
+    }
+
+    fn swap(&mut self, page: u32, other: u32) {
+        let (one, two) = (self.media.get(page).cloned(), self.media.get(other).cloned());
+        self.replace(page, two);
+        self.replace(other, one);
+    }
+
+    /// What a read of the page at an offset would bring; nothing if it can not be read.
+    pub fn content_at(&self, offset: u64) -> Option<Bytes> {
+        let page = page_of(offset);
+        let zeros = || Bytes::from_static(&[0; BLOCK_BYTES]);
+        (!self.bad.contains(&page)).then(|| self.view.get(page).cloned().unwrap_or_else(zeros))
+    }
+
+    /// A bit of the page at an offset flips.
+    pub fn rot_at(&mut self, offset: u64) {
+        self.flip(page_of(offset));
+    }
+
+    /// The page at an offset can not be read until it is written again.
+    pub fn fail_at(&mut self, offset: u64) {
+        self.bad.insert(page_of(offset));
+    }
+
+    /// The page at an offset is as if never written.
+    pub fn zero_at(&mut self, offset: u64) {
+        self.replace(page_of(offset), None);
+    }
+
+    /// The pages at two offsets are found in each other's place.
+    pub fn swap_at(&mut self, offset: u64, other: u64) {
+        self.swap(page_of(offset), page_of(other));
+    }
+
+    /// The page at an offset is what it was in an older image.
+    pub fn put_back_at(&mut self, offset: u64, image: &Image) {
+        let page = page_of(offset);
+        self.replace(page, image.0.get(page).cloned());
     }
 
     /// The pages are as if never written: segments of this engine are used once.

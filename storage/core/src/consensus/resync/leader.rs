@@ -6,7 +6,9 @@ use super::{ASKS_MAX, SESSIONS_MAX};
 use crate::mark;
 use crate::planted::Bug;
 use crate::replica::{Plan, Told};
-use basalt_wire::block::BLOCK_BYTES;
+use crate::scrub::Target;
+use basalt_wire::block::{BLOCK_BYTES, CHUNK_BLOCKS};
+use basalt_wire::command::BlockRange;
 use basalt_wire::disk::checkpoint::VolumeRecord;
 use basalt_wire::ids::{Address, LogIndex, NodeId, Term, VolumeId};
 use basalt_wire::pages::{GranuleSums, HeldBlocks, OFFER_PAGES_MAX, Pages, Step, VOLUMES_MAX};
@@ -49,6 +51,8 @@ pub struct PageRead {
     to: Address,
     session: u64,
     ask: u32,
+    /// The page.
+    page: (VolumeId, u64),
     /// The granules are as of this entry.
     at: LogIndex,
     changed_at: LogIndex,
@@ -77,7 +81,7 @@ impl Group {
     pub fn help_others(&mut self, cx: &mut Cx<'_>) {
         let leads = self.leads();
         let Some(raft) = &mut self.raft else { return };
-        let lacking = raft.mut_store().take_lacking();
+        let mut lacking = raft.mut_store().take_lacking();
         let tick = cx.shared.tick;
         let before = self.helping.len();
         let matched = |node: &NodeId| {
@@ -85,6 +89,9 @@ impl Group {
         };
         self.helping.retain(|node, help| leads && help.until > tick && matched(node) < help.start);
         cx.shared.helping -= before - self.helping.len();
+        let stuck = self.outboxes.iter().filter_map(|(node, o)| Some((*node, o.stuck()?)));
+        let damaged = stuck.filter(|(node, entry)| self.gets_pages_for(cx, *node, *entry));
+        lacking.extend(damaged.map(|(node, _)| u64::from(node.0)));
         // What it would offer may be ahead of itself for as long as it is.
         if !leads || self.replica.is_fuzzy() {
             return;
@@ -203,6 +210,7 @@ impl Group {
                 to,
                 session,
                 ask,
+                page,
                 at,
                 changed_at,
                 granules,
@@ -224,8 +232,9 @@ impl Group {
 
     /// Sends blocks that were read. Nothing damaged is handed on as good.
     pub fn send_blocks(&mut self, cx: &mut Cx<'_>, read: PageRead) {
-        let PageRead { to, session, ask, at, changed_at, granules, blocks, plan, failed, .. } =
-            read;
+        let PageRead {
+            to, session, ask, page, at, changed_at, granules, blocks, plan, failed, ..
+        } = read;
         if self.helping.get(&to.node).is_none_or(|help| help.session != session) {
             return;
         }
@@ -233,6 +242,9 @@ impl Group {
         let payload = if failed { None } else { plan.finish(trust).ok() };
         let Some((_, _, payload)) = payload else {
             mark!("block for a follower is damaged");
+            let ((volume, chunk), count) = (page, CHUNK_BLOCKS as u32);
+            let range = BlockRange { block: chunk * CHUNK_BLOCKS, count };
+            cx.shared.suspects.push(Target { slot: self.slot, volume, range });
             if !std::mem::replace(&mut self.page_damage, true) {
                 let text = format!(
                     "group {}: a block that node {} needs is damaged here; another leader is tried",

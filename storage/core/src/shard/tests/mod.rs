@@ -8,6 +8,7 @@ mod evidence;
 mod gather;
 mod pages;
 mod recycled;
+mod scrubbing;
 mod sessions;
 mod snapshots;
 mod storm;

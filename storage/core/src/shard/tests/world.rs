@@ -1,7 +1,7 @@
 //! Three shards, an instant network and memory for disks: small, deterministic, and stopped at will.
 
 use crate::checkpoint::{Change, Changes, Loader, Snapshot, StoreDone, StoreOp};
-use crate::config::{GroupConfig, Limits, ShardConfig, Timing};
+use crate::config::{GroupConfig, Limits, Scrubbing, ShardConfig, Timing};
 use crate::event::{Effect, Event, LinkId};
 use crate::planted::Planted;
 use crate::shard::{GroupRole, Shard};
@@ -85,6 +85,7 @@ pub struct Options {
     pub limits: Limits,
     pub segments: u64,
     pub checkpoint_bytes: u64,
+    pub scrub: Scrubbing,
 }
 
 impl Default for Options {
@@ -98,6 +99,7 @@ impl Default for Options {
             limits,
             segments: 32,
             checkpoint_bytes: 0,
+            scrub: Scrubbing::ASKED,
         }
     }
 }
@@ -134,6 +136,7 @@ impl World {
                 timing: Timing::default(),
                 limits: options.limits,
                 checkpoint_bytes: options.checkpoint_bytes,
+                scrub: options.scrub,
                 seed: options.seed,
                 planted: options.planted,
             };

@@ -1,0 +1,95 @@
+//! Where blocks stand, as the scrub and the repairs of others want to know it, and digests of them.
+
+use super::{Replica, mix};
+use crate::index::BlockPlace;
+use basalt_wire::block::CHUNK_BLOCKS;
+use basalt_wire::command::BlockRange;
+use basalt_wire::disk::moved::MovedBlock;
+use basalt_wire::ids::{LogIndex, VolumeId};
+use std::collections::BinaryHeap;
+
+impl Replica {
+    /// The first pages from one on that changed after an entry, in order.
+    pub fn pages_from(
+        &self,
+        since: LogIndex,
+        from: (VolumeId, u64),
+        most: usize,
+    ) -> Vec<(VolumeId, u64)> {
+        let mut first = BinaryHeap::new();
+        for (id, volume) in self.volumes.iter().filter(|(id, _)| **id >= from.0) {
+            let chunks = volume.index.changed_after(since);
+            for key in chunks.map(|chunk| (*id, chunk)).filter(|key| *key >= from) {
+                if first.len() < most || first.peek() > Some(&key) {
+                    first.push(key);
+                    if first.len() > most {
+                        first.pop();
+                    }
+                }
+            }
+        }
+        first.into_sorted_vec()
+    }
+
+    /// Where the blocks of a range of one chunk stand, ordered by place; with those that are `kept` for
+    /// snapshots or without.
+    pub fn places(&self, id: VolumeId, range: BlockRange, kept: bool) -> Vec<MovedBlock> {
+        let Some(volume) = self.volumes.get(&id) else { return Vec::new() };
+        let (Some(page), first) = volume.index.page(range) else { return Vec::new() };
+        let start = range.block - range.block % CHUNK_BLOCKS;
+        let snapshots = page.kept().filter(|_| kept);
+        let snapshots = snapshots.filter_map(|(_, block, was)| Some((block, was?)));
+        let inside = |(block, _): &(usize, BlockPlace)| {
+            (first..first + range.count as usize).contains(block)
+        };
+        let mut places: Vec<MovedBlock> = page
+            .iter()
+            .chain(snapshots)
+            .filter(inside)
+            .map(|(block, place)| MovedBlock {
+                volume: id,
+                block: start + block as u64,
+                checksum: place.checksum,
+                from: Some((place.segment, place.block)),
+            })
+            .collect();
+        places.sort_unstable_by_key(|block| block.from);
+        places
+    }
+
+    /// Where a block stands with this content, as it is or in snapshots.
+    pub fn copies(&self, id: VolumeId, block: u64, checksum: u32) -> Vec<BlockPlace> {
+        let places = self.places(id, BlockRange { block, count: 1 }, true);
+        let same = places.into_iter().filter(|place| place.checksum == checksum);
+        same.filter_map(|place| {
+            let (segment, block) = place.from?;
+            Some(BlockPlace { segment, block, checksum })
+        })
+        .collect()
+    }
+
+    /// A digest of what a page holds: of the checksums of its blocks, those kept for snapshots included. 0 for
+    /// a page that holds nothing.
+    pub fn page_digest(&self, id: VolumeId, chunk: u64) -> u64 {
+        let range = BlockRange { block: chunk * CHUNK_BLOCKS, count: 1 };
+        let page = self.volumes.get(&id).and_then(|volume| volume.index.page(range).0);
+        let Some(page) = page else { return 0 };
+        // A sum, so that no block waits for the one before.
+        let live = page.iter().map(|(block, place)| mix(block as u64, place.checksum.into()));
+        let kept = page.kept().map(|(generation, block, was)| {
+            let held = u64::from(generation.0) << 32 | 1 << 31 | block as u64;
+            mix(held, was.map_or(u64::MAX, |place| place.checksum.into()))
+        });
+        live.chain(kept).fold(0, u64::wrapping_add)
+    }
+
+    /// The same as of an entry that is applied, if that can be told: the page has not changed since.
+    pub fn page_digest_at(&self, id: VolumeId, chunk: u64, at: LogIndex) -> Option<u64> {
+        let volume = self.volumes.get(&id);
+        // The pages of a deleted volume do not tell when they were given back.
+        if volume.is_some_and(|v| v.deleted || v.index.changed_at(chunk) > at) {
+            return None;
+        }
+        Some(self.page_digest(id, chunk))
+    }
+}

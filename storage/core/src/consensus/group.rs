@@ -110,6 +110,8 @@ pub struct Group {
     pub(super) helping: BTreeMap<NodeId, Help>,
     /// Whether a block that a follower needs is damaged here.
     pub(super) page_damage: bool,
+    /// The tick until which this leader holds that somebody needs pages.
+    pub(super) needed_until: u64,
 }
 
 impl Group {
@@ -152,6 +154,7 @@ impl Group {
             limbo: None,
             helping: BTreeMap::new(),
             page_damage: false,
+            needed_until: 0,
         }
     }
 

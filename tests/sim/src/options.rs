@@ -375,7 +375,7 @@ impl Options {
         let roomy = (24 * need + 48 * self.segment + (64 << 20)).div_ceil(self.segment);
         let segments = match () {
             () if self.families.has(Family::Full) => self.segments_for(full),
-            () if self.families.has(Family::Space) => self.segments_for(1.5),
+            () if self.families.has(Family::Space) => self.segments_that_suffice(),
             () => roomy,
         };
         self.device = (128 << 10) + segments * self.segment;
@@ -384,10 +384,24 @@ impl Options {
     /// Segments of a device that takes so many times what can be live at once: what the windows hold, and
     /// what is on its way.
     pub fn segments_for(&self, times: f64) -> u64 {
-        let volumes = u64::from(self.volumes);
-        let held = volumes * u64::from(self.chunks) * 2 * u64::from(self.window);
-        let on_its_way = 2 * volumes * u64::from(self.depth) * u64::from(self.blocks_max);
-        let wanted = ((held + on_its_way) as f64 * times) as u64;
+        let on_its_way = u64::from(2 * self.volumes * self.depth * self.blocks_max);
+        self.segments_taking(((self.held() + on_its_way) as f64 * times) as u64)
+    }
+
+    /// Segments of a device that holds the data and little more, and is never full of it: a follower says
+    /// that it is full when half a segment more, which leaders may have under way, does not fit.
+    fn segments_that_suffice(&self) -> u64 {
+        let ahead = self.segment / 2 / 4096;
+        self.segments_for(1.5).max(self.segments_taking(self.held() + ahead))
+    }
+
+    /// Blocks of the windows of all volumes.
+    fn held(&self) -> u64 {
+        u64::from(self.volumes) * u64::from(self.chunks) * 2 * u64::from(self.window)
+    }
+
+    /// Segments of a device that takes so many live blocks.
+    fn segments_taking(&self, wanted: u64) -> u64 {
         let blocks = (self.segment / 4096) as u32;
         let takes = |segments: u32| Levels::of(segments, blocks, SEGMENTS_RESERVED).capacity;
         let enough = (8..).find(|segments| takes(*segments) >= wanted);

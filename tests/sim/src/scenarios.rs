@@ -90,6 +90,7 @@ pub fn all() -> Vec<Scenario> {
         s("crashes-while-pages-are-copied", 10, pages::crashes_in_the_middle),
         s("crash-before-the-checkpoint-of-copied-pages", 12, pages::crash_before_its_checkpoint),
         s("damaged-leader-gives-no-pages", 6, pages::damaged_leader),
+        s("damaged-leader-that-should-lead-gives-no-pages", 6, pages::damaged_home),
         s("reads-go-on-while-pages-are-copied", 6, pages::reads_go_on),
         s("follower-away-while-snapshots-come-and-go", 10, pages::snapshots_while_away),
         s("device-overwritten-many-times-its-size", 6, space::overwritten_many_times),

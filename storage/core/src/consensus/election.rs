@@ -316,6 +316,10 @@ impl Group {
             mark!("slow node is not given its group");
             return false;
         }
+        if self.is_needed_for_pages(cx) {
+            mark!("leader that brings up a follower stays");
+            return false;
+        }
         let Some(raft) = &self.raft else { return false };
         let last = raft.raft.raft_log.last_index();
         let whole = raft.raft.prs().get(u64::from(node.0)).is_some_and(|p| p.matched >= last);

@@ -114,6 +114,8 @@ pub struct Group {
     /// The entry for which leadership was left to others, because it is damaged here and a follower needs it.
     pub(super) left_for: BTreeMap<NodeId, u64>,
     pub(super) comparing: Comparing,
+    /// The tick until which this leader holds that somebody needs pages.
+    pub(super) needed_until: u64,
 }
 
 impl Group {
@@ -158,6 +160,7 @@ impl Group {
             page_damage: false,
             left_for: BTreeMap::new(),
             comparing: Comparing::default(),
+            needed_until: 0,
         }
     }
 

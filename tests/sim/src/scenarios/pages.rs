@@ -1,5 +1,6 @@
 //! Replicas that are brought up by pages, because the logs do not reach back to what they have.
 
+use super::votes::prefer;
 use super::{dice, do_damage, with_checkpoints};
 use crate::disk::{CutPolicy, Damage};
 use crate::event::Who;
@@ -130,9 +131,22 @@ pub fn crash_before_its_checkpoint(set: Setup) -> World {
 /// Blocks of the leader are damaged: the follower gets them from another leader, and none of them as
 /// good.
 pub fn damaged_leader(set: Setup) -> World {
+    with_damaged_leader(set, false)
+}
+
+/// The same where the damaged node is the one that should lead: it does not get its place back before
+/// the follower has what it needs.
+pub fn damaged_home(set: Setup) -> World {
+    with_damaged_leader(set, true)
+}
+
+fn with_damaged_leader(set: Setup, preferred: bool) -> World {
     let mut s = begin(set, Families::NONE.with(Family::Damage));
     s.work(20, 20_000);
     let leader = s.wait_leader(None, 20_000);
+    if preferred {
+        prefer(&mut s, leader);
+    }
     let away = s.other(leader);
     s.kill(away);
     s.work(120, 60_000);

@@ -9,7 +9,7 @@ use basalt_core::shard::GroupRole;
 use basalt_wire::ids::GroupId;
 
 /// Has a node made leader.
-fn prefer(s: &mut Script, to: Who) {
+pub fn prefer(s: &mut Script, to: Who) {
     let node = crate::node::address(to).node;
     for n in 0..3 {
         s.world.give(n, Event::Prefer { group: GroupId(0), node }, 0);

@@ -92,6 +92,10 @@ impl Group {
         let stuck = self.outboxes.iter().filter_map(|(node, o)| Some((*node, o.stuck()?)));
         let damaged = stuck.filter(|(node, entry)| self.gets_pages_for(cx, *node, *entry));
         lacking.extend(damaged.map(|(node, _)| u64::from(node.0)));
+        let heard = |id: &u64| !cx.shared.down.contains(&NodeId(*id as u32));
+        if leads && (!self.helping.is_empty() || lacking.iter().any(heard)) {
+            self.needed_until = tick + SILENCE * u64::from(cx.shared.timing.election_ticks);
+        }
         // What it would offer may be ahead of itself for as long as it is.
         if !leads || self.replica.is_fuzzy() {
             return;
@@ -114,6 +118,13 @@ impl Group {
         cx.shared.helping -= self.helping.len();
         self.helping.clear();
         self.page_damage = false;
+        self.needed_until = 0;
+    }
+
+    /// Whether a follower that answers is brought up by pages, or waits for that. With another leader it
+    /// would begin anew, and that one may have left because its pages are damaged.
+    pub fn is_needed_for_pages(&self, cx: &Cx<'_>) -> bool {
+        cx.shared.tick < self.needed_until
     }
 
     /// Takes a follower's question.

@@ -55,9 +55,10 @@ pub struct Options {
     #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = segment_size)]
     pub segment_size: u64,
 
-    /// Bytes of log after which a checkpoint of the index is taken, such as 256MiB; 0 takes none. A
-    /// start replays about as much; each checkpoint costs a part of it in writes. Without checkpoints
-    /// the log is never truncated, and a replica that the others' logs do not reach back to stays behind.
+    /// Bytes of log after which a checkpoint of the index is taken, such as 256MiB; 0 takes none. It is
+    /// taken sooner where room is short. A start replays about as much; each checkpoint costs a part
+    /// of it in writes. Without checkpoints the log is never truncated, and a replica that the others'
+    /// logs do not reach back to stays behind.
     #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = basalt_api::size::parse)]
     pub checkpoint_every: u64,
 

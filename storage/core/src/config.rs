@@ -25,7 +25,8 @@ pub struct ShardConfig {
     pub timing: Timing,
     /// Bounds.
     pub limits: Limits,
-    /// Bytes of log after which a checkpoint is taken; 0 takes none and looks for none.
+    /// Bytes of log after which a checkpoint is taken, or sooner where there is little room; 0 takes none
+    /// and looks for none.
     pub checkpoint_bytes: u64,
     /// How damage is looked for.
     pub scrub: Scrubbing,
@@ -105,7 +106,7 @@ pub struct Limits {
     /// Segments kept free for Raft's own records when clients get ENOSPC.
     pub segments_reserved: u32,
     /// Bytes of Raft entries, all groups together, that a checkpoint leaves in the log for followers
-    /// that come back: those that need older ones get pages.
+    /// that come back, if there is room: those that need older ones get pages.
     pub log_retain_bytes: u64,
 }
 

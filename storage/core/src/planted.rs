@@ -78,6 +78,8 @@ pub enum Bug {
     MoveAppliedBlindly,
     /// A segment is given up although a block in it is live and was not moved.
     CleanerDropsLive,
+    /// The Raft log is kept for followers without regard to the room.
+    LogKeptUnbounded,
     /// The cleaner copies a block that does not have its checksum, and gives it a new one.
     BadBlockCopiedOn,
     /// A repair takes and gives any content, without regard to its checksum.

@@ -94,6 +94,7 @@ pub fn all() -> Vec<Scenario> {
         s("reads-go-on-while-pages-are-copied", 6, pages::reads_go_on),
         s("follower-away-while-snapshots-come-and-go", 10, pages::snapshots_while_away),
         s("device-overwritten-many-times-its-size", 6, space::overwritten_many_times),
+        s("log-for-followers-leaves-room", 6, space::log_leaves_room),
         s("device-filled-to-the-last-block-and-emptied", 4, space::filled_and_emptied),
         s("device-full-again-and-again", 6, space::full_again_and_again),
         s("power-cuts-while-the-cleaner-works", 8, space::cuts_while_cleaning),

@@ -4,7 +4,7 @@ use super::outlook::{position, replay_from, waits_before};
 use super::{Changes, StoreOp};
 use crate::cleaner::garbage_only;
 use crate::config::ShardConfig;
-use crate::consensus::{Cx, Frozen, Group, Retention};
+use crate::consensus::{Cx, Frozen, Group, Retention, Shared};
 use crate::event::Effect;
 use crate::log::{Log, RecordSeq};
 use crate::mark;
@@ -15,6 +15,8 @@ use basalt_wire::disk::checkpoint::{
 };
 use basalt_wire::ids::{Address, ClusterId, SegmentId};
 
+/// The part of what is not live on a device that is written between two at most.
+const SPARE_SHARE: u64 = 8;
 /// Granules, or as much of other records, that one turn encodes.
 const SLICE: usize = 512;
 /// Ticks that one which was asked for waits until everything before its place is applied.
@@ -22,7 +24,7 @@ const ASKED_PATIENCE: u64 = 2;
 
 /// Takes the checkpoints of a shard.
 pub struct Taker {
-    /// Bytes of log between two; 0 takes none.
+    /// Bytes of log between two at most; 0 takes none.
     interval: u64,
     cluster: ClusterId,
     address: Address,
@@ -113,6 +115,11 @@ impl Taker {
         matches!(self.stage, Stage::Stopped)
     }
 
+    /// Whether one is being taken whose place in the log is settled.
+    pub fn has_begun(&self) -> bool {
+        matches!(self.stage, Stage::Encoding(_) | Stage::Settling(..) | Stage::Saving(_))
+    }
+
     /// Whether checkpoints are taken at all.
     pub fn is_on(&self) -> bool {
         self.interval > 0
@@ -200,11 +207,18 @@ impl Taker {
             return;
         };
         let now = reached(&place, cx.shared.log.device().1);
-        if asked || now.saturating_sub(self.reached) >= self.interval {
+        if asked || now.saturating_sub(self.reached) >= self.interval(cx.shared) {
             groups.iter_mut().for_each(|group| group.promise_restore(cx));
             self.stage = Stage::Waiting { place, since: cx.shared.tick };
             self.begin_if_ready(groups, cx);
         }
+    }
+
+    /// Bytes of log between two. What was written since the last one is not given back, and the less room
+    /// there is beside what is live, the shorter that has to be.
+    fn interval(&self, shared: &Shared) -> u64 {
+        let spare = shared.spare_bytes().map_or(u64::MAX, |bytes| bytes / SPARE_SHARE);
+        self.interval.min(spare.max(shared.segment_bytes as u64))
     }
 
     /// Begins at the place that was noted, once everything before it is applied. What is not may wait for

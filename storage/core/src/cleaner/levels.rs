@@ -14,13 +14,15 @@ use basalt_wire::disk::batch::header_bytes;
 use basalt_wire::disk::blocks_of;
 use basalt_wire::disk::moved::moved_bytes;
 
-/// The cleaner starts with this part of the segments free: enough for what is written while a checkpoint
-/// is taken, little enough that garbage has time to grow.
-const START_SHARE: u32 = 16;
-const START_MIN: u32 = 4;
-/// Half of that is urgent.
-const URGENT_SHARE: u32 = 32;
+/// The part of the segments that a checkpoint gives back at a time: enough to be worth its cost, and little,
+/// because segments that are emptied and not given back yet hold no garbage that could grow.
+const STEP_SHARE: u32 = 64;
+/// So many segments where it is urgent, beside those that are not for writes: what is written while a
+/// checkpoint is taken.
+const URGENT_SHARE: u32 = 128;
 const URGENT_MIN: u32 = 2;
+/// Both are enough for any device if they are so many: the pace of writes does not grow with the size.
+const SEGMENTS_MAX: u32 = 32;
 /// Segments between Raft's reserve and the level where writes wait: what the cleaner fills before a
 /// checkpoint gives it back what it emptied. One is open, the other is next.
 pub const CLEANING_SEGMENTS: u32 = 2;
@@ -48,6 +50,8 @@ pub struct Levels {
     pub start: u32,
     /// Cleaning is urgent with no more than these.
     pub urgent: u32,
+    /// Segments that a checkpoint gives back at a time while it is not urgent.
+    pub step: u32,
     /// Writes wait with no more than these.
     pub wait: u32,
     /// Live blocks that the device holds beside all reserves.
@@ -68,9 +72,12 @@ impl Levels {
         let usable = ((segment_blocks - 1) / record).max(1) * move_blocks;
         let spare = (segments / SPARE_SHARE).max(SPARE_MIN);
         let filled = segments.saturating_sub(wait + spare);
+        let urgent = wait + (segments / URGENT_SHARE).clamp(URGENT_MIN, SEGMENTS_MAX);
+        let step = (segments / STEP_SHARE).clamp(1, SEGMENTS_MAX);
         Levels {
-            start: wait + (segments / START_SHARE).max(START_MIN),
-            urgent: wait + (segments / URGENT_SHARE).max(URGENT_MIN),
+            start: urgent + 2 * step,
+            urgent,
+            step,
             wait,
             capacity: u64::from(filled) * u64::from(usable),
             usable,
@@ -78,9 +85,11 @@ impl Levels {
         }
     }
 
-    /// Bytes to be moved until the next tick, with so many segments free, if `written` bytes of payload
-    /// were recorded since the last one and the segment being cleaned has this part of its blocks live.
-    pub fn allowance(&self, free: u32, written: u64, live: u32) -> u64 {
+    /// Bytes to be moved until the next tick, with so many segments free, and `ahead` of them once the next
+    /// checkpoint is durable, if `written` bytes of payload were recorded since the last tick and the segment
+    /// being cleaned has so many live blocks.
+    pub fn allowance(&self, free: u32, ahead: u32, written: u64, live: u32) -> u64 {
+        assert!(ahead >= free, "a checkpoint takes no free segment");
         if free > self.start {
             return 0;
         }
@@ -88,13 +97,20 @@ impl Levels {
             // Whoever writes is waiting for this: only the bounds of memory hold it back.
             return u64::MAX;
         }
+        if written == 0 {
+            // Until enough is gained for a checkpoint, so that it comes to an end.
+            return IDLE_BYTES;
+        }
+        if ahead > self.start {
+            return 0;
+        }
         // To free as much as is written, a segment with u of it live takes u / (1 - u) of that in moves.
         let live = u64::from(live.min(self.usable));
         let dead = (u64::from(self.usable) - live).max(u64::from(self.usable / 32).max(1));
-        let level = u64::from(self.start - free) * 8 / u64::from(self.start - self.urgent).max(1);
+        let level = u64::from(self.start - ahead) * 8 / u64::from(self.start - self.urgent).max(1);
         // From a quarter of that pace where cleaning starts to twice the pace where it is urgent, and on.
         let eighths = 2 + 2 * level.min(16);
-        (written * live / dead * eighths / 8).max(IDLE_BYTES)
+        (written * live / dead * eighths / 8).max(1)
     }
 
     /// Blocks of log that copies of so many live blocks of one segment take at most, if its blocks are of
@@ -134,17 +150,18 @@ mod tests {
     #[test]
     fn the_pace_rises_as_free_segments_fall() {
         let levels = Levels::of(256, 16_384, 2);
-        assert_eq!(levels.allowance(levels.start + 1, 10 << 20, 8_000), 0);
+        assert_eq!(levels.allowance(levels.start + 1, levels.start + 1, 10 << 20, 8_000), 0);
+        assert_eq!(levels.allowance(levels.start - 1, levels.start + 1, 10 << 20, 8_000), 0);
         let paces: Vec<u64> = (levels.wait..=levels.start)
             .rev()
-            .map(|free| levels.allowance(free, 10 << 20, levels.usable / 2))
+            .map(|free| levels.allowance(free, free, 10 << 20, levels.usable / 2))
             .collect();
         assert!(paces.windows(2).all(|w| w[0] <= w[1]), "{paces:?}");
         // Half live: as much is moved as is freed. It outruns the writes where it is urgent.
-        assert!(paces[0] < 10 << 20 && paces[0] >= IDLE_BYTES);
-        let urgent = levels.allowance(levels.urgent, 10 << 20, levels.usable / 2);
+        assert!(paces[0] < 10 << 20 && paces[0] > 0);
+        let urgent = levels.allowance(levels.urgent, levels.urgent, 10 << 20, levels.usable / 2);
         assert!(urgent > 20 << 20, "{urgent}");
-        assert_eq!(levels.allowance(levels.wait, 0, 1), u64::MAX);
-        assert_eq!(levels.allowance(levels.urgent, 0, 1), IDLE_BYTES);
+        assert_eq!(levels.allowance(levels.wait, levels.start, 0, 1), u64::MAX);
+        assert_eq!(levels.allowance(levels.urgent, levels.urgent, 0, 1), IDLE_BYTES);
     }
 }

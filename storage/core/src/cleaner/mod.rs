@@ -102,8 +102,8 @@ impl Cleaner {
     }
 
     /// Sets the pace until the next tick.
-    pub fn set_pace(&mut self, levels: &Levels, free: u32, written: u64) {
-        self.allowance = levels.allowance(free, written, self.live);
+    pub fn set_pace(&mut self, levels: &Levels, free: u32, ahead: u32, written: u64) {
+        self.allowance = levels.allowance(free, ahead, written, self.live);
     }
 
     /// Lifts the pace at once: writes have begun to wait.

@@ -283,9 +283,9 @@ fn pace_and_memory_hold_it_back() {
     let (image, _) = image();
     let mut cleaner = Cleaner::default();
     let levels = Levels::of(256, 1024, 2);
-    cleaner.set_pace(&levels, levels.start + 1, 1 << 20);
+    cleaner.set_pace(&levels, levels.start + 1, levels.start + 1, 1 << 20);
     assert!(!cleaner.wants_victim());
-    cleaner.set_pace(&levels, levels.start, 0);
+    cleaner.set_pace(&levels, levels.start, levels.start, 0);
     assert!(cleaner.wants_victim());
     cleaner.begin(Victim { segment: SEGMENT, seq: SEQ, live: 1 }, image.blocks());
     let mut copies = 0;

@@ -2,9 +2,11 @@
 
 use super::group::Group;
 use super::shared::{Cx, Shared};
+use super::table::Table;
 use crate::checkpoint::{Changes, GroupSnapshot};
-use crate::log::DataLocation;
+use crate::log::{DataLocation, Segments};
 use crate::mark;
+use crate::planted::Bug;
 use crate::replica::DirtyPages;
 use basalt_wire::disk::batch::HardStateFields;
 use basalt_wire::disk::checkpoint::{GroupManifest, RUN_ENTRIES, Record, entries_key};
@@ -15,6 +17,8 @@ use std::collections::BTreeSet;
 const RUN_COST: usize = 16;
 /// A follower that is at work is waited for while it is behind by so many times what is kept anyway.
 const PATIENCE: u64 = 4;
+/// The part of what is not live on a device that entries kept for followers may hold back from the cleaner.
+const SPAN_SHARE: u64 = 16;
 
 /// A group at the instant that a checkpoint is of.
 pub struct Frozen {
@@ -34,6 +38,10 @@ pub struct Frozen {
 pub struct Retention<'a> {
     /// Bytes of entries for each group; nothing is left if room is needed.
     pub bytes: Option<u64>,
+    /// Segments of the log, all groups together, if room may ever be needed.
+    span: Option<u64>,
+    /// Where they stand.
+    segments: Option<&'a Segments>,
     /// Peers that can not be reached.
     pub down: &'a BTreeSet<NodeId>,
 }
@@ -42,7 +50,23 @@ impl Retention<'_> {
     /// What a checkpoint of this instant would leave in the log of each of so many groups.
     pub fn of(shared: &Shared, groups: usize) -> Retention<'_> {
         let share = shared.limits.log_retain_bytes / groups.max(1) as u64;
-        Retention { bytes: (!shared.pressure).then_some(share), down: &shared.down }
+        let spare = shared.spare_bytes().map(|bytes| bytes / shared.segment_bytes as u64);
+        Retention {
+            bytes: (!shared.pressure).then_some(share),
+            span: spare
+                .filter(|_| !shared.planted.is(Bug::LogKeptUnbounded))
+                .map(|segments| (segments / SPAN_SHARE).max(1)),
+            segments: shared.log.segments(),
+            down: &shared.down,
+        }
+    }
+
+    /// The first of the newest entries of a group that may be kept, if `times` as much as usual is.
+    fn first(&self, table: &Table, bytes: u64, times: u64) -> u64 {
+        let newest = self.segments.and_then(Segments::newest).unwrap_or(0);
+        let oldest = self.span.map_or(0, |span| newest.saturating_sub(span * times));
+        let used = |segment: SegmentId| self.segments.and_then(|s| s.use_of(segment.0));
+        table.first_within(bytes.saturating_mul(times), |id| used(id).is_some_and(|n| n >= oldest))
     }
 }
 
@@ -86,9 +110,9 @@ impl Group {
         let mut keep = self.replica.applied().0 + 1;
         if let Some(bytes) = retention.bytes {
             // Whoever is at work and behind by no more than this is waited for.
-            let patience = table.first_within(bytes.saturating_mul(PATIENCE));
+            let patience = retention.first(table, bytes, PATIENCE);
             let needed = self.needed_by_others(retention.down).filter(|index| *index >= patience);
-            keep = keep.min(table.first_within(bytes)).min(needed.min().unwrap_or(keep));
+            keep = keep.min(retention.first(table, bytes, 1)).min(needed.min().unwrap_or(keep));
         }
         let keep = keep.max(table.first().0);
         (keep, table.term_of(keep - 1))

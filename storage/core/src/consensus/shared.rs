@@ -315,6 +315,13 @@ impl Shared {
         self.planted.is(Bug::RoomUnchecked) || self.log.has_room(blocks)
     }
 
+    /// Bytes of the segments that are not live; nothing if none of them is ever given back.
+    pub fn spare_bytes(&self) -> Option<u64> {
+        self.room.levels?;
+        let all = u64::from(self.log.segments_total()) * self.segment_bytes as u64;
+        Some(all.saturating_sub(self.room.live * BLOCK_BYTES as u64))
+    }
+
     /// Whether the device takes more of the clients' data: `blocks` more into the log, of which some are
     /// `fresh`, so that more is live with them.
     pub fn room(&self, blocks: u32, fresh: impl FnOnce() -> u32) -> Room {

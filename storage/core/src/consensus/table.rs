@@ -7,7 +7,7 @@ use crate::log::{DataLocation, HardState, Location, Record};
 use basalt_wire::block::BLOCK_BYTES;
 use basalt_wire::buffer::Payload;
 use basalt_wire::disk::checkpoint::EntryPlace;
-use basalt_wire::ids::{GroupId, LogIndex, NodeId, Term};
+use basalt_wire::ids::{GroupId, LogIndex, NodeId, SegmentId, Term};
 use bytes::Bytes;
 use raft::eraftpb::{self, ConfState, Snapshot};
 use raft::{Error, GetEntriesContext, RaftState, Storage, StorageError};
@@ -163,12 +163,13 @@ impl Table {
         (self.first, self.before)
     }
 
-    /// The first of the newest entries that take no more than `bytes` of the log together.
-    pub fn first_within(&self, bytes: u64) -> u64 {
+    /// The first of the newest entries that take no more than `bytes` of the log together and stand in
+    /// segments that may be `kept`.
+    pub fn first_within(&self, bytes: u64, kept: impl Fn(SegmentId) -> bool) -> u64 {
         let mut left = bytes;
         let fits = |slot: &&Slot| {
             let size = (u64::from(slot.blocks) + 1) * BLOCK_BYTES as u64;
-            let fits = size <= left;
+            let fits = size <= left && (!slot.placed || kept(slot.data_at.segment));
             left = left.saturating_sub(size);
             fits
         };
@@ -458,6 +459,21 @@ mod tests {
         assert_eq!((table.term_of(5), table.term_of(6), table.last()), (7, 7, 6));
         table.truncate(2);
         assert_eq!((table.last(), table.term_of(5)), (5, 7));
+    }
+
+    #[test]
+    fn what_is_kept_is_bounded_in_bytes_and_in_the_log() {
+        let mut table = Table::new(vec![1]);
+        for n in 0..6 {
+            let mut slot = Slot { blocks: 1, placed: n < 5, ..Slot::default() };
+            slot.data_at.segment = SegmentId(n / 2);
+            table.append(u64::from(n) + 1, 1, slot, Content::default());
+        }
+        assert_eq!(table.first_within(u64::MAX, |_| true), 1);
+        assert_eq!(table.first_within(3 * 2 * BLOCK_BYTES as u64, |_| true), 4);
+        assert_eq!(table.first_within(u64::MAX, |segment| segment.0 > 0), 3);
+        // What has no place yet stands behind everything else.
+        assert_eq!(table.first_within(u64::MAX, |_| false), 6);
     }
 
     #[test]

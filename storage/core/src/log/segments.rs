@@ -116,6 +116,11 @@ impl Segments {
         (0..self.uses.len() as u32).filter_map(|id| self.get(SegmentId(id)))
     }
 
+    /// The sequence of the newest use; nothing if all are free.
+    pub fn newest(&self) -> Option<u64> {
+        self.use_of(self.open)
+    }
+
     /// Those that are filled and closed, in order of their ids.
     pub fn closed(&self) -> impl Iterator<Item = SegmentUse> + '_ {
         let closed = self.iter().filter(|s| s.state == SegmentState::Closed);

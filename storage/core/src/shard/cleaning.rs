@@ -99,21 +99,32 @@ impl Shard {
     pub(super) fn plan_cleaning(&mut self, now: Time, written: u64, out: &mut Vec<Effect>) {
         let Some(levels) = self.shared.room.levels else { return };
         let free = self.shared.log.segments_free();
-        self.cleaner.set_pace(&levels, free, written);
-        self.no_victim = false;
-        self.shared.pressure = free <= levels.urgent;
+        (self.no_victim, self.shared.pressure) = (false, false);
         if free > levels.start {
+            self.cleaner.set_pace(&levels, free, free, written);
             (self.gain, self.shared.room.hopeless) = (true, None);
             return;
         }
+        // What the next checkpoint gives back without cutting the Raft log short is as good as free: to
+        // clean more would only be to take victims that hold less garbage.
+        let mut outlook = self.outlook(&levels);
+        let ahead = free + outlook.gives.max(outlook.gives_later) as u32;
+        self.shared.pressure = free <= levels.wait || ahead <= levels.urgent;
+        if self.shared.pressure {
+            outlook = self.outlook(&levels);
+        }
+        self.cleaner.set_pace(&levels, free, ahead, written);
         if self.cleaner.wants_victim() {
             self.choose_victim();
         }
-        let (outlook, before) = (self.outlook(&levels), self.shared.room.hopeless);
-        let enough = if free <= levels.urgent { 1 } else { (levels.start - levels.urgent) / 2 };
+        let before = self.shared.room.hopeless;
+        let enough = if free <= levels.urgent { 1 } else { levels.step };
         // Without a victim only a shorter Raft log makes garbage of what is needed as it is.
         let cut = self.no_victim && outlook.opens;
-        if outlook.gives >= enough.max(1) as usize || cut {
+        if self.taker.has_begun() {
+            // What it gives back is counted as well: the next tick sees what is left for another.
+            mark!("checkpoint under way when the cleaner needs one");
+        } else if outlook.gives >= enough as usize || cut {
             mark!("checkpoint asked for by the cleaner");
             self.taker.ask();
         } else if outlook.gives_later > outlook.gives {

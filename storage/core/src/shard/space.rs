@@ -6,7 +6,9 @@
 //! * **Live blocks**: the cleaner moves them. It goes on with each turn while it reads a victim, and with the
 //!   tick, which does not stop while segments are few and there is something to clean.
 //! * **Entries that the Raft log holds and that are applied**: a checkpoint gives them up, all of them once
-//!   room is urgent. The tick asks for one that gives segments back or gives the cleaner a victim.
+//!   room is urgent: at the latest when writes wait, before that if the next checkpoint would not give back
+//!   enough. The tick asks for one that gives segments back or gives the cleaner a victim, unless one has begun,
+//!   and then the tick behind that.
 //! * **Entries that are not applied**: their group commits or replaces them. It does not sleep before, so
 //!   Raft's clock runs.
 //! * **Replay begins before it**: the next checkpoint begins behind all that is applied, or in the segment of

@@ -77,6 +77,28 @@ pub fn overwritten_many_times(set: Setup) -> World {
     s.end()
 }
 
+/// All of the log may be kept for followers, and checkpoints are far apart: both give way to the room there is
+/// beside what is live, long before it is short. A quarter of a device is overwritten at random.
+pub fn log_leaves_room(set: Setup) -> World {
+    let mut s = device(set, 64, Families::NONE);
+    for node in &mut s.world.nodes {
+        node.config.limits.log_retain_bytes = 1 << 40;
+    }
+    with_checkpoints(&mut s, 1 << 40);
+    let mut dice = dice(set.seed);
+    for _ in 0..6 {
+        let refused = overwrite(&mut s, &mut dice, 600, 1020);
+        s.must(!refused, || "a write was refused although there is room".to_owned());
+        for n in 0..3 {
+            let Some(space) = status(&s, n).map(|status| status.space) else { continue };
+            // Written since the last checkpoint, while it was taken, and kept behind it.
+            let most = (space.device - space.live) / 2;
+            s.must(space.log <= most, || format!("node {n} keeps its log: {space:?}"));
+        }
+    }
+    s.end()
+}
+
 /// Fills a device until it takes no more. Reads, unmaps and writes to what is mapped go on; what is
 /// unmapped makes room without anybody's help.
 pub fn filled_and_emptied(set: Setup) -> World {

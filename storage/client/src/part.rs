@@ -151,6 +151,9 @@ pub(crate) struct Part {
     pub tried: VoterSet,
     /// Voters whose copy of the blocks is damaged.
     pub damaged: VoterSet,
+    /// How often all of them were, and when they are asked again.
+    pub damaged_rounds: u32,
+    pub again_at: Time,
 }
 
 #[derive(Debug)]

@@ -383,6 +383,8 @@ impl VolumeClient {
             sent: NONE,
             tried: Default::default(),
             damaged: Default::default(),
+            damaged_rounds: 0,
+            again_at: Time::default(),
         }
     }
 

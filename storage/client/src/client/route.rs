@@ -10,11 +10,16 @@ use basalt_wire::block::BLOCK_BYTES;
 use basalt_wire::frame::{Request, RequestOp};
 use basalt_wire::ids::{GroupId, LogIndex, NodeId, RequestId, Term};
 use basalt_wire::time::Time;
+use std::time::Duration;
 
 /// A request id is, from the top: the client's tag (16 bits), a count (28), the slot in the table of
 /// what is unanswered (20).
 const SLOT_BITS: u32 = 20;
 const COUNT_BITS: u32 = 28;
+/// How often replicas that all found damage are asked again, and for how long they are left alone first;
+/// longer each time, two seconds in all.
+const DAMAGED_ROUNDS: u32 = 6;
+const DAMAGED_PAUSE: Duration = Duration::from_millis(100);
 
 impl VolumeClient {
     /// Sends a part, queues it on a link, or lets it wait in its group.
@@ -65,8 +70,11 @@ impl VolumeClient {
         let part = &self.parts[id];
         let group = &self.groups[part.group.0 as usize];
         if part.damaged.len() == group.voters.len() {
-            const ALL: BlockError = BlockError::Io("every copy of the blocks is damaged");
-            return self.fail_part(id, ALL, out);
+            return self.await_repair(id, out);
+        }
+        if self.now < part.again_at {
+            let at = part.again_at;
+            return self.wait(id, at);
         }
         match self.pick_reader(id) {
             Some(usual) => {
@@ -75,6 +83,22 @@ impl VolumeClient {
             }
             None => self.wait_for_round(id),
         }
+    }
+
+    /// Every replica has said that something in the range is damaged. It need not be the same block, and
+    /// they repair what they find from each other: they are asked again before that is an error.
+    fn await_repair(&mut self, id: u32, out: &mut Out) {
+        const ALL: BlockError = BlockError::Io("every copy of the blocks is damaged");
+        let part = &mut self.parts[id];
+        if part.damaged_rounds == DAMAGED_ROUNDS {
+            return self.fail_part(id, ALL, out);
+        }
+        part.damaged_rounds += 1;
+        part.damaged.clear();
+        part.tried.clear();
+        let at = self.now + DAMAGED_PAUSE * part.damaged_rounds;
+        self.parts[id].again_at = at;
+        self.wait(id, at);
     }
 
     /// Sends now if the link has credit and nobody waits for it, else queues.

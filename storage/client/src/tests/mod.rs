@@ -180,7 +180,10 @@ fn damaged_copies_are_read_elsewhere_until_none_is_left() {
     world.scripted.push_back((0, Refusal::Damaged));
     world.scripted.push_back((1, Refusal::Damaged));
     assert_eq!(data(&mut world, 0, 4096), bytes(4096, 1).contiguous());
+    // What each of them lacks may be another block: they repair it, and are asked again.
     world.scripted.extend((0..3).map(|node| (node, Refusal::Damaged)));
+    assert_eq!(data(&mut world, 0, 4096), bytes(4096, 1).contiguous());
+    world.scripted.extend((0..7).flat_map(|_| (0..3).map(|node| (node, Refusal::Damaged))));
     let error = BlockError::Io("every copy of the blocks is damaged");
     assert_eq!(ask(&mut world, BlockOp::Read { offset: 0, len: 4096 }), Err(error));
 }

@@ -2,8 +2,8 @@
 //!
 //! The rest of the segment is searched block by block. If it does not prove that the missing batch had
 //! been durable, the heads of all segments are read that are not known to be in use, for the log may go
-//! on in any of them, and whole segments whose head is damaged or holds a batch of the log. Valid
-//! headers of earlier uses are stale: their sequences are lower.
+//! on in any of them, and whole segments whose head is damaged or holds a batch of the log, and the one that
+//! is next in line. Valid headers of earlier uses are stale: their sequences are lower.
 
 use super::place::{Geometry, Tail};
 use super::segments::Segments;
@@ -210,7 +210,13 @@ impl Scan {
         while let Some((segment, bytes)) = window.take_probed() {
             let used = self.in_use.use_of(segment);
             match bytes.as_deref().map(|bytes| head_of(bytes, geometry, segment)) {
-                Some(Head::Blank | Head::Stale) => {}
+                // One write that went astray may take both the batch that names the next segment and
+                // that segment's first one, which then looks as if nothing had been written there.
+                Some(Head::Blank | Head::Stale) => {
+                    if used.is_none() && self.in_use.next_free(self.here.0) == Some(segment) {
+                        self.whole.push_back((segment, 0));
+                    }
+                }
                 Some(Head::Longer(blocks)) => window.probe(geometry, segment, blocks, out),
                 Some(Head::Good(header)) if used.is_some() => {
                     let used = used.filter(|seq| header.fields.segment_seq > *seq);

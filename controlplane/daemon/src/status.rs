@@ -166,7 +166,7 @@ fn space_of(shard: &ShardStatus, engine: &Engine) -> Space {
     let (space, cleaner) = (&shard.space, &shard.cleaner);
     let names: HashMap<u64, String> = engine
         .metadata
-        .look(|state| state.volumes().map(|volume| (volume.id, volume.name.clone())).collect());
+        .look(|state| state.volumes().map(|v| (v.number, format!("volumes/{}", v.id))).collect());
     let volume = |(id, live_bytes): (&VolumeId, &u64)| VolumeSpace {
         id: id.0,
         name: names.get(&id.0).cloned().unwrap_or_default(),

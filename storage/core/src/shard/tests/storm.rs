@@ -31,8 +31,14 @@ const BLOCKS: u64 = 24;
 
 impl Storm {
     fn new(seed: u64, planted: Planted) -> Storm {
-        let limits =
-            Limits { entry_cache_bytes: 64 << 10, segments_reserved: 1, ..Limits::default() };
+        // Small batches side by side, and batches in which everything comes together.
+        let gather_bytes = if seed.is_multiple_of(2) { 0 } else { Limits::default().gather_bytes };
+        let limits = Limits {
+            entry_cache_bytes: 64 << 10,
+            segments_reserved: 1,
+            gather_bytes,
+            ..Limits::default()
+        };
         let mut world = World::new(Options { seed, planted, limits, ..Options::default() });
         world.fence(1);
         Storm {

@@ -124,7 +124,7 @@ fn join_failed(name: &str, problem: &anyhow::Error) -> Status {
 ///
 /// # Errors
 /// If it can not start, or has to end.
-pub async fn run(mut options: Options) -> Result<()> {
+pub async fn run(options: Options) -> Result<()> {
     let checked = options.check().and_then(|()| crate::bootstrap::own_member(&options, 0));
     checked.map_err(Usage)?;
     // Now, not when the node joins a cluster: the files are this machine's own.
@@ -136,6 +136,15 @@ pub async fn run(mut options: Options) -> Result<()> {
     }
     let _lock = lock_directory(&options.data_dir)?;
     let store = Arc::new(Store::open(&options.data_dir.join("store"))?);
+    let end = run_with(options, &store).await;
+    store.close();
+    if end.is_ok() {
+        tracing::info!("stopped");
+    }
+    end
+}
+
+async fn run_with(mut options: Options, store: &Arc<Store>) -> Result<()> {
     let identity = store.identity()?;
     let name = settled_name(&mut options, identity.as_ref())?;
     let boots = store.boot()?;
@@ -215,7 +224,6 @@ async fn serve(daemon: &Arc<Daemon>, listener: TcpListener) -> Result<()> {
     stop.send_replace(true);
     // A client that does not let go must not hold up the end.
     let _ = tokio::time::timeout(LAST_CALLS, server).await;
-    tracing::info!("stopped");
     end
 }
 

@@ -72,8 +72,7 @@ impl Store {
     ) -> Result<(), String> {
         let (sender, pieces) = mpsc::sync_channel(PIECES_AHEAD);
         let (reply, answer) = mpsc::channel();
-        let calls = self.calls.as_ref().ok_or_else(|| StoreError::Closed.to_string())?;
-        calls.send(Call::Scan(sender, reply)).map_err(|_| StoreError::Closed.to_string())?;
+        self.calls.send(Call::Scan(sender, reply)).map_err(|_| StoreError::Closed.to_string())?;
         for piece in pieces {
             // After an error the rest is dropped, and the scan ends when nobody takes it any more.
             piece.iter().try_for_each(|(key, value)| each(key, value))?;

@@ -14,7 +14,7 @@ pub use record::{Identity, MemberRecord};
 use record::Boots;
 use rocksdb::{DB, DEFAULT_COLUMN_FAMILY_NAME, LogLevel, Options, WriteBatch, WriteOptions};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
 const IDENTITY: &[u8] = b"identity";
@@ -67,13 +67,14 @@ enum Call {
     MarkOpened(Reply<()>),
     Save(checkpoint::Fill, Reply<()>),
     Scan(checkpoint::Pieces, Reply<()>),
+    Close,
 }
 
 /// The store of one node. Calls block until they are done; they belong on a helper thread of the
 /// caller's, never on a reactor.
 pub struct Store {
-    calls: Option<mpsc::Sender<Call>>,
-    thread: Option<JoinHandle<()>>,
+    calls: mpsc::Sender<Call>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Store {
@@ -93,7 +94,7 @@ impl Store {
             })
             .map_err(|e| StoreError::Database { path, reason: e.to_string() })?;
         outcome.recv().map_err(|_| StoreError::Closed)??;
-        Ok(Store { calls: Some(calls), thread: Some(thread) })
+        Ok(Store { calls, thread: Mutex::new(Some(thread)) })
     }
 
     /// Who the node is, nothing before bootstrap.
@@ -145,21 +146,28 @@ impl Store {
         self.call(Call::MarkOpened)
     }
 
+    /// Ends what was asked for before, closes the database and waits for its thread; whoever calls
+    /// later hears that it is closed. A process that ends without having closed its databases may
+    /// take away, on one thread, what RocksDB still uses on another.
+    pub fn close(&self) {
+        // The thread may have ended already.
+        let _ = self.calls.send(Call::Close);
+        if let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            // A panic of the thread was reported by the panic hook.
+            let _ = thread.join();
+        }
+    }
+
     fn call<T>(&self, call: impl FnOnce(Reply<T>) -> Call) -> Result<T, StoreError> {
         let (reply, answer) = mpsc::channel();
-        let calls = self.calls.as_ref().ok_or(StoreError::Closed)?;
-        calls.send(call(reply)).map_err(|_| StoreError::Closed)?;
+        self.calls.send(call(reply)).map_err(|_| StoreError::Closed)?;
         answer.recv().map_err(|_| StoreError::Closed)?
     }
 }
 
 impl Drop for Store {
     fn drop(&mut self) {
-        self.calls = None;
-        if let Some(thread) = self.thread.take() {
-            // A panic of the thread was reported by the panic hook.
-            let _ = thread.join();
-        }
+        self.close();
     }
 }
 
@@ -188,6 +196,7 @@ fn run(path: &Path, opened: &Reply<()>, incoming: &mpsc::Receiver<Call>) {
             Call::MarkOpened(reply) => drop(reply.send(database.mark_opened())),
             Call::Save(fill, reply) => drop(reply.send(database.save(fill))),
             Call::Scan(pieces, reply) => drop(reply.send(database.scan(&pieces))),
+            Call::Close => return,
         }
     }
 }

@@ -58,3 +58,17 @@ fn a_second_user_is_refused() {
     let second = Store::open(&scratch.0).err().expect("refused");
     assert!(second.to_string().contains("lock"), "{second}");
 }
+
+#[test]
+fn a_closed_store_lets_go_of_its_directory() {
+    let scratch = Scratch::new("closed");
+    let store = Store::open(&scratch.0).expect("opened");
+    assert_eq!(store.boot().expect("counted"), 1);
+    store.close();
+    assert!(matches!(store.boot(), Err(StoreError::Closed)));
+    let read = store.read_checkpoint(|_, _| Ok(()));
+    assert_eq!(read, Err(StoreError::Closed.to_string()));
+    let again = Store::open(&scratch.0).expect("free, though the first one is still there");
+    assert_eq!(again.boot().expect("counted"), 2);
+    store.close();
+}

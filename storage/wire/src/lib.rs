@@ -22,4 +22,5 @@ pub mod disk;
 pub mod frame;
 pub mod ids;
 pub mod io;
+pub mod membership;
 pub mod time;

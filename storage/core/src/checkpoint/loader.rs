@@ -6,6 +6,7 @@ use crate::planted::Planted;
 use crate::replica::Replica;
 use basalt_wire::disk::checkpoint::{EntryPlace, GroupManifest, Manifest, RUN_ENTRIES, Record};
 use basalt_wire::ids::{GroupId, Term, VolumeId};
+use basalt_wire::membership::Membership;
 use bytes::Bytes;
 use rustc_hash::FxHashSet;
 use std::collections::BTreeMap;
@@ -19,6 +20,8 @@ pub struct GroupSnapshot {
     pub replica: Replica,
     /// Terms and places of its entries, from index 1 on.
     pub entries: Vec<(u64, Slot)>,
+    /// Its members as of then. Nothing of a group that was removed: only its hard state counts.
+    pub members: Option<Membership>,
     /// Its commands from index 1 on, if it is the metadata group.
     pub commands: Vec<(Term, Bytes)>,
 }
@@ -38,6 +41,7 @@ struct Part {
     granules: u64,
     seen: FxHashSet<VolumeId>,
     entries: Vec<(u64, Slot)>,
+    members: Option<Membership>,
 }
 
 /// Takes the records of a checkpoint in the order of their keys.
@@ -67,6 +71,7 @@ impl Loader {
         self.records += 1;
         match record {
             Record::Manifest(manifest) => self.manifest = Some(manifest),
+            Record::Members(group, members) => self.part(group).members = Some(members),
             Record::Command(index, term, command) => {
                 if index.0 != self.commands.len() as u64 + 1 {
                     return Err(format!("metadata command {} is missing", self.commands.len() + 1));
@@ -108,6 +113,7 @@ impl Loader {
             granules: 0,
             seen: FxHashSet::default(),
             entries: Vec::new(),
+            members: None,
         })
     }
 
@@ -142,7 +148,7 @@ fn join(
     part: Part,
     commands: Vec<(Term, Bytes)>,
 ) -> Result<GroupSnapshot, String> {
-    let Part { mut replica, volumes, granules, seen, entries } = part;
+    let Part { mut replica, volumes, granules, seen, entries, members } = part;
     let metadata = group.group == GroupId::METADATA;
     let numbers = [
         ("volumes", volumes, group.volumes),
@@ -157,11 +163,14 @@ fn join(
             return Err(format!("group {id} has {found} {what}, its manifest says {named}"));
         }
     }
+    if members.is_none() != group.gone {
+        return Err(format!("group {} has no members, or is gone and has some", group.group));
+    }
     if entries.windows(2).any(|w| w[0].0 > w[1].0) {
         return Err(format!("the terms of group {} are out of order", group.group));
     }
     replica.restored(group.applied).map_err(|e| format!("group {}: {e}", group.group))?;
-    Ok(GroupSnapshot { manifest: *group, replica, entries, commands })
+    Ok(GroupSnapshot { manifest: *group, replica, entries, members, commands })
 }
 
 fn slot_of(entry: &EntryPlace) -> (u64, Slot) {
@@ -174,6 +183,7 @@ fn slot_of(entry: &EntryPlace) -> (u64, Slot) {
             record: entry.record,
         },
         placed: true,
+        kind: entry.kind,
     };
     (entry.term.0, slot)
 }

@@ -4,16 +4,21 @@ use super::{Changes, StoreOp};
 use crate::config::ShardConfig;
 use crate::consensus::{Frozen, Group};
 use crate::event::Effect;
-use crate::log::{Log, RecordSeq};
+use crate::log::{HardState, Log, RecordSeq};
 use crate::mark;
 use crate::planted::{Bug, Planted};
+use basalt_wire::disk::batch::HardStateFields;
 use basalt_wire::disk::checkpoint::{
-    ChainPlace, GroupManifest, Manifest, Record, SegmentUse, granules_prefix,
+    ChainPlace, GroupManifest, Manifest, Record, SegmentUse, granules_prefix, group_prefixes,
 };
-use basalt_wire::ids::{Address, ClusterId};
+use basalt_wire::ids::{Address, ClusterId, GroupId, LogIndex};
+use std::collections::BTreeMap;
 
 /// Granules, or as much of other records, that one turn encodes.
 const SLICE: usize = 512;
+
+/// Groups that were removed from a shard, and the last hard state of each.
+pub type Departed = BTreeMap<GroupId, HardState>;
 
 /// Takes the checkpoints of a shard.
 pub struct Taker {
@@ -34,6 +39,8 @@ pub struct Taker {
     to_give_up: Vec<SegmentUse>,
     /// Segments that the durable checkpoint does not need.
     released: Vec<SegmentUse>,
+    /// Groups whose records the next checkpoint deletes.
+    retired: Vec<GroupId>,
     stage: Stage,
 }
 
@@ -74,6 +81,7 @@ impl Taker {
             hurried: false,
             to_give_up: Vec::new(),
             released: Vec::new(),
+            retired: Vec::new(),
             stage: Stage::Idle,
         }
     }
@@ -88,6 +96,16 @@ impl Taker {
                 self.to_give_up.push(used);
             }
         }
+    }
+
+    /// Whether what it has begun to encode is not all encoded: no group may go meanwhile.
+    pub fn is_encoding(&self) -> bool {
+        matches!(self.stage, Stage::Encoding(_))
+    }
+
+    /// A group is gone: the next checkpoint does not hold it.
+    pub fn retire(&mut self, group: GroupId) {
+        self.retired.push(group);
     }
 
     /// Whether checkpoints are taken at all.
@@ -122,7 +140,7 @@ impl Taker {
     /// Does what one turn may do.
     pub fn end_turn(
         &mut self,
-        groups: &mut [Group],
+        (groups, departed): (&mut [Group], &Departed),
         log: &Log,
         (recorded, durable): (RecordSeq, RecordSeq),
         out: &mut Vec<Effect>,
@@ -143,7 +161,7 @@ impl Taker {
                 self.begin_if_ready(groups, log);
             }
             Stage::Waiting(..) => self.begin_if_ready(groups, log),
-            Stage::Encoding(_) => self.encode(groups, recorded),
+            Stage::Encoding(_) => self.encode(groups, departed, recorded),
             Stage::Settling(job, until) => {
                 let (seq, crc) = match self.planted.is(Bug::CheckpointNotDurable) {
                     true => log.end().map_or((0, 0), |end| (end.seq - 1, end.previous_crc)),
@@ -175,7 +193,15 @@ impl Taker {
             changes.delete_prefix(b"");
         }
         let mut frozen = Vec::with_capacity(groups.len());
+        for group in std::mem::take(&mut self.retired) {
+            group_prefixes(group).iter().for_each(|prefix| changes.delete_prefix(prefix));
+        }
         for group in groups.iter_mut() {
+            if !group.is_retired() {
+                let forgets = self.planted.is(Bug::MembersForgotten);
+                let members = if forgets { group.founders() } else { group.members() };
+                changes.put(&Record::Members(group.id, members.clone()));
+            }
             let (volumes, deleted) = group.replica.take_dirty_volumes(group.id);
             for volume in deleted {
                 changes.delete_prefix(&granules_prefix(group.id, volume));
@@ -191,7 +217,7 @@ impl Taker {
     }
 
     /// Encodes a slice. When everything is encoded, notes how far the pages may have come.
-    fn encode(&mut self, groups: &mut [Group], recorded: RecordSeq) {
+    fn encode(&mut self, groups: &mut [Group], departed: &Departed, recorded: RecordSeq) {
         let Stage::Encoding(job) = &mut self.stage else { return };
         let mut budget = SLICE;
         while budget > 0 {
@@ -206,13 +232,19 @@ impl Taker {
         if job.at < job.groups.len() {
             return;
         }
-        if !groups.iter().all(Group::is_sound) {
+        if !groups.iter().take(job.groups.len()).all(Group::is_sound) {
             // What was taken from the pages is not in the store: the next one would lack it.
             mark!("checkpoint given up");
             self.stage = Stage::Stopped;
             return;
         }
-        job.manifests = groups.iter().zip(&job.groups).map(|(g, f)| g.manifest(f)).collect();
+        let held = groups.iter().zip(&job.groups).filter(|(group, _)| !group.is_retired());
+        job.manifests = held.map(|(group, frozen)| group.manifest(frozen)).collect();
+        // Of those that came since it began only the hard state counts too: the rest stands behind it.
+        let came = groups.iter().skip(job.groups.len()).map(|group| (group.id, group.recorded()));
+        let others = departed.iter().map(|(group, hard)| (*group, *hard)).chain(came);
+        job.manifests.extend(others.map(|(group, hard)| departed_manifest(group, hard)));
+        job.manifests.sort_by_key(|manifest| manifest.group);
         let Stage::Encoding(job) = std::mem::replace(&mut self.stage, Stage::Idle) else { return };
         self.stage = Stage::Settling(job, recorded);
     }
@@ -272,6 +304,12 @@ impl Taker {
             }
         }
     }
+}
+
+/// What is kept of a group that was removed: its term and its vote, should it come back.
+fn departed_manifest(group: GroupId, hard: HardState) -> GroupManifest {
+    let hard = HardStateFields { term: hard.term, vote: hard.vote, commit: LogIndex(0) };
+    GroupManifest { group, hard, gone: true, ..GroupManifest::default() }
 }
 
 /// Bytes of log before a place, since the device was formatted.

@@ -44,12 +44,12 @@ impl Commands {
 impl Group {
     /// Whether a checkpoint of it can be believed: it holds everything that it promised.
     pub fn is_sound(&self) -> bool {
-        self.raft.is_some() && self.impaired.is_none()
+        self.retired || (self.raft.is_some() && self.impaired.is_none())
     }
 
     /// Whether everything that stands before a place is applied. Entries that are not are replayed.
     pub fn applied_before(&self, place: &ChainPlace, segments: &Segments) -> bool {
-        let Some(raft) = &self.raft else { return false };
+        let Some(raft) = &self.raft else { return self.retired };
         let next = self.replica.applied().0 + 1;
         raft.store().slot(next).is_none_or(|slot| {
             let at = (segments.use_of(slot.data_at.segment.0), slot.data_at.block);
@@ -115,6 +115,7 @@ impl Group {
             hard: HardStateFields { term: hard.term, vote: hard.vote, commit: hard.commit },
             volumes: job.volumes,
             granules: self.replica.stored().1,
+            gone: false,
         }
     }
 
@@ -123,6 +124,9 @@ impl Group {
         mark!("group starts from a checkpoint");
         self.stored_entries = snapshot.manifest.applied.0;
         self.replica = snapshot.replica;
+        if let Some(members) = snapshot.members {
+            self.set_members(members);
+        }
         self.commands.restored = snapshot.commands;
     }
 }

@@ -4,6 +4,7 @@ use super::checkpoint::Commands;
 use super::convert::{self, Receiver};
 use super::election::Election;
 use super::health::{Impaired, OpenState};
+use super::members::{addresses_of, check_content};
 use super::outbox::Outbox;
 use super::propose::{Asker, Pending, Proposal};
 use super::ready::Held;
@@ -14,11 +15,12 @@ use crate::event::Effect;
 use crate::log::{HardState, RecordSeq};
 use crate::mark;
 use crate::planted::Bug;
-use crate::replica::{Replica, check_entry};
+use crate::replica::Replica;
 use crate::shard::{GroupRole, GroupStatus};
 use basalt_wire::block::BLOCK_BYTES;
 use basalt_wire::frame::RaftMessage;
 use basalt_wire::ids::{Address, Epoch, GroupId, Incarnation, LogIndex, NodeId, Term, VolumeId};
+use basalt_wire::membership::{ENTRY_KIND_MEMBERS, Membership};
 use basalt_wire::time::Time;
 use bytes::Bytes;
 use raft::eraftpb::{self, MessageType};
@@ -59,8 +61,20 @@ pub struct Group {
     pub dirty: bool,
     /// Whether it sleeps: no ticks, no heartbeats.
     pub asleep: bool,
-    pub(super) voters: Vec<Address>,
-    /// Nothing while it opens, and after it broke.
+    /// Its members at its first entry.
+    pub(super) founders: Membership,
+    /// Its members as of what is applied.
+    pub(super) members: Membership,
+    /// The record by which the log knows of them, and whether it was durable when the last turn ended.
+    pub(super) members_seq: RecordSeq,
+    pub(super) members_durable: bool,
+    /// Where the nodes are that were heard of.
+    pub(super) addresses: BTreeMap<NodeId, Address>,
+    /// It has no say in elections before its log goes so far.
+    pub(super) since: (Term, LogIndex),
+    /// Whether the replica was removed.
+    pub(super) retired: bool,
+    /// Nothing while it opens, and after it broke or was removed.
     pub(super) raft: Option<RawNode<Table>>,
     pub(super) me: NodeId,
     /// Content of entries on their way through the library, by index and term.
@@ -97,13 +111,20 @@ pub struct Group {
 impl Group {
     /// A replica before its log was replayed.
     pub fn new(config: &GroupConfig, slot: usize, cx: &Cx<'_>) -> Group {
+        let founders = Membership::new(config.voters.clone(), Vec::new());
         Group {
             id: config.id,
             slot,
             replica: Replica::new(cx.shared.planted),
             dirty: false,
             asleep: false,
-            voters: config.voters.clone(),
+            members: founders.clone(),
+            members_seq: RecordSeq(0),
+            members_durable: true,
+            addresses: addresses_of(&founders),
+            founders,
+            since: config.since,
+            retired: false,
             raft: None,
             me: cx.shared.me.node,
             staged: FxHashMap::default(),
@@ -214,16 +235,21 @@ impl Group {
         from: Address,
         message: RaftMessage,
     ) -> Result<(), &'static str> {
-        let Some(raft) = &self.raft else { return Ok(()) };
-        if from.node == self.me || from.node != message.from || !self.voters.contains(&from) {
-            return Err("the sender is no voter of the group");
+        if from.node == self.me || from.node != message.from || !self.hears_from(from) {
+            return Err("the sender is not who it says");
         }
+        let Some(raft) = &self.raft else { return Ok(()) };
         let receiver = Receiver {
             group: self.id,
             node: self.me,
             last: LogIndex(raft.raft.raft_log.last_index()),
         };
         let kind = convert::check(&message, receiver)?;
+        let leads = matches!(kind, MessageType::MsgAppend | MessageType::MsgHeartbeat);
+        let other = self.leader().is_some_and(|leader| leader != from.node);
+        if leads && other && message.term == self.term() {
+            return Err("another one leads in this term");
+        }
         if self.is_mute() {
             return Ok(());
         }
@@ -324,11 +350,11 @@ impl Group {
             if metadata && !entry.payload.is_empty() {
                 return Err("a metadata entry with payload");
             }
-            if !metadata {
-                check_entry(&entry.data, &entry.payload, verify)?;
+            if !metadata || entry.kind == ENTRY_KIND_MEMBERS {
+                check_content(entry.kind, &entry.data, &entry.payload, verify)?;
             }
             let data = own_copy(entry.data);
-            let content = Content { data, payload: Some(entry.payload) };
+            let content = Content { data, payload: Some(entry.payload), kind: entry.kind };
             let long = content.data.len() > ENTRY_DATA_USUAL;
             if long || !cx.shared.fits_surely(weight(&content)) {
                 let record = content.record(self.id, entry.term.0, entry.index.0);
@@ -404,26 +430,12 @@ impl Group {
 
     /// A peer's answers tell whether its device takes more of the clients' data.
     fn note_room(&mut self, peer: NodeId, full: bool) {
-        if full {
+        // A learner without room holds nobody up.
+        if full && self.members.is_voter(peer) {
             self.full.insert(peer);
         } else if !self.full.is_empty() {
             self.full.remove(&peer);
         }
-    }
-
-    /// Its voters.
-    pub fn voters(&self) -> &[Address] {
-        &self.voters
-    }
-
-    /// The voter's address.
-    pub(super) fn address_of(&self, node: u64) -> Option<Address> {
-        self.voters.iter().copied().find(|a| u64::from(a.node.0) == node)
-    }
-
-    /// The other voters.
-    pub(super) fn peers(&self) -> impl Iterator<Item = Address> + '_ {
-        self.voters.iter().copied().filter(|a| a.node != self.me)
     }
 
     /// The replica's part.
@@ -457,7 +469,6 @@ impl Group {
     }
 
     /// The hard state that is recorded.
-    #[cfg(test)]
     pub fn recorded(&self) -> HardState {
         self.recorded
     }
@@ -524,6 +535,8 @@ impl Group {
             applied,
             last: log.map_or(applied, |log| LogIndex(log.last_index())),
             asleep: self.asleep,
+            members: self.members.clone(),
+            members_durable: self.members_durable,
         }
     }
 
@@ -557,10 +570,12 @@ impl Group {
         self.guard(cx, |group, cx| {
             // First, so that what is appended takes along what is committed by it.
             group.release(cx);
+            group.end_change(cx);
             group.propose(cx);
             group.ready(cx);
             group.plan_announcement(cx);
             group.doze(cx);
+            group.members_durable = group.members_seq <= cx.shared.durable;
         });
         let more = self.leads() && !self.inbox.is_empty();
         let ready = self.raft.as_ref().is_some_and(|raft| raft.has_ready());

@@ -14,6 +14,7 @@ use crate::mark;
 use basalt_wire::disk::checkpoint::GroupManifest;
 use basalt_wire::frame::Frame;
 use basalt_wire::ids::{Address, LogIndex, NodeId, Term};
+use basalt_wire::membership::Membership;
 
 /// Gathers one group's records while the log is replayed.
 #[derive(Debug)]
@@ -60,9 +61,9 @@ pub struct Impaired {
 
 impl OpenState {
     /// Nothing replayed yet.
-    pub fn new(voters: &[Address]) -> OpenState {
+    pub fn new(founders: &Membership) -> OpenState {
         OpenState {
-            table: Table::new(voters.iter().map(|a| u64::from(a.node.0)).collect()),
+            table: Table::new(founders.clone()),
             hard: HardState::default(),
             gap: None,
             highest: 0,
@@ -71,10 +72,21 @@ impl OpenState {
         }
     }
 
+    /// Starts with the term and the vote of a replica that was here before. Nothing else of it counts.
+    pub fn remember(&mut self, state: HardState) {
+        self.hard = HardState { commit: LogIndex(0), ..state };
+    }
+
     /// Starts from a checkpoint: what follows is replayed from a place in the log before which
     /// everything is part of it.
-    pub fn restore(&mut self, entries: Vec<(u64, Slot)>, manifest: &GroupManifest) {
+    pub fn restore(
+        &mut self,
+        entries: Vec<(u64, Slot)>,
+        manifest: &GroupManifest,
+        members: &Membership,
+    ) {
         let state = manifest.hard;
+        self.table.set_members(members.clone());
         self.hard = HardState { term: state.term, vote: state.vote, commit: state.commit };
         self.table.restore(entries);
         let (applied, end) = (manifest.applied.0, manifest.end.0);
@@ -130,7 +142,7 @@ impl OpenState {
     ) {
         match record {
             Record::HardState { state, .. } => self.hard = state,
-            Record::Entry { term, index, data, .. } => {
+            Record::Entry { term, index, kind, data, .. } => {
                 let index = index.0;
                 if self.replay_known(index, term.0) {
                     return;
@@ -145,8 +157,8 @@ impl OpenState {
                     self.gap.get_or_insert(self.table.last() + 1);
                     return;
                 }
-                let slot = Slot { location, blocks, data_at, placed: true };
-                self.table.append(index, term.0, slot, Content { data, payload: None });
+                let slot = Slot { location, blocks, data_at, placed: true, kind };
+                self.table.append(index, term.0, slot, Content { data, payload: None, kind });
             }
         }
     }
@@ -187,7 +199,8 @@ impl OpenState {
         let last = self.table.last();
         let mut hard = self.hard;
         let end = self.base.map_or(0, |base| base.end);
-        hard.commit = LogIndex(hard.commit.0.max(end).min(last));
+        let surely = end.max(self.table.surely_committed());
+        hard.commit = LogIndex(hard.commit.0.max(surely).min(last));
         if hard.term.0 < self.table.term_of(last) {
             // Hard state is recorded before the entries of its term; without it there was no vote.
             hard = HardState { term: Term(self.table.term_of(last)), vote: NodeId(0), ..hard };
@@ -276,7 +289,7 @@ impl Group {
 
     /// A follower lost entries that it had acknowledged: what it acknowledged counts no more.
     pub fn follower_damaged(&mut self, cx: &mut Cx<'_>, from: Address, intact: LogIndex) {
-        if !self.leads() || !self.voters.contains(&from) || from.node == self.me {
+        if !self.leads() || !self.is_member(from) || from.node == self.me {
             return;
         }
         self.wake(cx);

@@ -7,9 +7,10 @@ use crate::log::{DataLocation, HardState, Location, Record};
 use basalt_wire::block::BLOCK_BYTES;
 use basalt_wire::buffer::Payload;
 use basalt_wire::disk::checkpoint::EntryPlace;
-use basalt_wire::ids::{GroupId, LogIndex, NodeId, Term};
+use basalt_wire::ids::{Address, GroupId, LogIndex, NodeId, Term};
+use basalt_wire::membership::{ENTRY_KIND_MEMBERS, Membership};
 use bytes::Bytes;
-use raft::eraftpb::{self, ConfState, Snapshot};
+use raft::eraftpb::{self, ConfState, EntryType, Snapshot};
 use raft::{Error, GetEntriesContext, RaftState, Storage, StorageError};
 use std::collections::VecDeque;
 
@@ -29,6 +30,8 @@ pub struct Slot {
     pub data_at: DataLocation,
     /// Whether the two places above are known: its batch was started.
     pub placed: bool,
+    /// The type of the Raft entry.
+    pub kind: u8,
 }
 
 /// An entry's content.
@@ -38,6 +41,8 @@ pub struct Content {
     pub data: Bytes,
     /// The commands' blocks. Nothing for entries that were replayed at start.
     pub payload: Option<Payload>,
+    /// The type of the Raft entry.
+    pub kind: u8,
 }
 
 impl Content {
@@ -47,7 +52,7 @@ impl Content {
             group,
             term: Term(term),
             index: LogIndex(index),
-            kind: 0,
+            kind: self.kind,
             data: self.data.clone(),
             payload: self.payload.clone().unwrap_or_default(),
         }
@@ -57,11 +62,14 @@ impl Content {
 /// All entries of a group, from index 1 on.
 #[derive(Debug)]
 pub struct Table {
-    voters: Vec<u64>,
+    /// The members as of what is applied when the library starts.
+    members: Membership,
     hard: HardState,
     /// Runs of entries of one term: the first index of each run, and the term.
     terms: Vec<(u64, u64)>,
     slots: Vec<Slot>,
+    /// The entries that change the members.
+    changes: Vec<u64>,
     /// Content of the newest entries; the first of them has index `cached_from`.
     cached: VecDeque<Content>,
     cached_from: u64,
@@ -70,12 +78,13 @@ pub struct Table {
 
 impl Table {
     /// A table without entries.
-    pub fn new(voters: Vec<u64>) -> Table {
+    pub fn new(members: Membership) -> Table {
         Table {
-            voters,
+            members,
             hard: HardState::default(),
             terms: Vec::new(),
             slots: Vec::new(),
+            changes: Vec::new(),
             cached: VecDeque::new(),
             cached_from: 1,
             cached_bytes: 0,
@@ -85,12 +94,16 @@ impl Table {
     /// A table with the entries of a checkpoint: their terms and places, from index 1 on.
     pub fn restore(&mut self, entries: Vec<(u64, Slot)>) {
         self.terms.clear();
+        self.changes.clear();
         self.cached.clear();
         self.cached_bytes = 0;
         self.slots = Vec::with_capacity(entries.len());
         for (index, (term, slot)) in (1..).zip(entries) {
             if self.terms.last().is_none_or(|(_, last)| *last != term) {
                 self.terms.push((index, term));
+            }
+            if slot.kind == ENTRY_KIND_MEMBERS {
+                self.changes.push(index);
             }
             self.slots.push(slot);
         }
@@ -107,7 +120,24 @@ impl Table {
             record: slot.data_at.record,
             block: slot.location.block,
             blocks: slot.blocks,
+            kind: slot.kind,
         }
+    }
+
+    /// The members as of what is applied when the library starts.
+    pub fn set_members(&mut self, members: Membership) {
+        self.members = members;
+    }
+
+    /// The last entry that changes the members and has another such entry behind it: a leader begins a
+    /// change only when it has applied the one before, so everything up to here is committed.
+    pub fn surely_committed(&self) -> u64 {
+        self.changes.iter().rev().nth(1).copied().unwrap_or(0)
+    }
+
+    /// The type of an entry.
+    pub fn kind_of(&self, index: u64) -> u8 {
+        self.slot(index).map_or(0, |slot| slot.kind)
     }
 
     /// Index of the last entry.
@@ -143,6 +173,9 @@ impl Table {
         while self.terms.last().is_some_and(|(first, _)| *first > keep) {
             self.terms.pop();
         }
+        while self.changes.last().is_some_and(|change| *change > keep) {
+            self.changes.pop();
+        }
         while self.cached_from + self.cached.len() as u64 > index && !self.cached.is_empty() {
             let content = self.cached.pop_back().expect("not empty");
             self.cached_bytes -= weight(&content);
@@ -160,6 +193,9 @@ impl Table {
         }
         if self.terms.last().is_none_or(|(_, last)| *last != term) {
             self.terms.push((index, term));
+        }
+        if slot.kind == ENTRY_KIND_MEMBERS {
+            self.changes.push(index);
         }
         self.slots.push(slot);
         if self.cached.is_empty() {
@@ -222,7 +258,11 @@ impl Table {
     }
 
     fn entry(&self, index: u64) -> eraftpb::Entry {
-        eraftpb::Entry { term: self.term_of(index), index, ..Default::default() }
+        let mut entry = eraftpb::Entry { term: self.term_of(index), index, ..Default::default() };
+        if self.kind_of(index) == ENTRY_KIND_MEMBERS {
+            entry.set_entry_type(EntryType::EntryConfChangeV2);
+        }
+        entry
     }
 }
 
@@ -239,7 +279,13 @@ impl Storage for Table {
             commit: self.hard.commit.0,
             ..Default::default()
         };
-        let conf_state = ConfState { voters: self.voters.clone(), ..Default::default() };
+        let ids = |list: &[Address]| list.iter().map(|a| u64::from(a.node.0)).collect();
+        let conf_state = ConfState {
+            voters: ids(&self.members.voters),
+            voters_outgoing: ids(&self.members.outgoing),
+            learners: ids(&self.members.learners),
+            ..Default::default()
+        };
         Ok(RaftState { hard_state, conf_state })
     }
 
@@ -306,9 +352,9 @@ mod tests {
     use super::*;
 
     fn table(terms: &[u64]) -> Table {
-        let mut table = Table::new(vec![1, 2, 3]);
+        let mut table = Table::new(Membership::default());
         for (i, term) in terms.iter().enumerate() {
-            let content = Content { data: Bytes::from(vec![0; 100]), payload: None };
+            let content = Content { data: Bytes::from(vec![0; 100]), ..Content::default() };
             table.append(i as u64 + 1, *term, Slot { placed: true, ..Slot::default() }, content);
         }
         table

@@ -2,11 +2,14 @@
 
 use super::{Phase, Shard};
 use crate::checkpoint::{Snapshot, StoreDone, StoreOp};
-use crate::config::ShardConfig;
+use crate::config::{GroupConfig, ShardConfig};
 use crate::consensus::OpenState;
 use crate::event::Effect;
+use crate::log::HardState;
 use crate::log::{self, Log, OpenReport, RecordSeq};
 use crate::mark;
+use basalt_wire::disk::checkpoint::GroupManifest;
+use basalt_wire::ids::{LogIndex, Term};
 use basalt_wire::time::Time;
 use std::time::Duration;
 
@@ -78,7 +81,11 @@ impl Shard {
         if found.segment_bytes != config.segment_bytes {
             return Err(format!("it is of a device with segments of {}", found.segment_bytes));
         }
-        match config.groups.iter().find(|group| !snapshot.groups.contains_key(&group.id)) {
+        // A group that came later has all its records behind the place where replay begins.
+        let came = |group: &&GroupConfig| group.since > (Term(0), LogIndex(0));
+        let mut missing =
+            config.groups.iter().filter(|group| !snapshot.groups.contains_key(&group.id));
+        match missing.find(|group| !came(group)) {
             Some(group) => Err(format!("it does not hold group {}", group.id)),
             None => Ok(snapshot),
         }
@@ -99,12 +106,20 @@ impl Shard {
     /// Sets what the log's records are added to.
     fn begin_groups(&mut self) {
         for (group, state) in self.groups.iter().zip(&mut self.opening) {
-            *state = OpenState::new(group.voters());
+            *state = OpenState::new(group.founders());
             let part = self.start.snapshot.as_mut().and_then(|s| s.groups.get_mut(&group.id));
-            if let Some(part) = part {
-                state.restore(std::mem::take(&mut part.entries), &part.manifest);
+            let Some(part) = part else { continue };
+            match &part.members {
+                Some(members) => {
+                    state.restore(std::mem::take(&mut part.entries), &part.manifest, members);
+                }
+                None => state.remember(hard_state_of(&part.manifest)),
             }
         }
+        let snapshot = self.start.snapshot.iter();
+        let others = snapshot.flat_map(|snapshot| &snapshot.manifest.groups);
+        let others = others.filter(|manifest| !self.by_id.contains_key(&manifest.group));
+        self.departed = others.map(|m| (m.group, hard_state_of(m))).collect();
     }
 
     /// Whether the groups' entries fit the checkpoint.
@@ -126,6 +141,7 @@ impl Shard {
     /// The log does not support the checkpoint: everything is replayed.
     pub(super) fn checkpoint_refused(&mut self, reason: &str, out: &mut Vec<Effect>) {
         self.start.snapshot = None;
+        self.votes_lost = false;
         self.tell_refusal(reason, out);
         self.begin_groups();
     }
@@ -141,10 +157,13 @@ impl Shard {
         mark!("start from a checkpoint");
         self.taker.started_from(&snapshot.manifest);
         for group in &mut self.groups {
-            if let Some(part) = snapshot.groups.remove(&group.id) {
-                group.restore(part);
+            match snapshot.groups.remove(&group.id) {
+                Some(part) if part.members.is_some() => group.restore(part),
+                _ => {}
             }
         }
+        // Of those that were removed since, only the hard state is to stay in the store.
+        snapshot.groups.keys().for_each(|group| self.taker.retire(*group));
     }
 
     /// Says how the start went.
@@ -175,7 +194,13 @@ impl Shard {
         }
         let shared = &self.shared;
         let recorded = RecordSeq(shared.durable.0 + shared.written.len() as u64);
-        self.taker.end_turn(&mut self.groups, &shared.log, (recorded, shared.durable), out);
+        let groups = (&mut self.groups[..], &self.departed);
+        self.taker.end_turn(groups, &shared.log, (recorded, shared.durable), out);
         self.shared.log.release(&self.taker.take_released());
     }
+}
+
+fn hard_state_of(manifest: &GroupManifest) -> HardState {
+    let state = manifest.hard;
+    HardState { term: state.term, vote: state.vote, commit: state.commit }
 }

@@ -22,9 +22,15 @@ impl Shard {
             match event {
                 LogEvent::Replayed { record, location, blocks, data_at } => {
                     let (Record::Entry { group, .. } | Record::HardState { group, .. }) = &record;
-                    // A group that is not configured here any more leaves its records behind.
-                    if let Some(slot) = self.by_id.get(group) {
-                        self.opening[*slot].replay(record, location, blocks, data_at);
+                    match (self.by_id.get(group), &record) {
+                        (Some(slot), _) => {
+                            self.opening[*slot].replay(record, location, blocks, data_at);
+                        }
+                        // A group that is not configured here any more leaves its records behind.
+                        (None, Record::HardState { group, state }) => {
+                            self.departed.insert(*group, *state);
+                        }
+                        (None, Record::Entry { .. }) => {}
                     }
                 }
                 LogEvent::CheckpointReplayed => self.judge_checkpoint(),
@@ -58,6 +64,7 @@ impl Shard {
 
     fn damaged(&mut self, damage: Damage, out: &mut Vec<Effect>) {
         mark!("log damaged");
+        self.votes_lost |= damage.vote_lost;
         for (slot, group) in self.groups.iter().enumerate() {
             if damage.group.is_none_or(|id| id == group.id) {
                 self.opening[slot].damaged(&damage);

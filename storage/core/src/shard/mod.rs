@@ -2,6 +2,7 @@
 
 mod checkpoints;
 mod log_events;
+mod members;
 mod request;
 mod status;
 #[cfg(test)]
@@ -9,7 +10,7 @@ mod tests;
 
 pub use status::{GroupRole, GroupStatus, Phase, ProposedCounts, ShardStatus};
 
-use crate::checkpoint::Taker;
+use crate::checkpoint::{Departed, Taker};
 use crate::config::ShardConfig;
 use crate::consensus::{Cx, Group, OpenState, Proposal, Shared};
 use crate::event::{Effect, Event, ProposeError};
@@ -47,6 +48,10 @@ pub struct Shard {
     drain: Option<Drain>,
     taker: Taker,
     start: Start,
+    /// Groups that were removed here: the terms and votes that they may not forget should they come back.
+    departed: Departed,
+    /// Whether votes may be lost that no replica here knows of: none may come.
+    votes_lost: bool,
 }
 
 struct Drain {
@@ -74,7 +79,7 @@ impl Shard {
         let next_tick = now + config.timing.tick;
         let mut shard = Shard {
             by_id: groups.iter().map(|group| (group.id, group.slot)).collect(),
-            opening: configs.iter().map(|group| OpenState::new(&group.voters)).collect(),
+            opening: groups.iter().map(|group| OpenState::new(group.founders())).collect(),
             groups,
             shared,
             phase: Phase::Opening,
@@ -84,6 +89,8 @@ impl Shard {
             drain: None,
             taker,
             start: Start::new(config, now),
+            departed: Departed::new(),
+            votes_lost: false,
         };
         shard.find_checkpoint(out);
         shard
@@ -113,6 +120,12 @@ impl Shard {
             Event::Prefer { group, node } => {
                 self.with(now, out, group, |group, cx| group.prefer(cx, node));
             }
+            Event::Join(config) if self.serves() => self.join(now, &config, out),
+            Event::Configure { group, voters, learners } => {
+                self.with(now, out, group, |group, cx| group.configure(cx, voters, learners));
+            }
+            Event::Retire(group) if self.serves() => self.retire(now, group, out),
+            Event::Join(_) | Event::Retire(_) => {}
             Event::Store(done) => self.store_done(done, out),
             Event::Drain => self.start_drain(now, out),
             // An answer to a link that is gone is dropped by the driver.
@@ -158,7 +171,7 @@ impl Shard {
     pub fn status(&self) -> ShardStatus {
         ShardStatus {
             phase: self.phase.clone(),
-            groups: self.groups.iter().map(Group::status).collect(),
+            groups: self.group_statuses(),
             segments_free: self.shared.log.segments_free(),
             segments_total: self.shared.log.segments_total(),
             open_report: self.open_report.clone(),

@@ -2,6 +2,7 @@
 
 use crate::log::{LogCounts, OpenReport};
 use basalt_wire::ids::{GroupId, LogIndex, NodeId, Term};
+use basalt_wire::membership::Membership;
 use std::time::Duration;
 
 /// Where a shard is in its life.
@@ -53,6 +54,11 @@ pub struct GroupStatus {
     pub last: LogIndex,
     /// Whether the group sleeps.
     pub asleep: bool,
+    /// Its members, as far as the replica has applied.
+    pub members: Membership,
+    /// Whether the replica will know them after a crash too. A replica that was removed is retired only when
+    /// all voters say so: one that does not know yet still needs its vote.
+    pub members_durable: bool,
 }
 
 /// A shard's state, for operators and tests.

@@ -8,7 +8,8 @@
 //! | key | value, between version and checksum |
 //! | --- | --- |
 //! | `C` index 8 | a metadata command: term 8, the command |
-//! | `E` group 4, run 8 | up to 256 entries of 26 bytes, see [`EntryPlace`] |
+//! | `E` group 4, run 8 | up to 256 entries of 27 bytes, see [`EntryPlace`] |
+//! | `G` group 4 | its members, see [`Membership`] |
 //! | `M` | the manifest |
 //! | `P` group 4, volume 8, chunk 8, granule 1 | index of the last change 8, mapped blocks 2, each 12; its deltas |
 //! | `V` group 4, volume 8 | epoch 8, deleted 1, generation 4, first generation 4, each snapshot 4 |
@@ -16,12 +17,12 @@
 //! A mapped block: segment 4, block 4, checksum 4. A delta of a snapshot: generation 4, mask of the blocks
 //! that it holds 2, mask of those that were mapped 2, each of these 12. What a granule's blocks were in
 //! snapshots stands in its own record, so that the two are always of the same instant. An entry: term 8,
-//! segment 4, block of its batch 4, record 2, first payload block 4, payload blocks 4.
+//! segment 4, block of its batch 4, record 2, first payload block 4, payload blocks 4, type 1.
 //!
 //! The manifest: cluster 8, node 4, shard 2, device 8, segment_bytes 8, number 8; where replay begins:
 //! segment 4, segment sequence 8, block 4, batch 8, checksum of the batch before 4, boot 8; the last
 //! batch that the checkpoint stands for: batch 8, its checksum 4; number of groups 4, for each group 4,
-//! applied 8, end 8, hard state's term 8, vote 4, commit 8, volumes 8, granules 8; number of segments that
+//! applied 8, end 8, hard state's term 8, vote 4, commit 8, volumes 8, granules 8, gone 1; number of segments that
 //! it needs 4, for each its id 4 and the sequence of its use 8.
 
 use crate::block::crc32c;
@@ -31,10 +32,11 @@ use crate::ids::{
     Address, ClusterId, Epoch, Generation, GroupId, LogIndex, NodeId, SegmentId, ShardId, Term,
     VolumeId,
 };
+use crate::membership::{ENTRY_KIND_MEMBERS, Membership};
 use bytes::Bytes;
 
 /// Version of all records of a checkpoint.
-pub const CHECKPOINT_VERSION: u8 = 2;
+pub const CHECKPOINT_VERSION: u8 = 3;
 /// Blocks of a granule: what a checkpoint writes of a page that has changed.
 pub const GRANULE_BLOCKS: usize = 16;
 /// Entries of a run.
@@ -44,12 +46,12 @@ pub const SNAPSHOTS_MAX: usize = 256;
 /// The most groups that a manifest may name.
 const GROUPS_MAX: usize = 1 << 16;
 
-const ENTRY_BYTES: usize = 26;
+const ENTRY_BYTES: usize = 27;
 const PLACE_BYTES: usize = 12;
 const DELTA_BYTES: usize = 8;
 const VOLUME_BYTES: usize = 17;
 const MANIFEST_BYTES: usize = 38 + 36 + 12 + 4;
-const GROUP_BYTES: usize = 56;
+const GROUP_BYTES: usize = 57;
 const SEGMENT_USE_BYTES: usize = 12;
 
 /// Why a record was not accepted.
@@ -113,6 +115,8 @@ pub struct GroupManifest {
     pub volumes: u64,
     /// Granules of the group.
     pub granules: u64,
+    /// Whether the replica is not there (any more): only its term and vote count.
+    pub gone: bool,
 }
 
 /// What a checkpoint is, and of what.
@@ -155,6 +159,8 @@ pub struct EntryPlace {
     pub block: u32,
     /// Blocks of payload.
     pub blocks: u32,
+    /// The type of the Raft entry.
+    pub kind: u8,
 }
 
 /// Segment, block and checksum of a mapped block.
@@ -204,6 +210,8 @@ pub enum Record {
     Command(LogIndex, Term, Bytes),
     /// Entries of a group, from the first of a run on.
     Entries(GroupId, u64, Vec<EntryPlace>),
+    /// The members of a group as of the entry up to which its state is.
+    Members(GroupId, Membership),
     /// The manifest.
     Manifest(Manifest),
     /// A granule: group, volume, chunk, ordinal in the chunk.
@@ -214,6 +222,15 @@ pub enum Record {
 
 /// The key of the manifest.
 pub const MANIFEST_KEY: &[u8] = b"M";
+
+/// The prefixes of the keys of everything that a checkpoint holds of a group.
+pub fn group_prefixes(group: GroupId) -> [[u8; 5]; 4] {
+    [b'E', b'G', b'P', b'V'].map(|kind| {
+        let mut key = [kind; 5];
+        key[1..].copy_from_slice(&group.0.to_be_bytes());
+        key
+    })
+}
 
 /// The prefix of the keys of a volume's granules.
 pub fn granules_prefix(group: GroupId, volume: VolumeId) -> [u8; 13] {
@@ -235,6 +252,10 @@ impl Record {
                 out.push(b'E');
                 out.extend_from_slice(&group.0.to_be_bytes());
                 out.extend_from_slice(&run.to_be_bytes());
+            }
+            Record::Members(group, _) => {
+                out.push(b'G');
+                out.extend_from_slice(&group.0.to_be_bytes());
             }
             Record::Manifest(_) => out.extend_from_slice(MANIFEST_KEY),
             Record::Granule(group, volume, chunk, granule, _) => {
@@ -260,6 +281,7 @@ impl Record {
                 out.extend_from_slice(command);
             }
             Record::Entries(_, _, entries) => entries.iter().for_each(|e| put_entry(e, out)),
+            Record::Members(_, members) => members.encode(out),
             Record::Manifest(manifest) => put_manifest(manifest, out),
             Record::Granule(.., granule) => put_granule(granule, out),
             Record::Volume(.., volume) => put_volume(volume, out),
@@ -287,6 +309,11 @@ impl Record {
                 Ok(Record::Command(LogIndex(be64(key, 1)), term, command))
             }
             (Some(b'E'), 13) => Ok(Record::Entries(group(key), be64(key, 5), entries(body)?)),
+            (Some(b'G'), 5) => {
+                let members =
+                    Membership::decode(body).map_err(|_| CheckpointError::Field("members"))?;
+                Ok(Record::Members(group(key), members))
+            }
             (Some(b'M'), 1) => Ok(Record::Manifest(manifest(body)?)),
             (Some(b'P'), 22) => {
                 let (volume, chunk) = (VolumeId(be64(key, 5)), be64(key, 13));
@@ -323,6 +350,7 @@ fn put_entry(e: &EntryPlace, out: &mut Vec<u8>) {
     out.extend_from_slice(&e.record.to_le_bytes());
     out.extend_from_slice(&e.block.to_le_bytes());
     out.extend_from_slice(&e.blocks.to_le_bytes());
+    out.push(e.kind);
 }
 
 fn entries(body: &[u8]) -> Result<Vec<EntryPlace>, CheckpointError> {
@@ -337,10 +365,14 @@ fn entries(body: &[u8]) -> Result<Vec<EntryPlace>, CheckpointError> {
         record: field::u16(b, 16),
         block: field::u32(b, 18),
         blocks: field::u32(b, 22),
+        kind: b[26],
     };
     let entries: Vec<EntryPlace> = body.chunks_exact(ENTRY_BYTES).map(entry).collect();
     if entries.iter().any(|e| e.term.0 == 0) || entries.windows(2).any(|w| w[0].term > w[1].term) {
         return Err(CheckpointError::Field("term"));
+    }
+    if entries.iter().any(|e| e.kind != 0 && e.kind != ENTRY_KIND_MEMBERS) {
+        return Err(CheckpointError::Field("type"));
     }
     Ok(entries)
 }
@@ -475,6 +507,7 @@ fn put_manifest(m: &Manifest, out: &mut Vec<u8>) {
         for number in [g.hard.commit.0, g.volumes, g.granules] {
             out.extend_from_slice(&number.to_le_bytes());
         }
+        out.push(u8::from(g.gone));
     }
     out.extend_from_slice(&(m.segments.len() as u32).to_le_bytes());
     for used in &m.segments {
@@ -509,6 +542,7 @@ fn manifest(b: &[u8]) -> Result<Manifest, CheckpointError> {
         },
         volumes: field::u64(b, 40),
         granules: field::u64(b, 48),
+        gone: b[56] != 0,
     };
     let manifest = Manifest {
         cluster: ClusterId(field::u64(b, 0)),
@@ -596,7 +630,11 @@ mod tests {
             record: 2,
             block: 6,
             blocks: 5,
+            kind: 0,
         };
+        let change = EntryPlace { term: Term(4), kind: ENTRY_KIND_MEMBERS, ..entry };
+        let member = |node| Address { node: NodeId(node), shard: ShardId(0) };
+        let members = Membership::new(vec![member(1), member(4)], vec![member(2)]);
         let group = |id| GroupManifest {
             group: GroupId(id),
             applied: LogIndex(5),
@@ -604,6 +642,7 @@ mod tests {
             hard: HardStateFields { term: Term(2), vote: NodeId(1), commit: LogIndex(5) },
             volumes: 3,
             granules: 4,
+            gone: false,
         };
         let used = |segment, seq| SegmentUse { segment: SegmentId(segment), seq };
         let manifest = Manifest {
@@ -621,13 +660,13 @@ mod tests {
                 boot: 4,
             },
             until: (80, 99),
-            groups: vec![group(0), group(u32::MAX)],
+            groups: vec![group(0), GroupManifest { gone: true, ..group(u32::MAX) }],
             segments: vec![used(1, 2), used(7, 1)],
         };
         vec![
             Record::Command(LogIndex(1), Term(1), Bytes::from_static(b"create")),
             Record::Command(LogIndex(2), Term(1), Bytes::new()),
-            Record::Entries(GroupId(3), 2, vec![entry, EntryPlace { term: Term(4), ..entry }]),
+            Record::Entries(GroupId(3), 2, vec![entry, change]),
             Record::Manifest(manifest),
             Record::Granule(GroupId(1), VolumeId(5), 1 << 40, 63, granule),
             Record::Granule(GroupId(1), VolumeId(5), 0, 0, Granule::default()),
@@ -638,6 +677,7 @@ mod tests {
                 VolumeId(6),
                 VolumeRecord { deleted: true, ..VolumeRecord::default() },
             ),
+            Record::Members(GroupId(1), members),
         ]
     }
 

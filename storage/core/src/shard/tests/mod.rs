@@ -5,6 +5,7 @@ mod cuts;
 mod damage;
 mod election;
 mod evidence;
+mod members;
 mod recycled;
 mod sessions;
 mod snapshots;

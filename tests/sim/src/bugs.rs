@@ -3,7 +3,7 @@
 use basalt_core::planted::Bug;
 
 /// Every planted bug, with its name on the command line.
-pub const ALL: [(Bug, &str); 31] = [
+pub const ALL: [(Bug, &str); 34] = [
     (Bug::AckBeforeDurable, "ack-before-durable"),
     (Bug::NoFlush, "no-flush"),
     (Bug::DurableOutOfOrder, "durable-out-of-order"),
@@ -31,6 +31,9 @@ pub const ALL: [(Bug, &str); 31] = [
     (Bug::CheckpointNotDurable, "checkpoint-not-durable"),
     (Bug::CheckpointTooEarly, "checkpoint-too-early"),
     (Bug::CheckpointWithoutEpochs, "checkpoint-without-epochs"),
+    (Bug::JointSkipped, "joint-skipped"),
+    (Bug::PromotesEarly, "promotes-early"),
+    (Bug::MembersForgotten, "members-forgotten"),
     (Bug::AcknowledgesAhead, "acknowledges-ahead"),
     (Bug::SnapshotAcrossCommit, "snapshot-across-commit"),
     (Bug::DeltaLost, "delta-lost"),

@@ -56,6 +56,7 @@ impl World {
                 | Family::Operator
                 | Family::Grow
                 | Family::Snapshot
+                | Family::Members
         );
         if paced {
             let mean = self.options.pace[family as usize] as f64;
@@ -82,6 +83,7 @@ impl World {
             Family::Operator => self.operate(),
             Family::Grow => self.grow_some_volume(),
             Family::Snapshot => self.disturb_snapshots(),
+            Family::Members => self.move_some_group(),
             _ => {}
         }
         self.next_fault(family);

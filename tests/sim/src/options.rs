@@ -72,11 +72,13 @@ pub enum Family {
     Grow,
     /// Snapshots taken, dropped and read.
     Snapshot,
+    /// Groups that move to other nodes.
+    Members,
 }
 
 impl Family {
     /// All families.
-    pub const ALL: [Family; 18] = [
+    pub const ALL: [Family; 19] = [
         Family::Delay,
         Family::Reset,
         Family::Clog,
@@ -95,6 +97,7 @@ impl Family {
         Family::Full,
         Family::Grow,
         Family::Snapshot,
+        Family::Members,
     ];
 
     /// Its name on the command line.
@@ -118,6 +121,7 @@ impl Family {
             Family::Full => "full",
             Family::Grow => "grow",
             Family::Snapshot => "snapshot",
+            Family::Members => "members",
         }
     }
 
@@ -141,6 +145,7 @@ impl Family {
             Family::Operator => (100 * MILLI, 5 * SECOND),
             Family::Grow => (100 * MILLI, 5 * SECOND),
             Family::Snapshot => (50 * MILLI, 3 * SECOND),
+            Family::Members => (500 * MILLI, 10 * SECOND),
             _ => return None,
         })
     }
@@ -221,8 +226,10 @@ pub struct Options {
     pub seed: u64,
     /// The profile.
     pub profile: Profile,
-    /// Storage nodes.
+    /// Storage nodes that hold the groups at first.
     pub nodes: u32,
+    /// Nodes beside them that hold no group at first.
+    pub spare: u32,
     /// Groups of the pool.
     pub groups: u32,
     /// Volumes, each with a client.
@@ -252,7 +259,7 @@ pub struct Options {
     /// What may go wrong.
     pub families: Families,
     /// Mean time between two faults, by family.
-    pub pace: [u64; 18],
+    pub pace: [u64; 19],
     /// Whether disks have a volatile cache.
     pub volatile: bool,
     /// Whether a durable write flushes the whole cache.
@@ -305,6 +312,7 @@ impl Options {
             seed,
             profile,
             nodes: if tiny || r.chance(0.7) { 3 } else { 5 },
+            spare: 0,
             groups: 1 << r.below(3),
             volumes: limits.clients.map_or(volumes, |c| volumes.min(c.max(1))),
             chunks: r.within(1, 4) as u32,
@@ -333,6 +341,9 @@ impl Options {
             restart_last: r.chance(0.3),
             planted,
         };
+        if families.has(Family::Members) {
+            o.spare = r.within(1, 2) as u32;
+        }
         o.draw_hardware(&mut r);
         o
     }
@@ -342,7 +353,7 @@ impl Options {
         let delay = r.log_uniform(30.0 * MICRO as f64, 50.0 * MILLI as f64) as u64;
         let delay_min = r.log_uniform(10.0 * MICRO as f64, 10.0 * MILLI as f64) as u64;
         let full = r.log_uniform(0.1, 1.1);
-        self.victim = r.below(u64::from(self.nodes)) as u32;
+        self.victim = r.below(u64::from(self.nodes + self.spare)) as u32;
         if self.families.has(Family::SlowDisk) {
             self.disk_latency = slow_disk;
         }
@@ -357,6 +368,11 @@ impl Options {
         let device =
             if self.families.has(Family::Full) { (need as f64 * full) as u64 } else { roomy };
         self.device = (128 << 10) + device.next_multiple_of(self.segment).max(8 * self.segment);
+    }
+
+    /// How many nodes there are.
+    pub fn all_nodes(&self) -> usize {
+        (self.nodes + self.spare) as usize
     }
 
     /// Chunks of a new volume.
@@ -374,12 +390,13 @@ impl fmt::Display for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "seed {} profile {} nodes {} groups {} volumes {} chunks {} window {} ops {} depth {} \
+            "seed {} profile {} nodes {}+{} groups {} volumes {} chunks {} window {} ops {} depth {} \
              blocks {} unit {} {:?} reads {} unmaps {} think {} us horizon {} s volatile {} atom {} \
              segment {} KiB device {} MiB disk {} us net {} us core-first {} families {:?}",
             self.seed,
             self.profile.name(),
             self.nodes,
+            self.spare,
             self.groups,
             self.volumes,
             self.chunks,

@@ -5,6 +5,7 @@
 
 mod growth;
 mod links;
+mod members;
 mod room;
 mod snapshots;
 mod votes;
@@ -77,6 +78,9 @@ pub fn all() -> Vec<Scenario> {
         s("start-from-a-checkpoint-after-crashes-while-one-is-taken", 8, checkpoint_crashes),
         s("device-older-than-its-checkpoint-is-noticed", 6, older_device),
         s("store-lost-damaged-or-put-back", 8, disturbed_store),
+        s("three-to-five-to-three", 4, members::calm_moves),
+        s("three-to-five-to-three-under-fire", 6, members::moves_under_fire),
+        s("old-members-left-behind", 6, members::left_behind),
         s("vote-that-only-a-checkpoint-remembers", 9, votes::behind_a_checkpoint),
         s("snapshot-while-a-leader-dies", 8, snapshots::leader_dies),
         s("snapshot-goes-on-in-another-session", 8, snapshots::another_session),

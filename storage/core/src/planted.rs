@@ -86,6 +86,12 @@ pub enum Bug {
     RepairUnverified,
     /// The scrub does not look at blocks that are kept for snapshots.
     ScrubSkipsKept,
+    /// A change of members does without a majority of the former voters.
+    JointSkipped,
+    /// A learner is made a voter whatever it lacks.
+    PromotesEarly,
+    /// A checkpoint does not hold who the members are.
+    MembersForgotten,
     /// An acknowledgement that is due is replaced by the next, which is not due yet.
     AcknowledgesAhead,
     /// A write of the next generation is taken before its group has frozen the one before.

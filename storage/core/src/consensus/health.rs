@@ -277,12 +277,15 @@ impl Group {
         let intact = raft.raft.raft_log.last_index();
         let open_term = raft.raft.term;
         self.impaired = Some(Impaired { open_term, commit: known, ..Impaired::new(intact, known) });
+        // Of one that starts over the leader may still know what it held before it was removed.
+        let should = self.has_a_say();
+        let why = if should { "the device holds an older state" } else { "it starts over" };
         let text = format!(
-            "group {}: the leader counts on entries up to {known}, but the log ends at {intact}: the \
-             device holds an older state; what it lacks is asked for",
+            "group {}: the leader counts on entries up to {known}, but the log ends at {intact}: {why}; \
+             what it lacks is asked for",
             self.id
         );
-        cx.notice(true, text);
+        cx.notice(should, text);
     }
 
     /// What a checkpoint has to say about lost entries: an index, and the term when it was noticed.

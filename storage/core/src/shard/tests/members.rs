@@ -2,7 +2,7 @@
 
 use super::world::{G, Options, World, address, node};
 use super::{index, ms};
-use crate::config::GroupConfig;
+use crate::config::{GroupConfig, Limits};
 use crate::event::Event;
 use crate::log::HardState;
 use crate::shard::GroupRole;
@@ -105,6 +105,89 @@ fn three_nodes_become_five_and_three_others() {
     }
 }
 
+/// Groups whose logs hold only the last few entries.
+fn forgetful(nodes: u32) -> World {
+    let limits = Limits { segments_reserved: 1, log_retain_bytes: 0, ..Limits::default() };
+    let (founders, segments, checkpoint_bytes) = (3, 96, 32 << 10);
+    World::new(Options {
+        nodes,
+        founders,
+        segments,
+        checkpoint_bytes,
+        limits,
+        ..Options::default()
+    })
+}
+
+fn restored(world: &World, n: u32) -> u64 {
+    world.shard(n).status().moved.restored
+}
+
+#[test]
+fn new_members_behind_the_log_get_pages() {
+    let mut world = forgetful(5);
+    world.fence(1);
+    write(&mut world, 0..120);
+    assert!(world.status(1).first > LogIndex(1), "the log holds everything");
+    move_to(&mut world, &[1, 2, 3], &[3, 4, 5]);
+    write(&mut world, 120..130);
+    world.pass(ms(1000));
+    for n in [4, 5] {
+        assert!(restored(&world, n) > 0, "node {n} was brought up by its log");
+        world.crash(n);
+        world.start(n);
+    }
+    world.elect();
+    world.pass(ms(1000));
+    for n in 3..=5 {
+        assert_eq!(world.status(n).members, Membership::new(at(&[3, 4, 5]), Vec::new()));
+        read_all(&mut world, n, 130);
+    }
+    world.check_converged_among(&[3, 4, 5]);
+}
+
+#[test]
+fn pages_that_lead_over_a_change_tell_the_members() {
+    let mut world = forgetful(4);
+    world.fence(1);
+    write(&mut world, 0..20);
+    let leader = world.elect();
+    let away = leader % 3 + 1;
+    let other = away % 3 + 1;
+    world.crash(away);
+    // The change, and its end, are forgotten before the one that is away comes back.
+    configure(&mut world, &[1, 2, 3], &[4]);
+    join(&mut world, 4);
+    world.pass(ms(500));
+    configure(&mut world, &[leader, away, 4], &[]);
+    retire(&mut world, other);
+    write(&mut world, 20..140);
+    world.pass(ms(1000));
+    world.start(away);
+    for _ in 0..200 {
+        world.pass(ms(50));
+        if restored(&world, away) > 0 && !world.status(away).fuzzy {
+            break;
+        }
+    }
+    assert!(restored(&world, away) > 0, "it was brought up by its log: {:#?}", world.tell());
+    world.pass(ms(1000));
+    let members = Membership::new(at(&[leader, away, 4]), Vec::new());
+    assert_eq!(world.status(away).members, members);
+    assert!(world.status(away).members_durable);
+    // It knows them from its checkpoint alone, and is one of the two that are needed.
+    [leader, away, 4].into_iter().for_each(|n| world.crash(n));
+    [away, 4].into_iter().for_each(|n| world.start(n));
+    world.elect();
+    assert_eq!(world.status(away).members, members);
+    write(&mut world, 140..150);
+    world.pass(ms(1000));
+    read_all(&mut world, away, 150);
+    world.start(leader);
+    world.pass(ms(2000));
+    world.check_converged_among(&[leader, away, 4]);
+}
+
 #[test]
 fn a_removed_node_comes_back_and_remembers_its_vote() {
     let mut world = world(4, 32 << 10);
@@ -142,7 +225,8 @@ fn a_replica_that_came_back_has_no_say_before_it_holds_what_it_held() {
     world.event(4, Event::Join(config));
     world.log.clear();
     world.pass(ms(5000));
-    let asked = world.log.iter().filter(|line| line.starts_with("4->")).count();
+    let asked =
+        world.log.iter().filter(|line| line.starts_with("4->") && line.contains("Raft")).count();
     assert_eq!(asked, 0, "it asks for votes: {:#?}", world.log);
 }
 

@@ -92,6 +92,8 @@ pub enum Bug {
     PromotesEarly,
     /// A checkpoint does not hold who the members are.
     MembersForgotten,
+    /// A replica that is brought up by pages keeps the members that it knew.
+    MembersNotCopied,
     /// An acknowledgement that is due is replaced by the next, which is not due yet.
     AcknowledgesAhead,
     /// A write of the next generation is taken before its group has frozen the one before.

@@ -3,7 +3,7 @@
 use basalt_core::planted::Bug;
 
 /// Every planted bug, with its name on the command line.
-pub const ALL: [(Bug, &str); 49] = [
+pub const ALL: [(Bug, &str); 50] = [
     (Bug::AckBeforeDurable, "ack-before-durable"),
     (Bug::NoFlush, "no-flush"),
     (Bug::DurableOutOfOrder, "durable-out-of-order"),
@@ -47,6 +47,7 @@ pub const ALL: [(Bug, &str); 49] = [
     (Bug::JointSkipped, "joint-skipped"),
     (Bug::PromotesEarly, "promotes-early"),
     (Bug::MembersForgotten, "members-forgotten"),
+    (Bug::MembersNotCopied, "members-not-copied"),
     (Bug::AcknowledgesAhead, "acknowledges-ahead"),
     (Bug::SnapshotAcrossCommit, "snapshot-across-commit"),
     (Bug::DeltaLost, "delta-lost"),

@@ -107,6 +107,38 @@ pub fn moves_under_fire(set: Setup) -> World {
     s.end()
 }
 
+/// As before, with logs that hold only the last entries: whoever comes gets pages, and whoever was away while
+/// the members changed learns of that with them.
+pub fn moves_by_pages(set: Setup) -> World {
+    let mut s = Script::new(set, |o| {
+        o.volatile = set.seed.is_multiple_of(2);
+        roomy(o);
+    });
+    for n in 0..5 {
+        let config = &mut s.world.nodes[n].config;
+        config.checkpoint_bytes = 24 << 10;
+        config.limits.log_retain_bytes = 0;
+    }
+    work(&mut s, 120);
+    let mut dice = dice(set.seed);
+    let mut away = 0;
+    three_to_five_to_three(&mut s, |s, round| {
+        s.start(away);
+        if round % 3 == 0 {
+            away = dice.below(5) as usize;
+            s.kill(away);
+            work(s, 24);
+        }
+        s.pass(dice.within(1, 800));
+    });
+    s.start(away);
+    s.pass(2_000);
+    let counts = s.world.nodes.iter().filter_map(|node| node.shard.as_ref());
+    let restored: u64 = counts.map(|shard| shard.status().moved.restored).sum();
+    s.must(restored > 0, || "nobody got pages".to_owned());
+    s.end()
+}
+
 /// A whole group moves to nodes that have nothing in common with the first ones, and the last of the old ones
 /// know nothing of it: they may not decide anything any more.
 pub fn left_behind(set: Setup) -> World {

@@ -287,7 +287,8 @@ impl Group {
             self.end_session(cx);
             return false;
         }
-        session.members = members;
+        let keeps = cx.shared.planted.is(Bug::MembersNotCopied);
+        session.members = if keeps { self.members.clone() } else { members };
         true
     }
 

@@ -149,9 +149,7 @@ impl Group {
         }
         match step {
             Step::Begin { start, start_term, members, from, more, volumes } => {
-                if self.takes_members(cx, members) {
-                    self.session_begun(cx, (start, start_term), from, more, volumes);
-                }
+                self.session_begun(cx, (start, start_term), members, from, more, volumes);
             }
             Step::Offer { ask, at, more, pages } => self.offered(cx, ask, at, more, pages),
             Step::Blocks { ask, at, changed_at, granules, blocks, payload } => {
@@ -296,10 +294,14 @@ impl Group {
         &mut self,
         cx: &mut Cx<'_>,
         start: (LogIndex, Term),
+        members: Membership,
         from: VolumeId,
         more: bool,
         volumes: Vec<(VolumeId, VolumeRecord)>,
     ) {
+        if !self.takes_members(cx, members) {
+            return;
+        }
         let Some(session) = &mut self.session else { return };
         if session.untold != Some(from) {
             return;

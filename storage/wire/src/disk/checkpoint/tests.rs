@@ -67,7 +67,6 @@ fn samples() -> Vec<Record> {
     vec![
         Record::Command(LogIndex(1), entry_of(0, Bytes::from_static(b"create"))),
         Record::Command(LogIndex(2), entry_of(0, Bytes::new())),
-        Record::Command(LogIndex(3), entry_of(ENTRY_KIND_MEMBERS, leave)),
         Record::Entries(GroupId(3), 2, vec![entry, change]),
         Record::Manifest(manifest),
         Record::Granule(GroupId(1), VolumeId(5), 1 << 40, 63, granule),
@@ -80,6 +79,7 @@ fn samples() -> Vec<Record> {
             VolumeRecord { deleted: true, ..VolumeRecord::default() },
         ),
         Record::Members(GroupId(1), members),
+        Record::Command(LogIndex(3), entry_of(ENTRY_KIND_MEMBERS, leave)),
     ]
 }
 
@@ -145,6 +145,16 @@ fn generations_that_contradict_each_other_are_refused() {
         spoil(&mut bad);
         let (key, value) = encoded(&Record::Granule(group, id, chunk, number, bad));
         assert!(matches!(Record::decode(&key, &value), Err(CheckpointError::Field(_))));
+    }
+}
+
+#[test]
+fn metadata_entries_of_unknown_types_are_refused() {
+    let leave = MembersChange::Leave.encode();
+    for (kind, data) in [(1, leave), (3, Bytes::new()), (ENTRY_KIND_MEMBERS, Bytes::new())] {
+        let entry = MetadataEntry { term: Term(1), kind, data };
+        let (key, value) = encoded(&Record::Command(LogIndex(3), entry));
+        assert_eq!(Record::decode(&key, &value), Err(CheckpointError::Field("type")));
     }
 }
 

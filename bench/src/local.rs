@@ -130,9 +130,7 @@ fn shard_config(shape: &Shape, node: u32) -> ShardConfig {
         device_bytes: 0,
         segment_bytes: 64 << 20,
         volatile_cache: true,
-        groups: (0..shape.groups)
-            .map(|id| GroupConfig { id: GroupId(id), voters: voters.clone() })
-            .collect(),
+        groups: (0..shape.groups).map(|id| GroupConfig::new(GroupId(id), voters.clone())).collect(),
         timing: Timing::default(),
         limits: Limits::default(),
         checkpoint_bytes: 0,

@@ -356,9 +356,8 @@ fn shard_setup(
 }
 
 fn groups_of(spec: &ClusterSpec, node: NodeId) -> Vec<GroupConfig> {
-    let config = |id: GroupId, voters: &v1::Voters| GroupConfig {
-        id,
-        voters: voters.nodes.iter().map(|n| address_of(*n)).collect(),
+    let config = |id: GroupId, voters: &v1::Voters| {
+        GroupConfig::new(id, voters.nodes.iter().map(|n| address_of(*n)).collect())
     };
     let volume_groups = spec.groups.iter().enumerate();
     let mut groups: Vec<GroupConfig> = volume_groups

@@ -1,7 +1,7 @@
 //! What a shard is told at its start.
 
 use crate::planted::Planted;
-use basalt_wire::ids::{Address, ClusterId, GroupId, NodeId};
+use basalt_wire::ids::{Address, ClusterId, GroupId, LogIndex, NodeId, Term};
 use std::time::Duration;
 
 /// Everything that a shard needs to know before it opens its device.
@@ -41,12 +41,21 @@ pub struct ShardConfig {
 pub struct GroupConfig {
     /// The group.
     pub id: GroupId,
-    /// Its voters; this shard's address is among them.
+    /// The voters that it began with. This shard's address is not among them if the replica came later.
     pub voters: Vec<Address>,
+    /// Term and index that the group's leader had reached when this replica was a member already. Until its log
+    /// goes as far it has no say in elections: it may have been here before, and does not hold what it
+    /// promised then. Nothing for a founder.
+    pub since: (Term, LogIndex),
 }
 
 impl GroupConfig {
-    /// The address of a voter.
+    /// A group as its founders see it.
+    pub fn new(id: GroupId, voters: Vec<Address>) -> GroupConfig {
+        GroupConfig { id, voters, since: (Term(0), LogIndex(0)) }
+    }
+
+    /// The address of one of them.
     pub fn address_of(&self, node: NodeId) -> Option<Address> {
         self.voters.iter().copied().find(|a| a.node == node)
     }

@@ -5,6 +5,7 @@
 //! [`Effect`]s in order.
 
 use crate::checkpoint::{StoreDone, StoreOp};
+use crate::config::GroupConfig;
 use basalt_wire::frame::{Frame, Reply, Request};
 use basalt_wire::ids::{Address, GroupId, LogIndex, NodeId, Term};
 use basalt_wire::io::{DiskDone, DiskOp};
@@ -61,6 +62,23 @@ pub enum Event {
         /// Where its leader should be.
         node: NodeId,
     },
+    /// A replica of a group is to be here from now on: it starts empty. Whoever runs the shard has made sure
+    /// that the group is among [`crate::config::ShardConfig::groups`] at the next start. Without effect if it is
+    /// here, or before the log is open.
+    Join(GroupConfig),
+    /// Who the members of a group should be, at rest. To be stated to all its replicas until their status
+    /// says that it is so; a leader brings it about as soon as it may.
+    Configure {
+        /// The group.
+        group: GroupId,
+        /// Those that vote. A new one must be a learner first.
+        voters: Vec<Address>,
+        /// Those that only hold what is decided.
+        learners: Vec<Address>,
+    },
+    /// The replica of a group here is no member any more: it stops, and what it held is given back. To be
+    /// stated until the status does not name the group.
+    Retire(GroupId),
     /// An [`Effect::Store`] ended.
     Store(StoreDone),
     /// Look at every block of the device at once, as fast as [`crate::config::Scrubbing`] allows.

@@ -86,6 +86,14 @@ pub enum Bug {
     RepairUnverified,
     /// The scrub does not look at blocks that are kept for snapshots.
     ScrubSkipsKept,
+    /// A change of members does without a majority of the former voters.
+    JointSkipped,
+    /// A learner is made a voter whatever it lacks.
+    PromotesEarly,
+    /// A checkpoint does not hold who the members are.
+    MembersForgotten,
+    /// A replica that is brought up by pages keeps the members that it knew.
+    MembersNotCopied,
     /// An acknowledgement that is due is replaced by the next, which is not due yet.
     AcknowledgesAhead,
     /// A write of the next generation is taken before its group has frozen the one before.

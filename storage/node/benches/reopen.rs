@@ -69,7 +69,7 @@ impl Bench {
     fn new(spec: &DeviceSpec, device_bytes: u64) -> Result<Bench, String> {
         let device = open(spec).map_err(|e| e.to_string())?;
         let address = Address { node: NodeId(1), shard: ShardId(0) };
-        let group = |id| GroupConfig { id: GroupId(id), voters: vec![address] };
+        let group = |id| GroupConfig::new(GroupId(id), vec![address]);
         let config = ShardConfig {
             cluster: ClusterId(1),
             address,

@@ -26,6 +26,7 @@ pub mod disk;
 pub mod frame;
 pub mod ids;
 pub mod io;
+pub mod membership;
 pub mod pages;
 pub mod repair;
 pub mod time;

@@ -9,6 +9,7 @@
 use crate::buffer::Payload;
 use crate::disk::checkpoint::{GRANULE_BLOCKS, VolumeRecord};
 use crate::ids::{Generation, GroupId, LogIndex, Term, VolumeId};
+use crate::membership::Membership;
 
 /// Pages of an offer.
 pub const OFFER_PAGES_MAX: usize = 16;
@@ -50,6 +51,8 @@ pub enum Step {
         start_term: Term,
         /// The first volume that was asked for.
         from: VolumeId,
+        /// The members as of this entry.
+        members: Membership,
         /// Whether there are more volumes behind these.
         more: bool,
         /// The volumes as of this entry, but for their blocks, ordered by id.

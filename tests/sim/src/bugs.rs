@@ -3,7 +3,7 @@
 use basalt_core::planted::Bug;
 
 /// Every planted bug, with its name on the command line.
-pub const ALL: [(Bug, &str); 46] = [
+pub const ALL: [(Bug, &str); 50] = [
     (Bug::AckBeforeDurable, "ack-before-durable"),
     (Bug::NoFlush, "no-flush"),
     (Bug::DurableOutOfOrder, "durable-out-of-order"),
@@ -44,6 +44,10 @@ pub const ALL: [(Bug, &str); 46] = [
     (Bug::BadBlockCopiedOn, "bad-block-copied-on"),
     (Bug::RepairUnverified, "repair-unverified"),
     (Bug::ScrubSkipsKept, "scrub-skips-kept"),
+    (Bug::JointSkipped, "joint-skipped"),
+    (Bug::PromotesEarly, "promotes-early"),
+    (Bug::MembersForgotten, "members-forgotten"),
+    (Bug::MembersNotCopied, "members-not-copied"),
     (Bug::AcknowledgesAhead, "acknowledges-ahead"),
     (Bug::SnapshotAcrossCommit, "snapshot-across-commit"),
     (Bug::DeltaLost, "delta-lost"),

@@ -77,6 +77,7 @@ impl World {
     /// Looks at the world now and then: states that may never be, and the end of the run.
     pub fn check(&mut self) {
         self.watch_nodes();
+        self.drive_moves();
         match self.ending {
             None if self.scripted => {}
             None => {
@@ -375,7 +376,7 @@ impl World {
                         .iter()
                         .map(|g| {
                             format!(
-                                "{:?} {:?} leader {:?} term {} {}/{}/{}{}",
+                                "{:?} {:?} leader {:?} term {} {}/{}/{}{} of {}",
                                 g.group,
                                 g.role,
                                 g.leader,
@@ -383,7 +384,8 @@ impl World {
                                 g.applied,
                                 g.commit,
                                 g.last,
-                                if g.asleep { " asleep" } else { "" }
+                                if g.asleep { " asleep" } else { "" },
+                                crate::members::brief(&g.members)
                             )
                         })
                         .collect();
@@ -406,8 +408,11 @@ impl World {
 
     /// Whether all nodes run and all replicas of each group have applied all that there is.
     pub fn is_converged(&self) -> bool {
+        if !self.have_moved() {
+            return false;
+        }
         let mut at: Vec<(GroupId, LogIndex)> = Vec::new();
-        for node in &self.nodes {
+        for (n, node) in self.nodes.iter().enumerate() {
             if node.lost {
                 continue;
             }
@@ -417,7 +422,8 @@ impl World {
             }
             for g in &status.groups {
                 // A replica that may have lost its vote takes no part until an operator decides.
-                if node.mute && g.role == GroupRole::Impaired {
+                // One that is no member, or none yet, hears of nothing: that it is there at all is judged above.
+                if (node.mute && g.role == GroupRole::Impaired) || !self.is_placed(n, g.group) {
                     continue;
                 }
                 if g.applied != g.last || g.role == GroupRole::Impaired || g.leader.is_none() {

@@ -36,6 +36,7 @@ pub mod clock;
 pub mod disk;
 pub mod ending;
 pub mod event;
+pub mod members;
 pub mod nemesis;
 pub mod net;
 pub mod node;

@@ -74,6 +74,7 @@ impl World {
                 | Family::Operator
                 | Family::Grow
                 | Family::Snapshot
+                | Family::Members
         );
         if paced {
             let mean = self.options.pace[family as usize] as f64;
@@ -100,6 +101,7 @@ impl World {
             Family::Operator => self.operate(),
             Family::Grow => self.grow_some_volume(),
             Family::Snapshot => self.disturb_snapshots(),
+            Family::Members => self.move_some_group(),
             _ => {}
         }
         self.next_fault(family);

@@ -82,11 +82,13 @@ pub enum Family {
     GrayDisk,
     /// All links of one node are a hundred times slower for the whole run.
     GrayLink,
+    /// Groups that move to other nodes.
+    Members,
 }
 
 impl Family {
     /// All families.
-    pub const ALL: [Family; 21] = [
+    pub const ALL: [Family; 22] = [
         Family::Delay,
         Family::Reset,
         Family::Clog,
@@ -108,6 +110,7 @@ impl Family {
         Family::Snapshot,
         Family::GrayDisk,
         Family::GrayLink,
+        Family::Members,
     ];
 
     /// Its name on the command line.
@@ -134,6 +137,7 @@ impl Family {
             Family::Snapshot => "snapshot",
             Family::GrayDisk => "gray-disk",
             Family::GrayLink => "gray-link",
+            Family::Members => "members",
         }
     }
 
@@ -157,6 +161,7 @@ impl Family {
             Family::Operator => (100 * MILLI, 5 * SECOND),
             Family::Grow => (100 * MILLI, 5 * SECOND),
             Family::Snapshot => (50 * MILLI, 3 * SECOND),
+            Family::Members => (500 * MILLI, 10 * SECOND),
             _ => return None,
         })
     }
@@ -237,8 +242,10 @@ pub struct Options {
     pub seed: u64,
     /// The profile.
     pub profile: Profile,
-    /// Storage nodes.
+    /// Storage nodes that hold the groups at first.
     pub nodes: u32,
+    /// Nodes beside them that hold no group at first.
+    pub spare: u32,
     /// Groups of the pool.
     pub groups: u32,
     /// Volumes, each with a client.
@@ -268,7 +275,7 @@ pub struct Options {
     /// What may go wrong.
     pub families: Families,
     /// Mean time between two faults, by family.
-    pub pace: [u64; 21],
+    pub pace: [u64; 22],
     /// Whether disks have a volatile cache.
     pub volatile: bool,
     /// Whether a durable write flushes the whole cache.
@@ -323,6 +330,7 @@ impl Options {
             seed,
             profile,
             nodes: if tiny || r.chance(0.7) { 3 } else { 5 },
+            spare: 0,
             groups: 1 << r.below(3),
             volumes: limits.clients.map_or(volumes, |c| volumes.min(c.max(1))),
             chunks: r.within(1, 4) as u32,
@@ -352,6 +360,9 @@ impl Options {
             restart_last: r.chance(0.3),
             planted,
         };
+        if families.has(Family::Members) {
+            o.spare = r.within(1, 2) as u32;
+        }
         o.draw_hardware(&mut r);
         o
     }
@@ -361,7 +372,7 @@ impl Options {
         let delay = r.log_uniform(30.0 * MICRO as f64, 50.0 * MILLI as f64) as u64;
         let delay_min = r.log_uniform(10.0 * MICRO as f64, 10.0 * MILLI as f64) as u64;
         let full = r.log_uniform(0.1, 1.1);
-        self.victim = r.below(u64::from(self.nodes)) as u32;
+        self.victim = r.below(u64::from(self.nodes + self.spare)) as u32;
         if self.families.has(Family::SlowDisk) {
             self.disk_latency = slow_disk;
         }
@@ -408,6 +419,11 @@ impl Options {
         u64::from(enough.unwrap_or(u32::MAX))
     }
 
+    /// How many nodes there are.
+    pub fn all_nodes(&self) -> usize {
+        (self.nodes + self.spare) as usize
+    }
+
     /// Chunks of a new volume.
     pub fn first_chunks(&self) -> u32 {
         if self.families.has(Family::Grow) { 1 } else { self.chunks }
@@ -430,12 +446,13 @@ impl fmt::Display for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "seed {} profile {} nodes {} groups {} volumes {} chunks {} window {} ops {} depth {} \
+            "seed {} profile {} nodes {}+{} groups {} volumes {} chunks {} window {} ops {} depth {} \
              blocks {} unit {} {:?} reads {} unmaps {} think {} us horizon {} s volatile {} atom {} \
              segment {} KiB device {} MiB disk {} us net {} us core-first {} families {:?}",
             self.seed,
             self.profile.name(),
             self.nodes,
+            self.spare,
             self.groups,
             self.volumes,
             self.chunks,

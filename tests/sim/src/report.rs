@@ -69,6 +69,8 @@ pub struct Counts {
     pub snapshots: u64,
     /// See [`Counts::snapshots`].
     pub snapshot_units: u64,
+    /// Groups that moved to other nodes.
+    pub moves: u64,
     /// Simulated nanoseconds.
     pub simulated: u64,
     /// What the register checker judged.

@@ -6,6 +6,7 @@
 mod gray;
 mod growth;
 mod links;
+mod members;
 mod pages;
 mod room;
 mod scrub;
@@ -100,6 +101,10 @@ pub fn all() -> Vec<Scenario> {
         s("power-cuts-while-the-cleaner-works", 8, space::cuts_while_cleaning),
         s("damaged-block-in-a-segment-that-is-cleaned", 8, space::damaged_while_cleaning),
         s("blocks-overwritten-while-they-are-moved", 8, space::overwritten_while_moved),
+        s("three-to-five-to-three", 4, members::calm_moves),
+        s("three-to-five-to-three-under-fire", 6, members::moves_under_fire),
+        s("three-to-five-to-three-by-pages", 8, members::moves_by_pages),
+        s("old-members-left-behind", 6, members::left_behind),
         s("vote-that-only-a-checkpoint-remembers", 9, votes::behind_a_checkpoint),
         s(
             "one-damaged-copy-of-everything-is-repaired-by-a-scrub",

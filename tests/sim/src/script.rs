@@ -36,6 +36,8 @@ impl Script {
     pub fn new(set: Setup, change: impl FnOnce(&mut Options)) -> Script {
         let mut o = Options::draw(set.seed, Profile::Tiny, &Limits::default(), set.planted);
         o.families = Families::NONE;
+        o.spare = 0;
+        o.victim %= o.nodes;
         o.groups = 1;
         o.volumes = 1;
         o.chunks = 1;

@@ -7,6 +7,7 @@ use crate::check::register::Moment;
 use crate::disk::{Disk, DiskOptions};
 use crate::ending::{CHECK_EVERY, Ending, Probe, Stage};
 use crate::event::{Ev, Who};
+use crate::members::Moves;
 use crate::net::{Arrival, Connected, LinkIndex, LinkKind, Net, NetOptions, SILENCE};
 use crate::node::{SimNode, address};
 use crate::options::{Family, Options, SEGMENTS_RESERVED};
@@ -83,6 +84,8 @@ pub struct World {
     pub snapshots: Vec<Snapshot>,
     /// Where the groups are.
     pub map: Arc<PoolMap>,
+    /// Where they are to be.
+    pub moves: Moves,
     /// The acknowledgement oracle.
     pub oracle: Oracle,
     /// The monitors of consensus.
@@ -156,6 +159,7 @@ impl World {
             volumes: Vec::new(),
             snapshots: Vec::new(),
             map: Arc::new(map),
+            moves: Moves::new(&groups),
             oracle: Oracle::new(options.unit),
             raft: RaftMonitor::default(),
             history: Vec::new(),
@@ -185,7 +189,7 @@ impl World {
             tracing,
             options,
         };
-        for n in 0..world.options.nodes as usize {
+        for n in 0..world.options.all_nodes() {
             let node = world.make_node(n, &groups);
             world.nodes.push(node);
         }
@@ -201,11 +205,11 @@ impl World {
             .iter()
             .enumerate()
             .filter(|(_, voters)| voters.contains(&own))
-            .map(|(g, voters)| GroupConfig { id: GroupId(g as u32), voters: voters.clone() })
+            .map(|(g, voters)| GroupConfig::new(GroupId(g as u32), voters.clone()))
             .collect();
         let metadata: Vec<Address> = (0..3).map(address).collect();
         if metadata.contains(&own) {
-            held.push(GroupConfig { id: GroupId::METADATA, voters: metadata });
+            held.push(GroupConfig::new(GroupId::METADATA, metadata));
         }
         let config = ShardConfig {
             cluster: ClusterId(77),
@@ -236,7 +240,7 @@ impl World {
             disk.execute(op);
         }
         let rate = self.draw_rate();
-        SimNode::new(config, disk, Store::new(store_rng), self.options.nodes as usize, rate)
+        SimNode::new(config, disk, Store::new(store_rng), self.options.all_nodes(), rate)
     }
 
     /// How fast a clock runs.

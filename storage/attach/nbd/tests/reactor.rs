@@ -49,7 +49,7 @@ fn cluster(nodes: u32, device_bytes: u64) -> Vec<ReactorHandle> {
                 segment_bytes: 64 << 20,
                 volatile_cache: false,
                 groups: (0..GROUPS)
-                    .map(|id| GroupConfig { id: GroupId(id), voters: voters.clone() })
+                    .map(|id| GroupConfig::new(GroupId(id), voters.clone()))
                     .collect(),
                 timing: Timing::default(),
                 limits: Limits::default(),

@@ -4,9 +4,11 @@ use crate::consensus::Slot;
 use crate::log::{DataLocation, Location};
 use crate::planted::Planted;
 use crate::replica::Replica;
-use basalt_wire::disk::checkpoint::{EntryPlace, GroupManifest, Manifest, RUN_ENTRIES, Record};
-use basalt_wire::ids::{GroupId, Term, VolumeId};
-use bytes::Bytes;
+use basalt_wire::disk::checkpoint::{
+    EntryPlace, GroupManifest, Manifest, MetadataEntry, RUN_ENTRIES, Record,
+};
+use basalt_wire::ids::{GroupId, VolumeId};
+use basalt_wire::membership::Membership;
 use rustc_hash::FxHashSet;
 use std::collections::BTreeMap;
 
@@ -19,8 +21,10 @@ pub struct GroupSnapshot {
     pub replica: Replica,
     /// Terms and places of its entries, from the manifest's first one on.
     pub entries: Vec<(u64, Slot)>,
+    /// Its members as of then. Nothing of a group that was removed: only its hard state counts.
+    pub members: Option<Membership>,
     /// Its commands from index 1 on, if it is the metadata group.
-    pub commands: Vec<(Term, Bytes)>,
+    pub commands: Vec<MetadataEntry>,
 }
 
 /// A checkpoint that is whole.
@@ -39,6 +43,7 @@ struct Part {
     seen: FxHashSet<VolumeId>,
     /// Runs of entries, in order.
     runs: Vec<(u64, Vec<EntryPlace>)>,
+    members: Option<Membership>,
 }
 
 /// Takes the records of a checkpoint in the order of their keys.
@@ -46,7 +51,7 @@ pub struct Loader {
     planted: Planted,
     manifest: Option<Manifest>,
     parts: BTreeMap<GroupId, Part>,
-    commands: Vec<(Term, Bytes)>,
+    commands: Vec<MetadataEntry>,
     records: u64,
 }
 
@@ -68,11 +73,12 @@ impl Loader {
         self.records += 1;
         match record {
             Record::Manifest(manifest) => self.manifest = Some(manifest),
-            Record::Command(index, term, command) => {
+            Record::Members(group, members) => self.part(group).members = Some(members),
+            Record::Command(index, entry) => {
                 if index.0 != self.commands.len() as u64 + 1 {
                     return Err(format!("metadata command {} is missing", self.commands.len() + 1));
                 }
-                self.commands.push((term, command));
+                self.commands.push(entry);
             }
             Record::Entries(group, run, entries) => {
                 self.part(group).runs.push((run, entries));
@@ -106,6 +112,7 @@ impl Loader {
             granules: 0,
             seen: FxHashSet::default(),
             runs: Vec::new(),
+            members: None,
         })
     }
 
@@ -138,9 +145,9 @@ impl Loader {
 fn join(
     group: &GroupManifest,
     part: Part,
-    commands: Vec<(Term, Bytes)>,
+    commands: Vec<MetadataEntry>,
 ) -> Result<GroupSnapshot, String> {
-    let Part { mut replica, volumes, granules, seen, runs } = part;
+    let Part { mut replica, volumes, granules, seen, runs, members } = part;
     let metadata = group.group == GroupId::METADATA;
     let entries = if metadata { Vec::new() } else { join_runs(group, &runs)? };
     let numbers = [
@@ -155,6 +162,9 @@ fn join(
             return Err(format!("group {id} has {found} {what}, its manifest says {named}"));
         }
     }
+    if members.is_none() != group.gone {
+        return Err(format!("group {} has no members, or is gone and has some", group.group));
+    }
     if entries.windows(2).any(|w| w[0].0 > w[1].0) {
         return Err(format!("the terms of group {} are out of order", group.group));
     }
@@ -163,7 +173,7 @@ fn join(
     }
     replica.restored(group.applied).map_err(|e| format!("group {}: {e}", group.group))?;
     replica.note_ahead(group.ahead);
-    Ok(GroupSnapshot { manifest: *group, replica, entries, commands })
+    Ok(GroupSnapshot { manifest: *group, replica, entries, members, commands })
 }
 
 /// The entries from the first one that is held to the last one applied. A run ends where the next one
@@ -200,6 +210,7 @@ fn slot_of(entry: &EntryPlace) -> (u64, Slot) {
             record: entry.record,
         },
         placed: true,
+        kind: entry.kind,
     };
     (entry.term.0, slot)
 }

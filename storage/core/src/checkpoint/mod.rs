@@ -27,7 +27,7 @@ mod taker;
 pub use changes::{Change, Changes};
 pub use loader::{GroupSnapshot, Loader, Snapshot};
 pub use outlook::{pinned_from, replay_from, would_be_pinned_from};
-pub use taker::Taker;
+pub use taker::{Departed, Taker};
 
 /// What the driver is to do with its store, one after the other.
 #[derive(Debug)]

@@ -6,14 +6,16 @@ use crate::cleaner::garbage_only;
 use crate::config::ShardConfig;
 use crate::consensus::{Cx, Frozen, Group, Retention, Shared};
 use crate::event::Effect;
-use crate::log::{Log, RecordSeq};
+use crate::log::{HardState, Log, RecordSeq};
 use crate::mark;
 use crate::planted::{Bug, Planted};
 use crate::shard::totals;
 use basalt_wire::disk::checkpoint::{
-    ChainPlace, GroupManifest, Manifest, Record, SegmentUse, granules_prefix,
+    COMMANDS_PREFIX, ChainPlace, GroupManifest, Manifest, Record, SegmentUse, granules_prefix,
+    group_prefixes,
 };
-use basalt_wire::ids::{Address, ClusterId, SegmentId};
+use basalt_wire::ids::{Address, ClusterId, GroupId, SegmentId};
+use std::collections::BTreeMap;
 
 /// The part of what is not live on a device that is written between two at most.
 const SPARE_SHARE: u64 = 8;
@@ -21,6 +23,9 @@ const SPARE_SHARE: u64 = 8;
 const SLICE: usize = 512;
 /// Ticks that one which was asked for waits until everything before its place is applied.
 const ASKED_PATIENCE: u64 = 2;
+
+/// Groups that were removed from a shard, and the last hard state of each.
+pub type Departed = BTreeMap<GroupId, HardState>;
 
 /// Takes the checkpoints of a shard.
 pub struct Taker {
@@ -44,6 +49,9 @@ pub struct Taker {
     /// The sequence of a use of a segment: the log is damaged before it. What was lost was made good since,
     /// and must not be found missing again by a replay that begins there.
     damaged_before: u64,
+    /// Groups whose records the next checkpoint deletes, and those whose records the present one does.
+    retired: Vec<GroupId>,
+    leaving: Vec<GroupId>,
     stage: Stage,
 }
 
@@ -96,6 +104,8 @@ impl Taker {
             asked: false,
             last: None,
             damaged_before: 0,
+            retired: Vec::new(),
+            leaving: Vec::new(),
             stage: Stage::Idle,
         }
     }
@@ -118,6 +128,23 @@ impl Taker {
     /// Whether one is being taken whose place in the log is settled.
     pub fn has_begun(&self) -> bool {
         matches!(self.stage, Stage::Encoding(_) | Stage::Settling(..) | Stage::Saving(_))
+    }
+
+    /// Whether what it has begun to encode is not all encoded: no group may go meanwhile.
+    pub fn is_encoding(&self) -> bool {
+        matches!(self.stage, Stage::Encoding(_))
+    }
+
+    /// A group is gone: the next checkpoint does not hold it.
+    pub fn retire(&mut self, group: GroupId) {
+        if self.is_on() {
+            self.retired.push(group);
+        }
+    }
+
+    /// Whether the durable checkpoint may still hold a group that is gone.
+    pub fn still_holds(&self, group: GroupId) -> bool {
+        self.retired.contains(&group) || self.leaving.contains(&group)
     }
 
     /// Whether checkpoints are taken at all.
@@ -160,7 +187,7 @@ impl Taker {
     }
 
     /// Does what one turn may do.
-    pub fn end_turn(&mut self, groups: &mut [Group], cx: &mut Cx<'_>) {
+    pub fn end_turn(&mut self, groups: &mut [Group], departed: &Departed, cx: &mut Cx<'_>) {
         match &mut self.stage {
             Stage::Idle => self.start(groups, cx),
             Stage::Waiting { .. }
@@ -171,7 +198,7 @@ impl Taker {
                 self.start(groups, cx);
             }
             Stage::Waiting { .. } => self.begin_if_ready(groups, cx),
-            Stage::Encoding(_) => self.encode(groups, cx),
+            Stage::Encoding(_) => self.encode(groups, departed, cx),
             Stage::Settling(job, until) => {
                 let log = &cx.shared.log;
                 let (seq, crc) = match self.planted.is(Bug::CheckpointNotDurable) {
@@ -269,7 +296,19 @@ impl Taker {
         }
         let retention = Retention::of(cx.shared, groups.len());
         let mut frozen = Vec::with_capacity(groups.len());
+        self.leaving = std::mem::take(&mut self.retired);
+        for group in &self.leaving {
+            group_prefixes(*group).iter().for_each(|prefix| changes.delete_prefix(prefix));
+            if *group == GroupId::METADATA {
+                changes.delete_prefix(COMMANDS_PREFIX);
+            }
+        }
         for group in groups.iter_mut() {
+            if !group.is_retired() {
+                let forgets = self.planted.is(Bug::MembersForgotten);
+                let members = if forgets { group.founders() } else { group.members() };
+                changes.put(&Record::Members(group.id, members.clone()));
+            }
             let (volumes, deleted) = group.replica.take_dirty_volumes(group.id);
             for volume in deleted {
                 changes.delete_prefix(&granules_prefix(group.id, volume));
@@ -309,7 +348,7 @@ impl Taker {
     }
 
     /// Encodes a slice. When everything is encoded, notes how far the pages may have come.
-    fn encode(&mut self, groups: &mut [Group], cx: &Cx<'_>) {
+    fn encode(&mut self, groups: &mut [Group], departed: &Departed, cx: &Cx<'_>) {
         let Stage::Encoding(job) = &mut self.stage else { return };
         let mut budget = SLICE;
         while budget > 0 {
@@ -324,13 +363,19 @@ impl Taker {
         if job.at < job.groups.len() {
             return;
         }
-        if !groups.iter().all(Group::is_sound) {
+        if !groups.iter().take(job.groups.len()).all(Group::is_sound) {
             // What was taken from the pages is not in the store: the next one would lack it.
             mark!("checkpoint given up");
             self.stage = Stage::Stopped;
             return;
         }
-        job.manifests = groups.iter().zip(&job.groups).map(|(g, f)| g.manifest(f)).collect();
+        let held = groups.iter().zip(&job.groups).filter(|(group, _)| !group.is_retired());
+        job.manifests = held.map(|(group, frozen)| group.manifest(frozen)).collect();
+        // Of those that came since it began only the hard state counts too: the rest stands behind it.
+        let came = groups.iter().skip(job.groups.len()).map(|group| (group.id, group.recorded()));
+        let others = departed.iter().map(|(group, hard)| (*group, *hard)).chain(came);
+        job.manifests.extend(others.map(|(group, hard)| departed_manifest(group, hard)));
+        job.manifests.sort_by_key(|manifest| manifest.group);
         let Stage::Encoding(job) = std::mem::replace(&mut self.stage, Stage::Idle) else { return };
         self.stage = Stage::Settling(job, cx.shared.recorded());
     }
@@ -382,6 +427,7 @@ impl Taker {
             Ok(()) => {
                 (self.reached, self.fresh) = (saving.reached, false);
                 self.last = Some(saving.from);
+                self.leaving.clear();
                 self.released.extend(saving.given_up);
                 for (group, frozen) in groups.iter_mut().zip(&saving.groups) {
                     group.checkpointed(cx, frozen);
@@ -399,6 +445,11 @@ impl Taker {
             }
         }
     }
+}
+
+/// What is kept of a group that was removed: its term and its vote, should it come back.
+fn departed_manifest(group: GroupId, hard: HardState) -> GroupManifest {
+    GroupManifest::gone(group, hard.term, hard.vote)
 }
 
 /// Bytes of log before a place, since the device was formatted.

@@ -9,7 +9,9 @@ use crate::mark;
 use crate::planted::Bug;
 use crate::replica::DirtyPages;
 use basalt_wire::disk::batch::HardStateFields;
-use basalt_wire::disk::checkpoint::{GroupManifest, RUN_ENTRIES, Record, entries_key};
+use basalt_wire::disk::checkpoint::{
+    GroupManifest, MetadataEntry, RUN_ENTRIES, Record, entries_key,
+};
 use basalt_wire::ids::{LogIndex, NodeId, SegmentId, Term};
 use std::collections::BTreeSet;
 
@@ -73,7 +75,7 @@ impl Retention<'_> {
 impl Group {
     /// Whether a checkpoint of it can be believed.
     pub fn is_sound(&self) -> bool {
-        self.raft.is_some() && !self.is_mute()
+        self.retired || (self.raft.is_some() && !self.is_mute())
     }
 
     /// Where the first entry that is not applied stands: replay has to begin before it. Nothing if all
@@ -157,7 +159,8 @@ impl Group {
             // Its commands are its log, and few.
             for index in self.stored.1 + 1..=job.applied {
                 let data = table.content(index).expect("a resident entry").data.clone();
-                out.put(&Record::Command(LogIndex(index), Term(table.term_of(index)), data));
+                let (term, kind) = (Term(table.term_of(index)), table.kind_of(index));
+                out.put(&Record::Command(LogIndex(index), MetadataEntry { term, kind, data }));
             }
             self.stored = (0, job.applied);
             return false;
@@ -195,6 +198,7 @@ impl Group {
             ahead: self.replica.ahead(),
             owed,
             owed_term,
+            gone: false,
         }
     }
 
@@ -240,5 +244,8 @@ impl Group {
         let manifest = &snapshot.manifest;
         self.stored = ((manifest.first.0 - 1) / RUN_ENTRIES as u64, manifest.applied.0);
         self.replica = snapshot.replica;
+        if let Some(members) = snapshot.members {
+            self.set_members(members);
+        }
     }
 }

@@ -3,7 +3,8 @@
 
 use basalt_wire::frame::RaftMessage;
 use basalt_wire::ids::{GroupId, LogIndex, NodeId, Term};
-use raft::eraftpb::{self, MessageType};
+use basalt_wire::membership::ENTRY_KIND_MEMBERS;
+use raft::eraftpb::{self, EntryType, MessageType};
 
 /// Terms and indexes beyond this are taken for damage: nothing can count so far.
 const NUMBER_MAX: u64 = 1 << 60;
@@ -36,7 +37,7 @@ pub struct Receiver {
     pub last: LogIndex,
 }
 
-/// Checks a message as far as it can be checked alone. The sender is one of the group's voters.
+/// Checks a message as far as it can be checked alone. The sender is a node of the cluster.
 pub fn check(message: &RaftMessage, receiver: Receiver) -> Result<MessageType, &'static str> {
     let kind = message_type(message.kind).ok_or("a message of a kind that replicas do not send")?;
     if message.group != receiver.group || message.to != receiver.node {
@@ -85,7 +86,7 @@ fn check_append(message: &RaftMessage) -> Result<(), &'static str> {
         if entry.term < term || entry.term.0 == 0 || entry.term > message.term {
             return Err("the entries' terms are out of order");
         }
-        if entry.kind != 0 {
+        if entry.kind != 0 && entry.kind != ENTRY_KIND_MEMBERS {
             return Err("an entry of a kind that is not known");
         }
         term = entry.term;
@@ -112,7 +113,14 @@ pub fn to_library(message: &RaftMessage, kind: MessageType) -> eraftpb::Message 
     let entries: Vec<_> = message
         .entries
         .iter()
-        .map(|e| eraftpb::Entry { term: e.term.0, index: e.index.0, ..Default::default() })
+        .map(|e| {
+            let mut entry =
+                eraftpb::Entry { term: e.term.0, index: e.index.0, ..Default::default() };
+            if e.kind == ENTRY_KIND_MEMBERS {
+                entry.set_entry_type(EntryType::EntryConfChangeV2);
+            }
+            entry
+        })
         .collect();
     out.set_entries(entries.into());
     out

@@ -67,7 +67,8 @@ impl Group {
             return;
         }
         // A replica that may not lead must not disturb those who may.
-        let may_campaign = self.impaired.is_none()
+        let may_campaign = self.has_a_say()
+            && self.impaired.is_none()
             && self.limbo.is_none()
             && !cx.shared.draining
             && !cx.shared.read_only
@@ -121,12 +122,14 @@ impl Group {
             }
             _ => draw % shortest as u64,
         };
-        shortest + more as usize
+        // The library draws up to twice the shortest; with many voters the last turns fall together.
+        shortest + (more as usize).min(shortest - 1)
     }
 
     /// This voter's turn to ask for votes when `leader` is gone: 0 is the first.
     fn turn_after(&self, leader: NodeId) -> u64 {
-        let others = self.voters.iter().map(|voter| voter.node).filter(|node| *node != leader);
+        let voters = &self.members.voters;
+        let others = voters.iter().map(|voter| voter.node).filter(|node| *node != leader);
         others.take_while(|node| *node != self.me).count() as u64
     }
 
@@ -143,7 +146,9 @@ impl Group {
             return;
         }
         self.election.campaign_at = None;
-        let may = self.impaired.is_none() && self.limbo.is_none() && !cx.shared.read_only;
+        let promotable = self.raft.as_ref().is_some_and(|raft| raft.raft.promotable());
+        let votes = promotable && self.has_a_say() && self.limbo.is_none();
+        let may = votes && self.impaired.is_none() && !cx.shared.read_only;
         if self.term() != Term(term) || self.role() == Role::Leader || !may {
             return;
         }
@@ -198,7 +203,7 @@ impl Group {
         let from = message.from;
         match kind {
             MessageType::MsgRequestVote | MessageType::MsgRequestPreVote => {
-                if self.impaired.is_some() {
+                if self.impaired.is_some() || !self.has_a_say() {
                     mark!("vote withheld by an impaired replica");
                     return false;
                 }
@@ -216,7 +221,7 @@ impl Group {
                 true
             }
             MessageType::MsgTimeoutNow => {
-                let whole = self.impaired.is_none() && self.limbo.is_none();
+                let whole = self.has_a_say() && self.impaired.is_none() && self.limbo.is_none();
                 whole && !cx.shared.draining && self.leader() == Some(from)
             }
             _ => true,
@@ -242,7 +247,7 @@ impl Group {
 
     /// A peer asks to be made leader.
     pub fn asked_for_leadership(&mut self, cx: &mut Cx<'_>, from: Address, candidate: NodeId) {
-        if candidate == from.node && self.leads() && self.voters.contains(&from) {
+        if candidate == from.node && self.leads() && self.members.is_voter(from.node) {
             // Being woken counts as being busy.
             let may = self.may_place(cx, candidate);
             self.wake(cx);
@@ -278,7 +283,10 @@ impl Group {
             if prefer != self.me && self.may_place(cx, prefer) {
                 self.transfer(cx, prefer);
             }
-        } else if prefer == self.me && cx.shared.scores.is_trusted(self.me) {
+        } else if prefer == self.me
+            && self.members.is_voter(self.me)
+            && cx.shared.scores.is_trusted(self.me)
+        {
             let Some(leader) = self.leader().and_then(|l| self.address_of(u64::from(l.0))) else {
                 return;
             };
@@ -335,13 +343,15 @@ impl Group {
     pub(super) fn could_lead(&self, cx: &Cx<'_>, node: NodeId) -> Option<u64> {
         let raft = &self.raft.as_ref()?.raft;
         let progress = raft.prs().get(u64::from(node.0))?;
+        // While a change is under way only those lead that do so after it too.
+        let lasts = self.members.voters.iter().any(|a| a.node == node);
         let last = raft.raft_log.last_index();
         let near = progress.matched + LAG_MAX >= last;
         // One that holds everything stays in the state of a probe after its link came back: nothing
         // is left to send it.
         let flows = progress.state == ProgressState::Replicate || progress.matched >= last;
         let well = flows && !cx.shared.down.contains(&node);
-        (near && well && node != self.me).then_some(progress.matched)
+        (lasts && near && well && node != self.me).then_some(progress.matched)
     }
 
     pub(super) fn transfer(&mut self, cx: &mut Cx<'_>, to: NodeId) {
@@ -401,6 +411,15 @@ impl Group {
             && entry <= self.replica.applied().0
     }
 
+    /// Hands leadership to a voter that stays one, if a hand-over is not under way or has just failed.
+    pub(super) fn hand_over_to_voter(&mut self, cx: &mut Cx<'_>) {
+        if cx.shared.tick < self.election.transfer_after {
+            return;
+        }
+        mark!("leader that will be removed hands over");
+        self.hand_over(cx);
+    }
+
     /// Hands leadership to a voter that is not among those that this leader can not serve.
     fn leave_to_others(&mut self, cx: &mut Cx<'_>) {
         if cx.shared.tick < self.election.transfer_after {
@@ -433,8 +452,8 @@ impl Group {
     /// Gives up leadership without an heir. If a majority of others lacks what is damaged here, then
     /// it was never committed, and one of them can lead without it.
     fn stand_down(&mut self, cx: &mut Cx<'_>) {
-        let others = self.peers().filter(|peer| !cx.shared.down.contains(&peer.node)).count();
-        if others <= self.voters.len() / 2 {
+        let others = self.peers().filter(|peer| !cx.shared.down.contains(&peer.node));
+        if !self.is_quorum(others.map(|peer| peer.node)) {
             return;
         }
         mark!("leader that can serve no follower stands down");
@@ -469,7 +488,7 @@ impl Group {
 
     /// Whether somebody could take over leadership.
     pub fn has_heir(&self, down: &BTreeSet<NodeId>) -> bool {
-        self.peers().any(|peer| !down.contains(&peer.node))
+        self.other_voters().any(|peer| !down.contains(&peer.node))
     }
 
     /// Ends sleep.
@@ -493,6 +512,9 @@ impl Group {
             return;
         }
         let idle = cx.now.since(self.election.active_at) >= cx.shared.timing.sleep_after;
+        if self.members.is_joint() {
+            return;
+        }
         if !idle || self.asleep || !self.leads() || !self.is_settled() || cx.shared.draining {
             return;
         }
@@ -549,7 +571,7 @@ impl Group {
         }
         let matched = raft.raft.prs().get(u64::from(peer.0)).map_or(0, |p| p.matched);
         outbox.acknowledged(matched, cx.shared.tick);
-        let Some(to) = self.voters.iter().copied().find(|a| a.node == peer) else { return };
+        let Some(to) = self.addresses.get(&peer).copied() else { return };
         let table = raft.store();
         super::outbox::Courier { group: self.slot, to, table, outbox }.advance(cx);
     }
@@ -564,7 +586,7 @@ impl Group {
     fn catch_up(&mut self, cx: &mut Cx<'_>) {
         let Some(raft) = &self.raft else { return };
         for (peer, outbox) in &mut self.outboxes {
-            let Some(to) = self.voters.iter().copied().find(|a| a.node == *peer) else { continue };
+            let Some(to) = self.addresses.get(peer).copied() else { continue };
             if !outbox.is_idle() {
                 let table = raft.store();
                 super::outbox::Courier { group: self.slot, to, table, outbox }.advance(cx);
@@ -583,7 +605,7 @@ impl Group {
     ) {
         let Some(raft) = &self.raft else { return };
         let Some(outbox) = self.outboxes.get_mut(&peer) else { return };
-        let Some(to) = self.voters.iter().copied().find(|a| a.node == peer) else { return };
+        let Some(to) = self.addresses.get(&peer).copied() else { return };
         let table = raft.store();
         super::outbox::Courier { group: self.slot, to, table, outbox }
             .fill(cx, which, data, payload);

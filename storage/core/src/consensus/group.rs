@@ -4,10 +4,11 @@ use super::comparing::Comparing;
 use super::convert::{self, Receiver};
 use super::election::Election;
 use super::health::{Impaired, OpenState};
+use super::members::{addresses_of, check_content};
 use super::outbox::Outbox;
 use super::propose::{Asker, Pending, Proposal};
 use super::ready::Held;
-use super::resync::{Help, Session};
+use super::resync::{Help, Incoming, Session};
 use super::shared::{Cx, Room};
 use super::table::{Content, ENTRY_SIZE, Table, weight};
 use crate::config::GroupConfig;
@@ -15,13 +16,13 @@ use crate::event::Effect;
 use crate::log::{HardState, RecordSeq};
 use crate::mark;
 use crate::planted::Bug;
-use crate::replica::{Replica, check_entry};
+use crate::replica::Replica;
 use crate::shard::{GroupRole, GroupStatus};
 use basalt_wire::block::BLOCK_BYTES;
-use basalt_wire::disk::checkpoint::VolumeRecord;
 use basalt_wire::disk::moved::decode_moved;
 use basalt_wire::frame::RaftMessage;
 use basalt_wire::ids::{Address, Epoch, GroupId, Incarnation, LogIndex, NodeId, Term, VolumeId};
+use basalt_wire::membership::{ENTRY_KIND_MEMBERS, Membership};
 use basalt_wire::time::Time;
 use bytes::Bytes;
 use raft::eraftpb::{self, MessageType};
@@ -62,8 +63,22 @@ pub struct Group {
     pub dirty: bool,
     /// Whether it sleeps: no ticks, no heartbeats.
     pub asleep: bool,
-    pub(super) voters: Vec<Address>,
-    /// Nothing while it opens, and after it broke.
+    /// Its members at its first entry.
+    pub(super) founders: Membership,
+    /// Its members as of what is applied.
+    pub(super) members: Membership,
+    /// The record by which the log knows of them, and whether it was durable when the last turn ended.
+    pub(super) members_seq: RecordSeq,
+    pub(super) members_durable: bool,
+    /// Where the nodes are that were heard of.
+    pub(super) addresses: BTreeMap<NodeId, Address>,
+    /// It has no say in elections before its log goes so far.
+    pub(super) since: (Term, LogIndex),
+    /// Whether the replica was removed.
+    pub(super) retired: bool,
+    /// Whether it was removed before, and came back since the shard was opened.
+    pub(super) returned: bool,
+    /// Nothing while it opens, and after it broke or was removed.
     pub(super) raft: Option<RawNode<Table>>,
     pub(super) me: NodeId,
     /// Content of entries on their way through the library, by index and term.
@@ -104,7 +119,7 @@ pub struct Group {
     /// No new session before this tick.
     pub(super) session_after: u64,
     /// The volumes of the state that the library is about to go over to.
-    pub(super) incoming: Vec<(VolumeId, VolumeRecord)>,
+    pub(super) incoming: Incoming,
     /// The entry of the state that came in pages, until a checkpoint makes it durable.
     pub(super) limbo: Option<u64>,
     /// The sessions by which this leader brings others up.
@@ -121,13 +136,21 @@ pub struct Group {
 impl Group {
     /// A replica before its log was replayed.
     pub fn new(config: &GroupConfig, slot: usize, cx: &Cx<'_>) -> Group {
+        let founders = Membership::new(config.voters.clone(), Vec::new());
         Group {
             id: config.id,
             slot,
             replica: Replica::new(cx.shared.planted),
             dirty: false,
             asleep: false,
-            voters: config.voters.clone(),
+            members: founders.clone(),
+            members_seq: RecordSeq(0),
+            members_durable: true,
+            addresses: addresses_of(&founders),
+            founders,
+            since: config.since,
+            retired: false,
+            returned: false,
             raft: None,
             me: cx.shared.me.node,
             staged: FxHashMap::default(),
@@ -154,7 +177,7 @@ impl Group {
             stored: (0, 0),
             session: None,
             session_after: 0,
-            incoming: Vec::new(),
+            incoming: Incoming::default(),
             limbo: None,
             helping: BTreeMap::new(),
             page_damage: false,
@@ -223,7 +246,11 @@ impl Group {
         };
         let table = raft.store();
         for index in 1..=self.replica.applied().0 {
-            let command = table.content(index).expect("a resident entry").data.clone();
+            let command = match table.kind_of(index) {
+                // What changes the members is no command of the metadata state.
+                ENTRY_KIND_MEMBERS => Bytes::new(),
+                _ => table.content(index).expect("a resident entry").data.clone(),
+            };
             let (term, index) = (Term(table.term_of(index)), LogIndex(index));
             cx.out.push(Effect::Applied { index, term, command });
         }
@@ -269,16 +296,21 @@ impl Group {
         from: Address,
         message: RaftMessage,
     ) -> Result<(), &'static str> {
-        let Some(raft) = &self.raft else { return Ok(()) };
-        if from.node == self.me || from.node != message.from || !self.voters.contains(&from) {
-            return Err("the sender is no voter of the group");
+        if from.node == self.me || from.node != message.from || !self.hears_from(from) {
+            return Err("the sender is not who it says");
         }
+        let Some(raft) = &self.raft else { return Ok(()) };
         let receiver = Receiver {
             group: self.id,
             node: self.me,
             last: LogIndex(raft.raft.raft_log.last_index()),
         };
         let kind = convert::check(&message, receiver)?;
+        let leads = matches!(kind, MessageType::MsgAppend | MessageType::MsgHeartbeat);
+        let other = self.leader().is_some_and(|leader| leader != from.node);
+        if leads && other && message.term == self.term() {
+            return Err("another one leads in this term");
+        }
         if self.is_mute() {
             return Ok(());
         }
@@ -414,11 +446,11 @@ impl Group {
             if metadata && !entry.payload.is_empty() {
                 return Err("a metadata entry with payload");
             }
-            if !metadata {
-                check_entry(&entry.data, &entry.payload, verify)?;
+            if !metadata || entry.kind == ENTRY_KIND_MEMBERS {
+                check_content(entry.kind, &entry.data, &entry.payload, verify)?;
             }
             let data = own_copy(entry.data);
-            let content = Content { data, payload: Some(entry.payload) };
+            let content = Content { data, payload: Some(entry.payload), kind: entry.kind };
             let long = content.data.len() > ENTRY_DATA_USUAL;
             if long || !cx.shared.fits_surely(weight(&content)) {
                 let record = content.record(self.id, entry.term.0, entry.index.0);
@@ -496,6 +528,8 @@ impl Group {
     fn note_room(&mut self, peer: NodeId, told: i64) {
         let room = match told {
             0 => Room::Yes,
+            // A learner without room holds nobody up.
+            _ if !self.members.is_voter(peer) => Room::Yes,
             2 => Room::Wait,
             _ => Room::No,
         };
@@ -509,21 +543,6 @@ impl Group {
         if before.is_some_and(|before| before != room) {
             self.room_changed();
         }
-    }
-
-    /// Its voters.
-    pub fn voters(&self) -> &[Address] {
-        &self.voters
-    }
-
-    /// The voter's address.
-    pub(super) fn address_of(&self, node: u64) -> Option<Address> {
-        self.voters.iter().copied().find(|a| u64::from(a.node.0) == node)
-    }
-
-    /// The other voters.
-    pub(super) fn peers(&self) -> impl Iterator<Item = Address> + '_ {
-        self.voters.iter().copied().filter(|a| a.node != self.me)
     }
 
     /// The replica's part.
@@ -557,7 +576,6 @@ impl Group {
     }
 
     /// The hard state that is recorded.
-    #[cfg(test)]
     pub fn recorded(&self) -> HardState {
         self.recorded
     }
@@ -626,6 +644,8 @@ impl Group {
             fuzzy: self.replica.is_fuzzy(),
             last: log.map_or(applied, |log| LogIndex(log.last_index())),
             asleep: self.asleep,
+            members: self.members.clone(),
+            members_durable: self.members_durable,
         }
     }
 
@@ -665,11 +685,14 @@ impl Group {
             // First, so that what is appended takes along what is committed by it.
             group.release(cx);
             group.install_fills(cx);
+            group.end_change(cx);
             group.propose(cx);
             group.ready(cx);
             group.compare(cx);
             group.plan_announcement(cx);
             group.doze(cx);
+            // Members that came with pages are those of a checkpoint that is on its way.
+            group.members_durable = group.members_seq <= cx.shared.durable && group.limbo.is_none();
         });
         let more = self.leads() && !self.inbox.is_empty() && !cx.shared.gathering;
         let ready = self.raft.as_ref().is_some_and(|raft| raft.has_ready());

@@ -12,8 +12,10 @@ use super::table::{Content, Slot, Table};
 use crate::checkpoint::GroupSnapshot;
 use crate::log::{Damage, DataLocation, HardState, Location, Record};
 use crate::mark;
+use basalt_wire::disk::batch::HardStateFields;
 use basalt_wire::frame::Frame;
 use basalt_wire::ids::{Address, GroupId, LogIndex, NodeId, Term};
+use basalt_wire::membership::Membership;
 use bytes::Bytes;
 
 /// Gathers one group's records while the log is replayed.
@@ -72,11 +74,10 @@ impl Impaired {
 
 impl OpenState {
     /// Nothing replayed yet.
-    pub fn new(group: GroupId, voters: &[Address]) -> OpenState {
-        let voters = voters.iter().map(|a| u64::from(a.node.0)).collect();
-        let metadata = group == GroupId::METADATA;
+    pub fn new(group: GroupId, founders: &Membership) -> OpenState {
+        let (metadata, founders) = (group == GroupId::METADATA, founders.clone());
         OpenState {
-            table: if metadata { Table::resident(voters) } else { Table::new(voters) },
+            table: if metadata { Table::resident(founders) } else { Table::new(founders) },
             hard: HardState::default(),
             gap: None,
             highest: 0,
@@ -92,11 +93,22 @@ impl OpenState {
         std::mem::take(&mut self.moves)
     }
 
+    /// Starts with the term and the vote of a replica that was here before. Nothing else of it counts.
+    pub fn remember(&mut self, state: HardState) {
+        self.hard = HardState { commit: LogIndex(0), ..state };
+    }
+
     /// Starts from a checkpoint: what follows is replayed from a place in the log before which
     /// everything is part of it.
     pub fn restore(&mut self, snapshot: &mut GroupSnapshot) {
         let manifest = &snapshot.manifest;
+        let Some(members) = &snapshot.members else {
+            let HardStateFields { term, vote, commit } = manifest.hard;
+            self.remember(HardState { term, vote, commit });
+            return;
+        };
         let state = manifest.hard;
+        self.table.set_members(members.clone());
         self.hard = HardState { term: state.term, vote: state.vote, commit: state.commit };
         if self.table.is_resident() {
             self.table.restore_commands(std::mem::take(&mut snapshot.commands));
@@ -164,7 +176,7 @@ impl OpenState {
         match record {
             Record::HardState { state, .. } => self.hard = state,
             Record::Moved { data, .. } => self.moves.push((data, location)),
-            Record::Entry { term, index, data, .. } => {
+            Record::Entry { term, index, kind, data, .. } => {
                 let index = index.0;
                 if self.replay_known(index, term.0) {
                     return;
@@ -179,8 +191,8 @@ impl OpenState {
                     self.gap.get_or_insert(self.table.last() + 1);
                     return;
                 }
-                let slot = Slot { location, blocks, data_at, placed: true };
-                self.table.append(index, term.0, slot, Content { data, payload: None });
+                let slot = Slot { location, blocks, data_at, placed: true, kind };
+                self.table.append(index, term.0, slot, Content { data, payload: None, kind });
             }
         }
     }
@@ -223,7 +235,8 @@ impl OpenState {
         let last = self.table.last();
         let mut hard = self.hard;
         let end = self.base.map_or(0, |base| base.end);
-        hard.commit = LogIndex(hard.commit.0.max(end).min(last));
+        let surely = end.max(self.table.surely_committed());
+        hard.commit = LogIndex(hard.commit.0.max(surely).min(last));
         if hard.term.0 < self.table.term_of(last) {
             // Hard state is recorded before the entries of its term; without it there was no vote.
             hard = HardState { term: Term(self.table.term_of(last)), vote: NodeId(0), ..hard };
@@ -264,12 +277,15 @@ impl Group {
         let intact = raft.raft.raft_log.last_index();
         let open_term = raft.raft.term;
         self.impaired = Some(Impaired { open_term, commit: known, ..Impaired::new(intact, known) });
+        // Of one that starts over the leader may still know what it held before it was removed.
+        let should = self.has_a_say();
+        let why = if should { "the device holds an older state" } else { "it starts over" };
         let text = format!(
-            "group {}: the leader counts on entries up to {known}, but the log ends at {intact}: the \
-             device holds an older state; what it lacks is asked for",
+            "group {}: the leader counts on entries up to {known}, but the log ends at {intact}: {why}; \
+             what it lacks is asked for",
             self.id
         );
-        cx.notice(true, text);
+        cx.notice(should, text);
     }
 
     /// What a checkpoint has to say about lost entries: an index, and the term when it was noticed.
@@ -321,7 +337,7 @@ impl Group {
 
     /// A follower lost entries that it had acknowledged: what it acknowledged counts no more.
     pub fn follower_damaged(&mut self, cx: &mut Cx<'_>, from: Address, intact: LogIndex) {
-        if !self.leads() || !self.voters.contains(&from) || from.node == self.me {
+        if !self.leads() || !self.is_member(from) || from.node == self.me {
             return;
         }
         self.wake(cx);

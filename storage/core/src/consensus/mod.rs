@@ -18,6 +18,7 @@ mod convert;
 mod election;
 mod group;
 mod health;
+mod members;
 mod outbox;
 mod propose;
 mod ready;

@@ -3,10 +3,10 @@
 //! What a follower needs is usually in memory. A follower that is far behind is served from the log:
 //! its messages wait here, in order, for their reads, and only a few of them are under way at a time.
 
+use super::members::check_content;
 use super::shared::{Cx, LogRead};
 use super::table::Table;
 use crate::mark;
-use crate::replica::check_entry;
 use basalt_wire::buffer::Payload;
 use basalt_wire::frame::{Frame, RaftEntry, RaftMessage};
 use basalt_wire::ids::{Address, GroupId, LogIndex, Term};
@@ -144,11 +144,12 @@ impl Courier<'_> {
         message.entries.reserve_exact(entries.len());
         for entry in entries {
             let content = self.table.content(entry.index);
-            let blocks = self.table.slot(entry.index).map_or(0, |slot| slot.blocks);
+            let (blocks, kind) =
+                self.table.slot(entry.index).map_or((0, 0), |slot| (slot.blocks, slot.kind));
             let payload = content.and_then(|content| content.payload.clone());
             complete &= content.is_some() && (payload.is_some() || blocks == 0);
             message.entries.push(RaftEntry {
-                kind: 0,
+                kind,
                 term: Term(entry.term),
                 index: LogIndex(entry.index),
                 data: content.map_or(Bytes::new(), |content| content.data.clone()),
@@ -233,7 +234,7 @@ impl Courier<'_> {
         if message.group == GroupId::METADATA {
             return message.entries.len();
         }
-        let intact = |e: &&RaftEntry| check_entry(&e.data, &e.payload, true).is_ok();
+        let intact = |e: &&RaftEntry| check_content(e.kind, &e.data, &e.payload, true).is_ok();
         message.entries.iter().take_while(intact).count()
     }
 

@@ -389,7 +389,7 @@ impl Group {
                 (Some(packer), _) => packer.finish(),
                 (None, metadata) => metadata.unwrap_or_default(),
             };
-            let content = Content { data, payload: Some(entry.payload) };
+            let content = Content { data, payload: Some(entry.payload), kind: 0 };
             self.staged_bytes += weight(&content);
             self.staged.insert((index, term), content);
             for (asker, bytes) in entry.askers {

@@ -12,7 +12,9 @@ use basalt_wire::block::BLOCK_BYTES;
 use basalt_wire::buffer::Payload;
 use basalt_wire::frame::Frame;
 use basalt_wire::ids::{GroupId, LogIndex, Term};
-use raft::eraftpb::{Entry, Message, MessageType};
+use basalt_wire::membership::ENTRY_KIND_MEMBERS;
+use bytes::Bytes;
+use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 
 /// Messages that wait until everything recorded before them is durable.
 pub struct Held {
@@ -147,11 +149,13 @@ impl Group {
             let content = self.staged.remove(&(entry.index, entry.term));
             assert!(content.is_some() || leads, "the content of entry {} is gone", entry.index);
             let content = content.unwrap_or_default();
+            let changes = entry.get_entry_type() == EntryType::EntryConfChangeV2;
+            assert_eq!(content.kind == ENTRY_KIND_MEMBERS, changes, "entry {}'s type", entry.index);
             let bytes = content.payload.as_ref().map_or(0, Payload::len);
             let blocks = (bytes / BLOCK_BYTES) as u32;
             cx.shared.recorded_bytes += bytes;
             let record = content.record(self.id, entry.term, entry.index);
-            let slot = Slot { blocks, ..Slot::default() };
+            let slot = Slot { blocks, kind: content.kind, ..Slot::default() };
             raft.mut_store().append(entry.index, entry.term, slot, content);
             let written = Written { group: self.slot, entry: Some((entry.index, entry.term)) };
             self.last_seq = cx.shared.record(record, written);
@@ -159,7 +163,7 @@ impl Group {
         }
     }
 
-    fn record_hard(&mut self, cx: &mut Cx<'_>, state: HardState) {
+    pub(super) fn record_hard(&mut self, cx: &mut Cx<'_>, state: HardState) {
         let term_changed = self.recorded.term != state.term;
         self.recorded = state;
         if cx.shared.planted.is(Bug::VoteNotPersisted) {
@@ -211,9 +215,20 @@ impl Group {
             let slot = table.slot(index).expect("a committed entry is there");
             assert!(slot.placed, "entry {index} is applied before it has its place");
             let location = slot.location;
+            let changes_members = slot.kind == ENTRY_KIND_MEMBERS;
+            if changes_members {
+                self.apply_members(cx, LogIndex(index));
+                if self.id != GroupId::METADATA {
+                    self.replica.skip(LogIndex(index));
+                    continue;
+                }
+            }
+            let table = self.raft.as_ref().expect("only a panic stops it").store();
             let data = &table.content(index).expect("kept until it is applied").data;
             if self.id == GroupId::METADATA {
-                let (index, command) = (LogIndex(index), data.clone());
+                // What changes the members is no command of the metadata state.
+                let command = if changes_members { Bytes::new() } else { data.clone() };
+                let index = LogIndex(index);
                 self.replica.skip(index);
                 let proposed = !command.is_empty();
                 cx.out.push(Effect::Applied { index, term: Term(term), command });
@@ -234,6 +249,7 @@ impl Group {
             result.unwrap_or_else(|e| panic!("entry {index} can not be applied: {e}"));
         }
         self.raft.as_mut().expect("only a panic stops it").advance_apply_to(last);
+        self.stand_down_if_removed(cx);
     }
 
     fn answer_next(&mut self, cx: &mut Cx<'_>, index: LogIndex, outcome: crate::replica::Outcome) {

@@ -61,7 +61,7 @@ impl Group {
             self.election.relief.helps_since = None;
             return false;
         }
-        let voters: Vec<NodeId> = self.voters.iter().map(|voter| voter.node).collect();
+        let voters: Vec<NodeId> = self.members.voters.iter().map(|voter| voter.node).collect();
         let heirs = self.peers().filter_map(|peer| {
             self.could_lead(cx, peer.node)?;
             Some((cx.shared.scores.relieves(peer.node, &voters)?, peer.node))

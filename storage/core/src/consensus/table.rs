@@ -6,10 +6,11 @@
 use crate::log::{DataLocation, HardState, Location, Record};
 use basalt_wire::block::BLOCK_BYTES;
 use basalt_wire::buffer::Payload;
-use basalt_wire::disk::checkpoint::EntryPlace;
-use basalt_wire::ids::{GroupId, LogIndex, NodeId, SegmentId, Term};
+use basalt_wire::disk::checkpoint::{EntryPlace, MetadataEntry};
+use basalt_wire::ids::{Address, GroupId, LogIndex, NodeId, SegmentId, Term};
+use basalt_wire::membership::{ENTRY_KIND_MEMBERS, Membership};
 use bytes::Bytes;
-use raft::eraftpb::{self, ConfState, Snapshot};
+use raft::eraftpb::{self, ConfState, EntryType, Snapshot};
 use raft::{Error, GetEntriesContext, RaftState, Storage, StorageError};
 use std::cell::RefCell;
 use std::collections::{BTreeSet, VecDeque};
@@ -30,6 +31,8 @@ pub struct Slot {
     pub data_at: DataLocation,
     /// Whether the two places above are known: its batch was started.
     pub placed: bool,
+    /// The type of the Raft entry.
+    pub kind: u8,
 }
 
 /// An entry's content.
@@ -39,6 +42,8 @@ pub struct Content {
     pub data: Bytes,
     /// The commands' blocks. Nothing for entries that were replayed at start.
     pub payload: Option<Payload>,
+    /// The type of the Raft entry.
+    pub kind: u8,
 }
 
 impl Content {
@@ -48,7 +53,7 @@ impl Content {
             group,
             term: Term(term),
             index: LogIndex(index),
-            kind: 0,
+            kind: self.kind,
             data: self.data.clone(),
             payload: self.payload.clone().unwrap_or_default(),
         }
@@ -58,7 +63,8 @@ impl Content {
 /// The entries of a group, from the first that is still held on.
 #[derive(Debug)]
 pub struct Table {
-    voters: Vec<u64>,
+    /// The members as of what is applied when the library starts.
+    members: Membership,
     hard: HardState,
     /// The first entry that is held; all before it are applied and gone.
     first: u64,
@@ -67,6 +73,8 @@ pub struct Table {
     /// Runs of entries of one term: the first index of each run, and the term.
     terms: Vec<(u64, u64)>,
     slots: VecDeque<Slot>,
+    /// The entries that change the members.
+    changes: Vec<u64>,
     /// Content of the newest entries; the first of them has index `cached_from`.
     cached: VecDeque<Content>,
     cached_from: u64,
@@ -79,14 +87,15 @@ pub struct Table {
 
 impl Table {
     /// A table without entries.
-    pub fn new(voters: Vec<u64>) -> Table {
+    pub fn new(members: Membership) -> Table {
         Table {
-            voters,
+            members,
             hard: HardState::default(),
             first: 1,
             before: 0,
             terms: Vec::new(),
             slots: VecDeque::new(),
+            changes: Vec::new(),
             cached: VecDeque::new(),
             cached_from: 1,
             cached_bytes: 0,
@@ -97,8 +106,8 @@ impl Table {
 
     /// A table without entries that keeps whatever it is given in memory, for good: its log needs
     /// nothing of the device.
-    pub fn resident(voters: Vec<u64>) -> Table {
-        Table { resident: true, ..Table::new(voters) }
+    pub fn resident(members: Membership) -> Table {
+        Table { resident: true, ..Table::new(members) }
     }
 
     /// Whether all entries are held in memory for good.
@@ -112,18 +121,22 @@ impl Table {
         for (term, slot) in entries {
             let index = self.last() + 1;
             self.note_term(index, term);
+            if slot.kind == ENTRY_KIND_MEMBERS {
+                self.changes.push(index);
+            }
             self.slots.push_back(slot);
         }
         self.cached_from = self.last() + 1;
     }
 
     /// A resident table with the commands of a checkpoint, from index 1 on.
-    pub fn restore_commands(&mut self, commands: Vec<(Term, Bytes)>) {
+    pub fn restore_commands(&mut self, commands: Vec<MetadataEntry>) {
         assert!(self.resident, "commands for a table that would forget them");
         self.start_at(1, 0);
-        for (term, data) in commands {
-            let slot = Slot { placed: true, ..Slot::default() };
-            self.append(self.last() + 1, term.0, slot, Content { data, payload: None });
+        for MetadataEntry { term, kind, data } in commands {
+            let slot = Slot { placed: true, kind, ..Slot::default() };
+            let content = Content { data, payload: None, kind };
+            self.append(self.last() + 1, term.0, slot, content);
         }
     }
 
@@ -133,6 +146,7 @@ impl Table {
         (self.first, self.before, self.cached_from) = (first, before, first);
         self.terms.clear();
         self.slots.clear();
+        self.changes.clear();
         self.cached.clear();
         self.cached_bytes = 0;
     }
@@ -150,6 +164,7 @@ impl Table {
         self.evict(index);
         self.slots.drain(..(index + 1 - self.first) as usize);
         self.first = index + 1;
+        self.changes.retain(|change| *change > index);
         let runs = self.terms.partition_point(|(first, _)| *first <= self.first);
         self.terms.drain(..runs.saturating_sub(1));
         if self.slots.is_empty() {
@@ -191,7 +206,24 @@ impl Table {
             record: slot.data_at.record,
             block: slot.location.block,
             blocks: slot.blocks,
+            kind: slot.kind,
         }
+    }
+
+    /// The members as of what is applied when the library starts.
+    pub fn set_members(&mut self, members: Membership) {
+        self.members = members;
+    }
+
+    /// The last entry that changes the members and has another such entry behind it: a leader begins a
+    /// change only when it has applied the one before, so everything up to here is committed.
+    pub fn surely_committed(&self) -> u64 {
+        self.changes.iter().rev().nth(1).copied().unwrap_or(0)
+    }
+
+    /// The type of an entry.
+    pub fn kind_of(&self, index: u64) -> u8 {
+        self.slot(index).map_or(0, |slot| slot.kind)
     }
 
     /// Index of the last entry.
@@ -246,6 +278,9 @@ impl Table {
         while self.terms.last().is_some_and(|(first, _)| *first > keep) {
             self.terms.pop();
         }
+        while self.changes.last().is_some_and(|change| *change > keep) {
+            self.changes.pop();
+        }
         while self.cached_from + self.cached.len() as u64 > index && !self.cached.is_empty() {
             let content = self.cached.pop_back().expect("not empty");
             self.cached_bytes -= self.weight(&content);
@@ -263,6 +298,9 @@ impl Table {
             self.truncate(index);
         }
         self.note_term(index, term);
+        if slot.kind == ENTRY_KIND_MEMBERS {
+            self.changes.push(index);
+        }
         self.slots.push_back(slot);
         if self.cached.is_empty() {
             self.cached_from = index;
@@ -325,13 +363,28 @@ impl Table {
     }
 
     fn entry(&self, index: u64) -> eraftpb::Entry {
-        eraftpb::Entry { term: self.term_of(index), index, ..Default::default() }
+        let mut entry = eraftpb::Entry { term: self.term_of(index), index, ..Default::default() };
+        if self.kind_of(index) == ENTRY_KIND_MEMBERS {
+            entry.set_entry_type(EntryType::EntryConfChangeV2);
+        }
+        entry
     }
 }
 
 /// Memory that an entry's content is counted with.
 pub fn weight(content: &Content) -> usize {
     size_of::<Content>() + content.data.len() + content.payload.as_ref().map_or(0, Payload::len)
+}
+
+/// The members in the library's words.
+pub fn conf_state(members: &Membership) -> ConfState {
+    let ids = |list: &[Address]| list.iter().map(|a| u64::from(a.node.0)).collect();
+    ConfState {
+        voters: ids(&members.voters),
+        voters_outgoing: ids(&members.outgoing),
+        learners: ids(&members.learners),
+        ..Default::default()
+    }
 }
 
 impl Storage for Table {
@@ -342,8 +395,7 @@ impl Storage for Table {
             commit: self.hard.commit.0,
             ..Default::default()
         };
-        let conf_state = ConfState { voters: self.voters.clone(), ..Default::default() };
-        Ok(RaftState { hard_state, conf_state })
+        Ok(RaftState { hard_state, conf_state: conf_state(&self.members) })
     }
 
     fn entries(
@@ -416,9 +468,9 @@ mod tests {
     use super::*;
 
     fn table(terms: &[u64]) -> Table {
-        let mut table = Table::new(vec![1, 2, 3]);
+        let mut table = Table::new(Membership::default());
         for (i, term) in terms.iter().enumerate() {
-            let content = Content { data: Bytes::from(vec![0; 100]), payload: None };
+            let content = Content { data: Bytes::from(vec![0; 100]), ..Content::default() };
             table.append(i as u64 + 1, *term, Slot { placed: true, ..Slot::default() }, content);
         }
         table
@@ -463,7 +515,7 @@ mod tests {
 
     #[test]
     fn what_is_kept_is_bounded_in_bytes_and_in_the_log() {
-        let mut table = Table::new(vec![1]);
+        let mut table = Table::new(Membership::default());
         for n in 0..6 {
             let mut slot = Slot { blocks: 1, placed: n < 5, ..Slot::default() };
             slot.data_at.segment = SegmentId(n / 2);
@@ -478,8 +530,12 @@ mod tests {
 
     #[test]
     fn a_resident_table_forgets_nothing() {
-        let mut table = Table::resident(vec![1]);
-        table.restore_commands(vec![(Term(2), Bytes::from_static(b"a")), (Term(3), Bytes::new())]);
+        let mut table = Table::resident(Membership::default());
+        let entry = |term, kind, data| MetadataEntry { term: Term(term), kind, data };
+        table.restore_commands(vec![
+            entry(2, 0, Bytes::from_static(b"a")),
+            entry(3, ENTRY_KIND_MEMBERS, Bytes::new()),
+        ]);
         table.append(3, 3, Slot { placed: true, ..Slot::default() }, Content::default());
         assert_eq!((table.evict(3), table.cached_bytes()), (0, 0));
         assert_eq!(table.content(1).unwrap().data, Bytes::from_static(b"a"));

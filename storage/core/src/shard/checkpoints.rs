@@ -2,11 +2,13 @@
 
 use super::{Phase, Shard};
 use crate::checkpoint::{Snapshot, StoreDone, StoreOp};
-use crate::config::ShardConfig;
+use crate::config::{GroupConfig, ShardConfig};
 use crate::consensus::{Cx, OpenState};
 use crate::event::Effect;
-use crate::log::{self, Log, OpenReport};
+use crate::log::{self, HardState, Log, OpenReport};
 use crate::mark;
+use basalt_wire::disk::checkpoint::GroupManifest;
+use basalt_wire::ids::{LogIndex, Term};
 use basalt_wire::time::Time;
 use std::time::Duration;
 
@@ -81,7 +83,11 @@ impl Shard {
         if found.segment_bytes != config.segment_bytes {
             return Err(format!("it is of a device with segments of {}", found.segment_bytes));
         }
-        match config.groups.iter().find(|group| !snapshot.groups.contains_key(&group.id)) {
+        // A group that came later has all its records behind the place where replay begins.
+        let came = |group: &&GroupConfig| group.since > (Term(0), LogIndex(0));
+        let mut missing =
+            config.groups.iter().filter(|group| !snapshot.groups.contains_key(&group.id));
+        match missing.find(|group| !came(group)) {
             Some(group) => Err(format!("it does not hold group {}", group.id)),
             None => Ok(snapshot),
         }
@@ -102,12 +108,16 @@ impl Shard {
     /// Sets what the log's records are added to.
     fn begin_groups(&mut self) {
         for (group, state) in self.groups.iter().zip(&mut self.opening) {
-            *state = OpenState::new(group.id, group.voters());
+            *state = OpenState::new(group.id, group.founders());
             let part = self.start.snapshot.as_mut().and_then(|s| s.groups.get_mut(&group.id));
             if let Some(part) = part {
                 state.restore(part);
             }
         }
+        let snapshot = self.start.snapshot.iter();
+        let others = snapshot.flat_map(|snapshot| &snapshot.manifest.groups);
+        let others = others.filter(|manifest| !self.by_id.contains_key(&manifest.group));
+        self.departed = others.map(|m| (m.group, hard_state_of(m))).collect();
     }
 
     /// Whether the groups' entries fit the checkpoint.
@@ -129,6 +139,7 @@ impl Shard {
     /// The log does not support the checkpoint: everything is replayed.
     pub(super) fn checkpoint_refused(&mut self, reason: &str, out: &mut Vec<Effect>) {
         self.start.snapshot = None;
+        self.votes_lost = false;
         self.tell_refusal(reason, out);
         self.begin_groups();
     }
@@ -144,10 +155,14 @@ impl Shard {
         mark!("start from a checkpoint");
         self.taker.started_from(&snapshot.manifest);
         for group in &mut self.groups {
-            if let Some(part) = snapshot.groups.remove(&group.id) {
-                group.restore(part);
+            match snapshot.groups.remove(&group.id) {
+                Some(part) if part.members.is_some() => group.restore(part),
+                _ => {}
             }
         }
+        // Of those that were removed since, only the hard state is to stay in the store.
+        let held = snapshot.groups.iter().filter(|(_, part)| part.members.is_some());
+        held.for_each(|(group, _)| self.taker.retire(*group));
     }
 
     /// Says how the start went.
@@ -177,7 +192,12 @@ impl Shard {
             return;
         }
         let mut cx = Cx { shared: &mut self.shared, now, out };
-        self.taker.end_turn(&mut self.groups, &mut cx);
+        self.taker.end_turn(&mut self.groups, &self.departed, &mut cx);
         self.release_segments();
     }
+}
+
+fn hard_state_of(manifest: &GroupManifest) -> HardState {
+    let state = manifest.hard;
+    HardState { term: state.term, vote: state.vote, commit: state.commit }
 }

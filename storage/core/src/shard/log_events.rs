@@ -3,7 +3,7 @@
 use super::{Phase, Shard};
 use crate::consensus::{Cx, LogRead};
 use crate::event::Effect;
-use crate::log::{Damage, LogEvent, OpenReport, RecordSeq};
+use crate::log::{Damage, LogEvent, OpenReport, Record, RecordSeq};
 use crate::mark;
 use crate::planted::Bug;
 use crate::scrub::Target;
@@ -22,9 +22,15 @@ impl Shard {
         for event in events.drain(..) {
             match event {
                 LogEvent::Replayed { record, location, blocks, data_at } => {
-                    // A group that is not configured here any more leaves its records behind.
-                    if let Some(slot) = self.by_id.get(&record.group()) {
-                        self.opening[*slot].replay(record, location, blocks, data_at);
+                    match (self.by_id.get(&record.group()), &record) {
+                        (Some(slot), _) => {
+                            self.opening[*slot].replay(record, location, blocks, data_at);
+                        }
+                        // A group that is not configured here any more leaves its records behind.
+                        (None, Record::HardState { group, state }) => {
+                            self.departed.insert(*group, *state);
+                        }
+                        (None, _) => {}
                     }
                 }
                 LogEvent::CheckpointReplayed => self.judge_checkpoint(),
@@ -66,6 +72,7 @@ impl Shard {
 
     fn damaged(&mut self, damage: Damage, out: &mut Vec<Effect>) {
         mark!("log damaged");
+        self.votes_lost |= damage.vote_lost;
         for (slot, group) in self.groups.iter().enumerate() {
             if damage.group.is_none_or(|id| id == group.id) {
                 self.opening[slot].damaged(&damage);

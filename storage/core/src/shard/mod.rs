@@ -3,6 +3,7 @@
 mod checkpoints;
 mod cleaning;
 mod log_events;
+mod members;
 mod request;
 mod scores;
 mod scrubbing;
@@ -15,7 +16,7 @@ pub use cleaning::totals;
 pub use space::{Space, VolumeSpace};
 pub use status::{GroupRole, GroupStatus, Phase, ProposedCounts, ScrubStatus, ShardStatus};
 
-use crate::checkpoint::Taker;
+use crate::checkpoint::{Departed, Taker};
 use crate::cleaner::Cleaner;
 use crate::config::ShardConfig;
 use crate::consensus::{Cx, Group, OpenState, Proposal, Shared, Slab};
@@ -69,6 +70,10 @@ pub struct Shard {
     gives: Slab<Give>,
     /// Those that were given.
     given: u64,
+    /// Groups that were removed here: the terms and votes that they may not forget should they come back.
+    departed: Departed,
+    /// Whether votes may be lost that no replica here knows of: none may come.
+    votes_lost: bool,
 }
 
 struct Drain {
@@ -92,8 +97,8 @@ impl Shard {
         let cx = Cx { shared: &mut shared, now, out };
         let groups: Vec<Group> =
             configs.iter().enumerate().map(|(slot, group)| Group::new(group, slot, &cx)).collect();
-        for voter in groups.iter().flat_map(Group::voters) {
-            shared.scores.add_peer(voter.node);
+        for peer in groups.iter().flat_map(Group::peers) {
+            shared.scores.add_peer(peer.node);
         }
         let taker = Taker::new(&config);
         let first = shared.draw([SCRUB_SEED, 0, now.0]);
@@ -102,7 +107,7 @@ impl Shard {
         let next_tick = now + config.timing.tick;
         let mut shard = Shard {
             by_id: groups.iter().map(|group| (group.id, group.slot)).collect(),
-            opening: configs.iter().map(|group| OpenState::new(group.id, &group.voters)).collect(),
+            opening: groups.iter().map(|g| OpenState::new(g.id, g.founders())).collect(),
             groups,
             shared,
             phase: Phase::Opening,
@@ -119,6 +124,8 @@ impl Shard {
             repairs,
             gives: Slab::default(),
             given: 0,
+            departed: Departed::new(),
+            votes_lost: false,
         };
         shard.find_checkpoint(out);
         shard
@@ -150,6 +157,12 @@ impl Shard {
             Event::Prefer { group, node } => {
                 self.with(now, out, group, |group, cx| group.prefer(cx, node));
             }
+            Event::Join(config) if self.serves() => self.join(now, &config, out),
+            Event::Configure { group, voters, learners } => {
+                self.with(now, out, group, |group, cx| group.configure(cx, voters, learners));
+            }
+            Event::Retire(group) if self.serves() => self.retire(now, group, out),
+            Event::Join(_) | Event::Retire(_) => {}
             Event::Store(done) => self.store_done(now, done, out),
             Event::Scrub => self.scrub.ask(now, self.groups.len()),
             Event::Drain => self.start_drain(now, out),
@@ -201,7 +214,7 @@ impl Shard {
     pub fn status(&self) -> ShardStatus {
         ShardStatus {
             phase: self.phase.clone(),
-            groups: self.groups.iter().map(Group::status).collect(),
+            groups: self.group_statuses(),
             segments_free: self.shared.log.segments_free(),
             segments_total: self.shared.log.segments_total(),
             open_report: self.open_report.clone(),

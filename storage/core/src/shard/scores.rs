@@ -37,10 +37,11 @@ impl Shard {
             return;
         }
         let awake = self.groups.iter().filter(|group| !group.asleep && !group.is_stopped());
-        let all: BTreeSet<Address> = awake.flat_map(Group::voters).copied().collect();
+        let all: BTreeSet<Address> = awake.flat_map(Group::peers).collect();
         let me = self.shared.me.node;
         let reachable = |to: &Address| to.node != me && !self.shared.down.contains(&to.node);
         for to in all.into_iter().filter(reachable) {
+            self.shared.scores.add_peer(to.node);
             let score = self.shared.scores.tell(to.node, now);
             out.push(Effect::Send { to, frame: Frame::Score(score) });
         }

@@ -120,9 +120,8 @@ impl Shard {
         let (index, shared) =
             (Index { groups: &self.groups, planted: self.shared.planted }, &self.shared);
         let peers = |slot: usize| {
-            let voters = self.groups[slot].voters().iter().copied();
-            let others = voters.filter(|voter| voter.node != shared.me.node);
-            others.filter(|voter| !shared.down.contains(&voter.node)).collect()
+            let others = self.groups[slot].peers();
+            others.filter(|peer| !shared.down.contains(&peer.node)).collect()
         };
         let is_live = |slot: usize, block: &MovedBlock| index.is_live(slot, block);
         for todo in self.repairs.plan(now, patience, is_live, peers) {
@@ -157,7 +156,7 @@ impl Shard {
         let Repair { group, request, step } = message;
         let Some(slot) = self.by_id.get(&group).copied() else { return };
         let me = self.shared.me;
-        if from.node == me.node || !self.groups[slot].voters().contains(&from) {
+        if from.node == me.node || !self.groups[slot].is_member(from) {
             mark!("message about a repair from a stranger");
             return;
         }

@@ -7,6 +7,7 @@ use crate::log::{LogCounts, OpenReport};
 use crate::score::ScoreStatus;
 use crate::scrub::{PassReport, RepairCounts, ScrubCounts};
 use basalt_wire::ids::{GroupId, LogIndex, NodeId, Term, VolumeId};
+use basalt_wire::membership::Membership;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -63,6 +64,11 @@ pub struct GroupStatus {
     pub last: LogIndex,
     /// Whether the group sleeps.
     pub asleep: bool,
+    /// Its members, as far as the replica has applied.
+    pub members: Membership,
+    /// Whether the replica will know them after a crash too. A replica that was removed is retired only when
+    /// all voters say so: one that does not know yet still needs its vote.
+    pub members_durable: bool,
 }
 
 /// A shard's state, for operators and tests.

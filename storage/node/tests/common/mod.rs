@@ -51,7 +51,7 @@ impl Notices {
 
 pub fn shard_config(node: u32, voters: &[u32], groups: u32) -> ShardConfig {
     let voters: Vec<Address> = voters.iter().map(|node| address(*node)).collect();
-    let group = |id| GroupConfig { id: GroupId(id), voters: voters.clone() };
+    let group = |id| GroupConfig::new(GroupId(id), voters.clone());
     ShardConfig {
         cluster: CLUSTER,
         address: address(node),

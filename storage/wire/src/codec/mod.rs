@@ -136,6 +136,9 @@ pub enum CodecError {
         /// The highest value allowed.
         max: u64,
     },
+    /// Members of a group were not accepted.
+    #[error(transparent)]
+    Members(crate::membership::MembershipError),
     /// Two fields that must agree do not.
     #[error("{field} is {value}, but must be {expected}")]
     Mismatch {

@@ -6,6 +6,7 @@ use crate::block::CHUNK_BLOCKS;
 use crate::buffer::Payload;
 use crate::disk::checkpoint::{GRANULE_BLOCKS, SNAPSHOTS_MAX, VolumeRecord};
 use crate::ids::{Epoch, Generation, GroupId, LogIndex, Term, VolumeId};
+use crate::membership::Membership;
 use crate::pages::{
     DeltaSums, GranuleSums, HeldBlocks, OFFER_PAGES_MAX, PageDigests, Pages, Step, VOLUMES_MAX,
     WANT_BLOCKS_MAX, WANT_GRANULES_MAX,
@@ -51,10 +52,11 @@ pub(super) fn put(out: &mut BytesMut, pages: &Pages) {
             out.put_u8(step::OPEN);
             out.put_u64_le(from.0);
         }
-        Step::Begin { start, start_term, from, more, volumes } => {
+        Step::Begin { start, start_term, members, from, more, volumes } => {
             out.put_u8(step::BEGIN);
             out.put_u64_le(start.0);
             out.put_u64_le(start_term.0);
+            put_members(out, members);
             out.put_u64_le(from.0);
             out.put_u8(u8::from(*more));
             out.put_u16_le(volumes.len() as u16);
@@ -201,6 +203,7 @@ fn begin(r: &mut Reader<'_>) -> Result<Step, CodecError> {
     let (start, start_term) = (LogIndex(r.u64("index")?), Term(r.u64("entry's term")?));
     bounded("index", start.0, 1, u64::MAX)?;
     bounded("entry's term", start_term.0, 1, u64::MAX)?;
+    let members = read_members(r)?;
     let (from, more) = (VolumeId(r.u64("volume")?), flag(r, "more")?);
     let count = r.u16("volume count")?;
     bounded("volume count", u64::from(count), u64::from(more), VOLUMES_MAX as u64)?;
@@ -215,7 +218,20 @@ fn begin(r: &mut Reader<'_>) -> Result<Step, CodecError> {
     // Nothing is behind the last number there is.
     let full = volumes.windows(2).any(|w| w[0].0 >= w[1].0);
     bounded("volume count", u64::from(full), 0, 0)?;
-    Ok(Step::Begin { start, start_term, from, more, volumes })
+    Ok(Step::Begin { start, start_term, members, from, more, volumes })
+}
+
+fn put_members(out: &mut BytesMut, members: &Membership) {
+    let mut bytes = Vec::new();
+    members.encode(&mut bytes);
+    out.put_u16_le(bytes.len() as u16);
+    out.put_slice(&bytes);
+}
+
+fn read_members(r: &mut Reader<'_>) -> Result<Membership, CodecError> {
+    let length = r.u16("length of the members")?;
+    let bytes = r.slice("members", usize::from(length))?;
+    Membership::decode(bytes).map_err(CodecError::Members)
 }
 
 fn volume(r: &mut Reader<'_>) -> Result<VolumeRecord, CodecError> {

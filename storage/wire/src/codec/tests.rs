@@ -13,6 +13,7 @@ use crate::ids::{
     Address, ClusterId, Epoch, Generation, GroupId, Incarnation, LogIndex, NodeId, RequestId,
     ShardId, Term, VolumeId,
 };
+use crate::membership::Membership;
 use crate::pages::{DeltaSums, GranuleSums, HeldBlocks, PageDigests, Pages, Step};
 use crate::repair::{Repair, RepairStep};
 use bytes::Bytes;
@@ -273,6 +274,11 @@ fn granule(number: u8, some: &BTreeMap<u8, Option<u32>>) -> GranuleSums {
     GranuleSums { number, sums, deltas: vec![delta(3), delta(7)] }
 }
 
+fn members() -> Membership {
+    let at = |node| Address { node: NodeId(node), shard: ShardId(1) };
+    Membership { outgoing: vec![at(2)], ..Membership::new(vec![at(1), at(2)], vec![at(9)]) }
+}
+
 fn record(epoch: u64, deleted: bool) -> VolumeRecord {
     let snapshots = vec![Generation(4), Generation(6)];
     let (generation, first) = (Generation(9), Generation(2));
@@ -292,6 +298,7 @@ fn pages() -> impl Strategy<Value = Frame> {
             2 => Step::Begin {
                 start: LogIndex(a.max(1)),
                 start_term: Term(b.max(1)),
+                members: members(),
                 from: VolumeId(0),
                 more: !vs.is_empty() && seed > 99,
                 volumes: vs
@@ -429,6 +436,7 @@ fn samples() -> Vec<Frame> {
         page_message(Step::Begin {
             start: LogIndex(9),
             start_term: Term(3),
+            members: members(),
             from: VolumeId(0),
             more: true,
             volumes: vec![(VolumeId(0), VolumeRecord::default()), (VolumeId(7), record(3, true))],

@@ -7,8 +7,9 @@
 //!
 //! | key | value, between version and checksum |
 //! | --- | --- |
-//! | `C` index 8 | a metadata command: term 8, the command |
-//! | `E` group 4, run 8 | up to 256 entries of 26 bytes, see [`EntryPlace`] |
+//! | `C` index 8 | an entry of the metadata group: term 8, type 1, the command or change of members |
+//! | `E` group 4, run 8 | up to 256 entries of 27 bytes, see [`EntryPlace`] |
+//! | `G` group 4 | its members, see [`Membership`] |
 //! | `M` | the manifest |
 //! | `P` group 4, volume 8, chunk 8, granule 1 | index of the last change 8, mapped blocks 2, each 12; its deltas |
 //! | `V` group 4, volume 8 | epoch 8, deleted 1, generation 4, first generation 4, each snapshot 4 |
@@ -16,14 +17,14 @@
 //! A mapped block: segment 4, block 4, checksum 4. A delta of a snapshot: generation 4, mask of the blocks
 //! that it holds 2, mask of those that were mapped 2, each of these 12. What a granule's blocks were in
 //! snapshots stands in its own record, so that the two are always of the same instant. An entry: term 8,
-//! segment 4, block of its batch 4, record 2, first payload block 4, payload blocks 4.
+//! segment 4, block of its batch 4, record 2, first payload block 4, payload blocks 4, type 1.
 //!
 //! The manifest: cluster 8, node 4, shard 2, device 8, segment_bytes 8, number 8; where replay begins:
 //! segment 4, segment sequence 8, block 4, batch 8, checksum of the batch before 4, boot 8; the last
 //! batch that the checkpoint stands for: batch 8, its checksum 4; number of groups 4, for each group 4,
 //! applied 8, end 8, hard state's term 8, vote 4, commit 8, volumes 8, granules 8, first entry 8, term of
-//! the entry before it 8, ahead 8, owed 8, its term 8; number of segments that it needs 4, for each its id
-//! 4 and the sequence of its use 8.
+//! the entry before it 8, ahead 8, owed 8, its term 8, gone 1; number of segments that it needs 4, for each
+//! its id 4 and the sequence of its use 8.
 
 use crate::block::crc32c;
 use crate::disk::batch::HardStateFields;
@@ -32,10 +33,11 @@ use crate::ids::{
     Address, ClusterId, Epoch, Generation, GroupId, LogIndex, NodeId, SegmentId, ShardId, Term,
     VolumeId,
 };
+use crate::membership::{ENTRY_KIND_MEMBERS, MembersChange, Membership};
 use bytes::Bytes;
 
 /// Version of all records of a checkpoint.
-pub const CHECKPOINT_VERSION: u8 = 2;
+pub const CHECKPOINT_VERSION: u8 = 3;
 /// Blocks of a granule: what a checkpoint writes of a page that has changed.
 pub const GRANULE_BLOCKS: usize = 16;
 /// Entries of a run.
@@ -45,12 +47,12 @@ pub const SNAPSHOTS_MAX: usize = 1024;
 /// The most groups that a manifest may name.
 const GROUPS_MAX: usize = 1 << 16;
 
-const ENTRY_BYTES: usize = 26;
+const ENTRY_BYTES: usize = 27;
 const PLACE_BYTES: usize = 12;
 const DELTA_BYTES: usize = 8;
 const VOLUME_BYTES: usize = 17;
 const MANIFEST_BYTES: usize = 38 + 36 + 12 + 4;
-const GROUP_BYTES: usize = 96;
+const GROUP_BYTES: usize = 97;
 const SEGMENT_USE_BYTES: usize = 12;
 
 /// Why a record was not accepted.
@@ -126,6 +128,16 @@ pub struct GroupManifest {
     pub owed: LogIndex,
     /// The replica's term when that was noticed.
     pub owed_term: Term,
+    /// Whether the replica is not there (any more): only its term and vote count.
+    pub gone: bool,
+}
+
+impl GroupManifest {
+    /// Of a replica that is not there (any more).
+    pub fn gone(group: GroupId, term: Term, vote: NodeId) -> GroupManifest {
+        let hard = HardStateFields { term, vote, commit: LogIndex(0) };
+        GroupManifest { group, hard, first: LogIndex(1), gone: true, ..GroupManifest::default() }
+    }
 }
 
 /// What a checkpoint is, and of what.
@@ -168,6 +180,19 @@ pub struct EntryPlace {
     pub block: u32,
     /// Blocks of payload.
     pub blocks: u32,
+    /// The type of the Raft entry.
+    pub kind: u8,
+}
+
+/// An entry of the metadata group, which stands in the checkpoint whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MetadataEntry {
+    /// Its term.
+    pub term: Term,
+    /// The type of the Raft entry.
+    pub kind: u8,
+    /// A command, or a change of members.
+    pub data: Bytes,
 }
 
 /// Segment, block and checksum of a mapped block.
@@ -224,11 +249,13 @@ impl VolumeRecord {
 /// A decoded record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
-    /// A metadata command.
-    Command(LogIndex, Term, Bytes),
+    /// An entry of the metadata group.
+    Command(LogIndex, MetadataEntry),
     /// Entries of a group: the last ones of a run, or of a run that is not full. A run holds the indexes
     /// from its number times [`RUN_ENTRIES`], plus 1, on; the first of them may not be held any more.
     Entries(GroupId, u64, Vec<EntryPlace>),
+    /// The members of a group as of the entry up to which its state is.
+    Members(GroupId, Membership),
     /// The manifest.
     Manifest(Manifest),
     /// A granule: group, volume, chunk, ordinal in the chunk.
@@ -237,6 +264,8 @@ pub enum Record {
     Volume(GroupId, VolumeId, VolumeRecord),
 }
 
+/// The prefix of the keys of the metadata group's entries.
+pub const COMMANDS_PREFIX: &[u8] = b"C";
 /// The key of the manifest.
 pub const MANIFEST_KEY: &[u8] = b"M";
 
@@ -246,6 +275,16 @@ pub fn entries_key(group: GroupId, run: u64) -> [u8; 13] {
     key[1..5].copy_from_slice(&group.0.to_be_bytes());
     key[5..].copy_from_slice(&run.to_be_bytes());
     key
+}
+
+/// The prefixes of the keys of everything that a checkpoint holds of a group, but for the commands of the
+/// metadata group: see [`COMMANDS_PREFIX`].
+pub fn group_prefixes(group: GroupId) -> [[u8; 5]; 4] {
+    [b'E', b'G', b'P', b'V'].map(|kind| {
+        let mut key = [kind; 5];
+        key[1..].copy_from_slice(&group.0.to_be_bytes());
+        key
+    })
 }
 
 /// The prefix of the keys of a volume's granules.
@@ -267,6 +306,10 @@ impl Record {
             Record::Entries(group, run, _) => {
                 out.extend_from_slice(&entries_key(*group, *run));
             }
+            Record::Members(group, _) => {
+                out.push(b'G');
+                out.extend_from_slice(&group.0.to_be_bytes());
+            }
             Record::Manifest(_) => out.extend_from_slice(MANIFEST_KEY),
             Record::Granule(group, volume, chunk, granule, _) => {
                 out.extend_from_slice(&granules_prefix(*group, *volume));
@@ -286,11 +329,13 @@ impl Record {
         let start = out.len();
         out.push(CHECKPOINT_VERSION);
         match self {
-            Record::Command(_, term, command) => {
-                out.extend_from_slice(&term.0.to_le_bytes());
-                out.extend_from_slice(command);
+            Record::Command(_, entry) => {
+                out.extend_from_slice(&entry.term.0.to_le_bytes());
+                out.push(entry.kind);
+                out.extend_from_slice(&entry.data);
             }
             Record::Entries(_, _, entries) => entries.iter().for_each(|e| put_entry(e, out)),
+            Record::Members(_, members) => members.encode(out),
             Record::Manifest(manifest) => put_manifest(manifest, out),
             Record::Granule(.., granule) => put_granule(granule, out),
             Record::Volume(.., volume) => put_volume(volume, out),
@@ -312,12 +357,13 @@ impl Record {
         }
         let body = &value[1..at];
         match (key.first(), key.len()) {
-            (Some(b'C'), 9) if body.len() >= 8 => {
-                let term = Term(field::u64(body, 0));
-                let command = Bytes::copy_from_slice(&body[8..]);
-                Ok(Record::Command(LogIndex(be64(key, 1)), term, command))
-            }
+            (Some(b'C'), 9) => Ok(Record::Command(LogIndex(be64(key, 1)), metadata_entry(body)?)),
             (Some(b'E'), 13) => Ok(Record::Entries(group(key), be64(key, 5), entries(body)?)),
+            (Some(b'G'), 5) => {
+                let members =
+                    Membership::decode(body).map_err(|_| CheckpointError::Field("members"))?;
+                Ok(Record::Members(group(key), members))
+            }
             (Some(b'M'), 1) => Ok(Record::Manifest(manifest(body)?)),
             (Some(b'P'), 22) => {
                 let (volume, chunk) = (VolumeId(be64(key, 5)), be64(key, 13));
@@ -329,7 +375,6 @@ impl Record {
             (Some(b'V'), 13) => {
                 Ok(Record::Volume(group(key), VolumeId(be64(key, 5)), volume(body)?))
             }
-            (Some(b'C'), 9) => Err(CheckpointError::Length),
             _ => Err(CheckpointError::Key),
         }
     }
@@ -354,6 +399,21 @@ fn put_entry(e: &EntryPlace, out: &mut Vec<u8>) {
     out.extend_from_slice(&e.record.to_le_bytes());
     out.extend_from_slice(&e.block.to_le_bytes());
     out.extend_from_slice(&e.blocks.to_le_bytes());
+    out.push(e.kind);
+}
+
+fn metadata_entry(body: &[u8]) -> Result<MetadataEntry, CheckpointError> {
+    let (term, kind) = (body.get(..8), body.get(8).copied());
+    let (Some(term), Some(kind)) = (term, kind) else {
+        return Err(CheckpointError::Length);
+    };
+    let data = Bytes::copy_from_slice(&body[9..]);
+    match kind {
+        0 => {}
+        ENTRY_KIND_MEMBERS if MembersChange::decode(&data).is_ok() => {}
+        _ => return Err(CheckpointError::Field("type")),
+    }
+    Ok(MetadataEntry { term: Term(field::u64(term, 0)), kind, data })
 }
 
 fn entries(body: &[u8]) -> Result<Vec<EntryPlace>, CheckpointError> {
@@ -368,10 +428,14 @@ fn entries(body: &[u8]) -> Result<Vec<EntryPlace>, CheckpointError> {
         record: field::u16(b, 16),
         block: field::u32(b, 18),
         blocks: field::u32(b, 22),
+        kind: b[26],
     };
     let entries: Vec<EntryPlace> = body.chunks_exact(ENTRY_BYTES).map(entry).collect();
     if entries.iter().any(|e| e.term.0 == 0) || entries.windows(2).any(|w| w[0].term > w[1].term) {
         return Err(CheckpointError::Field("term"));
+    }
+    if entries.iter().any(|e| e.kind != 0 && e.kind != ENTRY_KIND_MEMBERS) {
+        return Err(CheckpointError::Field("type"));
     }
     Ok(entries)
 }
@@ -504,6 +568,7 @@ fn put_manifest(m: &Manifest, out: &mut Vec<u8>) {
         for number in [g.ahead.0, g.owed.0, g.owed_term.0] {
             out.extend_from_slice(&number.to_le_bytes());
         }
+        out.push(u8::from(g.gone));
     }
     out.extend_from_slice(&(m.segments.len() as u32).to_le_bytes());
     for used in &m.segments {
@@ -543,6 +608,7 @@ fn manifest(b: &[u8]) -> Result<Manifest, CheckpointError> {
         ahead: LogIndex(field::u64(b, 72)),
         owed: LogIndex(field::u64(b, 80)),
         owed_term: Term(field::u64(b, 88)),
+        gone: b[96] != 0,
     };
     let manifest = Manifest {
         cluster: ClusterId(field::u64(b, 0)),
@@ -611,169 +677,4 @@ impl Manifest {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn samples() -> Vec<Record> {
-        let mut granule = Granule { changed_at: LogIndex(9), ..Granule::default() };
-        granule.places[0] = Some((SegmentId(3), 7, 0xdead_beef));
-        granule.places[15] = Some((SegmentId(4), 8, 1));
-        let mut versions = granule.clone();
-        let mut delta = GranuleDelta { generation: Generation(2), held: 5, ..Default::default() };
-        delta.places[2] = Some((SegmentId(1), 2, 3));
-        versions.deltas = vec![delta, GranuleDelta { generation: Generation(7), ..delta }];
-        let volume = VolumeRecord {
-            epoch: Epoch(8),
-            deleted: false,
-            generation: Generation(9),
-            first: Generation(1),
-            snapshots: vec![Generation(2), Generation(8)],
-        };
-        let entry = EntryPlace {
-            term: Term(3),
-            segment: SegmentId(9),
-            batch_block: 4,
-            record: 2,
-            block: 6,
-            blocks: 5,
-        };
-        let group = |id| GroupManifest {
-            group: GroupId(id),
-            applied: LogIndex(5),
-            end: LogIndex(6),
-            hard: HardStateFields { term: Term(2), vote: NodeId(1), commit: LogIndex(5) },
-            volumes: 3,
-            granules: 4,
-            first: LogIndex(4),
-            before: Term(2),
-            ahead: LogIndex(9),
-            owed: LogIndex(7),
-            owed_term: Term(3),
-        };
-        let used = |segment, seq| SegmentUse { segment: SegmentId(segment), seq };
-        let manifest = Manifest {
-            cluster: ClusterId(7),
-            address: Address { node: NodeId(2), shard: ShardId(1) },
-            device: 0x1234_5678_9abc_def0,
-            segment_bytes: 1 << 20,
-            number: 11,
-            from: ChainPlace {
-                segment: 2,
-                segment_seq: 3,
-                block: 40,
-                seq: 77,
-                previous_crc: 5,
-                boot: 4,
-            },
-            until: (80, 99),
-            groups: vec![group(0), group(u32::MAX)],
-            segments: vec![used(1, 2), used(7, 1)],
-        };
-        vec![
-            Record::Command(LogIndex(1), Term(1), Bytes::from_static(b"create")),
-            Record::Command(LogIndex(2), Term(1), Bytes::new()),
-            Record::Entries(GroupId(3), 2, vec![entry, EntryPlace { term: Term(4), ..entry }]),
-            Record::Manifest(manifest),
-            Record::Granule(GroupId(1), VolumeId(5), 1 << 40, 63, granule),
-            Record::Granule(GroupId(1), VolumeId(5), 0, 0, Granule::default()),
-            Record::Granule(GroupId(1), VolumeId(5), 0, 1, versions),
-            Record::Volume(GroupId(1), VolumeId(5), volume),
-            Record::Volume(
-                GroupId(1),
-                VolumeId(6),
-                VolumeRecord { deleted: true, ..VolumeRecord::default() },
-            ),
-        ]
-    }
-
-    fn encoded(record: &Record) -> (Vec<u8>, Vec<u8>) {
-        let (mut key, mut value) = (Vec::new(), Vec::new());
-        record.key(&mut key);
-        record.value(&key, &mut value);
-        (key, value)
-    }
-
-    #[test]
-    fn records_survive_a_round_trip() {
-        for record in samples() {
-            let (key, value) = encoded(&record);
-            assert_eq!(Record::decode(&key, &value), Ok(record));
-        }
-    }
-
-    #[test]
-    fn every_flipped_bit_and_every_cut_is_refused() {
-        for record in samples() {
-            let (key, value) = encoded(&record);
-            for bit in 0..value.len() * 8 {
-                let mut bad = value.clone();
-                bad[bit / 8] ^= 1 << (bit % 8);
-                assert!(Record::decode(&key, &bad).is_err(), "{record:?} bit {bit}");
-            }
-            for len in 0..value.len() {
-                assert!(Record::decode(&key, &value[..len]).is_err(), "{record:?} cut at {len}");
-            }
-            for bit in 0..key.len() * 8 {
-                let mut bad = key.clone();
-                bad[bit / 8] ^= 1 << (bit % 8);
-                assert!(Record::decode(&bad, &value).is_err(), "{record:?} key bit {bit}");
-            }
-        }
-    }
-
-    #[test]
-    fn generations_that_contradict_each_other_are_refused() {
-        let good = samples();
-        let spoils: [fn(&mut VolumeRecord); 4] = [
-            |v| v.first = Generation(10),
-            |v| v.snapshots[0] = Generation(8),
-            |v| v.snapshots[1] = Generation(9),
-            |v| v.snapshots[0] = Generation(0),
-        ];
-        for spoil in spoils {
-            let Record::Volume(group, id, mut bad) = good[7].clone() else { panic!("the order") };
-            spoil(&mut bad);
-            let (key, value) = encoded(&Record::Volume(group, id, bad));
-            assert!(matches!(Record::decode(&key, &value), Err(CheckpointError::Field(_))));
-        }
-        let spoils: [fn(&mut Granule); 3] = [
-            |g| g.deltas[0].held = 0,
-            |g| g.deltas[0].held = 1,
-            |g| g.deltas[1].generation = Generation(2),
-        ];
-        for spoil in spoils {
-            let Record::Granule(group, id, chunk, number, mut bad) = good[6].clone() else {
-                panic!("the order")
-            };
-            spoil(&mut bad);
-            let (key, value) = encoded(&Record::Granule(group, id, chunk, number, bad));
-            assert!(matches!(Record::decode(&key, &value), Err(CheckpointError::Field(_))));
-        }
-    }
-
-    #[test]
-    fn a_manifest_that_contradicts_itself_is_refused() {
-        let Record::Manifest(good) = samples().remove(3) else { panic!("the order of samples") };
-        let spoils: [fn(&mut Manifest); 13] = [
-            |m| m.from.seq = 0,
-            |m| m.until.0 = m.from.seq - 1,
-            |m| m.groups[1].group = GroupId(0),
-            |m| m.groups[0].end = LogIndex(4),
-            |m| m.segments[0].seq = 0,
-            |m| m.segments[0].seq = m.from.segment_seq,
-            |m| m.segments[1].seq = m.segments[0].seq,
-            |m| m.segments[1].segment = m.segments[0].segment,
-            |m| m.segments[0].segment = SegmentId(m.from.segment),
-            |m| m.groups[0].first = LogIndex(0),
-            |m| m.groups[0].first = LogIndex(7),
-            |m| m.groups[0].first = LogIndex(1),
-            |m| m.groups[0].before = Term(0),
-        ];
-        for spoil in spoils {
-            let mut bad = good.clone();
-            spoil(&mut bad);
-            let (key, value) = encoded(&Record::Manifest(bad));
-            assert!(matches!(Record::decode(&key, &value), Err(CheckpointError::Field(_))));
-        }
-    }
-}
+mod tests;

@@ -51,7 +51,7 @@ pub fn shard_config(n: usize, seed: u64) -> ShardConfig {
         device_bytes: DEVICE_BYTES,
         segment_bytes: SEGMENT_BYTES,
         volatile_cache: true,
-        groups: ids.map(|id| GroupConfig { id, voters: voters.clone() }).collect(),
+        groups: ids.map(|id| GroupConfig::new(id, voters.clone())).collect(),
         timing: Timing::default(),
         limits: Limits { entry_bytes: 16 << 10, batch_bytes: 32 << 10, ..Limits::default() },
         checkpoint_bytes: 0,

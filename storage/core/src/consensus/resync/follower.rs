@@ -3,6 +3,7 @@
 
 use super::super::group::Group;
 use super::super::shared::{Cx, Written};
+use super::super::table::conf_state;
 use super::{ASKS_MAX, SESSIONS_MAX};
 use crate::log::{Location, Record, RecordSeq};
 use crate::mark;
@@ -13,17 +14,25 @@ use basalt_wire::buffer::Payload;
 use basalt_wire::disk::checkpoint::{GRANULE_BLOCKS, VolumeRecord};
 use basalt_wire::disk::moved::{MovedBlock, encode_moved};
 use basalt_wire::ids::{Address, LogIndex, Term, VolumeId};
+use basalt_wire::membership::Membership;
 use basalt_wire::pages::{
     GranuleSums, PageDigests, Pages, Step, WANT_BLOCKS_MAX, WANT_GRANULES_MAX,
 };
 use raft::StateRole;
-use raft::eraftpb::{self, ConfState, MessageType, Snapshot};
+use raft::eraftpb::{self, MessageType, Snapshot};
 use std::collections::{BTreeMap, VecDeque};
 
 /// Times that a question is asked before a session is given up.
 const TRIES_MAX: u32 = 6;
 /// Election timeouts that pass after a session that came to nothing.
 const REST: u64 = 2;
+
+/// What a replica goes over to, but for its pages.
+#[derive(Debug, Default)]
+pub struct Incoming {
+    volumes: Vec<(VolumeId, VolumeRecord)>,
+    members: Membership,
+}
 
 /// A session, as the follower keeps it.
 #[derive(Debug)]
@@ -35,6 +44,8 @@ pub struct Session {
     base: LogIndex,
     /// Where it leads, its term, and the volumes as of it; once the leader has told.
     start: Option<(LogIndex, Term)>,
+    /// The members as of it.
+    members: Membership,
     volumes: Vec<(VolumeId, VolumeRecord)>,
     /// The first volume that was not told yet; nothing once all were.
     untold: Option<VolumeId>,
@@ -137,8 +148,8 @@ impl Group {
             return;
         }
         match step {
-            Step::Begin { start, start_term, from, more, volumes } => {
-                self.session_begun(cx, (start, start_term), from, more, volumes);
+            Step::Begin { start, start_term, members, from, more, volumes } => {
+                self.session_begun(cx, (start, start_term), members, from, more, volumes);
             }
             Step::Offer { ask, at, more, pages } => self.offered(cx, ask, at, more, pages),
             Step::Blocks { ask, at, changed_at, granules, blocks, payload } => {
@@ -185,6 +196,7 @@ impl Group {
             term: self.term(),
             base: self.replica.applied(),
             start: None,
+            members: Membership::default(),
             volumes: Vec::new(),
             untold: Some(VolumeId(0)),
             cursor: Some((VolumeId(0), 0)),
@@ -263,14 +275,33 @@ impl Group {
         self.ask_more(cx);
     }
 
+    /// Takes the members that the state will have; gives the session up if this replica is none of them, or
+    /// if it was told others before.
+    fn takes_members(&mut self, cx: &mut Cx<'_>, members: Membership) -> bool {
+        let Some(session) = &mut self.session else { return false };
+        let differ = session.start.is_some() && session.members != members;
+        if differ || !members.all().contains(&cx.shared.me) {
+            mark!("pages for no member");
+            self.end_session(cx);
+            return false;
+        }
+        let keeps = cx.shared.planted.is(Bug::MembersNotCopied);
+        session.members = if keeps { self.members.clone() } else { members };
+        true
+    }
+
     fn session_begun(
         &mut self,
         cx: &mut Cx<'_>,
         start: (LogIndex, Term),
+        members: Membership,
         from: VolumeId,
         more: bool,
         volumes: Vec<(VolumeId, VolumeRecord)>,
     ) {
+        if !self.takes_members(cx, members) {
+            return;
+        }
         let Some(session) = &mut self.session else { return };
         if session.untold != Some(from) {
             return;
@@ -474,11 +505,14 @@ impl Group {
     }
 
     /// The next checkpoint has older entries replayed than was noted. What is held here beyond the state
-    /// would be taken for a part of the log again: then the promise does not hold.
+    /// would be taken for a part of the log again: then the promise does not hold. Nor does it for one that
+    /// was here before, since nothing is known here of what the log holds of that.
     pub fn withdraw_restore(&mut self) {
+        let returned = self.returned;
         let last = self.raft.as_ref().map_or(0, |raft| raft.store().last());
         if let Some(session) = &mut self.session {
-            session.promised &= session.start.is_some_and(|(start, _)| last < start.0);
+            let holds = session.start.is_some_and(|(start, _)| last < start.0);
+            session.promised &= holds && !returned;
         }
     }
 
@@ -498,7 +532,8 @@ impl Group {
             self.replica.unstage();
             return;
         };
-        self.incoming = session.volumes;
+        let snapshot = snapshot(start, term, &session.members);
+        self.incoming = Incoming { volumes: session.volumes, members: session.members };
         self.guard(cx, |group, cx| {
             let raft = &mut group.raft.as_mut().expect("seen by the guard").raft;
             if raft.state != StateRole::Follower {
@@ -506,7 +541,7 @@ impl Group {
                 raft.become_follower(term, nobody);
             }
             // The library refuses a state that its own log leads to anyway.
-            if raft.restore(snapshot(start, term, &group.voters)) {
+            if raft.restore(snapshot) {
                 group.ready(cx);
             }
         });
@@ -515,7 +550,12 @@ impl Group {
     /// The library goes over to the state as of an entry: log and volumes follow.
     pub(crate) fn go_over(&mut self, cx: &mut Cx<'_>, index: u64, term: u64) {
         mark!("replica restored from pages");
-        let volumes = std::mem::take(&mut self.incoming);
+        let Incoming { volumes, members } = std::mem::take(&mut self.incoming);
+        // The entries that made them the members are not in the log: the checkpoint tells who they are.
+        mark_change(&self.members, &members);
+        self.set_members(members);
+        self.members_durable = false;
+        self.forget_former_members(cx);
         let raft = self.raft.as_mut().expect("only a panic stops it");
         raft.mut_store().start_at(index + 1, term);
         self.replica.start_at(LogIndex(index), &volumes);
@@ -575,12 +615,17 @@ fn fits(wanted: &Wanted, granules: &[GranuleSums], blocks: &[(u16, u32)]) -> boo
         && blocks.iter().all(|(block, _)| told(*block))
 }
 
+fn mark_change(before: &Membership, after: &Membership) {
+    if before != after {
+        mark!("members changed by pages");
+    }
+}
+
 /// The library's word for a state as of an entry.
-fn snapshot(index: LogIndex, term: Term, voters: &[Address]) -> Snapshot {
-    let voters = voters.iter().map(|voter| u64::from(voter.node.0)).collect();
+fn snapshot(index: LogIndex, term: Term, members: &Membership) -> Snapshot {
     let mut snapshot = Snapshot::default();
     let metadata = snapshot.mut_metadata();
     (metadata.index, metadata.term) = (index.0, term.0);
-    metadata.set_conf_state(ConfState { voters, ..Default::default() });
+    metadata.set_conf_state(conf_state(members));
     snapshot
 }

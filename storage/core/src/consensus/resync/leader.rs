@@ -11,6 +11,7 @@ use basalt_wire::block::{BLOCK_BYTES, CHUNK_BLOCKS};
 use basalt_wire::command::BlockRange;
 use basalt_wire::disk::checkpoint::VolumeRecord;
 use basalt_wire::ids::{Address, LogIndex, NodeId, Term, VolumeId};
+use basalt_wire::membership::Membership;
 use basalt_wire::pages::{GranuleSums, HeldBlocks, OFFER_PAGES_MAX, Pages, Step, VOLUMES_MAX};
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -26,6 +27,8 @@ pub struct Help {
     pub start: u64,
     /// The term of that entry.
     start_term: u64,
+    /// The members as of that entry.
+    members: Membership,
     /// The volumes as of that entry.
     volumes: Vec<(VolumeId, VolumeRecord)>,
     /// The tick after which it is forgotten.
@@ -181,7 +184,9 @@ impl Group {
         let volumes = rest[..rest.len().min(VOLUMES_MAX)].to_vec();
         let more = rest.len() > volumes.len();
         let (start, start_term) = (LogIndex(help.start), Term(help.start_term));
-        self.send_pages(cx, to, session, Step::Begin { start, start_term, from, more, volumes });
+        let members = help.members.clone();
+        let step = Step::Begin { start, start_term, members, from, more, volumes };
+        self.send_pages(cx, to, session, step);
     }
 
     /// Begins a session with a follower, unless that can not be now.
@@ -196,7 +201,8 @@ impl Group {
         mark!("session of pages begun");
         cx.shared.helping += usize::from(!known);
         let (volumes, waiting) = (self.replica.volume_states(), VecDeque::new());
-        let help = Help { session, start, start_term, volumes, until, waiting };
+        let members = self.members.clone();
+        let help = Help { session, start, start_term, members, volumes, until, waiting };
         self.helping.insert(to.node, help);
         true
     }

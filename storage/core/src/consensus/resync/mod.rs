@@ -1,11 +1,12 @@
 //! Bringing a replica up by pages, when the leader's log does not reach back to what it has.
 //!
 //! 1. The library wants to send entries that are gone; the leader says so ([`Step::Behind`]).
-//! 2. The follower opens a session and is told the entry S at which it begins, with all volumes' epochs,
-//!    generations and snapshots as of S. It walks through the pages that changed after what it has
-//!    applied, compares digests, asks for the granules that differ, and writes the blocks that it lacks to
-//!    its log. Each granule it then has, snapshots included, as of some entry between S and the
-//!    end of the walk. Commands that commit meanwhile need no care: see [`crate::replica`]'s pages.
+//! 2. The follower opens a session and is told the entry S at which it begins, the members as of S, and
+//!    all volumes' epochs, generations and snapshots as of S. It walks through the pages that changed
+//!    after what it has applied, compares digests, asks for the granules that differ, and writes the
+//!    blocks that it lacks to its log. Each granule it then has, snapshots included, as of some entry
+//!    between S and the end of the walk. Commands that commit meanwhile need no care: see
+//!    [`crate::replica`]'s pages.
 //! 3. When all of it is durable, the follower waits for the next checkpoint, which begins with its
 //!    going over to S: its log and volumes are as of S, its pages as of S or later. Only when that
 //!    checkpoint is durable it acknowledges S, and Raft goes on behind it. So a crash at any moment
@@ -18,7 +19,7 @@
 mod follower;
 mod leader;
 
-pub use follower::Session;
+pub use follower::{Incoming, Session};
 pub use leader::{Help, PageRead};
 
 use super::group::Group;
@@ -49,14 +50,19 @@ pub struct MovedCounts {
 impl Group {
     /// Takes a message that brings a replica up.
     pub fn pages(&mut self, cx: &mut Cx<'_>, from: Address, message: Pages) {
-        let member = self.voters.contains(&from) && from.node != self.me;
-        if !member || self.raft.is_none() || self.is_mute() || message.term != self.term() {
+        let known = self.address_of(u64::from(from.node.0)) == Some(from) && from.node != self.me;
+        if !known || self.raft.is_none() || self.is_mute() || message.term != self.term() {
             mark!("page message of another term");
             return;
         }
         if self.leads() {
+            if !self.is_member(from) {
+                mark!("page message of no member");
+                return;
+            }
             self.help(cx, from, message);
         } else if self.leader() == Some(from.node) {
+            // Whether it is a member may not be known here yet: the term's leader is known to be it.
             self.wake(cx);
             self.follow_pages(cx, message);
         }

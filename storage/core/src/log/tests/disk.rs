@@ -168,7 +168,7 @@ pub fn config(segments: u64, planted: Planted) -> ShardConfig {
         device_bytes: (128 << 10) + segments * (64 << 10),
         segment_bytes: 64 << 10,
         volatile_cache: true,
-        groups: (0..3).map(|g| GroupConfig { id: GroupId(g), voters: vec![address] }).collect(),
+        groups: (0..3).map(|g| GroupConfig::new(GroupId(g), vec![address])).collect(),
         timing: Timing::default(),
         limits,
         checkpoint_bytes: 0,

@@ -6,6 +6,7 @@ mod damage;
 mod election;
 mod evidence;
 mod gather;
+mod members;
 mod pages;
 mod recycled;
 mod scrubbing;

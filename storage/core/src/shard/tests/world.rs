@@ -79,6 +79,8 @@ impl Random {
 
 pub struct Options {
     pub nodes: u32,
+    /// How many of them hold the groups at first.
+    pub founders: u32,
     pub groups: u32,
     pub seed: u64,
     pub planted: Planted,
@@ -93,6 +95,7 @@ impl Default for Options {
         let limits = Limits { segments_reserved: 1, ..Limits::default() };
         Options {
             nodes: 3,
+            founders: u32::MAX,
             groups: 1,
             seed: 1,
             planted: Planted::NONE,
@@ -122,9 +125,10 @@ impl World {
             sent_bytes: BTreeMap::new(),
             next_id: 0,
         };
-        let voters: Vec<Address> = (1..=options.nodes).map(address).collect();
+        let founders = options.founders.min(options.nodes);
+        let voters: Vec<Address> = (1..=founders).map(address).collect();
         let ids = (0..options.groups).map(GroupId).chain([GroupId::METADATA]);
-        let groups: Vec<_> = ids.map(|id| GroupConfig { id, voters: voters.clone() }).collect();
+        let groups: Vec<_> = ids.map(|id| GroupConfig::new(id, voters.clone())).collect();
         for n in 1..=options.nodes {
             let config = ShardConfig {
                 cluster: ClusterId(5),
@@ -132,7 +136,7 @@ impl World {
                 device_bytes: (128 << 10) + options.segments * SEGMENT,
                 segment_bytes: SEGMENT,
                 volatile_cache: false,
-                groups: groups.clone(),
+                groups: if n <= founders { groups.clone() } else { Vec::new() },
                 timing: Timing::default(),
                 limits: options.limits,
                 checkpoint_bytes: options.checkpoint_bytes,
@@ -464,7 +468,7 @@ impl World {
     /// What is to be known after a failure.
     pub fn tell(&self) -> Vec<String> {
         let nodes = self.nodes.iter().filter(|(_, node)| node.shard.is_some());
-        let states = nodes.map(|(n, _)| format!("{n}: {:?}", self.status(*n)));
+        let states = nodes.map(|(n, _)| format!("{n}: {:?}", self.shard(*n).status().groups));
         let recent = self.log.iter().rev().take(60).rev().cloned();
         states.chain(self.notices.iter().cloned()).chain(recent).collect()
     }
@@ -473,6 +477,11 @@ impl World {
     pub fn check_converged(&self) {
         let running: Vec<u32> =
             self.nodes.iter().filter(|(_, n)| n.shard.is_some()).map(|(n, _)| *n).collect();
+        self.check_converged_among(&running);
+    }
+
+    /// These replicas hold the same.
+    pub fn check_converged_among(&self, running: &[u32]) {
         let digests: Vec<_> = running.iter().map(|n| self.shard(*n).digest(G).unwrap()).collect();
         assert!(digests.windows(2).all(|w| w[0] == w[1]), "replicas differ: {digests:?}");
     }

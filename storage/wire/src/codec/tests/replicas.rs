@@ -82,7 +82,7 @@ fn page_messages_out_of_order_or_bounds_are_refused() {
     };
     let begin = |start, start_term, from, more, volumes| {
         let (start, start_term) = (LogIndex(start), Term(start_term));
-        Step::Begin { start, start_term, from: VolumeId(from), more, volumes }
+        Step::Begin { start, start_term, members: members(), from: VolumeId(from), more, volumes }
     };
     let volume = |id| (VolumeId(id), record(3, false));
     let late = VolumeRecord { first: Generation(5), ..record(3, false) };

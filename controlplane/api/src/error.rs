@@ -16,12 +16,18 @@ pub fn code_of(reason: ErrorReason) -> Code {
     match reason {
         ErrorReason::Unspecified => Code::Internal,
         ErrorReason::InvalidField | ErrorReason::RequestIdReused => Code::InvalidArgument,
-        ErrorReason::VolumeNotFound | ErrorReason::SnapshotNotFound => Code::NotFound,
-        ErrorReason::VolumeExists | ErrorReason::SnapshotExists => Code::AlreadyExists,
+        ErrorReason::VolumeNotFound | ErrorReason::SnapshotNotFound | ErrorReason::NodeNotFound => {
+            Code::NotFound
+        }
+        ErrorReason::VolumeExists | ErrorReason::SnapshotExists | ErrorReason::NodeExists => {
+            Code::AlreadyExists
+        }
         ErrorReason::VolumeAttached
         | ErrorReason::VolumeDeleting
         | ErrorReason::VolumeShrinks
         | ErrorReason::VolumeHasSnapshots
+        | ErrorReason::NodeInUse
+        | ErrorReason::TooFewNodes
         | ErrorReason::NotBootstrapped
         | ErrorReason::AlreadyBootstrapped => Code::FailedPrecondition,
         ErrorReason::EtagMismatch | ErrorReason::AttachmentChanged => Code::Aborted,

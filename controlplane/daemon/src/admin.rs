@@ -6,11 +6,12 @@ use crate::snapshots;
 use basalt_api::error;
 use basalt_api::v1::admin_server::Admin;
 use basalt_api::v1::{
-    AttachVolumeRequest, AttachVolumeResponse, Attachment, BootstrapRequest, Cluster, Consistency,
-    CreateSnapshotRequest, CreateVolumeRequest, DeleteSnapshotRequest, DeleteVolumeRequest,
-    DetachVolumeRequest, GetClusterRequest, GetPoolMapRequest, GetSnapshotRequest,
-    GetVolumeRequest, ListSnapshotsRequest, ListSnapshotsResponse, ListVolumesRequest,
-    ListVolumesResponse, PoolMap, ResizeVolumeRequest, Snapshot, StartScrubRequest,
+    AddNodeRequest, AttachVolumeRequest, AttachVolumeResponse, Attachment, BootstrapRequest,
+    Cluster, Consistency, CreateSnapshotRequest, CreateVolumeRequest, DeleteSnapshotRequest,
+    DeleteVolumeRequest, DetachVolumeRequest, DrainNodeRequest, GetClusterRequest,
+    GetPoolMapRequest, GetSnapshotRequest, GetVolumeRequest, ListSnapshotsRequest,
+    ListSnapshotsResponse, ListVolumesRequest, ListVolumesResponse, Node, PoolMap,
+    RemoveNodeRequest, RemoveNodeResponse, ResizeVolumeRequest, Snapshot, StartScrubRequest,
     StartScrubResponse, Volume, volume,
 };
 use basalt_meta::{
@@ -250,6 +251,24 @@ impl Admin for AdminService {
         request: Request<StartScrubRequest>,
     ) -> Result<Response<StartScrubResponse>, Status> {
         Ok(Response::new(crate::scrub::start(&self.daemon, &request.into_inner().node).await?))
+    }
+
+    async fn add_node(&self, _request: Request<AddNodeRequest>) -> Result<Response<Node>, Status> {
+        Err(Status::unimplemented("nodes can not be added yet"))
+    }
+
+    async fn drain_node(
+        &self,
+        _request: Request<DrainNodeRequest>,
+    ) -> Result<Response<Node>, Status> {
+        Err(Status::unimplemented("nodes can not be drained yet"))
+    }
+
+    async fn remove_node(
+        &self,
+        _request: Request<RemoveNodeRequest>,
+    ) -> Result<Response<RemoveNodeResponse>, Status> {
+        Err(Status::unimplemented("nodes can not be removed yet"))
     }
 }
 

@@ -38,6 +38,7 @@ pub fn own_member(options: &Options, node: u32) -> Result<Member, String> {
         grpc_address: options.advertised(options.listen)?,
         data_address: options.advertised(options.data_listen)?,
         nbd_address,
+        ..Member::default()
     })
 }
 
@@ -90,6 +91,7 @@ fn fresh(
         grpc_address: node.grpc_address.clone(),
         data_address: node.data_address.clone(),
         nbd_address: node.nbd_address.clone(),
+        ..Member::default()
     });
     let group_count = match request.group_count {
         0 => layout::GROUPS_DEFAULT,

@@ -415,6 +415,7 @@ pub fn spec_of(identity: &Identity) -> ClusterSpec {
         grpc_address: m.grpc.clone(),
         data_address: m.data.clone(),
         nbd_address: m.nbd.clone(),
+        ..Member::default()
     });
     let voters = |nodes: &Vec<u32>| v1::Voters { nodes: nodes.clone() };
     ClusterSpec {
@@ -423,5 +424,6 @@ pub fn spec_of(identity: &Identity) -> ClusterSpec {
         members: members.collect(),
         groups: identity.groups.iter().map(voters).collect(),
         metadata: Some(voters(&identity.metadata)),
+        ..ClusterSpec::default()
     }
 }

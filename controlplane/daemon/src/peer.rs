@@ -7,7 +7,8 @@ use basalt_api::v1::peer_server::Peer;
 use basalt_api::v1::propose_response::Result as ProposeResult;
 use basalt_api::v1::{
     DescribeRequest, DescribeResponse, ErrorReason, GetReportRequest, JoinRequest, JoinResponse,
-    NodeReport, ProposeRequest, ProposeResponse, ScrubRequest, ScrubResponse,
+    NodeReport, ProposeRequest, ProposeResponse, ScrubRequest, ScrubResponse, StateReplicaRequest,
+    StateReplicaResponse,
 };
 use basalt_core::event::ProposeError;
 use bytes::Bytes;
@@ -106,5 +107,12 @@ impl Peer for PeerService {
     ) -> Result<Response<ScrubResponse>, Status> {
         crate::scrub::begin(&self.daemon)?;
         Ok(Response::new(ScrubResponse {}))
+    }
+
+    async fn state_replica(
+        &self,
+        _request: Request<StateReplicaRequest>,
+    ) -> Result<Response<StateReplicaResponse>, Status> {
+        Err(Status::unimplemented("replicas can not be moved yet"))
     }
 }

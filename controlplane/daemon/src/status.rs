@@ -11,7 +11,7 @@ use basalt_core::score::{ScoreStatus, WAY_FREE};
 use basalt_core::shard::{GroupRole, Phase, ScrubStatus, ShardStatus};
 use basalt_node::{HostState, ReactorStatus};
 use basalt_wire::block::BLOCK_BYTES;
-use basalt_wire::ids::{GroupId, VolumeId};
+use basalt_wire::ids::{Address, GroupId, VolumeId};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -255,8 +255,16 @@ fn replicas_of(shard: &ShardStatus) -> Vec<Replica> {
         applied: group.applied.0,
         last: group.last.0,
         role: role(&group.role).to_owned(),
+        voters: nodes_of(&group.members.voters),
+        outgoing: nodes_of(&group.members.outgoing),
+        learners: nodes_of(&group.members.learners),
+        members_durable: group.members_durable,
     });
     groups.collect()
+}
+
+fn nodes_of(members: &[Address]) -> Vec<u32> {
+    members.iter().map(|address| address.node.0).collect()
 }
 
 fn score_of(score: &ScoreStatus) -> Score {
@@ -320,6 +328,7 @@ fn group_of(id: String, voters: &[u32], nodes: &[Node], reports: &[NodeReport]) 
         commit: newest.map_or(0, |replica| replica.commit),
         voters_reachable: voters.iter().filter(|node| reachable(**node)).count() as u32,
         entries_behind: commit.saturating_sub(applied),
+        ..Group::default()
     }
 }
 

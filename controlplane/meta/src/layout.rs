@@ -35,7 +35,7 @@ pub fn plan(id: u64, members: Vec<Member>, group_count: u32) -> Result<ClusterSp
     let nodes: Vec<u32> = members.iter().map(|m| m.node).collect();
     let groups = (0..group_count as usize).map(|group| voters_of(&nodes, group)).collect();
     let metadata = Some(Voters { nodes });
-    Ok(ClusterSpec { id, group_count, members, groups, metadata })
+    Ok(ClusterSpec { id, group_count, members, groups, metadata, ..ClusterSpec::default() })
 }
 
 fn voters_of(nodes: &[u32], group: usize) -> Voters {

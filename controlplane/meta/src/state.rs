@@ -161,6 +161,14 @@ impl MetaState {
             Op::SettleSnapshot(settle) => self.settle_snapshot(index, settle),
             Op::DeleteSnapshot(delete) => self.delete_snapshot(index, delete),
             Op::PurgeSnapshot(purge) => self.purge_snapshot(purge),
+            Op::AddMember(_)
+            | Op::DrainMember(_)
+            | Op::RemoveMember(_)
+            | Op::MoveGroup(_)
+            | Op::SettleGroup(_) => {
+                let message = "members do not change yet".to_owned();
+                Err(refusal(ErrorReason::InvalidField, message, vec![]))
+            }
         };
         result.unwrap_or_else(Outcome::Refused)
     }

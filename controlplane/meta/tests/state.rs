@@ -84,6 +84,7 @@ fn spec() -> ClusterSpec {
         grpc_address: format!("127.0.0.1:{}", 7000 + node),
         data_address: format!("127.0.0.1:{}", 8000 + node),
         nbd_address: String::new(),
+        ..Member::default()
     };
     layout::plan(9, (1..=3).map(member).collect(), 16).expect("a good list")
 }

@@ -6,11 +6,15 @@
 //! * [`absence`]: a node that was away.
 //! * [`fill`]: devices without room.
 //! * [`overwrite`]: devices that are nearly full, for a long time.
+//! * [`members`]: nodes that come and go.
 //! * [`measure`]: what processes use. [`nbd`]: a client that can be stopped at any byte.
+//!   [`load`]: random overwrites that are remembered.
 
 pub mod absence;
 pub mod fill;
+pub mod load;
 pub mod measure;
+pub mod members;
 pub mod nbd;
 pub mod overwrite;
 pub mod power;

@@ -1,22 +1,16 @@
 //! Devices that are four fifths full are overwritten at random for many times their size: what each write costs
 //! in bytes and in time, interval by interval, and whether every block is what was written to it last.
 
+use crate::load::{BLOCK, LARGE, Load};
 use crate::measure::{distribution, permille, written_bytes};
-use crate::nbd::NbdClient;
-use crate::random::Random;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use basalt_api::size;
 use basalt_interop::cluster::{Cluster, PATIENCE, Shape};
 use serde::Serialize;
-use std::collections::HashMap;
 use std::fmt::{Display, Formatter};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const VOLUME: &str = "full";
-const BLOCK: u64 = 4096;
-const LARGE: u64 = 128 << 10;
-/// Writes under way.
-const DEPTH: usize = 32;
 
 /// What is done.
 #[derive(Clone, Copy, Debug)]
@@ -94,12 +88,7 @@ pub fn run(name: &str, plan: &Plan, tell: impl Fn(&Interval)) -> Result<Vec<Inte
     let bytes = (device / 100 * plan.full).next_multiple_of(LARGE);
     cluster.basalt(&["volume", "create", VOLUME, "--size", &bytes.to_string()])?;
     let mut attached = cluster.attach(VOLUME, "overwrite-host", false)?;
-    let mut load = Load {
-        client: NbdClient::open(attached.port, VOLUME, PATIENCE)?,
-        versions: vec![0; (bytes / BLOCK) as usize],
-        random: Random::new(plan.seed),
-        rate: plan.rate,
-    };
+    let mut load = Load::open(attached.port, VOLUME, bytes, plan.rate, plan.seed)?;
     load.fill()?;
     let writes = device / BLOCK / plan.intervals;
     let mut intervals = Vec::new();
@@ -155,77 +144,4 @@ impl Counted {
     fn since(self, before: Counted) -> Counted {
         Counted { log: self.log - before.log, all: self.all - before.all }
     }
-}
-
-struct Load {
-    client: NbdClient,
-    /// How often each block was written.
-    versions: Vec<u32>,
-    random: Random,
-    rate: Option<u64>,
-}
-
-impl Load {
-    fn fill(&mut self) -> Result<()> {
-        let step = LARGE / BLOCK;
-        for first in (0..self.versions.len() as u64).step_by(step as usize) {
-            let data: Vec<u8> = (first..first + step).flat_map(|b| content(b, 1)).collect();
-            self.client.write(first * BLOCK, &data)?;
-        }
-        self.versions.fill(1);
-        Ok(())
-    }
-
-    fn overwrite(&mut self, writes: u64) -> Result<(Duration, Vec<Duration>)> {
-        let began = Instant::now();
-        let mut latencies = Vec::with_capacity(writes as usize);
-        // What is under way, by request, and the blocks of it: none of them is written twice at a time.
-        let mut under_way: HashMap<u64, (u64, Instant)> = HashMap::new();
-        let mut sent = 0;
-        while (latencies.len() as u64) < writes {
-            if sent < writes && under_way.len() < DEPTH && self.is_due(sent, began) {
-                let block = self.random.below(self.versions.len() as u64);
-                if under_way.values().any(|(busy, _)| *busy == block) {
-                    continue;
-                }
-                let version = &mut self.versions[block as usize];
-                *version += 1;
-                let number = self.client.send_write(block * BLOCK, &content(block, *version))?;
-                under_way.insert(number, (block, Instant::now()));
-                sent += 1;
-                continue;
-            }
-            if under_way.is_empty() {
-                // Only a rate keeps it from the next write, and only for a moment.
-                std::thread::sleep(Duration::from_micros(100));
-                continue;
-            }
-            let answer = self.client.answer()?.context("the connection was closed")?;
-            ensure!(answer.error == 0, "a write failed: {answer:?}");
-            let (_, since) = under_way.remove(&answer.number).context("an answer to nothing")?;
-            latencies.push(since.elapsed());
-        }
-        Ok((began.elapsed(), latencies))
-    }
-
-    fn is_due(&self, sent: u64, began: Instant) -> bool {
-        self.rate.is_none_or(|rate| sent as f64 <= began.elapsed().as_secs_f64() * rate as f64)
-    }
-
-    fn verify(&mut self) -> Result<()> {
-        let step = LARGE / BLOCK;
-        for first in (0..self.versions.len() as u64).step_by(step as usize) {
-            let data = self.client.read(first * BLOCK, LARGE as u32)?;
-            for (block, found) in (first..).zip(data.chunks_exact(BLOCK as usize)) {
-                let version = self.versions[block as usize];
-                ensure!(found == content(block, version), "block {block} is not what was written");
-            }
-        }
-        Ok(())
-    }
-}
-
-fn content(block: u64, version: u32) -> Vec<u8> {
-    let mut random = Random::new(block << 32 | u64::from(version));
-    (0..BLOCK / 8).flat_map(|_| random.bits().to_le_bytes()).collect()
 }

@@ -3,12 +3,14 @@
 use anyhow::{Context, Result, ensure};
 use basalt_chaos::absence::{self, Reach};
 use basalt_chaos::fill;
+use basalt_chaos::members;
 use basalt_chaos::overwrite::{self, Plan};
 use basalt_chaos::power::campaign::Campaign;
 use basalt_chaos::rounds::{self, Report};
 use basalt_chaos::snapshots;
 use clap::{Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
+use std::time::Duration;
 
 const AFTER: &str = "\
 Examples:
@@ -16,6 +18,7 @@ Examples:
   chaos summary rounds-*.json
   chaos absence --volume-mib 1024
   chaos fill --times 50
+  chaos members --volume-mib 1024
   chaos overwrite --full 80 --times 10
   chaos snapshots --count 1000
   chaos power-cut --runs 40 --cuts 2000
@@ -75,6 +78,24 @@ enum Command {
         #[arg(long, default_value = "50")]
         times: u32,
         /// Seed of what is drawn.
+        #[arg(long, default_value = "1")]
+        seed: u64,
+    },
+    /// Three nodes become five and three others, and one is replaced, under load; prints a table.
+    Members {
+        /// MiB of the volume.
+        #[arg(long, default_value = "1024")]
+        volume_mib: u64,
+        /// Volume groups.
+        #[arg(long, default_value = "64")]
+        groups: usize,
+        /// Writes a second at most; as many as go without it.
+        #[arg(long)]
+        rate: Option<u64>,
+        /// Seconds at rest that are compared with.
+        #[arg(long, default_value = "15")]
+        rest: u64,
+        /// Seed of the blocks.
         #[arg(long, default_value = "1")]
         seed: u64,
     },
@@ -159,6 +180,12 @@ fn main() -> Result<()> {
             let (device, segment, intervals) = ("1GiB", "4MiB", 2);
             let plan = Plan { device, segment, full, times, intervals, rate, seed };
             overwrite::run("chaos-overwrite", &plan, |interval| println!("{interval}"))?;
+        }
+        Command::Members { volume_mib, groups, rate, rest, seed } => {
+            println!("{}", members::HEAD);
+            let (volume_bytes, rest) = (volume_mib << 20, Duration::from_secs(rest));
+            let plan = members::Plan { volume_bytes, groups, rate, rest, seed };
+            members::run("chaos-members", &plan, |phase| println!("{phase}"))?;
         }
         Command::Snapshots { count, pairs, seed } => {
             let tell = |text| eprintln!("{text}");

@@ -1,0 +1,125 @@
+//! Random overwrites of a volume that remember what was written last, block by block.
+
+use crate::nbd::NbdClient;
+use crate::random::Random;
+use anyhow::{Context, Result, ensure};
+use basalt_interop::cluster::PATIENCE;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+/// Bytes of a block.
+pub const BLOCK: u64 = 4096;
+/// Bytes of a request of filling and of reading everything. A volume is a multiple of it.
+pub const LARGE: u64 = 128 << 10;
+/// Writes under way.
+const DEPTH: usize = 32;
+
+/// A client of one volume.
+pub struct Load {
+    client: NbdClient,
+    /// How often each block was written.
+    versions: Vec<u32>,
+    random: Random,
+    rate: Option<u64>,
+}
+
+impl Load {
+    /// Opens an export of so many bytes. `rate` is writes a second at most; without it as many as go.
+    ///
+    /// # Errors
+    /// If it is not served.
+    pub fn open(port: u16, volume: &str, bytes: u64, rate: Option<u64>, seed: u64) -> Result<Load> {
+        let client = NbdClient::open(port, volume, PATIENCE)?;
+        let versions = vec![0; (bytes / BLOCK) as usize];
+        Ok(Load { client, versions, random: Random::new(seed), rate })
+    }
+
+    /// Writes every block once.
+    ///
+    /// # Errors
+    /// If a write fails.
+    pub fn fill(&mut self) -> Result<()> {
+        let step = LARGE / BLOCK;
+        for first in (0..self.versions.len() as u64).step_by(step as usize) {
+            let data: Vec<u8> = (first..first + step).flat_map(|b| content(b, 1)).collect();
+            self.client.write(first * BLOCK, &data)?;
+        }
+        self.versions.fill(1);
+        Ok(())
+    }
+
+    /// Overwrites so many blocks, drawn at random; gives how long that took, and each write.
+    ///
+    /// # Errors
+    /// If a write fails.
+    pub fn overwrite(&mut self, writes: u64) -> Result<(Duration, Vec<Duration>)> {
+        let began = Instant::now();
+        let mut latencies = Vec::with_capacity(writes as usize);
+        // What is under way, by request, and the blocks of it: none of them is written twice at a time.
+        let mut under_way: HashMap<u64, (u64, Instant)> = HashMap::new();
+        let mut sent = 0;
+        while (latencies.len() as u64) < writes {
+            if sent < writes && under_way.len() < DEPTH && self.is_due(sent, began) {
+                let block = self.random.below(self.versions.len() as u64);
+                if under_way.values().any(|(busy, _)| *busy == block) {
+                    continue;
+                }
+                let version = &mut self.versions[block as usize];
+                *version += 1;
+                let number = self.client.send_write(block * BLOCK, &content(block, *version))?;
+                under_way.insert(number, (block, Instant::now()));
+                sent += 1;
+                continue;
+            }
+            if under_way.is_empty() {
+                // Only a rate keeps it from the next write, and only for a moment.
+                std::thread::sleep(Duration::from_micros(100));
+                continue;
+            }
+            let answer = self.client.answer()?.context("the connection was closed")?;
+            ensure!(answer.error == 0, "a write failed: {answer:?}");
+            let (_, since) = under_way.remove(&answer.number).context("an answer to nothing")?;
+            latencies.push(since.elapsed());
+        }
+        Ok((began.elapsed(), latencies))
+    }
+
+    fn is_due(&self, sent: u64, began: Instant) -> bool {
+        self.rate.is_none_or(|rate| sent as f64 <= began.elapsed().as_secs_f64() * rate as f64)
+    }
+
+    /// Reads some blocks, drawn at random: each must be what was written to it last.
+    ///
+    /// # Errors
+    /// If one is not, or can not be read.
+    pub fn sample(&mut self, count: u64) -> Result<()> {
+        for _ in 0..count {
+            let block = self.random.below(self.versions.len() as u64);
+            let found = self.client.read(block * BLOCK, BLOCK as u32)?;
+            let version = self.versions[block as usize];
+            ensure!(found == content(block, version), "block {block} is not what was written");
+        }
+        Ok(())
+    }
+
+    /// Reads everything: each block must be what was written to it last.
+    ///
+    /// # Errors
+    /// If one is not, or can not be read.
+    pub fn verify(&mut self) -> Result<()> {
+        let step = LARGE / BLOCK;
+        for first in (0..self.versions.len() as u64).step_by(step as usize) {
+            let data = self.client.read(first * BLOCK, LARGE as u32)?;
+            for (block, found) in (first..).zip(data.chunks_exact(BLOCK as usize)) {
+                let version = self.versions[block as usize];
+                ensure!(found == content(block, version), "block {block} is not what was written");
+            }
+        }
+        Ok(())
+    }
+}
+
+fn content(block: u64, version: u32) -> Vec<u8> {
+    let mut random = Random::new(block << 32 | u64::from(version));
+    (0..BLOCK / 8).flat_map(|_| random.bits().to_le_bytes()).collect()
+}

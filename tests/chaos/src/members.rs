@@ -1,0 +1,247 @@
+//! Nodes come and go while a volume is overwritten and read: three become five, of which the first two leave, and
+//! one that lost everything is replaced. Every block is what was written to it last, at every moment.
+
+use crate::load::{LARGE, Load};
+use crate::measure::{distribution, permille};
+use anyhow::{Context, Result, anyhow, ensure};
+use basalt_interop::cluster::{Attached, Cluster, PATIENCE, Shape};
+use serde_json::Value;
+use std::fmt::{Display, Formatter};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+const VOLUME: &str = "moved";
+/// Writes between two looks at the clock and some reads.
+const STRETCH: u64 = 256;
+const READS: u64 = 16;
+/// How long the command line may wait for groups to move.
+const WAIT: &str = "600";
+
+/// What is done.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// Bytes of the volume, a multiple of 128 KiB.
+    pub volume_bytes: u64,
+    /// Volume groups.
+    pub groups: usize,
+    /// Writes a second at most; nothing: as many as go.
+    pub rate: Option<u64>,
+    /// How long the load runs before nodes come, and again at the end, to compare with.
+    pub rest: Duration,
+    /// Seed of the blocks.
+    pub seed: u64,
+}
+
+/// A part of the course.
+#[derive(Clone, Debug)]
+pub struct Phase {
+    /// What went on.
+    pub what: &'static str,
+    /// How long.
+    pub time: Duration,
+    /// Writes in it, and how long each took.
+    pub writes: Vec<Duration>,
+    /// Bytes of data on the fullest and on the emptiest node at its end.
+    pub data: (u64, u64),
+}
+
+impl Phase {
+    /// Writes a second.
+    pub fn iops(&self) -> f64 {
+        self.writes.len() as f64 / self.time.as_secs_f64()
+    }
+
+    /// By how many hundredths of the mean of both the fullest and the emptiest node lie off it.
+    pub fn unevenness(&self) -> f64 {
+        let (most, least) = (self.data.0 as f64, self.data.1 as f64);
+        (most - least) * 100.0 / (most + least).max(1.0)
+    }
+}
+
+/// The head of a table of phases.
+pub const HEAD: &str = "\
+| | seconds | IOPS | p50 ms | p99 ms | p99.9 ms | max ms | data a node, MiB |
+| --- | --- | --- | --- | --- | --- | --- | --- |";
+
+impl Display for Phase {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        let ms = |time: Duration| time.as_secs_f64() * 1e3;
+        let [p50, p99, max] = distribution(&self.writes).map(ms);
+        write!(
+            f,
+            "| {} | {:.1} | {:.0} | {p50:.2} | {p99:.1} | {:.1} | {max:.0} | {} to {} (± {:.1} %) |",
+            self.what,
+            self.time.as_secs_f64(),
+            self.iops(),
+            ms(permille(&self.writes, 999)),
+            self.data.1 >> 20,
+            self.data.0 >> 20,
+            self.unevenness(),
+        )
+    }
+}
+
+/// Carries it out; `tell` hears of each phase.
+///
+/// # Errors
+/// If a command or a write fails, or a block is not what was written last.
+pub fn run(name: &str, plan: &Plan, tell: impl Fn(&Phase)) -> Result<Vec<Phase>> {
+    let shape = Shape {
+        device: "8GiB",
+        segment: "4MiB",
+        groups: plan.groups,
+        // Short logs, so that new replicas are brought up by pages and entries both.
+        node_args: ["--log-retain", "16MiB"].map(str::to_owned).to_vec(),
+        ..Shape::default()
+    };
+    let cluster = Cluster::start_with(name, &shape)?;
+    let bytes = plan.volume_bytes.next_multiple_of(LARGE);
+    cluster.basalt(&["volume", "create", VOLUME, "--size", &bytes.to_string()])?;
+    let attached = cluster.attach(VOLUME, "members-host", false)?;
+    let mut load = Load::open(attached.port, VOLUME, bytes, plan.rate, plan.seed)?;
+    load.fill()?;
+    let mut course = Course { cluster, shape, plan: *plan, load: Some(load), phases: Vec::new() };
+    course.grow_and_shrink(&tell)?;
+    course.replace_a_lost_node(&tell)?;
+    course.end(attached)
+}
+
+struct Course {
+    cluster: Cluster,
+    shape: Shape,
+    plan: Plan,
+    load: Option<Load>,
+    phases: Vec<Phase>,
+}
+
+impl Course {
+    fn grow_and_shrink(&mut self, tell: &impl Fn(&Phase)) -> Result<()> {
+        let rest = self.plan.rest;
+        self.phase("at rest, three nodes", tell, |_| {
+            std::thread::sleep(rest);
+            Ok(())
+        })?;
+        self.phase("two nodes come", tell, |course| {
+            for _ in 0..2 {
+                let address = course.start_node()?;
+                course.cluster.basalt(&["node", "add", &address])?;
+            }
+            course.settled()
+        })?;
+        self.phase("two nodes leave", tell, |course| {
+            for name in ["node-1", "node-2"] {
+                course.cluster.basalt(&["node", "drain", name, "--wait", WAIT])?;
+                course.cluster.basalt(&["node", "remove", name])?;
+            }
+            course.settled()
+        })?;
+        for mut node in self.cluster.nodes.drain(..2) {
+            node.process.stop(PATIENCE)?;
+        }
+        self.phase("at rest, three other nodes", tell, |_| {
+            std::thread::sleep(rest);
+            Ok(())
+        })
+    }
+
+    /// The last of the first three loses its machine.
+    fn replace_a_lost_node(&mut self, tell: &impl Fn(&Phase)) -> Result<()> {
+        let mut lost = self.cluster.nodes.remove(0);
+        lost.process.kill()?;
+        self.phase("a node is lost and replaced", tell, |course| {
+            let address = course.start_node()?;
+            let args = ["node", "add", &address, "--replaces", &lost.name];
+            course.cluster.basalt(&args)?;
+            course.settled()
+        })
+    }
+
+    /// Reads everything without each node in turn.
+    fn end(mut self, mut attached: Attached) -> Result<Vec<Phase>> {
+        let mut load = self.load.take().context("it came back")?;
+        load.verify()?;
+        for at in 0..self.cluster.nodes.len() {
+            self.cluster.nodes[at].process.kill()?;
+            load.verify()?;
+            self.cluster.nodes[at].process.restart()?;
+            self.cluster.wait_healthy()?;
+            self.settled()?;
+        }
+        attached.process.stop(PATIENCE)?;
+        self.cluster.finish()?;
+        Ok(self.phases)
+    }
+
+    fn start_node(&mut self) -> Result<String> {
+        self.cluster.start_node(&self.shape)?;
+        Ok(self.cluster.nodes.last().context("just started")?.address())
+    }
+
+    /// Waits until no group moves, all nodes work and each holds what it should.
+    fn settled(&self) -> Result<()> {
+        self.cluster.wait_settled()
+    }
+
+    fn phase(
+        &mut self,
+        what: &'static str,
+        tell: &impl Fn(&Phase),
+        events: impl FnOnce(&mut Course) -> Result<()>,
+    ) -> Result<()> {
+        let load = self.load.take().context("one phase after the other")?;
+        let began = Instant::now();
+        let background = Background::start(load);
+        let outcome = events(self);
+        let ended = background.stop();
+        // What went wrong with the data says more than what it made of the commands.
+        let (load, writes) = ended.with_context(|| what.to_owned())?;
+        outcome.with_context(|| what.to_owned())?;
+        self.load = Some(load);
+        let (time, data) = (began.elapsed(), data_by_node(&self.cluster)?);
+        let phase = Phase { what, time, writes, data };
+        tell(&phase);
+        self.phases.push(phase);
+        Ok(())
+    }
+}
+
+/// The load on a thread of its own.
+struct Background {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Result<(Load, Vec<Duration>)>>,
+}
+
+impl Background {
+    fn start(mut load: Load) -> Background {
+        let stop = Arc::new(AtomicBool::new(false));
+        let asked = stop.clone();
+        let thread = std::thread::spawn(move || {
+            let mut writes = Vec::new();
+            while !asked.load(Ordering::Relaxed) {
+                writes.extend(load.overwrite(STRETCH)?.1);
+                load.sample(READS)?;
+            }
+            Ok((load, writes))
+        });
+        Background { stop, thread }
+    }
+
+    fn stop(self) -> Result<(Load, Vec<Duration>)> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().map_err(|_| anyhow!("the load panicked"))?
+    }
+}
+
+/// Bytes that volumes refer to, on the node that holds most of them and on the one that holds least.
+fn data_by_node(cluster: &Cluster) -> Result<(u64, u64)> {
+    let text = cluster.basalt(&["space", "explain"])?;
+    let nodes = text["nodes"].as_array().context("no nodes")?;
+    let reachable = nodes.iter().filter(|node| node["reachable"] != false);
+    let live: Vec<u64> = reachable
+        .map(|node: &Value| node["space"]["live_bytes"].as_u64().context("no live bytes"))
+        .collect::<Result<_>>()?;
+    ensure!(!live.is_empty(), "no node tells what it holds");
+    Ok((live.iter().copied().max().unwrap_or(0), live.iter().copied().min().unwrap_or(0)))
+}

@@ -5,6 +5,7 @@ use crate::load::{LARGE, Load};
 use crate::measure::{distribution, permille};
 use anyhow::{Context, Result, anyhow, ensure};
 use basalt_interop::cluster::{Attached, Cluster, PATIENCE, Shape};
+use basalt_interop::process::wait_until;
 use serde_json::Value;
 use std::fmt::{Display, Formatter};
 use std::sync::Arc;
@@ -18,6 +19,7 @@ const STRETCH: u64 = 256;
 const READS: u64 = 16;
 /// How long the command line may wait for groups to move.
 const WAIT: &str = "600";
+const SETTLED: Duration = Duration::from_secs(600);
 
 /// What is done.
 #[derive(Clone, Copy, Debug)]
@@ -102,7 +104,7 @@ pub fn run(name: &str, plan: &Plan, tell: impl Fn(&Phase)) -> Result<Vec<Phase>>
     let attached = cluster.attach(VOLUME, "members-host", false)?;
     let mut load = Load::open(attached.port, VOLUME, bytes, plan.rate, plan.seed)?;
     load.fill()?;
-    let mut course = Course { cluster, shape, plan: *plan, load: Some(load), phases: Vec::new() };
+    let mut course = Course { cluster, plan: *plan, load: Some(load), phases: Vec::new() };
     course.grow_and_shrink(&tell)?;
     course.replace_a_lost_node(&tell)?;
     course.end(attached)
@@ -110,7 +112,6 @@ pub fn run(name: &str, plan: &Plan, tell: impl Fn(&Phase)) -> Result<Vec<Phase>>
 
 struct Course {
     cluster: Cluster,
-    shape: Shape,
     plan: Plan,
     load: Option<Load>,
     phases: Vec<Phase>,
@@ -125,8 +126,7 @@ impl Course {
         })?;
         self.phase("two nodes come", tell, |course| {
             for _ in 0..2 {
-                let address = course.start_node()?;
-                course.cluster.basalt(&["node", "add", &address])?;
+                course.cluster.add_node(None)?;
             }
             course.settled()
         })?;
@@ -137,6 +137,7 @@ impl Course {
             }
             course.settled()
         })?;
+        // They end in order, members or not.
         for mut node in self.cluster.nodes.drain(..2) {
             node.process.stop(PATIENCE)?;
         }
@@ -148,12 +149,9 @@ impl Course {
 
     /// The last of the first three loses its machine.
     fn replace_a_lost_node(&mut self, tell: &impl Fn(&Phase)) -> Result<()> {
-        let mut lost = self.cluster.nodes.remove(0);
-        lost.process.kill()?;
+        self.cluster.discard_node(0)?;
         self.phase("a node is lost and replaced", tell, |course| {
-            let address = course.start_node()?;
-            let args = ["node", "add", &address, "--replaces", &lost.name];
-            course.cluster.basalt(&args)?;
+            course.cluster.add_node(Some("node-3"))?;
             course.settled()
         })
     }
@@ -174,14 +172,13 @@ impl Course {
         Ok(self.phases)
     }
 
-    fn start_node(&mut self) -> Result<String> {
-        self.cluster.start_node(&self.shape)?;
-        Ok(self.cluster.nodes.last().context("just started")?.address())
-    }
-
-    /// Waits until no group moves, all nodes work and each holds what it should.
+    /// Waits until no group moves and all nodes work.
     fn settled(&self) -> Result<()> {
-        self.cluster.wait_settled()
+        wait_until("all groups are where they should be", SETTLED, || {
+            let status = self.cluster.basalt(&["cluster", "status"])?;
+            let groups = status["groups"].as_array().context("no groups")?;
+            Ok(status["health"] == "ok" && groups.iter().all(|group| group["moving"] == false))
+        })
     }
 
     fn phase(

@@ -12,6 +12,7 @@ use basalt_core::event::Effect;
 use basalt_core::planted::Planted;
 use basalt_core::shard::Phase;
 use basalt_device::DeviceSpec;
+use basalt_meta::layout;
 use basalt_nbd::{ExportEnd, NbdDoor};
 use basalt_node::{
     FormatPolicy, HostState, ListenSource, ReactorConfig, ReactorHandle, ReactorStatus, ShardSetup,
@@ -67,7 +68,7 @@ impl Engine {
         identity: &Identity,
     ) -> Result<Arc<Engine>> {
         let spec = spec_of(identity);
-        basalt_meta::layout::validate(&spec).map_err(|e| anyhow!("the node's identity: {e}"))?;
+        layout::validate(&spec).map_err(|e| anyhow!("the node's identity: {e}"))?;
         let node = NodeId(identity.node);
         let name = options.node_name().map_err(|e| anyhow!(e))?;
         let metadata = Arc::new(Metadata::new(node, spec.id, grpc_addresses(&spec)));
@@ -373,13 +374,13 @@ pub fn address_of(node: u32) -> Address {
     Address { node: NodeId(node), shard: ShardId(0) }
 }
 
-/// The map of a cluster for clients.
+/// The map of a cluster for clients. A group that moves may be led by any that it moves from or to.
 pub fn map_of(spec: &ClusterSpec, version: u64) -> v1::PoolMap {
-    let replica = |node: &u32| ReplicaAddress { node: *node, shard: 0 };
-    let groups = spec
-        .groups
-        .iter()
-        .map(|voters| v1::GroupVoters { voters: voters.nodes.iter().map(replica).collect() });
+    let replica = |node: u32| ReplicaAddress { node, shard: 0 };
+    let groups = (0..spec.group_count).map(|group| {
+        let v1::Placement { voters, former, .. } = layout::placement_of(spec, group);
+        v1::GroupVoters { voters: voters.into_iter().chain(former).map(replica).collect() }
+    });
     let nodes = spec.members.iter().map(|member| NodeAddress {
         node: member.node,
         name: member.name.clone(),

@@ -5,7 +5,7 @@
 use crate::engine::{DOOR, Engine, map_of};
 use crate::keeping::Keeping;
 use crate::retry::Retries;
-use basalt_api::v1::ClusterSpec;
+use basalt_api::v1::{ClusterSpec, Member};
 use basalt_attach::convert;
 use basalt_client::BlockError;
 use basalt_core::event::Event;
@@ -281,16 +281,14 @@ impl Reconciler {
             };
             spec.members.iter().filter(|m| attached(&m.name)).map(|m| m.node).collect()
         });
-        for (group, voters) in spec.groups.iter().enumerate() {
-            let group = GroupId(group as u32);
-            if !voters.nodes.contains(&engine.node.0) {
-                continue;
-            }
-            let Some(node) = layout::preferred_leader(group.0, &voters.nodes, &hosts) else {
-                continue;
-            };
-            let node = NodeId(node);
-            if self.preferred.insert(group, node) != Some(node) {
+        let leaders = layout::preferred_leaders(&spec, &hosts);
+        for (group, leader) in leaders.into_iter().enumerate() {
+            let (group, node) = (GroupId(group as u32), NodeId(leader));
+            let placement = layout::placement_of(&spec, group.0);
+            // A replica that is on its way may not be there yet to hear of it.
+            if placement.moving || !placement.voters.contains(&engine.node.0) {
+                self.preferred.remove(&group);
+            } else if self.preferred.insert(group, node) != Some(node) {
                 engine.reactor.event(Event::Prefer { group, node });
             }
         }
@@ -388,7 +386,11 @@ async fn tell_addresses(engine: &Arc<Engine>, record: &ClusterSpec) -> bool {
             return false;
         }
     };
-    if record.members.iter().any(|member| member.node == own.node && *member != own) {
+    let other = |member: &Member| {
+        let Member { draining, leaving, .. } = *member;
+        member.node == own.node && *member != Member { draining, leaving, ..own.clone() }
+    };
+    if record.members.iter().any(other) {
         tracing::info!("this node has new addresses; telling the others");
         let op = Op::UpdateMember(UpdateMember { member: Some(own) });
         return done(engine.metadata.change("", op).await, "telling this node's addresses");

@@ -2,10 +2,10 @@
 //! leaders, and now and then without a reason; it looks at the present state only, never at what
 //! woke it, and each step may be repeated.
 
-use crate::engine::{DOOR, Engine, map_of};
+use crate::engine::{DOOR, Engine};
 use crate::keeping::Keeping;
 use crate::retry::Retries;
-use basalt_api::v1::ClusterSpec;
+use basalt_api::v1::{ClusterSpec, Member};
 use basalt_attach::convert;
 use basalt_client::BlockError;
 use basalt_core::event::Event;
@@ -38,6 +38,8 @@ struct Reconciler {
     /// Volumes whose session was lost or did not begin, and when to try again.
     retries: Retries,
     preferred: BTreeMap<GroupId, NodeId>,
+    /// Version of the map that the door has.
+    mapped: u64,
     deletion: Option<(u64, oneshot::Receiver<bool>)>,
     keeping: Keeping,
 }
@@ -58,6 +60,7 @@ pub async fn run(weak: Weak<Engine>) {
         lost: BTreeMap::new(),
         retries: Retries::default(),
         preferred: BTreeMap::new(),
+        mapped: 0,
         deletion: None,
         keeping: Keeping::default(),
     };
@@ -111,6 +114,7 @@ impl Reconciler {
     async fn pass(&mut self, engine: &Arc<Engine>) -> bool {
         let mut clean = self.cluster_record(engine).await;
         clean &= addresses(engine).await;
+        clean &= self.tell_map(engine);
         self.attachments(engine).await;
         self.preferences(engine);
         clean &= self.keeping.pass(engine).await;
@@ -127,6 +131,23 @@ impl Reconciler {
         let request = format!("bootstrap-{:016x}", spec.id);
         let op = Op::InitCluster(InitCluster { spec: Some(spec) });
         done(metadata.change(&request, op).await, "writing the cluster's record")
+    }
+
+    /// All sessions of the door are told where the groups are, after the reactor was told where the nodes are.
+    fn tell_map(&mut self, engine: &Engine) -> bool {
+        let map = engine.map();
+        if map.version <= self.mapped {
+            return true;
+        }
+        match convert::pool_map(&map) {
+            Ok(pool) => engine.reactor.tenant(DOOR, Box::new(DoorCommand::Map(Arc::new(pool)))),
+            Err(problem) => {
+                tracing::error!("the pool's new map is not in use: {problem}");
+                return false;
+            }
+        }
+        self.mapped = map.version;
+        true
     }
 
     /// Volumes that are attached to this node are served; others are not.
@@ -281,16 +302,14 @@ impl Reconciler {
             };
             spec.members.iter().filter(|m| attached(&m.name)).map(|m| m.node).collect()
         });
-        for (group, voters) in spec.groups.iter().enumerate() {
-            let group = GroupId(group as u32);
-            if !voters.nodes.contains(&engine.node.0) {
-                continue;
-            }
-            let Some(node) = layout::preferred_leader(group.0, &voters.nodes, &hosts) else {
-                continue;
-            };
-            let node = NodeId(node);
-            if self.preferred.insert(group, node) != Some(node) {
+        let leaders = layout::preferred_leaders(&spec, &hosts);
+        for (group, leader) in leaders.into_iter().enumerate() {
+            let (group, node) = (GroupId(group as u32), NodeId(leader));
+            let placement = layout::placement_of(&spec, group.0);
+            // A replica that is on its way may not be there yet to hear of it.
+            if placement.moving || !placement.voters.contains(&engine.node.0) {
+                self.preferred.remove(&group);
+            } else if self.preferred.insert(group, node) != Some(node) {
                 engine.reactor.event(Event::Prefer { group, node });
             }
         }
@@ -335,8 +354,7 @@ impl Reconciler {
                 return false;
             }
         };
-        let spec = engine.spec();
-        let Ok(map) = convert::pool_map(&map_of(&spec, 0)) else { return false };
+        let Ok(map) = convert::pool_map(&engine.map()) else { return false };
         let record = crate::admin::volume_of(&volume);
         let config =
             convert::volume_config(&record, volume.epoch, Arc::new(map), Some(engine.node));
@@ -388,7 +406,11 @@ async fn tell_addresses(engine: &Arc<Engine>, record: &ClusterSpec) -> bool {
             return false;
         }
     };
-    if record.members.iter().any(|member| member.node == own.node && *member != own) {
+    let other = |member: &Member| {
+        let Member { draining, leaving, .. } = *member;
+        member.node == own.node && *member != Member { draining, leaving, ..own.clone() }
+    };
+    if record.members.iter().any(other) {
         tracing::info!("this node has new addresses; telling the others");
         let op = Op::UpdateMember(UpdateMember { member: Some(own) });
         return done(engine.metadata.change("", op).await, "telling this node's addresses");

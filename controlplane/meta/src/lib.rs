@@ -6,6 +6,8 @@
 //! the id, and proposing it again, after a lost answer, gives the same outcome and changes nothing.
 
 pub mod layout;
+mod members;
+pub mod planner;
 mod requests;
 mod rules;
 mod snapshots;
@@ -13,9 +15,10 @@ mod state;
 
 pub use basalt_api::meta::v1::entry::Op;
 pub use basalt_api::meta::v1::{
-    AttachVolume, AttachmentRecord, Barrier, CreateSnapshot, CreateVolume, DeleteSnapshot,
-    DeleteVolume, DetachVolume, Entry, InitCluster, PurgeSnapshot, PurgeVolume, RaiseEpoch,
-    ResizeVolume, SettleSnapshot, SnapshotRecord, UpdateMember, VolumeRecord,
+    AddMember, AttachVolume, AttachmentRecord, Barrier, CreateSnapshot, CreateVolume,
+    DeleteSnapshot, DeleteVolume, DetachVolume, DrainMember, Entry, InitCluster, MoveGroup,
+    PurgeSnapshot, PurgeVolume, RaiseEpoch, RemoveMember, ResizeVolume, SettleGroup,
+    SettleSnapshot, SnapshotRecord, UpdateMember, VolumeRecord,
 };
 pub use rules::{check_host, check_size, check_snapshot_id, check_volume_id};
 pub use snapshots::etag_of_snapshot;

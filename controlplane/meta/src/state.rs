@@ -36,6 +36,8 @@ pub enum Outcome {
     Volume(VolumeRecord),
     /// The snapshot as the change left it.
     Snapshot(SnapshotRecord),
+    /// The member as the change left it.
+    Member(Member),
     /// It changed nothing.
     Refused(Refused),
 }
@@ -44,8 +46,8 @@ pub enum Outcome {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct MetaState {
     applied: u64,
-    cluster: Option<ClusterSpec>,
-    map_version: u64,
+    pub(crate) cluster: Option<ClusterSpec>,
+    pub(crate) map_version: u64,
     last_volume: u64,
     pub(crate) volumes: BTreeMap<String, VolumeRecord>,
     /// By the volume's number and their generation.
@@ -161,14 +163,11 @@ impl MetaState {
             Op::SettleSnapshot(settle) => self.settle_snapshot(index, settle),
             Op::DeleteSnapshot(delete) => self.delete_snapshot(index, delete),
             Op::PurgeSnapshot(purge) => self.purge_snapshot(purge),
-            Op::AddMember(_)
-            | Op::DrainMember(_)
-            | Op::RemoveMember(_)
-            | Op::MoveGroup(_)
-            | Op::SettleGroup(_) => {
-                let message = "members do not change yet".to_owned();
-                Err(refusal(ErrorReason::InvalidField, message, vec![]))
-            }
+            Op::AddMember(add) => self.add_member(add),
+            Op::DrainMember(drain) => self.drain_member(&drain),
+            Op::RemoveMember(remove) => self.remove_member(&remove),
+            Op::MoveGroup(to) => self.move_group(to),
+            Op::SettleGroup(settle) => self.settle_group(&settle),
         };
         result.unwrap_or_else(Outcome::Refused)
     }
@@ -200,8 +199,9 @@ impl MetaState {
             let message = format!("node {} is not a member of the cluster", member.node);
             return Err(refusal(ErrorReason::InvalidField, message, vec![]));
         };
-        // A node keeps the name under which volumes are attached to it.
-        let member = Member { name: known.name.clone(), ..member };
+        // A node keeps the name under which volumes are attached to it, and tells only its addresses.
+        let Member { draining, leaving, .. } = *known;
+        let member = Member { name: known.name.clone(), draining, leaving, ..member };
         if *known != member {
             *known = member;
             self.map_version += 1;

@@ -1,0 +1,467 @@
+//! Members that come and go, and the moves that follow.
+
+use basalt_api::v1::{ClusterSpec, ErrorReason, Member, Placement};
+use basalt_meta::layout::{self, METADATA_GROUP, METADATA_VOTERS_MAX, REPLICAS};
+use basalt_meta::{
+    AddMember, AttachVolume, CreateVolume, DetachVolume, DrainMember, ENTRY_VERSION, Entry,
+    InitCluster, MetaState, MoveGroup, Op, Outcome, RemoveMember, SettleGroup, UpdateMember,
+    encode, planner,
+};
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+
+const IN_FLIGHT: usize = 4;
+
+fn member(node: u32) -> Member {
+    Member {
+        node,
+        name: format!("n{node}"),
+        grpc_address: format!("127.0.0.1:{}", 7000 + node),
+        data_address: format!("127.0.0.1:{}", 8000 + node),
+        ..Member::default()
+    }
+}
+
+struct Machine {
+    state: MetaState,
+    index: u64,
+    moves: usize,
+}
+
+impl Machine {
+    fn new(nodes: u32, groups: u32) -> Machine {
+        let spec = layout::plan(9, (1..=nodes).map(member).collect(), groups).expect("a good list");
+        let mut machine = Machine { state: MetaState::default(), index: 0, moves: 0 };
+        machine.run(Op::InitCluster(InitCluster { spec: Some(spec) }));
+        machine
+    }
+
+    fn run(&mut self, op: Op) -> Outcome {
+        self.index += 1;
+        let entry = Entry { version: ENTRY_VERSION, now_ms: 1, op: Some(op), ..Entry::default() };
+        let outcome = self.state.apply(self.index, &encode(&entry));
+        layout::validate(self.spec()).expect("the record stays valid");
+        outcome
+    }
+
+    fn reason(&mut self, op: Op) -> ErrorReason {
+        let before = (self.spec().clone(), self.state.map_version());
+        match self.run(op) {
+            Outcome::Refused(refused) => {
+                assert_eq!((self.spec().clone(), self.state.map_version()), before);
+                refused.reason
+            }
+            other => panic!("expected a refusal, got {other:?}"),
+        }
+    }
+
+    fn member(&mut self, op: Op) -> Member {
+        match self.run(op) {
+            Outcome::Member(member) => member,
+            other => panic!("expected a member, got {other:?}"),
+        }
+    }
+
+    fn spec(&self) -> &ClusterSpec {
+        self.state.cluster().expect("made first")
+    }
+
+    fn node(&self, node: u32) -> Option<&Member> {
+        self.spec().members.iter().find(|m| m.node == node)
+    }
+
+    fn groups(&self) -> impl Iterator<Item = u32> + use<> {
+        (0..self.spec().group_count).chain([METADATA_GROUP])
+    }
+
+    /// Begins what the planner says.
+    fn begin(&mut self) -> Vec<MoveGroup> {
+        let moves = planner::next_moves(self.spec(), IN_FLIGHT);
+        for to in &moves {
+            let known = |node: &u32| self.node(*node).is_some_and(|m| !m.leaving);
+            let before = self.state.placement(to.group);
+            let new = to.voters.iter().chain(&to.learners).filter(|n| !before.voters.contains(n));
+            assert!(new.clone().all(known), "{to:?} of {before:?}");
+            if to.group != METADATA_GROUP {
+                assert!(new.count() <= 1, "one at a time: {to:?} of {before:?}");
+            }
+            let outcome = self.run(Op::MoveGroup(to.clone()));
+            assert_eq!(outcome, Outcome::Nothing, "{to:?} of {before:?}");
+            self.moves += usize::from(to.group != METADATA_GROUP);
+        }
+        let moving = |g: &u32| *g != METADATA_GROUP && self.state.placement(*g).moving;
+        assert!(self.groups().filter(moving).count() <= IN_FLIGHT);
+        moves
+    }
+
+    fn settle(&mut self, group: u32) {
+        let Placement { voters, learners, moving, .. } = self.state.placement(group);
+        let outcome = self.run(Op::SettleGroup(SettleGroup { group, voters, learners }));
+        assert_eq!(outcome, Outcome::Nothing);
+        let after = self.state.placement(group);
+        assert!(moving || !after.moving);
+        assert!(!after.moving && after.former.is_empty());
+    }
+
+    /// What the driver does, until nothing is left to be done. Returns how many replicas moved.
+    fn come_to_rest(&mut self) -> usize {
+        self.moves = 0;
+        for _ in 0..10_000 {
+            let begun = self.begin().len();
+            let moving = self.groups().find(|g| self.state.placement(*g).moving);
+            moving.into_iter().for_each(|group| self.settle(group));
+            let gone = self.spec().members.iter().filter(|m| m.leaving).map(|m| m.node);
+            let named =
+                |node: &u32| self.groups().any(|g| layout::names(&self.state.placement(g), *node));
+            let gone: Vec<u32> = gone.filter(|node| !named(node)).collect();
+            for node in &gone {
+                assert_eq!(self.run(remove(*node)), Outcome::Nothing);
+            }
+            if begun == 0 && moving.is_none() && gone.is_empty() {
+                return self.moves;
+            }
+        }
+        panic!("the planner does not come to an end: {:?}", self.spec());
+    }
+
+    fn loads(&self) -> BTreeMap<u32, usize> {
+        let active = self.spec().members.iter().filter(|m| layout::is_active(m));
+        let mut loads: BTreeMap<u32, usize> = active.map(|m| (m.node, 0)).collect();
+        for group in 0..self.spec().group_count {
+            for node in self.state.placement(group).voters {
+                *loads.get_mut(&node).expect("only active nodes hold groups") += 1;
+            }
+        }
+        loads
+    }
+
+    /// Says what holds when nothing moves any more.
+    fn check_rest(&self) {
+        let loads = self.loads();
+        let (least, most) = (loads.values().min(), loads.values().max());
+        assert!(most.unwrap() - least.unwrap() <= 1, "{loads:?}");
+        for group in 0..self.spec().group_count {
+            let Placement { mut voters, learners, former, moving } = self.state.placement(group);
+            assert!(!moving && former.is_empty() && learners.is_empty());
+            assert_eq!(voters.len(), REPLICAS.min(loads.len()));
+            voters.sort_unstable();
+            voters.dedup();
+            assert_eq!(voters.len(), REPLICAS.min(loads.len()), "distinct");
+        }
+        let metadata = self.state.placement(METADATA_GROUP);
+        let mut all = [metadata.voters.clone(), metadata.learners].concat();
+        all.sort_unstable();
+        let members: Vec<u32> = self.spec().members.iter().map(|m| m.node).collect();
+        assert_eq!(all, members, "every member holds the metadata group");
+        assert!(metadata.voters.len() >= REPLICAS.min(all.len()));
+        assert!(metadata.voters.len() <= METADATA_VOTERS_MAX);
+        let leaders = layout::preferred_leaders(self.spec(), &[]);
+        let leads = |node: &u32| leaders.iter().filter(|leader| *leader == node).count();
+        let leads: Vec<usize> = loads.keys().map(leads).collect();
+        let (least, most) = (leads.iter().min().unwrap(), leads.iter().max().unwrap());
+        assert!(most - least <= 2, "{leads:?}");
+    }
+}
+
+fn add(node: u32, replaces: u32) -> Op {
+    let member = Some(Member { node: 0, ..member(node) });
+    Op::AddMember(AddMember { member, replaces })
+}
+
+fn drain(node: u32, cancel: bool) -> Op {
+    Op::DrainMember(DrainMember { node, cancel })
+}
+
+fn remove(node: u32) -> Op {
+    Op::RemoveMember(RemoveMember { node })
+}
+
+fn to(group: u32, voters: &[u32], learners: &[u32]) -> Op {
+    let (voters, learners) = (voters.to_vec(), learners.to_vec());
+    Op::MoveGroup(MoveGroup { group, voters, learners })
+}
+
+#[test]
+fn a_node_comes_and_takes_its_share() {
+    let mut m = Machine::new(3, 16);
+    let new = m.member(add(4, 0));
+    assert_eq!((new.node, new.name.as_str(), new.draining), (4, "n4", false));
+    let version = m.state.map_version();
+    assert_eq!(m.member(add(4, 0)), new, "done already");
+    assert_eq!(m.state.map_version(), version);
+    // The metadata group goes first, and nothing else before the node has it.
+    let moves = m.begin();
+    assert_eq!(moves.len(), 1);
+    assert_eq!((moves[0].group, &moves[0].learners), (METADATA_GROUP, &vec![4]));
+    assert!(m.begin().is_empty());
+    m.settle(METADATA_GROUP);
+    assert_eq!(m.begin().len(), IN_FLIGHT);
+    assert!(m.begin().is_empty(), "no more at a time");
+    let moved = IN_FLIGHT + m.come_to_rest();
+    assert_eq!(moved, 12, "as few as possible");
+    assert!(m.loads().values().all(|held| *held == 12), "{:?}", m.loads());
+    m.check_rest();
+}
+
+#[test]
+fn a_node_is_drained_and_removed() {
+    let mut m = Machine::new(4, 16);
+    assert_eq!(m.reason(remove(4)), ErrorReason::NodeInUse);
+    assert_eq!(m.reason(drain(9, false)), ErrorReason::NodeNotFound);
+    assert!(m.member(drain(2, false)).draining);
+    assert!(m.member(drain(2, false)).draining, "done already");
+    for node in [1, 3, 4] {
+        assert_eq!(m.reason(drain(node, false)), ErrorReason::TooFewNodes);
+    }
+    m.begin();
+    assert_eq!(m.reason(remove(2)), ErrorReason::NodeInUse);
+    assert_eq!(m.come_to_rest() + IN_FLIGHT, 12, "as few as possible");
+    m.check_rest();
+    // It keeps the records while it is a member, and leaves the metadata group to be removed.
+    assert!(layout::names(&m.state.placement(METADATA_GROUP), 2));
+    assert!(m.member(remove(2)).leaving);
+    assert!(m.member(remove(2)).leaving, "on its way already");
+    assert_eq!(m.reason(drain(2, true)), ErrorReason::InvalidField, "too late");
+    m.come_to_rest();
+    assert!(m.node(2).is_none());
+    assert_eq!(m.reason(remove(2)), ErrorReason::NodeNotFound);
+    m.check_rest();
+    assert_eq!(m.state.placement(METADATA_GROUP).voters, [1, 3, 4]);
+    assert_eq!(m.member(add(2, 0)).node, 5, "numbers are never used twice");
+    m.run(remove(5));
+    m.come_to_rest();
+    assert_eq!(m.member(add(2, 0)).node, 6, "not that of the highest either");
+}
+
+#[test]
+fn a_drain_that_is_called_off_is_made_good() {
+    let mut m = Machine::new(4, 16);
+    m.member(drain(2, false));
+    m.begin();
+    assert!(!m.member(drain(2, true)).draining);
+    assert!(!m.member(drain(2, true)).draining, "done already");
+    m.come_to_rest();
+    m.check_rest();
+    assert_eq!(m.loads().len(), 4);
+}
+
+#[test]
+fn a_lost_node_is_replaced_by_one_of_its_name() {
+    let mut m = Machine::new(3, 16);
+    assert_eq!(m.reason(add(4, 9)), ErrorReason::NodeNotFound);
+    let new = m.member(add(3, 3));
+    assert_eq!((new.node, new.name.as_str()), (4, "n3"));
+    assert_eq!(m.member(add(3, 3)), new, "done already");
+    let old = m.node(3).expect("it is not gone yet");
+    assert!(old.leaving && old.draining);
+    assert_eq!(m.reason(drain(3, true)), ErrorReason::InvalidField);
+    assert_eq!(m.come_to_rest(), 16, "what the lost one held");
+    m.check_rest();
+    assert!(m.node(3).is_none());
+    assert_eq!(m.state.placement(METADATA_GROUP).voters, [1, 2, 4]);
+}
+
+#[test]
+fn a_node_needs_a_name_and_addresses_of_its_own() {
+    let mut m = Machine::new(3, 16);
+    let with = |change: &dyn Fn(&mut Member)| {
+        let mut member = member(4);
+        change(&mut member);
+        Op::AddMember(AddMember { member: Some(member), replaces: 0 })
+    };
+    let taken: [&dyn Fn(&mut Member); 3] =
+        [&|m| m.name = member(1).name, &|m| m.grpc_address = member(1).grpc_address, &|m| {
+            m.data_address = member(1).data_address
+        }];
+    for change in taken {
+        assert_eq!(m.reason(with(change)), ErrorReason::NodeExists);
+    }
+    let bad: [&dyn Fn(&mut Member); 4] =
+        [&|m| m.name = "a b".to_owned(), &|m| m.name.clear(), &|m| m.grpc_address.clear(), &|m| {
+            m.data_address = "x".repeat(256)
+        }];
+    for change in bad {
+        assert_eq!(m.reason(with(change)), ErrorReason::InvalidField);
+    }
+    assert_eq!(m.reason(Op::AddMember(AddMember::default())), ErrorReason::InvalidField);
+    // What a node tells of itself does not change what is to become of it.
+    m.member(add(4, 0));
+    m.member(drain(1, false));
+    m.run(Op::UpdateMember(UpdateMember { member: Some(Member { draining: false, ..member(1) }) }));
+    assert!(m.node(1).expect("a member").draining);
+    for node in 5..=64 {
+        m.member(add(node, 0));
+    }
+    assert_eq!(m.reason(add(65, 0)), ErrorReason::Limit);
+}
+
+#[test]
+fn a_node_that_serves_volumes_is_not_removed() {
+    let mut m = Machine::new(4, 16);
+    let id = || "demo".to_owned();
+    m.run(Op::CreateVolume(CreateVolume { id: id(), size_bytes: 4096, ..Default::default() }));
+    let host = "n4".to_owned();
+    m.run(Op::AttachVolume(AttachVolume { id: id(), host, ..AttachVolume::default() }));
+    m.member(drain(4, false));
+    m.come_to_rest();
+    assert_eq!(m.reason(remove(4)), ErrorReason::NodeInUse);
+    m.run(Op::DetachVolume(DetachVolume { id: id(), ..DetachVolume::default() }));
+    assert!(m.member(remove(4)).leaving);
+    m.come_to_rest();
+    assert!(m.node(4).is_none());
+}
+
+#[test]
+fn moves_are_judged() {
+    let mut m = Machine::new(4, 16);
+    let now = m.state.placement(0);
+    assert_eq!(now.voters, [1, 2, 3]);
+    for bad in [
+        to(16, &[1, 2, 3], &[]),
+        to(0, &[], &[]),
+        to(0, &[1, 2, 2], &[]),
+        to(0, &[1, 2, 9], &[]),
+        to(0, &[1, 2, 3, 4], &[]),
+        to(0, &[1, 2, 3], &[4]),
+        to(METADATA_GROUP, &[1, 2, 3], &[4]),
+        to(METADATA_GROUP, &[1, 2, 3], &[1]),
+    ] {
+        assert_eq!(m.reason(bad), ErrorReason::InvalidField);
+    }
+    let version = m.state.map_version();
+    assert_eq!(m.run(to(0, &[3, 2, 1], &[])), Outcome::Nothing, "it is there");
+    assert_eq!(m.state.map_version(), version);
+    assert_eq!(m.run(to(0, &[4, 2, 3], &[])), Outcome::Nothing);
+    let moving = m.state.placement(0);
+    assert_eq!((&moving.voters, &moving.former, moving.moving), (&vec![4, 2, 3], &vec![1], true));
+    assert_eq!(m.run(to(0, &[4, 2, 3], &[])), Outcome::Nothing, "begun already");
+    assert_eq!(m.reason(to(0, &[1, 2, 4], &[])), ErrorReason::InvalidField);
+    let settle = |voters: &[u32]| {
+        let (voters, learners) = (voters.to_vec(), Vec::new());
+        Op::SettleGroup(SettleGroup { group: 0, voters, learners })
+    };
+    assert_eq!(m.reason(settle(&[1, 2, 3])), ErrorReason::InvalidField);
+    assert_eq!(m.state.map_version(), version + 1);
+    // Where it moves to is lost: it may go elsewhere, and does not forget where it may be.
+    m.member(drain(4, false));
+    assert_eq!(m.run(to(0, &[1, 2, 3], &[])), Outcome::Nothing);
+    assert_eq!(m.state.placement(0).former, [4]);
+    m.run(settle(&[1, 2, 3]));
+    assert_eq!(m.state.placement(0), now);
+    m.run(settle(&[1, 2, 3]));
+    assert_eq!(m.state.placement(0), now, "done already");
+    assert_eq!(m.reason(to(0, &[1, 2, 4], &[])), ErrorReason::InvalidField, "it is to be empty");
+}
+
+#[test]
+fn groups_on_their_way_to_a_lost_node_go_elsewhere() {
+    let mut m = Machine::new(4, 16);
+    m.member(add(5, 0));
+    m.begin();
+    m.settle(METADATA_GROUP);
+    let begun = m.begin();
+    assert!(begun.iter().all(|to| to.voters.contains(&5)));
+    // It does not come back, and another comes in its place.
+    assert_eq!(m.member(add(6, 5)).node, 6);
+    assert_eq!(m.begin()[0].group, METADATA_GROUP, "though as many groups move as may");
+    m.settle(METADATA_GROUP);
+    let moves = m.begin();
+    assert!(begun.iter().all(|to| moves.iter().any(|other| other.group == to.group)));
+    assert!(moves.iter().all(|to| !to.voters.contains(&5)));
+    m.come_to_rest();
+    m.check_rest();
+    assert!(m.node(5).is_none());
+}
+
+#[test]
+fn a_cluster_grows_from_one_node_to_many_and_back() {
+    let mut m = Machine::new(1, 8);
+    for node in 2..=9 {
+        m.member(add(node, 0));
+        m.come_to_rest();
+        m.check_rest();
+        let voters = m.state.placement(METADATA_GROUP).voters.len();
+        let wanted = [1, 2, 3, 3, 5][(node as usize - 1).min(4)];
+        assert_eq!(voters, wanted, "with {node} nodes");
+    }
+    for node in (4..=9).rev() {
+        m.member(drain(node, false));
+        m.come_to_rest();
+        m.member(remove(node));
+        m.come_to_rest();
+        m.check_rest();
+    }
+    assert_eq!(m.reason(drain(2, false)), ErrorReason::TooFewNodes);
+}
+
+#[test]
+fn nothing_moves_in_a_cluster_that_is_well() {
+    for nodes in [1, 2, 3, 4, 5] {
+        let m = Machine::new(nodes, 64);
+        let moves = planner::next_moves(m.spec(), usize::MAX);
+        assert_eq!(moves, [], "{nodes} nodes");
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Add { replaces: bool },
+    Drain { cancel: bool },
+    Remove,
+    Begin,
+    Settle,
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        2 => any::<bool>().prop_map(|replaces| Step::Add { replaces }),
+        3 => any::<bool>().prop_map(|cancel| Step::Drain { cancel }),
+        1 => Just(Step::Remove),
+        6 => Just(Step::Begin),
+        6 => Just(Step::Settle),
+    ]
+}
+
+impl Machine {
+    fn step(&mut self, step: &Step, draw: usize) {
+        let nodes: Vec<u32> = self.spec().members.iter().map(|m| m.node).collect();
+        let node = nodes[draw % nodes.len()];
+        // Refusals are as good as any other outcome here: the record stays valid.
+        match step {
+            Step::Add { replaces } => {
+                let next = 100 + self.index as u32;
+                self.run(add(next, if *replaces { node } else { 0 }));
+            }
+            Step::Drain { cancel } => drop(self.run(drain(node, *cancel))),
+            Step::Remove => drop(self.run(remove(node))),
+            Step::Begin => drop(self.begin()),
+            Step::Settle => {
+                let moving: Vec<u32> =
+                    self.groups().filter(|g| self.state.placement(*g).moving).collect();
+                if !moving.is_empty() {
+                    self.settle(moving[draw % moving.len()]);
+                }
+            }
+        }
+    }
+}
+
+proptest! {
+    /// Whatever is asked for in whatever order, groups come to rest: on nodes that stay, evenly, each
+    /// with all the replicas that it can have, and nodes that leave are gone.
+    #[test]
+    fn groups_come_to_rest(
+        nodes in 1u32..7,
+        groups in prop::sample::select(vec![1u32, 4, 16, 32]),
+        script in prop::collection::vec((any_step(), any::<usize>()), 1..60),
+    ) {
+        let mut m = Machine::new(nodes, groups);
+        for (step, draw) in &script {
+            m.step(step, *draw);
+        }
+        m.come_to_rest();
+        prop_assert!(m.spec().members.iter().all(|member| !member.leaving));
+        m.check_rest();
+        prop_assert_eq!(planner::next_moves(m.spec(), usize::MAX), vec![]);
+    }
+}

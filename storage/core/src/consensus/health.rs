@@ -314,8 +314,10 @@ impl Group {
         }
         impaired.report_at = tick + every;
         let intact = LogIndex(impaired.intact);
-        for peer in self.peers().collect::<Vec<_>>() {
-            cx.send(peer, Frame::LogDamaged { group: self.id, node: self.me, intact });
+        // Not the members that it knows alone: what was lost may have been a change of them, and then
+        // the leader is one that only its messages told of.
+        for address in self.heard_of().collect::<Vec<_>>() {
+            cx.send(address, Frame::LogDamaged { group: self.id, node: self.me, intact });
         }
     }
 

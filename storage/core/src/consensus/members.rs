@@ -107,6 +107,11 @@ impl Group {
         self.members.all().into_iter().filter(|a| a.node != self.me)
     }
 
+    /// The other nodes that are members, were, or sent a message of the group.
+    pub(super) fn heard_of(&self) -> impl Iterator<Item = Address> + '_ {
+        self.addresses.values().copied().filter(|a| a.node != self.me)
+    }
+
     /// The other voters, those of a change under way included.
     pub(super) fn other_voters(&self) -> impl Iterator<Item = Address> + '_ {
         self.peers().filter(|a| self.members.is_voter(a.node))

@@ -1,5 +1,6 @@
 //! What a damaged device may cost: time, never an acknowledged write.
 
+use super::world::address;
 use super::*;
 use basalt_wire::block::BLOCK_BYTES;
 
@@ -66,6 +67,29 @@ fn a_damaged_entry_of_the_log_is_fetched_from_the_peers() {
         assert_eq!(world.read(a, 1, i, last), Ok(0x40 + i as u8));
     }
     world.check_converged();
+}
+
+#[test]
+fn a_leader_that_came_with_a_lost_change_of_members_hears_of_the_loss() {
+    let mut world = members::world(6, 0);
+    world.fence(1);
+    for i in 0..8 {
+        index(&world.write(1, i, 0x40 + i as u8));
+    }
+    members::move_to(&mut world, &[1, 2, 3], &[4, 5, 6]);
+    world.pass(ms(8000));
+    let leader = world.elect();
+    let victim = if leader == 5 { 4 } else { 5 };
+    world.crash(victim);
+    let place = find(&world, victim, 0x40) - BLOCK_BYTES;
+    flip(&mut world, victim, place + 40);
+    world.start(victim);
+    // What is left of its log names none of the present members.
+    assert_eq!(world.status(victim).role, GroupRole::Impaired, "{:#?}", world.notices);
+    assert!(!world.status(victim).members.all().contains(&address(leader)));
+    world.pass(ms(8000));
+    assert_eq!(world.status(victim).role, GroupRole::Follower, "{:#?}", world.notices);
+    world.check_converged_among(&[4, 5, 6]);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use crate::shard::GroupRole;
 use basalt_wire::ids::*;
 use basalt_wire::membership::Membership;
 
-fn world(nodes: u32, checkpoint_bytes: u64) -> World {
+pub fn world(nodes: u32, checkpoint_bytes: u64) -> World {
     World::new(Options { nodes, founders: 3, segments: 96, checkpoint_bytes, ..Options::default() })
 }
 
@@ -54,7 +54,7 @@ fn retire(world: &mut World, n: u32) {
 }
 
 /// Makes nodes voters, learners first.
-fn move_to(world: &mut World, from: &[u32], to: &[u32]) {
+pub fn move_to(world: &mut World, from: &[u32], to: &[u32]) {
     let fresh: Vec<u32> = to.iter().copied().filter(|n| !from.contains(n)).collect();
     configure(world, from, &fresh);
     fresh.iter().for_each(|n| join(world, *n));

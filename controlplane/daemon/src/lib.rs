@@ -9,7 +9,7 @@
 //! * [`engine`]: a running member of a cluster;
 //! * [`metadata`]: the mirror of the metadata group, proposals and linearizable reads;
 //! * [`reconcile`]: what makes the node do what the records say, [`retry`]: when it tries again;
-//! * [`admin`], [`peer`]: the gRPC services; [`bootstrap`], [`snapshots`], [`status`]: their longer
+//! * [`admin`], [`peer`]: the gRPC services; [`bootstrap`], [`nodes`], [`snapshots`], [`status`]: their longer
 //!   stories.
 
 pub mod admin;
@@ -20,6 +20,7 @@ pub mod engine;
 mod incoming;
 mod keeping;
 pub mod metadata;
+pub mod nodes;
 pub mod options;
 pub mod peer;
 pub mod reconcile;

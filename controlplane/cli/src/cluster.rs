@@ -138,6 +138,11 @@ fn document(cluster: &Cluster) -> Value {
             "serving": node.serving,
             "not_serving": node.not_serving,
             "scrub": node.scrub.as_ref().map(scrub::document),
+            "groups_placed": node.groups_placed,
+            "groups_coming": node.groups_coming,
+            "groups_going": node.groups_going,
+            "draining": node.draining,
+            "leaving": node.leaving,
         })
     };
     let group = |group: &Group| {
@@ -149,6 +154,9 @@ fn document(cluster: &Cluster) -> Value {
             "commit": group.commit,
             "voters_reachable": group.voters_reachable,
             "entries_behind": group.entries_behind,
+            "former": group.former,
+            "learners": group.learners,
+            "moving": group.moving,
         })
     };
     json!({
@@ -184,7 +192,7 @@ fn text(cluster: &Cluster, all_groups: bool) -> String {
         &cluster.nodes.iter().map(node_row).collect::<Vec<_>>(),
     ));
     let majority = |group: &Group| group.voters_reachable as usize > group.voters.len() / 2;
-    let whole = |group: &Group| majority(group) && group.leader != 0;
+    let whole = |group: &Group| majority(group) && group.leader != 0 && !group.moving;
     let shown: Vec<Vec<String>> = cluster
         .groups
         .iter()
@@ -194,7 +202,7 @@ fn text(cluster: &Cluster, all_groups: bool) -> String {
     if !shown.is_empty() {
         text.push('\n');
         text.push_str(&output::table(
-            &["GROUP", "LEADER", "TERM", "COMMIT", "VOTERS", "QUORUM"],
+            &["GROUP", "LEADER", "TERM", "COMMIT", "VOTERS", "QUORUM", "MOVES"],
             &shown,
         ));
     }
@@ -231,5 +239,6 @@ fn group_row(group: &Group, majority: bool) -> Vec<String> {
         group.commit.to_string(),
         voters.join(","),
         if majority { "yes".to_owned() } else { "NO".to_owned() },
+        if group.moving { "yes".to_owned() } else { "-".to_owned() },
     ]
 }

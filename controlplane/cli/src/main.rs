@@ -1,6 +1,7 @@
-//! The command line of Basalt: clusters, volumes and their snapshots.
+//! The command line of Basalt: clusters, their nodes, volumes and their snapshots.
 
 mod cluster;
+mod node;
 mod options;
 mod output;
 mod scrub;
@@ -103,6 +104,7 @@ async fn run(options: &Options) -> Result<(), Failure> {
     let cluster = Cluster::new(options.cluster.clone(), options.timeout);
     match &options.command {
         Command::Cluster(command) => cluster::run(options, &cluster, command).await,
+        Command::Node(command) => node::run(options, &cluster, command).await,
         Command::Volume(command) => volume::run(options, &cluster, command).await,
         Command::Space(command) => space::run(options, &cluster, command).await,
         Command::Scrub(command) => scrub::run(options, &cluster, command).await,
@@ -140,6 +142,8 @@ mod tests {
         assert_eq!(code(ErrorReason::VolumeNotFound), 3);
         assert_eq!(code(ErrorReason::VolumeAttached), 4);
         assert_eq!(code(ErrorReason::EtagMismatch), 4);
+        assert_eq!(code(ErrorReason::NodeNotFound), 3);
+        assert_eq!(code(ErrorReason::TooFewNodes), 4);
         assert_eq!(code(ErrorReason::NoQuorum), 5);
         assert_eq!(Failure::Timeout(String::new()).code(), 5);
         let failure = Failure::Status(error::status(ErrorReason::NoQuorum, "x", &[]));

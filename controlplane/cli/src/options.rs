@@ -21,7 +21,7 @@ Exit status:
   0  done
   1  something is broken
   2  the command line or a value is wrong
-  3  there is no such volume
+  3  there is no such volume, snapshot or node
   4  the state does not allow it (attached elsewhere, exists already, changed in between)
   5  nobody answered in time, or the cluster has no quorum";
 
@@ -69,11 +69,59 @@ Examples:
   basalt snapshot create db@before-upgrade --label by=ops";
 
 const AFTER_STATUS: &str = "\
-Without --groups only groups with a problem are shown.
+Without --groups only groups with a problem, and such as move, are shown.
 
 Examples:
   basalt cluster status --wait 60 && echo healthy
   basalt cluster status -o json | jq -r '.nodes[] | select(.reachable | not) | .name'";
+
+const AFTER_NODE: &str = "\
+A cluster keeps three replicas of everything, evenly on its nodes, while nodes come and go. Volumes serve on.
+
+Grow:
+  basaltd --data-dir ... --device ... &      # on the new machine, with addresses that others reach
+  basalt node add n4:7100 --wait 3600        # at any node that is a member
+
+Shrink, or take a machine out for good:
+  basalt node drain n2 --wait 3600           # its groups move to the others
+  basalt node remove n2                      # it holds nothing any more: it may be stopped
+
+Replace a machine that is lost, or has lost its device; the new one may have its name and addresses:
+  basalt node add n5:7100 --replaces n3 --wait 3600";
+
+const AFTER_NODE_ADD: &str = "\
+The node must run and belong to no cluster. It formats its device, and groups move to it until all nodes
+hold equally many. If the command breaks off, give it again: it goes on where it stopped.
+
+With --replaces the groups of a node that does not come back move to the new one, and that node is a member
+no more when they have. If it does come back before, it serves until then.
+
+Examples:
+  basalt node add 10.0.0.4:7100
+  basalt node add 10.0.0.3:7100 --replaces n3 --wait 3600";
+
+const AFTER_NODE_DRAIN: &str = "\
+Its groups move to other nodes one by one, while volumes serve. Volumes that are attached to it stay so.
+The cluster needs as many other nodes as it has replicas; if it has not, add one first. --wait only
+watches: what goes on does so without it.
+
+Examples:
+  basalt node drain n2 --wait 3600 && basalt node remove n2
+  basalt node drain n2 --cancel";
+
+const AFTER_NODE_REMOVE: &str = "\
+A node is removed when no group is on it and no volume is attached to it. Stop it afterwards; to use the
+machine again, give it a new data directory and a blank device.
+
+Example:
+  basalt node remove n2";
+
+const AFTER_NODE_LIST: &str = "\
+GROUPS are the replicas of volume groups that are to be on a node, DATA the live bytes on its device.
+
+Examples:
+  basalt node list
+  basalt node list -o json | jq -r '.nodes[] | select(.draining and .going == 0) | .name'";
 
 const AFTER_SPACE: &str = "\
 Space that volumes gave back is garbage first; the cleaner makes free space of it once that is short.
@@ -109,9 +157,9 @@ Examples:
   basalt completion fish > ~/.config/fish/completions/basalt.fish";
 
 const AFTER_BOOTSTRAP: &str = "\
-The nodes must run and belong to no cluster. Their order gives the node ids, from 1. One to five
-nodes: each volume group has its replicas on three of them. If it breaks off, run it again with the
-same list: it goes on where it stopped.
+The nodes must run and belong to no cluster. Their order gives the node ids, from 1. Each volume group
+has its replicas on three of them; more nodes can be added later (basalt node add). If it breaks off, run
+it again with the same list: it goes on where it stopped.
 
 Example:
   basalt cluster bootstrap --node n1:7100 --node n2:7100 --node n3:7100";
@@ -158,6 +206,9 @@ pub(crate) enum Command {
     /// Make a cluster, look at it.
     #[command(subcommand)]
     Cluster(ClusterCommand),
+    /// Add, drain, replace and remove nodes.
+    #[command(subcommand, after_help = AFTER_NODE)]
+    Node(NodeCommand),
     /// Create, list, attach and delete volumes.
     #[command(subcommand)]
     Volume(VolumeCommand),
@@ -204,6 +255,46 @@ pub(crate) enum ClusterCommand {
         /// Wait so long for everything to work.
         #[arg(long, value_name = "SECONDS", value_parser = seconds)]
         wait: Option<Duration>,
+    },
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum NodeCommand {
+    /// The nodes, what they do and what they hold.
+    #[command(after_help = AFTER_NODE_LIST)]
+    List,
+    /// Add a node, whose share of the groups moves to it.
+    #[command(after_help = AFTER_NODE_ADD)]
+    Add {
+        /// The new node's gRPC address.
+        #[arg(value_name = "ADDRESS")]
+        address: String,
+        /// Name or number of a node that does not come back, in whose place it comes.
+        #[arg(long, value_name = "NODE")]
+        replaces: Option<String>,
+        /// Wait so long until the groups have moved.
+        #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+        wait: Option<Duration>,
+    },
+    /// Have all groups of a node move to the others.
+    #[command(after_help = AFTER_NODE_DRAIN)]
+    Drain {
+        /// Its name or number.
+        #[arg(value_name = "NODE")]
+        node: String,
+        /// Call it off: groups may be on the node again.
+        #[arg(long, conflicts_with = "wait")]
+        cancel: bool,
+        /// Wait so long until the groups have moved.
+        #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+        wait: Option<Duration>,
+    },
+    /// Take a node that holds no groups any more out of the cluster.
+    #[command(after_help = AFTER_NODE_REMOVE)]
+    Remove {
+        /// Its name or number.
+        #[arg(value_name = "NODE")]
+        node: String,
     },
 }
 
@@ -551,6 +642,13 @@ mod tests {
             assert_eq!(name.to_string(), "demo@monday");
         }
 
+        let options = parse("basalt node add n5:7100 --replaces n3 --wait 60").unwrap();
+        let Command::Node(NodeCommand::Add { address, replaces, wait }) = options.command else {
+            panic!("another command")
+        };
+        assert_eq!((address.as_str(), replaces.as_deref()), ("n5:7100", Some("n3")));
+        assert_eq!(wait, Some(Duration::from_secs(60)));
+
         let options = parse("basalt volume delete demo --yes").unwrap();
         let Command::Volume(VolumeCommand::Delete { yes, no_wait, .. }) = options.command else {
             panic!("another command")
@@ -578,6 +676,8 @@ mod tests {
             ("basalt volume create demo --size 1GiB --label x", "key=value"),
             ("basalt --timeout 0 volume list", "whole seconds"),
             ("basalt volume list -o yaml", "yaml"),
+            ("basalt node add", "ADDRESS"),
+            ("basalt node drain n1 --cancel --wait 5", "--wait"),
         ] {
             let error = parse(words).expect_err(words).to_string();
             assert!(error.contains(named), "{words}: {error}");

@@ -253,22 +253,22 @@ impl Admin for AdminService {
         Ok(Response::new(crate::scrub::start(&self.daemon, &request.into_inner().node).await?))
     }
 
-    async fn add_node(&self, _request: Request<AddNodeRequest>) -> Result<Response<Node>, Status> {
-        Err(Status::unimplemented("nodes can not be added yet"))
+    async fn add_node(&self, request: Request<AddNodeRequest>) -> Result<Response<Node>, Status> {
+        Ok(Response::new(crate::nodes::add(&self.daemon, request.into_inner()).await?))
     }
 
     async fn drain_node(
         &self,
-        _request: Request<DrainNodeRequest>,
+        request: Request<DrainNodeRequest>,
     ) -> Result<Response<Node>, Status> {
-        Err(Status::unimplemented("nodes can not be drained yet"))
+        Ok(Response::new(crate::nodes::drain(&self.daemon, request.into_inner()).await?))
     }
 
     async fn remove_node(
         &self,
-        _request: Request<RemoveNodeRequest>,
+        request: Request<RemoveNodeRequest>,
     ) -> Result<Response<RemoveNodeResponse>, Status> {
-        Err(Status::unimplemented("nodes can not be removed yet"))
+        Ok(Response::new(crate::nodes::remove(&self.daemon, request.into_inner()).await?))
     }
 }
 

@@ -42,6 +42,12 @@ pub fn own_member(options: &Options, node: u32) -> Result<Member, String> {
     })
 }
 
+/// Whether a member is what a node says of itself, which knows nothing of what is to become of it.
+pub fn is_same(member: &Member, own: &Member) -> bool {
+    let Member { draining, leaving, .. } = *member;
+    *member == Member { draining, leaving, ..own.clone() }
+}
+
 /// Makes the cluster, and returns when its first record is committed.
 ///
 /// # Errors
@@ -76,7 +82,11 @@ pub async fn bootstrap(daemon: &Arc<Daemon>, request: BootstrapRequest) -> Resul
     first_record(daemon).await
 }
 
-async fn describe(address: &str) -> Result<DescribeResponse, Status> {
+/// What a node says of itself.
+///
+/// # Errors
+/// If it does not answer.
+pub async fn describe(address: &str) -> Result<DescribeResponse, Status> {
     let answer = dial::peer(address, ASK)?.describe(DescribeRequest {}).await;
     answer.map(tonic::Response::into_inner).map_err(|status| unreachable(address, &status))
 }
@@ -131,7 +141,11 @@ fn go_on(
     Err(error::status(ErrorReason::AlreadyBootstrapped, message, &[]))
 }
 
-async fn join(address: &str, spec: &ClusterSpec, node: u32) -> Result<(), Status> {
+/// Has a node begin as a member.
+///
+/// # Errors
+/// As the node says, or if it does not answer.
+pub async fn join(address: &str, spec: &ClusterSpec, node: u32) -> Result<(), Status> {
     let request = JoinRequest { cluster: Some(spec.clone()), node };
     match dial::peer(address, JOIN)?.join(request).await {
         Ok(_) => Ok(()),

@@ -2,6 +2,7 @@
 //! cluster or running as part of one, stopped in order.
 
 use crate::admin::AdminService;
+use crate::bootstrap::is_same;
 use crate::engine::{Engine, identity_of};
 use crate::incoming::Incoming;
 use crate::options::Options;
@@ -58,7 +59,7 @@ impl Daemon {
         self.engine.borrow().clone().ok_or_else(|| {
             let message = format!(
                 "the node '{}' belongs to no cluster yet; run 'basalt cluster bootstrap --node ...' \
-                 with the addresses of all nodes",
+                 with the addresses of all nodes, or 'basalt node add' at a cluster",
                 self.name
             );
             error::status(ErrorReason::NotBootstrapped, message, &[("node", self.name.clone())])
@@ -86,7 +87,7 @@ impl Daemon {
         if self.engine().is_ok_and(|engine| engine.cluster() == spec.id) {
             return Ok(());
         }
-        if !spec.members.contains(&own) {
+        if !spec.members.iter().any(|member| is_same(member, &own)) {
             let message = format!(
                 "the node at {} is '{}' with data path {}, which is not member {node} of the layout",
                 own.grpc_address, own.name, own.data_address

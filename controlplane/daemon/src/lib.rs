@@ -10,7 +10,7 @@
 //! * [`metadata`]: the mirror of the metadata group, proposals and linearizable reads;
 //! * [`reconcile`]: what makes the node do what the records say, [`retry`]: when it tries again;
 //! * `moves`: what has groups move from node to node;
-//! * [`admin`], [`peer`]: the gRPC services; [`bootstrap`], [`snapshots`], [`status`]: their longer
+//! * [`admin`], [`peer`]: the gRPC services; [`bootstrap`], [`nodes`], [`snapshots`], [`status`]: their longer
 //!   stories.
 
 pub mod admin;
@@ -22,6 +22,7 @@ mod incoming;
 mod keeping;
 pub mod metadata;
 mod moves;
+pub mod nodes;
 pub mod options;
 pub mod peer;
 pub mod reconcile;

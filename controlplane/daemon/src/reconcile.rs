@@ -406,11 +406,8 @@ async fn tell_addresses(engine: &Arc<Engine>, record: &ClusterSpec) -> bool {
             return false;
         }
     };
-    let other = |member: &Member| {
-        let Member { draining, leaving, .. } = *member;
-        member.node == own.node && *member != Member { draining, leaving, ..own.clone() }
-    };
-    if record.members.iter().any(other) {
+    let is_other = |m: &Member| m.node == own.node && !crate::bootstrap::is_same(m, &own);
+    if record.members.iter().any(is_other) {
         tracing::info!("this node has new addresses; telling the others");
         let op = Op::UpdateMember(UpdateMember { member: Some(own) });
         return done(engine.metadata.change("", op).await, "telling this node's addresses");

@@ -4,11 +4,12 @@ use crate::daemon::Daemon;
 use crate::engine::Engine;
 use basalt_api::dial;
 use basalt_api::v1::{
-    Cluster, GetReportRequest, Group, Health, LogCounts, Member, Node, NodeReport, Replica, Resync,
-    Score, Scrub, Space, VolumeSpace,
+    Cluster, ClusterSpec, GetReportRequest, Group, Health, LogCounts, Member, Node, NodeReport,
+    Placement, Replica, Resync, Score, Scrub, Space, VolumeSpace,
 };
 use basalt_core::score::{ScoreStatus, WAY_FREE};
 use basalt_core::shard::{GroupRole, Phase, ScrubStatus, ShardStatus};
+use basalt_meta::layout;
 use basalt_node::{HostState, ReactorStatus};
 use basalt_wire::block::BLOCK_BYTES;
 use basalt_wire::ids::{Address, GroupId, VolumeId};
@@ -93,11 +94,16 @@ pub async fn cluster(daemon: &Arc<Daemon>) -> Result<Cluster, Status> {
         }
     }
     let reports: Vec<NodeReport> = reports.into_iter().flatten().collect();
-    let groups = spec.groups.iter().enumerate().map(|(group, v)| (group.to_string(), v));
-    let metadata = spec.metadata.iter().map(|v| (METADATA.to_owned(), v));
-    let groups: Vec<Group> =
-        groups.chain(metadata).map(|(id, v)| group_of(id, &v.nodes, &nodes, &reports)).collect();
+    let groups: Vec<Group> = (0..spec.group_count)
+        .chain([layout::METADATA_GROUP])
+        .map(|group| group_of(group, &layout::placement_of(&spec, group), &nodes, &reports))
+        .collect();
+    nodes
+        .iter_mut()
+        .zip(&spec.members)
+        .for_each(|(node, member)| place(node, member, &spec, &reports));
     let (health, health_sentence) = judge(&nodes, &groups);
+    let health_sentence = format!("{health_sentence}{}", movement(&groups));
     Ok(Cluster {
         id: format!("{:016x}", spec.id),
         nodes,
@@ -114,7 +120,14 @@ pub async fn cluster(daemon: &Arc<Daemon>) -> Result<Cluster, Status> {
 /// If it does not answer in time.
 pub(crate) async fn ask(member: &Member) -> Result<NodeReport, Status> {
     let mut client = dial::peer(&member.grpc_address, REPORT)?;
-    Ok(client.get_report(GetReportRequest {}).await?.into_inner())
+    let report = client.get_report(GetReportRequest {}).await?.into_inner();
+    match report.node.as_ref().map(|node| node.id) {
+        Some(id) if id != member.node => Err(Status::unavailable(format!(
+            "at {} node {id} answers, in the place of this one",
+            member.grpc_address
+        ))),
+        _ => Ok(report),
+    }
 }
 
 fn unbootstrapped(daemon: &Daemon) -> Cluster {
@@ -133,7 +146,8 @@ fn unbootstrapped(daemon: &Daemon) -> Cluster {
     }
 }
 
-fn node_of(member: &Member) -> Node {
+/// What the record says of a member.
+pub fn node_of(member: &Member) -> Node {
     Node {
         id: member.node,
         name: member.name.clone(),
@@ -318,23 +332,70 @@ fn slowness(node: &Node, nodes: &[Node]) -> Option<String> {
     ))
 }
 
-fn group_of(id: String, voters: &[u32], nodes: &[Node], reports: &[NodeReport]) -> Group {
+/// What a group comes to. While it moves its voters are those that have a say now.
+fn group_of(group: u32, placement: &Placement, nodes: &[Node], reports: &[NodeReport]) -> Group {
+    let id = id_of(group);
     let reachable = |node: u32| nodes.iter().any(|n| n.id == node && works(n));
-    let views = reports.iter().flat_map(|report| report.replicas.iter().filter(|r| r.group == id));
-    let newest = views.clone().max_by_key(|replica| (replica.term, replica.leader != 0));
+    let views = views_of(&id, reports);
+    let newest = views.iter().copied().max_by_key(|(_, r)| (r.term, r.leader != 0)).map(|(_, r)| r);
     let leader = newest.map_or(0, |replica| replica.leader);
-    let commit = views.clone().map(|replica| replica.commit).max().unwrap_or(0);
-    let applied = views.map(|replica| replica.applied).min().unwrap_or(0);
+    let voters = match newest {
+        Some(replica) if placement.moving && !replica.voters.is_empty() => replica.voters.clone(),
+        _ => placement.voters.clone(),
+    };
+    let of_voters = views.iter().filter(|(node, _)| voters.contains(node)).map(|(_, r)| r);
+    let commit = of_voters.clone().map(|replica| replica.commit).max().unwrap_or(0);
+    let applied = of_voters.map(|replica| replica.applied).min().unwrap_or(0);
     Group {
         id,
-        voters: voters.to_vec(),
         // A leader that nobody reaches leads nothing.
         leader: if reachable(leader) { leader } else { 0 },
         term: newest.map_or(0, |replica| replica.term),
         commit: newest.map_or(0, |replica| replica.commit),
         voters_reachable: voters.iter().filter(|node| reachable(**node)).count() as u32,
+        voters,
         entries_behind: commit.saturating_sub(applied),
-        ..Group::default()
+        former: placement.former.clone(),
+        learners: placement.learners.clone(),
+        moving: placement.moving,
+    }
+}
+
+fn id_of(group: u32) -> String {
+    if group == layout::METADATA_GROUP { METADATA.to_owned() } else { group.to_string() }
+}
+
+/// What nodes say of a group, by node.
+fn views_of<'a>(id: &str, reports: &'a [NodeReport]) -> Vec<(u32, &'a Replica)> {
+    let views = reports.iter().flat_map(|report| {
+        let node = report.node.as_ref().map_or(0, |node| node.id);
+        report.replicas.iter().map(move |replica| (node, replica))
+    });
+    views.filter(|(_, replica)| replica.group == id).collect()
+}
+
+/// Says of a node what the record says: what is to become of it, and how many volume groups are on it, come to
+/// it and leave it.
+fn place(node: &mut Node, member: &Member, spec: &ClusterSpec, reports: &[NodeReport]) {
+    (node.draining, node.leaving) = (member.draining, member.leaving);
+    for group in 0..spec.group_count {
+        let placement = layout::placement_of(spec, group);
+        let (placed, former) =
+            (placement.voters.contains(&node.id), placement.former.contains(&node.id));
+        let views = views_of(&id_of(group), reports);
+        let leader = views.iter().find(|(_, replica)| replica.role == "leader");
+        let votes = leader.is_some_and(|(_, replica)| replica.voters.contains(&node.id));
+        node.groups_placed += u32::from(placed);
+        node.groups_coming += u32::from(placed && placement.moving && !votes);
+        node.groups_going += u32::from(former || (placed && !layout::is_active(member)));
+    }
+}
+
+/// How many groups move, in words that follow a sentence.
+fn movement(groups: &[Group]) -> String {
+    match groups.iter().filter(|group| group.moving).count() {
+        0 => String::new(),
+        moving => format!("; {moving} of {} groups move", groups.len()),
     }
 }
 
@@ -347,9 +408,10 @@ fn judge(nodes: &[Node], groups: &[Group]) -> (Health, String) {
     let missing: Vec<String> = nodes
         .iter()
         .filter(|node| !works(node))
-        .map(|node| match node.reachable {
-            false => format!("'{}' does not answer", node.name),
-            true => format!("'{}' is {}", node.name, node.state),
+        .map(|node| match (node.reachable, node.leaving) {
+            (false, false) => format!("'{}' does not answer", node.name),
+            (false, true) => format!("'{}', which leaves, does not answer", node.name),
+            (true, _) => format!("'{}' is {}", node.name, node.state),
         })
         .collect();
     let missing = missing.join(", ");
@@ -410,6 +472,10 @@ mod tests {
         Node { id, name, reachable, state, links, ..Node::default() }
     }
 
+    fn at(voters: &[u32]) -> Placement {
+        Placement { voters: voters.to_vec(), ..Placement::default() }
+    }
+
     fn view(from: u32, leader: u32, term: u64) -> NodeReport {
         let replica = Replica { group: "0".to_owned(), leader, term, ..Replica::default() };
         NodeReport { node: Some(node(from, true)), replicas: vec![replica], metadata_applied: 0 }
@@ -422,7 +488,7 @@ mod tests {
             let reports = (1..).zip(up).filter(|(_, u)| *u).map(|(n, _)| view(n, leader, 2));
             let reports: Vec<_> = reports.collect();
             let nodes = all(up);
-            let groups = vec![group_of("0".to_owned(), &[1, 2, 3], &nodes, &reports)];
+            let groups = vec![group_of(0, &at(&[1, 2, 3]), &nodes, &reports)];
             judge(&nodes, &groups)
         };
         assert_eq!(check([true; 3], 1).0, Health::Ok);
@@ -495,6 +561,54 @@ mod tests {
     fn the_newest_term_tells_the_leader() {
         let nodes: Vec<Node> = (1..=3).map(|n| node(n, true)).collect();
         let reports = vec![view(1, 1, 2), view(2, 3, 4), view(3, 3, 4)];
-        assert_eq!(group_of("0".to_owned(), &[1, 2, 3], &nodes, &reports).leader, 3);
+        assert_eq!(group_of(0, &at(&[1, 2, 3]), &nodes, &reports).leader, 3);
+    }
+
+    #[test]
+    fn a_group_that_moves_is_judged_by_who_has_a_say() {
+        let nodes: Vec<Node> = (1..=2).map(|n| node(n, n == 1)).collect();
+        let placement = Placement { moving: true, ..at(&[1, 2]) };
+        let mut reports = vec![view(1, 1, 2)];
+        reports[0].replicas[0].voters = vec![1];
+        reports[0].replicas[0].role = "leader".to_owned();
+        let group = group_of(0, &placement, &nodes, &reports);
+        assert_eq!((&group.voters, group.voters_reachable, group.moving), (&vec![1], 1, true));
+        let (health, _) = judge(&nodes, std::slice::from_ref(&group));
+        assert_eq!(health, Health::Degraded, "the node that it moves to is not there");
+        assert_eq!(movement(&[group, Group::default()]), "; 1 of 2 groups move");
+        assert_eq!(movement(&[Group::default()]), "");
+        let settled = Placement { moving: false, ..placement };
+        assert_eq!(group_of(0, &settled, &nodes, &reports).voters, [1, 2]);
+    }
+
+    #[test]
+    fn a_node_tells_what_comes_and_goes() {
+        let member = |node: u32| Member { node, draining: node == 2, ..Member::default() };
+        let moving = |voters: &[u32], former: u32| Placement {
+            former: vec![former],
+            moving: true,
+            ..at(voters)
+        };
+        let spec = ClusterSpec {
+            group_count: 3,
+            members: (1..=3).map(member).collect(),
+            placements: vec![moving(&[1, 3], 2), at(&[1, 2]), at(&[2, 3])],
+            ..ClusterSpec::default()
+        };
+        let mut reports = vec![view(1, 1, 2)];
+        reports[0].replicas[0].voters = vec![1, 2];
+        reports[0].replicas[0].role = "leader".to_owned();
+        let counts = |reports: &[NodeReport]| -> Vec<(u32, u32, u32)> {
+            let members = spec.members.iter();
+            let nodes = members.map(|member| {
+                let mut node = node_of(member);
+                place(&mut node, member, &spec, reports);
+                (node.groups_placed, node.groups_coming, node.groups_going)
+            });
+            nodes.collect()
+        };
+        assert_eq!(counts(&reports), [(2, 0, 0), (2, 0, 3), (2, 1, 0)]);
+        reports[0].replicas[0].voters = vec![1, 3];
+        assert_eq!(counts(&reports), [(2, 0, 0), (2, 0, 3), (2, 0, 0)]);
     }
 }

@@ -33,7 +33,11 @@ impl MetaState {
         let spec = self.spec()?;
         let stays = |m: &&Member| !m.leaving && m.node != add.replaces;
         if let Some(known) = spec.members.iter().filter(stays).find(|m| is_same(m, &asked)) {
-            return Ok(Outcome::Member(known.clone()));
+            let known = known.clone();
+            return match find(spec, add.replaces) {
+                Some(old) if !old.leaving => Err(is_member(&known, old)),
+                _ => Ok(Outcome::Member(known)),
+            };
         }
         if let Some(other) = spec.members.iter().filter(stays).find(|m| shares(m, &asked)) {
             return Err(exists(&asked, other));
@@ -272,6 +276,15 @@ fn exists(asked: &Member, other: &Member) -> Refused {
         asked.name, other.name, other.name, other.name
     );
     refusal(ErrorReason::NodeExists, message, node_fact(other))
+}
+
+fn is_member(known: &Member, old: &Member) -> Refused {
+    let message = format!(
+        "the node '{}' is a member already, and does not come in the place of '{}' any more; drain \
+         and remove that one instead",
+        known.name, old.name
+    );
+    refusal(ErrorReason::NodeExists, message, node_fact(known))
 }
 
 fn too_few(member: &Member, active: usize) -> Refused {

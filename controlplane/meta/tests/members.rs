@@ -252,6 +252,7 @@ fn a_lost_node_is_replaced_by_one_of_its_name() {
     let new = m.member(add(3, 3));
     assert_eq!((new.node, new.name.as_str()), (4, "n3"));
     assert_eq!(m.member(add(3, 3)), new, "done already");
+    assert_eq!(m.reason(add(3, 1)), ErrorReason::NodeExists, "it came in another's place");
     let old = m.node(3).expect("it is not gone yet");
     assert!(old.leaving && old.draining);
     assert_eq!(m.reason(drain(3, true)), ErrorReason::InvalidField);

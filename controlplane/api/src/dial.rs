@@ -33,6 +33,11 @@ impl Cluster {
         &self.addresses
     }
 
+    /// How long each call may take at each of them.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
     /// Makes a call of the administrative API at the first node that answers. A node that can not be
     /// reached, or has no quorum, is passed over; any other error is the answer.
     pub async fn call<T, F>(&self, call: impl Fn(AdminClient<Channel>) -> F) -> Result<T, Status>

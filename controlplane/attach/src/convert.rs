@@ -4,7 +4,7 @@ use basalt_api::v1;
 use basalt_client::{PoolMap, VolumeConfig};
 use basalt_node::Routes;
 use basalt_wire::ids::{Address, ClusterId, Epoch, Generation, NodeId, ShardId, VolumeId};
-use std::net::ToSocketAddrs;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 
 /// The map of the pool, without addresses.
@@ -29,13 +29,7 @@ pub fn pool_map(map: &v1::PoolMap) -> Result<PoolMap, String> {
 pub fn routes(map: &v1::PoolMap) -> Result<Routes, String> {
     let mut routes = Routes::new();
     for node in &map.nodes {
-        let mut found = node
-            .data_address
-            .to_socket_addrs()
-            .map_err(|e| format!("the address '{}' of {}: {e}", node.data_address, node.name))?;
-        let resolved = found
-            .next()
-            .ok_or_else(|| format!("'{}' of {} has no address", node.data_address, node.name))?;
+        let resolved = resolve(&node.name, &node.data_address)?;
         for voter in map.groups.iter().flat_map(|group| &group.voters) {
             if voter.node == node.node {
                 routes.insert(address(voter)?, resolved);
@@ -43,6 +37,16 @@ pub fn routes(map: &v1::PoolMap) -> Result<Routes, String> {
         }
     }
     Ok(routes)
+}
+
+/// The address of the node `name`. A host name is looked up, which may block.
+///
+/// # Errors
+/// If it can not be understood or resolved.
+pub fn resolve(name: &str, address: &str) -> Result<SocketAddr, String> {
+    let mut found =
+        address.to_socket_addrs().map_err(|e| format!("the address '{address}' of {name}: {e}"))?;
+    found.next().ok_or_else(|| format!("'{address}' of {name} has no address"))
 }
 
 /// The cluster of a map.

@@ -19,12 +19,14 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 /// How often the map and the sizes of the volumes are asked for.
-const FOLLOW_EVERY: Duration = Duration::from_secs(5);
+const FOLLOW_EVERY: Duration = Duration::from_secs(2);
+/// How soon after the map was asked for a link that breaks has it asked for again.
+const FOLLOW_AGAIN: Duration = Duration::from_millis(500);
 /// Volumes in a page of an answer: the most that the API gives.
 const PAGE: i32 = 1000;
 /// Exit status when every session was lost to another host.
@@ -34,6 +36,8 @@ const LOST: u8 = 3;
 const DETACH: Duration = Duration::from_secs(3);
 /// How often an attachment is tried while the cluster has no quorum.
 const ATTEMPTS: u32 = 3;
+/// How long a node may take to answer what is asked now and then.
+const BRIEF: Duration = Duration::from_secs(1);
 const DOOR: usize = 0;
 
 /// Attaches the volumes and serves them until the process is asked to stop, or has nothing to serve
@@ -63,9 +67,12 @@ pub async fn run(options: Options, inherited: Vec<ListenSource>) -> Result<ExitC
         .map_err(|status| anyhow!("the cluster's map: {}", plain(&status)))?;
     // The listeners are bound before anything is taken from another host.
     let (ends, mut ended) = mpsc::unbounded_channel();
-    let (handle, mut failed) = start_reactor(&options, &host, &map, inherited, ends)?;
+    let trouble = Arc::new(Notify::new());
+    let told = (ends, trouble.clone());
+    let (handle, mut failed) = start_reactor(&options, &host, &map, inherited, told)?;
     let reactor = Arc::new(handle);
-    let mut sessions = Sessions { cluster, host, map, held: BTreeMap::new(), views: 0 };
+    let (held, views) = (BTreeMap::new(), 0);
+    let mut sessions = Sessions { cluster, host, map, held, views, trouble };
     // One receiver for the whole life: a signal at any moment ends what is under way at that moment.
     let outcome = tokio::select! {
         outcome = sessions.live(&options, &reactor, &mut ended, &mut failed) => outcome,
@@ -98,7 +105,7 @@ fn start_reactor(
     host: &str,
     map: &v1::PoolMap,
     inherited: Vec<ListenSource>,
-    ends: mpsc::UnboundedSender<ExportEnd>,
+    (ends, trouble): (mpsc::UnboundedSender<ExportEnd>, Arc<Notify>),
 ) -> Result<(ReactorHandle, Failed)> {
     let own = options.listen.iter().map(|listen| listen.source());
     let sources: Vec<ListenSource> = inherited.into_iter().chain(own).collect();
@@ -107,6 +114,7 @@ fn start_reactor(
         // The receiver lives as long as the program.
         let _ = ends.send(end);
     }));
+    door.on_link_down = Some(Box::new(move || trouble.notify_one()));
     let mut config = ReactorConfig::new(host, convert::cluster_id(map));
     config.routes = convert::routes(map).map_err(|e| anyhow!(e))?;
     config.tenants = vec![Box::new(move || Box::new(NbdDoor::new(door)))];
@@ -127,6 +135,7 @@ fn start_reactor(
 }
 
 struct Sessions {
+    /// The nodes that were named at the start; some may be no members any more.
     cluster: Cluster,
     host: String,
     map: v1::PoolMap,
@@ -134,6 +143,8 @@ struct Sessions {
     held: BTreeMap<String, Held>,
     /// Snapshots that are served.
     views: usize,
+    /// A link broke or could not be made: groups may be elsewhere by now.
+    trouble: Arc<Notify>,
 }
 
 /// A volume that is attached here, as the door was told.
@@ -165,6 +176,8 @@ impl Sessions {
                 continue;
             }
             let attached = self.attach(volume, options.take).await?;
+            let map = attached.map.clone().context("the cluster's answer has no map")?;
+            self.adopt(map, mailbox).await;
             waiting.push((volume.clone(), self.give_to_door(volume, attached, options, mailbox)?));
         }
         for (volume, begun) in waiting {
@@ -186,7 +199,8 @@ impl Sessions {
         let mut last = None;
         for _ in 0..ATTEMPTS {
             let request = &request;
-            let answer = self.cluster.call(|mut client| {
+            let cluster = self.known(self.cluster.timeout());
+            let answer = cluster.call(|mut client| {
                 let request = request.clone();
                 async move { client.attach_volume(request).await }
             });
@@ -212,9 +226,7 @@ impl Sessions {
         mailbox: &Mailbox,
     ) -> Result<oneshot::Receiver<Result<(), DoorError>>> {
         let volume = attached.volume.context("the cluster's answer names no volume")?;
-        let map = attached.map.context("the cluster's answer has no map")?;
-        let pool = Arc::new(convert::pool_map(&map).map_err(|e| anyhow!(e))?);
-        self.map = map;
+        let pool = Arc::new(convert::pool_map(&self.map).map_err(|e| anyhow!(e))?);
         let (epoch, size_bytes) = (attached.epoch, volume.size_bytes);
         self.held.insert(name.to_owned(), Held { epoch, size_bytes });
         let (told, begun) = oneshot::channel();
@@ -240,7 +252,8 @@ impl Sessions {
         let name = format!("volumes/{volume}");
         let snapshot = GetSnapshotRequest { name: format!("{name}/snapshots/{id}") };
         let request = &snapshot;
-        let asked = self.cluster.call(|mut client| {
+        let cluster = self.known(self.cluster.timeout());
+        let asked = cluster.call(|mut client| {
             let request = request.clone();
             async move { client.get_snapshot(request).await }
         });
@@ -249,7 +262,7 @@ impl Sessions {
             bail!("the snapshot '{volume}@{id}' is not complete, or is being deleted");
         }
         let request = &GetVolumeRequest { name };
-        let asked = self.cluster.call(|mut client| {
+        let asked = cluster.call(|mut client| {
             let request = request.clone();
             async move { client.get_volume(request).await }
         });
@@ -294,6 +307,8 @@ impl Sessions {
     ) -> Result<ExitCode> {
         let mut ticks = interval(FOLLOW_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let trouble = self.trouble.clone();
+        let mut asked = Instant::now();
         loop {
             tokio::select! {
                 end = ended.recv() => {
@@ -310,26 +325,50 @@ impl Sessions {
                     bail!("the reactor had to end: {reason}");
                 }
                 _ = ticks.tick() => {
+                    asked = Instant::now();
                     self.follow_map(mailbox).await;
                     self.follow_sizes(mailbox).await;
+                }
+                () = trouble.notified(), if asked.elapsed() >= FOLLOW_AGAIN => {
+                    asked = Instant::now();
+                    self.follow_map(mailbox).await;
                 }
             }
         }
     }
 
+    /// Takes the newest map that a node has. All are asked: one that is no member any more, or is cut off,
+    /// answers with what it knew then.
     async fn follow_map(&mut self, mailbox: &Mailbox) {
-        let asked = self
-            .brief()
-            .call(|mut client| async move { client.get_pool_map(GetPoolMapRequest {}).await })
-            .await;
-        let map = match asked {
-            Ok(map) if map.cluster == self.map.cluster && map.version > self.map.version => map,
-            Ok(_) => return,
-            Err(status) => {
-                tracing::debug!("the map could not be asked for: {}", plain(&status));
-                return;
+        let mut asked = JoinSet::new();
+        for address in self.known_addresses() {
+            let node = Cluster::new(vec![address], BRIEF);
+            asked.spawn(async move {
+                node.call(
+                    |mut client| async move { client.get_pool_map(GetPoolMapRequest {}).await },
+                )
+                .await
+            });
+        }
+        let mut maps = Vec::new();
+        while let Some(answer) = asked.join_next().await {
+            match answer {
+                Ok(Ok(map)) if map.cluster == self.map.cluster => maps.push(map),
+                Ok(Ok(_)) => {}
+                Ok(Err(status)) => tracing::debug!("the map: {}", plain(&status)),
+                Err(problem) => tracing::debug!("the map: {problem}"),
             }
-        };
+        }
+        if let Some(newest) = maps.into_iter().max_by_key(|map| map.version) {
+            self.adopt(newest, mailbox).await;
+        }
+    }
+
+    /// Goes over to a newer map: where the nodes are first, then where the groups are.
+    async fn adopt(&mut self, map: v1::PoolMap, mailbox: &Mailbox) {
+        if map.version <= self.map.version {
+            return;
+        }
         let copy = map.clone();
         let resolved = tokio::task::spawn_blocking(move || convert::routes(&copy)).await;
         match (resolved, convert::pool_map(&map)) {
@@ -404,21 +443,26 @@ impl Sessions {
 
     /// The cluster, asked briefly: a node that does not answer must not hold up a stop for long.
     fn brief(&self) -> Cluster {
-        Cluster::new(self.known_addresses(), Duration::from_secs(1))
+        self.known(BRIEF)
     }
 
-    /// The addresses given, then those that the map names.
+    fn known(&self, timeout: Duration) -> Cluster {
+        Cluster::new(self.known_addresses(), timeout)
+    }
+
+    /// The addresses that the map names, then those given at the start.
     fn known_addresses(&self) -> Vec<String> {
-        let mut all = self.cluster.addresses().to_vec();
-        let more = self.map.nodes.iter().map(|node| &node.grpc_address);
-        let new: Vec<String> = more.filter(|a| !all.contains(a)).cloned().collect();
-        all.extend(new);
+        let members = self.map.nodes.iter().map(|node| node.grpc_address.clone());
+        let mut all: Vec<String> = members.collect();
+        let given = self.cluster.addresses().iter();
+        let more: Vec<String> = given.filter(|a| !all.contains(a)).cloned().collect();
+        all.extend(more);
         all
     }
 
     /// Gives the volumes back, all at once. The process ends whatever becomes of it.
     async fn detach_all(&mut self) {
-        let cluster = Cluster::new(self.known_addresses(), DETACH / 2);
+        let cluster = self.known(DETACH / 2);
         let mut asked = JoinSet::new();
         for (volume, held) in std::mem::take(&mut self.held) {
             asked.spawn(detach(cluster.clone(), volume, self.host.clone(), held.epoch));

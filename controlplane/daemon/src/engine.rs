@@ -2,10 +2,12 @@
 
 use crate::checkpoints::Checkpoints;
 use crate::metadata::Metadata;
+use crate::moves;
 use crate::options::Options;
 use crate::reconcile;
-use anyhow::{Context, Result, anyhow, bail};
-use basalt_api::v1::{self, ClusterSpec, Member, NodeAddress, ReplicaAddress};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use basalt_api::error;
+use basalt_api::v1::{self, ClusterSpec, ErrorReason, Member, NodeAddress, ReplicaAddress};
 use basalt_attach::convert;
 use basalt_core::config::{GroupConfig, Limits, Scrubbing, ShardConfig, Timing};
 use basalt_core::event::Effect;
@@ -15,17 +17,20 @@ use basalt_device::DeviceSpec;
 use basalt_meta::layout;
 use basalt_nbd::{ExportEnd, NbdDoor};
 use basalt_node::{
-    FormatPolicy, HostState, ListenSource, ReactorConfig, ReactorHandle, ReactorStatus, ShardSetup,
-    StreamListener,
+    FormatPolicy, HostState, ListenSource, ReactorConfig, ReactorHandle, ReactorStatus, Routes,
+    ShardSetup, StreamListener,
 };
-use basalt_store::{Identity, MemberRecord, Store};
-use basalt_wire::ids::{Address, ClusterId, Epoch, GroupId, NodeId, ShardId, VolumeId};
+use basalt_store::{Identity, MemberRecord, ReplicaRecord, Store};
+use basalt_wire::ids::{
+    Address, ClusterId, Epoch, GroupId, LogIndex, NodeId, ShardId, Term, VolumeId,
+};
 use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc, watch};
+use tonic::Status;
 
 /// Index of the NBD door among the reactor's tenants. A node that does not listen for NBD has one
 /// too: it deletes the blocks of deleted volumes.
@@ -53,6 +58,8 @@ pub struct Engine {
     pub store: Arc<Store>,
     /// What the door tells.
     pub door: Arc<Door>,
+    /// Held while a replica is remembered or forgotten and the shard is told: both have one order.
+    pub replicas: tokio::sync::Mutex<()>,
     spec: Mutex<ClusterSpec>,
     failed: watch::Sender<Option<String>>,
 }
@@ -68,7 +75,7 @@ impl Engine {
         identity: &Identity,
     ) -> Result<Arc<Engine>> {
         let spec = spec_of(identity);
-        layout::validate(&spec).map_err(|e| anyhow!("the node's identity: {e}"))?;
+        ensure!(is_whole(identity), "the node's identity is incomplete");
         let node = NodeId(identity.node);
         let name = options.node_name().map_err(|e| anyhow!(e))?;
         let metadata = Arc::new(Metadata::new(node, spec.id, grpc_addresses(&spec)));
@@ -91,11 +98,13 @@ impl Engine {
             reactor,
             store,
             door,
+            replicas: tokio::sync::Mutex::default(),
             spec: Mutex::new(spec),
             failed,
         });
         tokio::spawn(hear(Arc::downgrade(&engine), engine.metadata.clone(), incoming));
         tokio::spawn(reconcile::run(Arc::downgrade(&engine)));
+        tokio::spawn(moves::run(Arc::downgrade(&engine)));
         Ok(engine)
     }
 
@@ -109,14 +118,26 @@ impl Engine {
         self.spec.lock().unwrap_or_else(PoisonError::into_inner).id
     }
 
-    /// Takes new addresses of members: keeps them, dials them. Blocks.
+    /// Whether a peer's call is meant for this node's cluster.
+    ///
+    /// # Errors
+    /// If the peer belongs to another one.
+    pub fn check_cluster(&self, cluster: u64) -> Result<(), Status> {
+        let own = self.cluster();
+        if cluster == own {
+            return Ok(());
+        }
+        let message = format!("this node belongs to cluster {own:016x}, not to {cluster:016x}");
+        Err(error::status(ErrorReason::AlreadyBootstrapped, message, &[]))
+    }
+
+    /// Takes new members, and new addresses of members: keeps them, dials them. Blocks.
     ///
     /// # Errors
     /// If they can not be kept or resolved; the old ones stay in use.
     pub fn adopt_spec(&self, spec: &ClusterSpec) -> Result<()> {
         self.store.update(identity_of(spec, self.node.0))?;
-        let routes = convert::routes(&map_of(spec, 0)).map_err(|e| anyhow!(e))?;
-        self.reactor.routes(routes);
+        self.reactor.routes(routes_of(spec)?);
         self.metadata.set_peers(grpc_addresses(spec));
         *self.spec.lock().unwrap_or_else(PoisonError::into_inner) = spec.clone();
         Ok(())
@@ -236,6 +257,15 @@ impl Door {
     }
 }
 
+/// Whether an identity says where each group began; founders may be no members any more.
+fn is_whole(identity: &Identity) -> bool {
+    let groups = identity.groups.len();
+    identity.cluster != 0
+        && groups.is_power_of_two()
+        && u32::try_from(groups) == Ok(identity.group_count)
+        && identity.groups.iter().chain([&identity.metadata]).all(|founders| !founders.is_empty())
+}
+
 /// Waits until the shard has read its new device, so that a node with a wrong one does not count as
 /// a member that works, and may be given another one.
 fn first_opening(reactor: &ReactorHandle, device: &Path) -> Result<()> {
@@ -308,7 +338,7 @@ fn reactor_config(
     config.address = Some(address_of(node.0));
     config.shard = Some(shard_setup(options, store, spec, node)?);
     config.data_listen = Some(options.data_listen);
-    config.routes = convert::routes(&map_of(spec, 0)).map_err(|e| anyhow!(e))?;
+    config.routes = routes_of(spec)?;
     let listeners: Vec<ListenSource> =
         options.nbd_listen.iter().map(basalt_attach::listen::NbdListen::source).collect();
     let mut door = options.tls.door(&listeners)?;
@@ -343,7 +373,7 @@ fn shard_setup(
         device_bytes: 0,
         segment_bytes: options.segment_size,
         volatile_cache: true,
-        groups: groups_of(spec, node),
+        groups: groups_of(spec, store.identity()?.as_ref()),
         timing: Timing::default(),
         limits: Limits { log_retain_bytes: options.log_retain, ..Limits::default() },
         seed: basalt_api::random::random(),
@@ -356,17 +386,30 @@ fn shard_setup(
     Ok(ShardSetup { config, device, format, checkpoints })
 }
 
-fn groups_of(spec: &ClusterSpec, node: NodeId) -> Vec<GroupConfig> {
-    let config = |id: GroupId, voters: &v1::Voters| {
-        GroupConfig::new(id, voters.nodes.iter().map(|n| address_of(*n)).collect())
+/// The groups that have a replica here, as the node remembers them.
+fn groups_of(spec: &ClusterSpec, identity: Option<&Identity>) -> Vec<GroupConfig> {
+    let held = identity.iter().flat_map(|identity| &identity.replicas);
+    held.filter_map(|replica| config_of(spec, replica)).collect()
+}
+
+/// A replica as the shard is told of it; nothing if there is no such group.
+pub fn config_of(spec: &ClusterSpec, replica: &ReplicaRecord) -> Option<GroupConfig> {
+    let founders = layout::founders_of(spec, replica.group);
+    let voters = founders.iter().map(|node| address_of(*node)).collect();
+    let since = (Term(replica.term), LogIndex(replica.index));
+    (!founders.is_empty()).then_some(GroupConfig { id: GroupId(replica.group), voters, since })
+}
+
+/// Where the reactor of each member is reached, whether it holds a group or not.
+///
+/// # Errors
+/// If an address can not be understood or resolved.
+fn routes_of(spec: &ClusterSpec) -> Result<Routes> {
+    let resolve = |member: &Member| {
+        let found = convert::resolve(&member.name, &member.data_address);
+        found.map(|at| (address_of(member.node), at)).map_err(|e| anyhow!(e))
     };
-    let volume_groups = spec.groups.iter().enumerate();
-    let mut groups: Vec<GroupConfig> = volume_groups
-        .map(|(group, voters)| config(GroupId(group as u32), voters))
-        .chain(spec.metadata.iter().map(|voters| config(GroupId::METADATA, voters)))
-        .collect();
-    groups.retain(|group| group.address_of(node).is_some());
-    groups
+    spec.members.iter().map(resolve).collect()
 }
 
 /// The reactor of a node: each has one.

@@ -5,7 +5,7 @@
 //! settled there, and doing it twice does no harm.
 
 use crate::admin::volume_of;
-use crate::engine::{DOOR, Engine, map_of};
+use crate::engine::{DOOR, Engine};
 use crate::reconcile::done;
 use crate::retry::Retries;
 use basalt_attach::convert;
@@ -63,7 +63,7 @@ impl Keeping {
     }
 
     fn begin(&mut self, engine: &Arc<Engine>, volume: &VolumeRecord, snapshot: SnapshotRecord) {
-        let map = match convert::pool_map(&map_of(&engine.spec(), 0)) {
+        let map = match convert::pool_map(&engine.map()) {
             Ok(map) => Arc::new(map),
             Err(problem) => return tracing::error!("snapshots can not be kept: {problem}"),
         };

@@ -9,6 +9,7 @@
 //! * [`engine`]: a running member of a cluster;
 //! * [`metadata`]: the mirror of the metadata group, proposals and linearizable reads;
 //! * [`reconcile`]: what makes the node do what the records say, [`retry`]: when it tries again;
+//! * `moves`: what has groups move from node to node;
 //! * [`admin`], [`peer`]: the gRPC services; [`bootstrap`], [`nodes`], [`snapshots`], [`status`]: their longer
 //!   stories.
 
@@ -20,6 +21,7 @@ pub mod engine;
 mod incoming;
 mod keeping;
 pub mod metadata;
+mod moves;
 pub mod nodes;
 pub mod options;
 pub mod peer;

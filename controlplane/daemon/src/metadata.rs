@@ -208,7 +208,11 @@ impl Metadata {
             Err(ProposeError::NotLeader(_)) if patient => no_leader(),
             Err(ProposeError::NotLeader(_)) => self.propose_anywhere(bytes).await,
             Err(error @ ProposeError::Unknown) => Attempt::Unknown(error.to_string()),
-            Err(error @ ProposeError::Unavailable) => Attempt::Nothing(error.to_string()),
+            Err(error @ ProposeError::Unavailable) if patient => {
+                Attempt::Nothing(error.to_string())
+            }
+            // A node that came late has no replica before the others know where it is.
+            Err(ProposeError::Unavailable) => self.propose_anywhere(bytes).await,
         }
     }
 

@@ -6,8 +6,8 @@ use basalt_api::error;
 use basalt_api::v1::peer_server::Peer;
 use basalt_api::v1::propose_response::Result as ProposeResult;
 use basalt_api::v1::{
-    DescribeRequest, DescribeResponse, ErrorReason, GetReportRequest, JoinRequest, JoinResponse,
-    NodeReport, ProposeRequest, ProposeResponse, ScrubRequest, ScrubResponse, StateReplicaRequest,
+    DescribeRequest, DescribeResponse, GetReportRequest, JoinRequest, JoinResponse, NodeReport,
+    ProposeRequest, ProposeResponse, ScrubRequest, ScrubResponse, StateReplicaRequest,
     StateReplicaResponse,
 };
 use basalt_core::event::ProposeError;
@@ -65,14 +65,7 @@ impl Peer for PeerService {
     ) -> Result<Response<ProposeResponse>, Status> {
         let request = request.into_inner();
         let engine = self.daemon.engine()?;
-        if request.cluster != engine.cluster() {
-            let message = format!(
-                "this node belongs to cluster {:016x}, not to {:016x}",
-                engine.cluster(),
-                request.cluster
-            );
-            return Err(error::status(ErrorReason::AlreadyBootstrapped, message, &[]));
-        }
+        engine.check_cluster(request.cluster)?;
         if request.entry.len() > ENTRY_MAX {
             return Err(error::invalid("entry", format!("longer than {ENTRY_MAX} bytes")));
         }
@@ -111,8 +104,9 @@ impl Peer for PeerService {
 
     async fn state_replica(
         &self,
-        _request: Request<StateReplicaRequest>,
+        request: Request<StateReplicaRequest>,
     ) -> Result<Response<StateReplicaResponse>, Status> {
-        Err(Status::unimplemented("replicas can not be moved yet"))
+        crate::moves::take(&self.daemon.engine()?, request.into_inner()).await?;
+        Ok(Response::new(StateReplicaResponse {}))
     }
 }

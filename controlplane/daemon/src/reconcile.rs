@@ -2,7 +2,7 @@
 //! leaders, and now and then without a reason; it looks at the present state only, never at what
 //! woke it, and each step may be repeated.
 
-use crate::engine::{DOOR, Engine, map_of};
+use crate::engine::{DOOR, Engine};
 use crate::keeping::Keeping;
 use crate::retry::Retries;
 use basalt_api::v1::{ClusterSpec, Member};
@@ -38,6 +38,8 @@ struct Reconciler {
     /// Volumes whose session was lost or did not begin, and when to try again.
     retries: Retries,
     preferred: BTreeMap<GroupId, NodeId>,
+    /// Version of the map that the door has.
+    mapped: u64,
     deletion: Option<(u64, oneshot::Receiver<bool>)>,
     keeping: Keeping,
 }
@@ -58,6 +60,7 @@ pub async fn run(weak: Weak<Engine>) {
         lost: BTreeMap::new(),
         retries: Retries::default(),
         preferred: BTreeMap::new(),
+        mapped: 0,
         deletion: None,
         keeping: Keeping::default(),
     };
@@ -111,6 +114,7 @@ impl Reconciler {
     async fn pass(&mut self, engine: &Arc<Engine>) -> bool {
         let mut clean = self.cluster_record(engine).await;
         clean &= addresses(engine).await;
+        clean &= self.tell_map(engine);
         self.attachments(engine).await;
         self.preferences(engine);
         clean &= self.keeping.pass(engine).await;
@@ -127,6 +131,23 @@ impl Reconciler {
         let request = format!("bootstrap-{:016x}", spec.id);
         let op = Op::InitCluster(InitCluster { spec: Some(spec) });
         done(metadata.change(&request, op).await, "writing the cluster's record")
+    }
+
+    /// All sessions of the door are told where the groups are, after the reactor was told where the nodes are.
+    fn tell_map(&mut self, engine: &Engine) -> bool {
+        let map = engine.map();
+        if map.version <= self.mapped {
+            return true;
+        }
+        match convert::pool_map(&map) {
+            Ok(pool) => engine.reactor.tenant(DOOR, Box::new(DoorCommand::Map(Arc::new(pool)))),
+            Err(problem) => {
+                tracing::error!("the pool's new map is not in use: {problem}");
+                return false;
+            }
+        }
+        self.mapped = map.version;
+        true
     }
 
     /// Volumes that are attached to this node are served; others are not.
@@ -333,8 +354,7 @@ impl Reconciler {
                 return false;
             }
         };
-        let spec = engine.spec();
-        let Ok(map) = convert::pool_map(&map_of(&spec, 0)) else { return false };
+        let Ok(map) = convert::pool_map(&engine.map()) else { return false };
         let record = crate::admin::volume_of(&volume);
         let config =
             convert::volume_config(&record, volume.epoch, Arc::new(map), Some(engine.node));

@@ -21,7 +21,8 @@ use tonic::Status;
 
 /// How long a node may take to report before it counts as not reachable.
 const REPORT: Duration = Duration::from_millis(1500);
-const METADATA: &str = "metadata";
+/// The metadata group in reports.
+pub(crate) const METADATA: &str = "metadata";
 
 /// What this node says about itself.
 ///
@@ -113,7 +114,11 @@ pub async fn cluster(daemon: &Arc<Daemon>) -> Result<Cluster, Status> {
     })
 }
 
-async fn ask(member: &Member) -> Result<NodeReport, Status> {
+/// What another node says about itself.
+///
+/// # Errors
+/// If it does not answer in time.
+pub(crate) async fn ask(member: &Member) -> Result<NodeReport, Status> {
     let mut client = dial::peer(&member.grpc_address, REPORT)?;
     let report = client.get_report(GetReportRequest {}).await?.into_inner();
     match report.node.as_ref().map(|node| node.id) {
@@ -250,7 +255,8 @@ fn scrub_of(status: &ScrubStatus) -> Scrub {
     }
 }
 
-fn replicas_of(shard: &ShardStatus) -> Vec<Replica> {
+/// The replicas of a shard.
+pub(crate) fn replicas_of(shard: &ShardStatus) -> Vec<Replica> {
     let role = |role: &GroupRole| match role {
         GroupRole::Follower => "follower",
         GroupRole::Candidate => "candidate",
@@ -393,7 +399,8 @@ fn movement(groups: &[Group]) -> String {
     }
 }
 
-fn works(node: &Node) -> bool {
+/// Whether a node answers and its shard is open.
+pub(crate) fn works(node: &Node) -> bool {
     node.reachable && (node.state == "running" || node.state == "draining")
 }
 

@@ -112,12 +112,26 @@ impl Host {
     }
 
     pub(crate) fn event(&mut self, now: Time, event: Event) {
+        self.note_replicas(&event);
         match &mut self.shard {
             Some(shard) => {
                 self.stirred = true;
                 shard.handle(now, event, &mut self.effects);
             }
             None => self.answer_closed(event),
+        }
+    }
+
+    /// A device that is opened again has the replicas that came since, and not those that went: a founder
+    /// that came back empty would vote as if it had never promised anything.
+    fn note_replicas(&mut self, event: &Event) {
+        let groups = &mut self.config.groups;
+        match event {
+            Event::Join(config) if groups.iter().all(|group| group.id != config.id) => {
+                groups.push(config.clone());
+            }
+            Event::Retire(group) => groups.retain(|config| config.id != *group),
+            _ => {}
         }
     }
 

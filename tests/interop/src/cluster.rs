@@ -8,7 +8,7 @@ use crate::ports::free_port;
 use crate::process::{Program, run, wait_until, work_dir};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -70,6 +70,18 @@ impl Node {
         format!("nbd://127.0.0.1:{}/{volume}", self.ports.nbd)
     }
 
+    /// Waits until its gRPC API can be reached.
+    ///
+    /// # Errors
+    /// If that does not happen.
+    pub fn wait_answers(&mut self) -> Result<()> {
+        let address = self.address();
+        wait_until("the node answers", PATIENCE, || {
+            ensure!(self.process.alive(), "{} ended{}", self.name, self.process.log_tail());
+            Ok(TcpStream::connect(&address).is_ok())
+        })
+    }
+
     /// Stops it in its tracks, as a machine that hangs.
     ///
     /// # Errors
@@ -104,9 +116,12 @@ impl Attached {
 
 /// A cluster of real processes.
 pub struct Cluster {
-    /// The nodes.
+    /// The nodes: those that it began with, and those that were added since.
     pub nodes: Vec<Node>,
     folder: PathBuf,
+    shape: Shape,
+    /// Nodes that were ever started; the next one is named after the number that follows.
+    started: usize,
     finished: bool,
 }
 
@@ -145,19 +160,66 @@ impl Cluster {
         let folder = work_dir().join(format!("interop-{}-{name}", std::process::id()));
         std::fs::create_dir_all(&folder)
             .with_context(|| format!("{} can not be made", folder.display()))?;
-        let mut cluster = Cluster { nodes: Vec::new(), folder, finished: false };
-        for number in 1..=shape.nodes {
-            let node = start_node(&cluster.folder, number, shape)?;
-            cluster.nodes.push(node);
-        }
-        for node in &mut cluster.nodes {
-            let address = node.address();
-            wait_until("the node answers", PATIENCE, || {
-                ensure!(node.process.alive(), "{} ended{}", node.name, node.process.log_tail());
-                Ok(std::net::TcpStream::connect(&address).is_ok())
-            })?;
-        }
+        let shape = shape.clone();
+        let (nodes, count) = (Vec::new(), shape.nodes);
+        let mut cluster = Cluster { nodes, folder, shape, started: 0, finished: false };
+        (0..count).try_for_each(|_| cluster.start_node())?;
+        cluster.nodes.iter_mut().try_for_each(Node::wait_answers)?;
         Ok(cluster)
+    }
+
+    fn start_node(&mut self) -> Result<()> {
+        self.started += 1;
+        let node = start_node(&self.folder, self.started, &self.shape)?;
+        self.nodes.push(node);
+        Ok(())
+    }
+
+    /// Starts a further node, which belongs to no cluster yet, waits until it answers and says where it
+    /// stands in [`Cluster::nodes`]: last.
+    ///
+    /// # Errors
+    /// If it does not come up.
+    pub fn spare_node(&mut self) -> Result<usize> {
+        self.start_node()?;
+        let at = self.nodes.len() - 1;
+        self.nodes[at].wait_answers()?;
+        Ok(at)
+    }
+
+    /// Starts a further node and makes it a member, in place of the node `replaces` if that is given.
+    /// Says where it stands in [`Cluster::nodes`]; groups move to it from now on.
+    ///
+    /// # Errors
+    /// If it does not come up, or the cluster does not take it.
+    pub fn add_node(&mut self, replaces: Option<&str>) -> Result<usize> {
+        let at = self.spare_node()?;
+        let address = self.nodes[at].address();
+        let mut words = vec!["node", "add", &address];
+        words.extend(replaces.iter().flat_map(|old| ["--replaces", old]));
+        self.basalt(&words)?;
+        Ok(at)
+    }
+
+    /// Kills the node at a place of [`Cluster::nodes`] and takes its files and its place away: it is a
+    /// member no more, or its machine is lost for good. Those behind it move up by one.
+    ///
+    /// # Errors
+    /// If it can not be killed or its files not be removed.
+    pub fn discard_node(&mut self, at: usize) -> Result<()> {
+        let mut node = self.nodes.remove(at);
+        node.process.kill()?;
+        std::fs::remove_dir_all(&node.folder)
+            .with_context(|| format!("{} can not be removed", node.folder.display()))
+    }
+
+    /// The place of a node in [`Cluster::nodes`].
+    ///
+    /// # Errors
+    /// If there is none of that name.
+    pub fn place_of(&self, name: &str) -> Result<usize> {
+        let place = self.nodes.iter().position(|node| node.name == name);
+        place.with_context(|| format!("there is no node {name}"))
     }
 
     /// The folder of logs and devices.

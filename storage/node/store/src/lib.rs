@@ -1,7 +1,7 @@
 //! What a node remembers beside its device: which cluster it belongs to, which of its nodes it is,
-//! who the others are, and how often it was started; and the shard's index checkpoints, as records whose
+//! who the others are, which replicas it holds, and how often it was started; and the shard's index checkpoints, as records whose
 //! meaning is not known here. It stands in RocksDB, on a helper thread. The first part is written only
-//! at bootstrap, at a start and when an address changes, the second by volume of log written.
+//! at bootstrap, at a start, and when an address changes or a replica comes or goes, the second by volume of log written.
 //!
 //! Every change is one synced write batch: it took place whole, or not at all.
 
@@ -9,7 +9,7 @@ mod checkpoint;
 mod record;
 
 pub use checkpoint::CheckpointBatch;
-pub use record::{Identity, MemberRecord};
+pub use record::{Identity, MemberRecord, ReplicaRecord};
 
 use record::Boots;
 use rocksdb::{DB, DEFAULT_COLUMN_FAMILY_NAME, LogLevel, Options, WriteBatch, WriteOptions};
@@ -51,6 +51,9 @@ pub enum StoreError {
         /// The node's id in it.
         node: u32,
     },
+    /// The node is no member of a cluster, so that it can hold no replica.
+    #[error("the node belongs to no cluster")]
+    NoMember,
     /// The helper thread is gone.
     #[error("the node's store is closed")]
     Closed,
@@ -62,6 +65,8 @@ enum Call {
     Identity(Reply<Option<Identity>>),
     Adopt(Identity, Reply<()>),
     Update(Identity, Reply<()>),
+    Hold(ReplicaRecord, Reply<ReplicaRecord>),
+    Release(u32, Reply<()>),
     Boot(Reply<u64>),
     Opened(Reply<bool>),
     MarkOpened(Reply<()>),
@@ -105,20 +110,37 @@ impl Store {
         self.call(Call::Identity)
     }
 
-    /// Makes the node a member of a cluster. The same identity again is done already.
+    /// Makes the node a member of a cluster. For one that is this member already it is an update.
     ///
     /// # Errors
-    /// [`StoreError::Belongs`] if it has another identity; it keeps that.
+    /// [`StoreError::Belongs`] if it is another one, or of another cluster; it keeps that.
     pub fn adopt(&self, identity: Identity) -> Result<(), StoreError> {
         self.call(|reply| Call::Adopt(identity, reply))
     }
 
-    /// Replaces what may change: the members' addresses.
+    /// Replaces what may change: the members and their addresses. The replicas stay as they are stored.
     ///
     /// # Errors
     /// [`StoreError::Belongs`] if cluster or node id differ from the stored ones.
     pub fn update(&self, identity: Identity) -> Result<(), StoreError> {
         self.call(|reply| Call::Update(identity, reply))
+    }
+
+    /// Remembers that a group has a replica here, and gives what is remembered: of one that is held
+    /// already, its first record.
+    ///
+    /// # Errors
+    /// If it can not be written, or the node is no member of a cluster.
+    pub fn hold(&self, replica: ReplicaRecord) -> Result<ReplicaRecord, StoreError> {
+        self.call(|reply| Call::Hold(replica, reply))
+    }
+
+    /// Forgets the replica of a group, if there is one.
+    ///
+    /// # Errors
+    /// If it can not be written, or the node is no member of a cluster.
+    pub fn release(&self, group: u32) -> Result<(), StoreError> {
+        self.call(|reply| Call::Release(group, reply))
     }
 
     /// Counts one more start of the node, and says how many there were with it.
@@ -191,6 +213,8 @@ fn run(path: &Path, opened: &Reply<()>, incoming: &mpsc::Receiver<Call>) {
             Call::Identity(reply) => drop(reply.send(database.identity())),
             Call::Adopt(identity, reply) => drop(reply.send(database.adopt(&identity))),
             Call::Update(identity, reply) => drop(reply.send(database.update(&identity))),
+            Call::Hold(replica, reply) => drop(reply.send(database.hold(replica))),
+            Call::Release(group, reply) => drop(reply.send(database.release(group))),
             Call::Boot(reply) => drop(reply.send(database.boot())),
             Call::Opened(reply) => drop(reply.send(database.opened())),
             Call::MarkOpened(reply) => drop(reply.send(database.mark_opened())),
@@ -228,20 +252,44 @@ impl Database {
 
     fn adopt(&self, identity: &Identity) -> Result<(), StoreError> {
         match self.identity()? {
-            Some(known) if known == *identity => Ok(()),
-            Some(known) => Err(StoreError::Belongs { cluster: known.cluster, node: known.node }),
             None => self.write(IDENTITY, identity),
+            Some(known) => self.renew(&known, identity),
         }
     }
 
     fn update(&self, identity: &Identity) -> Result<(), StoreError> {
-        match self.identity()? {
-            Some(known) if known.cluster != identity.cluster || known.node != identity.node => {
-                Err(StoreError::Belongs { cluster: known.cluster, node: known.node })
-            }
-            Some(known) if known == *identity => Ok(()),
-            _ => self.write(IDENTITY, identity),
+        self.renew(&self.member()?, identity)
+    }
+
+    fn renew(&self, known: &Identity, identity: &Identity) -> Result<(), StoreError> {
+        if (known.cluster, known.node) != (identity.cluster, identity.node) {
+            return Err(StoreError::Belongs { cluster: known.cluster, node: known.node });
         }
+        let renewed = Identity { replicas: known.replicas.clone(), ..identity.clone() };
+        if renewed == *known { Ok(()) } else { self.write(IDENTITY, &renewed) }
+    }
+
+    fn member(&self) -> Result<Identity, StoreError> {
+        self.identity()?.ok_or(StoreError::NoMember)
+    }
+
+    fn hold(&self, replica: ReplicaRecord) -> Result<ReplicaRecord, StoreError> {
+        let mut identity = self.member()?;
+        if let Some(known) = identity.replica(replica.group) {
+            return Ok(known);
+        }
+        identity.replicas.push(replica);
+        identity.replicas.sort_by_key(|replica| replica.group);
+        self.write(IDENTITY, &identity).map(|()| replica)
+    }
+
+    fn release(&self, group: u32) -> Result<(), StoreError> {
+        let mut identity = self.member()?;
+        if identity.replica(group).is_none() {
+            return Ok(());
+        }
+        identity.replicas.retain(|replica| replica.group != group);
+        self.write(IDENTITY, &identity)
     }
 
     fn boot(&self) -> Result<u64, StoreError> {

@@ -3,14 +3,15 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-const VERSION: u32 = 1;
+/// The metadata group's number.
+const METADATA: u32 = u32::MAX;
 
-/// Which cluster a node belongs to, and which of its nodes it is.
+/// Which cluster a node belongs to, which of its nodes it is, and which replicas it holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Identity {
     /// Version of the record.
-    version: u32,
+    pub(crate) version: u32,
     /// The cluster.
     pub cluster: u64,
     /// The node's id in it.
@@ -19,10 +20,24 @@ pub struct Identity {
     pub group_count: u32,
     /// Every machine of the cluster.
     pub members: Vec<MemberRecord>,
-    /// Voters of each volume group, in order, by node id.
+    /// The voters that each volume group began with, in order, by node id.
     pub groups: Vec<Vec<u32>>,
-    /// Voters of the metadata group.
+    /// Those that the metadata group began with.
     pub metadata: Vec<u32>,
+    /// The groups that have a replica here.
+    pub replicas: Vec<ReplicaRecord>,
+}
+
+/// A group that has a replica on the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReplicaRecord {
+    /// The group; the metadata group has the highest number.
+    pub group: u32,
+    /// Term of the leader that had the node as a member when the replica began; 0 for a founder's.
+    pub term: u64,
+    /// What that leader had applied; 0 for a founder's.
+    pub index: u64,
 }
 
 /// A machine of the cluster.
@@ -42,7 +57,7 @@ pub struct MemberRecord {
 }
 
 impl Identity {
-    /// An identity of the present version.
+    /// An identity of the present version: that of a node that holds the groups which it founded.
     pub fn new(
         cluster: u64,
         node: u32,
@@ -51,7 +66,17 @@ impl Identity {
         metadata: Vec<u32>,
     ) -> Identity {
         let group_count = groups.len() as u32;
-        Identity { version: VERSION, cluster, node, group_count, members, groups, metadata }
+        let founders = groups.iter().zip(0..).chain([(&metadata, METADATA)]);
+        let founded = founders.filter(|(voters, _)| voters.contains(&node));
+        let replicas = founded.map(|(_, group)| ReplicaRecord { group, term: 0, index: 0 });
+        let replicas = replicas.collect();
+        let version = Identity::VERSION;
+        Identity { version, cluster, node, group_count, members, groups, metadata, replicas }
+    }
+
+    /// The replica of a group here.
+    pub fn replica(&self, group: u32) -> Option<ReplicaRecord> {
+        self.replicas.iter().copied().find(|replica| replica.group == group)
     }
 }
 
@@ -67,32 +92,35 @@ pub(crate) struct Boots {
 
 impl Default for Boots {
     fn default() -> Boots {
-        Boots { version: VERSION, count: 0, opened: false }
+        Boots { version: Boots::VERSION, count: 0, opened: false }
     }
 }
 
 pub(crate) trait Versioned: Serialize + DeserializeOwned {
-    fn version(&self) -> u32;
+    /// The version that is written, and the only one that is read.
+    const VERSION: u32;
 }
 
 impl Versioned for Identity {
-    fn version(&self) -> u32 {
-        self.version
-    }
+    const VERSION: u32 = 2;
 }
 
 impl Versioned for Boots {
-    fn version(&self) -> u32 {
-        self.version
-    }
+    const VERSION: u32 = 1;
+}
+
+/// What is looked at first: fields that came or went must not hide that the version is another one.
+#[derive(Deserialize)]
+struct Header {
+    version: u32,
 }
 
 pub(crate) fn parse<T: Versioned>(bytes: &[u8]) -> Result<T, String> {
-    let value: T = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
-    match value.version() {
-        VERSION => Ok(value),
-        other => Err(format!("version {other}, where {VERSION} is known")),
+    let header: Header = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+    if header.version != T::VERSION {
+        return Err(format!("version {}, where {} is known", header.version, T::VERSION));
     }
+    serde_json::from_slice(bytes).map_err(|e| e.to_string())
 }
 
 pub(crate) fn format<T: Versioned>(value: &T) -> Vec<u8> {

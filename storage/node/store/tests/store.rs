@@ -1,6 +1,6 @@
 //! The store on a real directory.
 
-use basalt_store::{Identity, MemberRecord, Store, StoreError};
+use basalt_store::{Identity, MemberRecord, ReplicaRecord, Store, StoreError};
 use std::path::PathBuf;
 
 struct Scratch(PathBuf);
@@ -40,6 +40,9 @@ fn an_identity_is_taken_once_and_survives() {
         store.adopt(identity(u64::MAX, 1)).expect("the same again");
         assert!(matches!(store.adopt(identity(8, 1)), Err(StoreError::Belongs { .. })));
         store.update(identity(u64::MAX, 9)).expect("a new address");
+        let mut other = identity(u64::MAX, 1);
+        other.node = 2;
+        assert!(matches!(store.adopt(other), Err(StoreError::Belongs { .. })));
         assert!(matches!(store.update(identity(8, 9)), Err(StoreError::Belongs { .. })));
         assert_eq!(store.boot().expect("counts"), 1);
         assert!(!store.opened().expect("reads"));
@@ -49,6 +52,33 @@ fn an_identity_is_taken_once_and_survives() {
     assert_eq!(store.identity().expect("reads"), Some(identity(u64::MAX, 9)));
     assert_eq!(store.boot().expect("counts on"), 2);
     assert!(store.opened().expect("reads"));
+}
+
+#[test]
+fn replicas_come_and_go_and_outlive_a_change_of_addresses() {
+    let scratch = Scratch::new("replicas");
+    let late = ReplicaRecord { group: 3, term: 7, index: 90 };
+    let kept = |store: &Store| store.identity().expect("reads").expect("a member").replicas;
+    {
+        let store = Store::open(&scratch.0).expect("opens");
+        assert!(matches!(store.hold(late), Err(StoreError::NoMember)));
+        assert!(matches!(store.release(3), Err(StoreError::NoMember)));
+        store.adopt(identity(8, 1)).expect("the first");
+        let founded: Vec<u32> = kept(&store).iter().map(|replica| replica.group).collect();
+        assert_eq!(founded, [0, 1, 2, 3, u32::MAX]);
+        store.release(3).expect("forgotten");
+        store.release(3).expect("forgotten already");
+        assert_eq!(store.hold(late).expect("remembered"), late);
+        let again = ReplicaRecord { term: 9, ..late };
+        assert_eq!(store.hold(again).expect("held already"), late);
+        store.release(1).expect("forgotten");
+        store.update(identity(8, 9)).expect("a new address");
+        store.adopt(identity(8, 10)).expect("a bootstrap that goes on");
+    }
+    let store = Store::open(&scratch.0).expect("opens again");
+    let held: Vec<u32> = kept(&store).iter().map(|replica| replica.group).collect();
+    assert_eq!(held, [0, 2, 3, u32::MAX]);
+    assert_eq!(kept(&store)[2], late);
 }
 
 #[test]

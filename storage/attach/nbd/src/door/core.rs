@@ -99,6 +99,9 @@ impl Core {
                 for export in self.links.down(to) {
                     self.tasks.push_back((export, ClientEvent::LinkDown { to }));
                 }
+                if let Some(tell) = &mut self.config.on_link_down {
+                    tell();
+                }
             }
             TenantEvent::Reply { from, reply } => {
                 let tag = (reply.id.0 >> 48) as u16;

@@ -1,0 +1,208 @@
+//! Groups that move from node to node, and members that leave.
+//!
+//! The records say where each group is to be. The node that leads the metadata group asks all members what they
+//! hold, states to them what is missing, writes down what is done, and begins again, until the records are true.
+//! It remembers nothing that counts: whoever leads next goes on from the records and the reports. As long as
+//! nothing moves nobody is asked, but for a look now and then after nodes that were away and hold what they
+//! should not.
+//!
+//! * `plan`: what is to be stated, as a function of records and reports;
+//! * `replica`: the node's side of a statement.
+
+mod plan;
+mod replica;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use replica::take;
+
+use self::plan::{GroupSteps, Reports, Statement};
+use crate::engine::Engine;
+use crate::reconcile::done;
+use crate::status;
+use basalt_api::dial;
+use basalt_api::v1::{ClusterSpec, Member, StateReplicaRequest};
+use basalt_core::shard::Phase;
+use basalt_meta::{Op, RemoveMember, planner};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
+use tonic::Status;
+
+/// Groups that move at a time: so many fill a link, and leave the foreground its part.
+const IN_FLIGHT: usize = 4;
+/// How long a node may take to take a statement; one that takes longer hears it again.
+const STATE: Duration = Duration::from_millis(1500);
+/// From the start of a pass to the start of the next while there is progress.
+const PASS: Duration = Duration::from_millis(100);
+/// The most that it becomes while there is none.
+const PASS_MAX: Duration = Duration::from_secs(1);
+/// From one look after replicas that should not be there to the next.
+const SWEEP: Duration = Duration::from_secs(30);
+
+/// Runs until the engine is gone.
+pub(crate) async fn run(weak: Weak<Engine>) {
+    let mut driver = Driver::new(Instant::now());
+    loop {
+        let Some(engine) = weak.upgrade() else { return };
+        let (mut changes, mut elections) = (engine.metadata.changes(), engine.metadata.elections());
+        changes.mark_unchanged();
+        elections.mark_unchanged();
+        let due = driver.turn(&engine).await;
+        drop(engine);
+        tokio::select! {
+            _ = changes.changed() => {}
+            _ = elections.changed() => {}
+            () = sleep_until(due) => {}
+        }
+    }
+}
+
+/// What this process did last. Nothing of it is needed but to pace itself.
+struct Driver {
+    last: Vec<GroupSteps>,
+    pause: Duration,
+    /// When the next pass may begin.
+    next: Instant,
+    swept: Instant,
+}
+
+impl Driver {
+    fn new(now: Instant) -> Driver {
+        Driver { last: Vec::new(), pause: PASS, next: now, swept: now }
+    }
+
+    /// Does what is due, and says when to look again if nothing changes.
+    async fn turn(&mut self, engine: &Arc<Engine>) -> Instant {
+        let now = Instant::now();
+        let spec = engine.metadata.look(|state| state.cluster().cloned());
+        let Some(spec) = spec.filter(|_| engine.metadata.leads()) else {
+            self.last.clear();
+            return now + SWEEP;
+        };
+        let due = match !self.last.is_empty() || is_moving(&spec) {
+            true => self.next,
+            // A cluster whose groups never moved has nothing in the wrong place.
+            false if spec.placements.is_empty() => now + SWEEP,
+            false => self.swept + SWEEP,
+        };
+        if due > now {
+            return due;
+        }
+        self.swept = now;
+        let steps = pass(engine, &spec).await;
+        self.pause = match steps == self.last {
+            true => (self.pause * 2).min(PASS_MAX),
+            false => PASS,
+        };
+        self.last = steps;
+        self.next = now + self.pause;
+        self.next
+    }
+}
+
+/// Whether the records ask for something that may not be so yet.
+fn is_moving(spec: &ClusterSpec) -> bool {
+    let mut placements = spec.placements.iter().chain(&spec.metadata_placement);
+    placements.any(|placement| placement.moving)
+        || spec.members.iter().any(|member| member.leaving)
+        || !planner::next_moves(spec, IN_FLIGHT).is_empty()
+}
+
+/// Asks everybody, and does what there is to do now.
+async fn pass(engine: &Arc<Engine>, spec: &ClusterSpec) -> Vec<GroupSteps> {
+    let reports = reports(engine, spec).await;
+    let steps = plan::steps(spec, &reports);
+    let mut under_way = JoinSet::new();
+    for group in steps.clone() {
+        under_way.spawn(carry_out(engine.clone(), spec.members.clone(), group));
+    }
+    while under_way.join_next().await.is_some() {}
+    for node in plan::departed(spec) {
+        tracing::info!(node, "holds nothing any more; it is removed");
+        let op = Op::RemoveMember(RemoveMember { node });
+        done(engine.metadata.change("", op).await, "removing a node");
+    }
+    for to in planner::next_moves(spec, IN_FLIGHT) {
+        tracing::info!(group = to.group, voters = ?to.voters, learners = ?to.learners, "moves");
+        done(engine.metadata.change("", Op::MoveGroup(to)).await, "having a group move");
+    }
+    steps
+}
+
+/// What the members that work say that they hold.
+async fn reports(engine: &Arc<Engine>, spec: &ClusterSpec) -> Reports {
+    let mut asked = JoinSet::new();
+    for member in spec.members.iter().cloned() {
+        let engine = engine.clone();
+        asked.spawn(async move { Some((member.node, replicas_at(&engine, &member).await?)) });
+    }
+    let mut reports = Reports::new();
+    while let Some(answer) = asked.join_next().await {
+        reports.extend(answer.ok().flatten());
+    }
+    reports
+}
+
+/// A node whose shard is not open tells what it was started with, which may not be what it holds.
+async fn replicas_at(
+    engine: &Arc<Engine>,
+    member: &Member,
+) -> Option<Vec<basalt_api::v1::Replica>> {
+    if member.node == engine.node.0 {
+        let status = engine.status().await.ok()?;
+        let shard = status.shard()?;
+        let works = matches!(shard.phase, Phase::Running | Phase::Draining);
+        return works.then(|| status::replicas_of(shard));
+    }
+    let report = status::ask(member).await.ok()?;
+    report.node.is_some_and(|node| status::works(&node)).then_some(report.replicas)
+}
+
+async fn carry_out(engine: Arc<Engine>, members: Vec<Member>, steps: GroupSteps) {
+    if !state(&engine, &members, steps.join_statements()).await {
+        return;
+    }
+    state(&engine, &members, steps.other_statements()).await;
+    if let Some(settle) = steps.settle {
+        tracing::info!(group = settle.group, voters = ?settle.voters, "has moved");
+        let what = "writing down where a group is";
+        done(engine.metadata.change("", Op::SettleGroup(settle)).await, what);
+    }
+}
+
+/// States all at once; whether all was taken.
+async fn state(engine: &Arc<Engine>, members: &[Member], statements: Vec<Statement>) -> bool {
+    let mut asked = JoinSet::new();
+    for (node, group, what) in statements {
+        let Some(member) = members.iter().find(|member| member.node == node).cloned() else {
+            continue;
+        };
+        let cluster = engine.cluster();
+        let request = StateReplicaRequest { cluster, group, what: Some(what) };
+        asked.spawn(state_at(engine.clone(), member, request));
+    }
+    let mut all = true;
+    while let Some(answer) = asked.join_next().await {
+        all &= answer.unwrap_or(false);
+    }
+    all
+}
+
+async fn state_at(engine: Arc<Engine>, member: Member, request: StateReplicaRequest) -> bool {
+    let group = request.group;
+    let taken = async {
+        if member.node == engine.node.0 {
+            return take(&engine, request).await;
+        }
+        dial::peer(&member.grpc_address, STATE)?.state_replica(request).await.map(drop)
+    };
+    let taken = timeout(STATE, taken).await;
+    let taken = taken.unwrap_or_else(|_| Err(Status::deadline_exceeded("it takes too long")));
+    if let Err(status) = &taken {
+        let why = dial::plain(status);
+        tracing::info!(group, node = %member.name, "a statement was not taken yet: {why}");
+    }
+    taken.is_ok()
+}

@@ -1,0 +1,169 @@
+//! Nodes come and go while volumes are written to: growing, shrinking, a lost machine, a new generation of
+//! machines.
+
+use anyhow::{Context, Result, ensure};
+use basalt_interop::cluster::{Attached, Cluster, PATIENCE};
+use basalt_interop::fio::{FioJob, RunningFio};
+use basalt_interop::process::{run, wait_until};
+use serde_json::Value;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const SIZE: u64 = 64 << 20;
+/// How long groups may take to move: the machine may be busy.
+const MOVES: Duration = Duration::from_secs(180);
+/// How long a request may take, in milliseconds: several elections on a busy machine.
+const STALL_MS: f64 = 10_000.0;
+
+fn random_file(path: &Path) -> Result<()> {
+    let mut source = File::open("/dev/urandom")?.take(SIZE);
+    let mut file = File::create(path)?;
+    std::io::copy(&mut source, &mut file)?;
+    Ok(file.flush()?)
+}
+
+/// Random data on a volume, to be found there again.
+struct Data {
+    uri: String,
+    written: PathBuf,
+    read: PathBuf,
+}
+
+impl Data {
+    fn write(cluster: &Cluster, uri: &str) -> Result<Data> {
+        let file = |name: &str| cluster.folder().join(name);
+        let data = Data { uri: uri.to_owned(), written: file("written"), read: file("read") };
+        random_file(&data.written)?;
+        run("nbdcopy", &[&data.written.to_string_lossy(), uri])?;
+        Ok(data)
+    }
+
+    fn verify(&self, when: &str) -> Result<()> {
+        run("nbdcopy", &[&self.uri, &self.read.to_string_lossy()])?;
+        let same = std::fs::read(&self.written)? == std::fs::read(&self.read)?;
+        ensure!(same, "{when}: what was read differs from what was written");
+        Ok(())
+    }
+}
+
+/// A volume on another host, and one that a node serves.
+fn volumes(cluster: &Cluster, host: usize) -> Result<(Attached, String)> {
+    for name in ["still", "busy"] {
+        cluster.basalt(&["volume", "create", name, "--size", "64MiB"])?;
+    }
+    cluster.basalt(&["volume", "attach", "busy", "--host", &cluster.nodes[host].name])?;
+    let uri = cluster.nodes[host].uri("busy");
+    cluster.wait_served(&uri)?;
+    Ok((cluster.attach("still", "elsewhere", false)?, uri))
+}
+
+/// Each block of a volume once, which takes half a minute, and all read back and verified then.
+fn writes(uri: &str) -> Result<RunningFio> {
+    let mut job = FioJob::verified_writes(uri, SIZE);
+    job.rate_bytes = Some(2 << 20);
+    job.start()
+}
+
+/// All was written and found again, and none of it had to wait for long.
+fn check(fio: RunningFio) -> Result<()> {
+    let done = fio.finish()?;
+    ensure!(done.write.requests == SIZE / 4096, "{} writes", done.write.requests);
+    ensure!(done.max_ms() < STALL_MS, "a request took {:.0} ms", done.max_ms());
+    Ok(())
+}
+
+fn node(cluster: &Cluster, name: &str) -> Result<Option<Value>> {
+    let list = cluster.basalt(&["node", "list"])?;
+    let nodes = list.pointer("/nodes").and_then(Value::as_array).context("no nodes")?;
+    Ok(nodes.iter().find(|node| node["name"] == name).cloned())
+}
+
+/// Waits until no group moves and no node leaves, and says how many groups a node has.
+fn settled(cluster: &Cluster, name: &str) -> Result<u64> {
+    wait_until("the groups have moved", MOVES, || {
+        let list = cluster.basalt(&["node", "list"])?;
+        let nodes = list.pointer("/nodes").and_then(Value::as_array).context("no nodes")?;
+        let rest =
+            |node: &Value| node["coming"] == 0 && node["going"] == 0 && node["leaving"] != true;
+        Ok(nodes.iter().all(rest))
+    })?;
+    cluster.wait_healthy()?;
+    let found = node(cluster, name)?.with_context(|| format!("no node {name}"))?;
+    found["groups"].as_u64().with_context(|| format!("how many groups has {found}?"))
+}
+
+#[test]
+fn a_cluster_grows_and_shrinks_under_writes() -> Result<()> {
+    let mut cluster = Cluster::start("members")?;
+    let (still, busy) = volumes(&cluster, 0)?;
+    let data = Data::write(&cluster, &still.uri("still"))?;
+    let fio = writes(&busy)?;
+
+    let fourth = cluster.add_node(None)?;
+    let name = cluster.nodes[fourth].name.clone();
+    wait_until("groups come to the new node", MOVES, || {
+        Ok(node(&cluster, &name)?.is_some_and(|node| node["groups"].as_u64() > Some(0)))
+    })?;
+    ensure!(settled(&cluster, &name)? == 12, "16 groups of 3 on 4 nodes are 12 on each");
+    cluster.basalt(&["node", "drain", "node-2", "--wait", "180"])?;
+    ensure!(settled(&cluster, "node-2")? == 0, "a drained node holds groups");
+    check(fio)?;
+    data.verify("drained")?;
+
+    cluster.basalt(&["node", "remove", "node-2"])?;
+    wait_until("it is no member any more", MOVES, || Ok(node(&cluster, "node-2")?.is_none()))?;
+    cluster.discard_node(1)?;
+    cluster.wait_healthy()?;
+    data.verify("removed")?;
+    // What came to a node is there again after a start, and what went is not.
+    cluster.kill()?;
+    cluster.restart()?;
+    ensure!(settled(&cluster, &name)? == 16);
+    data.verify("started again")?;
+    cluster.finish()
+}
+
+#[test]
+fn a_lost_machine_is_replaced() -> Result<()> {
+    let mut cluster = Cluster::start("replaced")?;
+    let (still, busy) = volumes(&cluster, 0)?;
+    let data = Data::write(&cluster, &still.uri("still"))?;
+    let fio = writes(&busy)?;
+    cluster.discard_node(2)?;
+    let new = cluster.add_node(Some("node-3"))?;
+    let name = cluster.nodes[new].name.clone();
+    wait_until("the lost node is no member", MOVES, || Ok(node(&cluster, "node-3")?.is_none()))?;
+    ensure!(settled(&cluster, &name)? == 16, "it has all that the lost one had");
+    check(fio)?;
+    data.verify("replaced")?;
+    // It counts: another one may be away now.
+    cluster.nodes[1].process.kill()?;
+    data.verify("with the new node in a quorum")?;
+    cluster.nodes[1].process.restart()?;
+    cluster.wait_healthy()?;
+    cluster.finish()
+}
+
+#[test]
+fn a_volume_outlives_all_the_nodes_that_it_began_with() -> Result<()> {
+    let mut cluster = Cluster::start("generations")?;
+    cluster.basalt(&["volume", "create", "still", "--size", "64MiB"])?;
+    let mut still = cluster.attach("still", "elsewhere", false)?;
+    let data = Data::write(&cluster, &still.uri("still"))?;
+    for old in ["node-1", "node-2", "node-3"] {
+        let new = cluster.add_node(Some(old))?;
+        let name = cluster.nodes[new].name.clone();
+        wait_until("the old node is no member", MOVES, || Ok(node(&cluster, old)?.is_none()))?;
+        ensure!(settled(&cluster, &name)? == 16);
+        cluster.discard_node(cluster.place_of(old)?)?;
+        data.verify(old)?;
+    }
+    cluster.wait_healthy()?;
+    ensure!(still.process.alive(), "basalt-attach ended{}", still.process.log_tail());
+    still.process.stop(PATIENCE)?;
+    let shown = cluster.basalt(&["volume", "show", "still"])?;
+    ensure!(shown["attachment"].is_null(), "it was given back to nodes that are gone: {shown}");
+    cluster.finish()
+}

@@ -76,6 +76,15 @@ impl Daemon {
         stored.map(|identity| crate::engine::spec_of(&identity))
     }
 
+    /// The node's number in its cluster, 0 if it belongs to none: also when it could not start as a
+    /// member yet.
+    pub fn node(&self) -> u32 {
+        if let Some(engine) = self.engine.borrow().as_ref() {
+            return engine.node.0;
+        }
+        self.store.identity().ok().flatten().map_or(0, |identity| identity.node)
+    }
+
     /// Makes this node a member. The same again is done already.
     ///
     /// # Errors
@@ -118,6 +127,7 @@ fn join_failed(name: &str, problem: &anyhow::Error) -> Status {
         return error::status(ErrorReason::AlreadyBootstrapped, message, &[]);
     }
     let message = format!("the node '{name}' can not join: {problem:#}");
+    tracing::warn!("{message}");
     error::status(ErrorReason::NodeUnreachable, message, &[("node", name.to_owned())])
 }
 

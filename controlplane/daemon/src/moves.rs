@@ -92,10 +92,8 @@ impl Driver {
         }
         self.swept = now;
         let steps = pass(engine, &spec).await;
-        self.pause = match steps == self.last {
-            true => (self.pause * 2).min(PASS_MAX),
-            false => PASS,
-        };
+        let same = steps.iter().map(GroupSteps::shape).eq(self.last.iter().map(GroupSteps::shape));
+        self.pause = if same { (self.pause * 2).min(PASS_MAX) } else { PASS };
         self.last = steps;
         self.next = now + self.pause;
         self.next

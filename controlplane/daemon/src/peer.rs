@@ -36,8 +36,7 @@ impl Peer for PeerService {
         &self,
         _request: Request<DescribeRequest>,
     ) -> Result<Response<DescribeResponse>, Status> {
-        let engine = self.daemon.engine().ok();
-        let node = engine.as_ref().map_or(0, |engine| engine.node.0);
+        let node = self.daemon.node();
         let own = own_member(&self.daemon.options, node).map_err(Status::internal)?;
         let device = self.daemon.options.device_path();
         Ok(Response::new(DescribeResponse {

@@ -32,7 +32,7 @@ pub struct ReactorConfig {
     pub shard: Option<ShardSetup>,
     /// Where peers and clients dial in.
     pub data_listen: Option<SocketAddr>,
-    /// Where other reactors are reached.
+    /// Where other reactors are reached. A shard keeps a link to each of them.
     pub routes: Routes,
     /// The tenants to host.
     pub tenants: Vec<TenantFactory>,

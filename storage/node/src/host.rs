@@ -99,10 +99,6 @@ impl Host {
         (self.stirred, self.recovering) = (true, true);
     }
 
-    pub(crate) fn config(&self) -> &ShardConfig {
-        &self.config
-    }
-
     pub(crate) fn status(&self) -> HostStatus {
         HostStatus {
             device: self.description.clone(),

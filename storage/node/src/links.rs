@@ -112,11 +112,16 @@ impl Net {
 
     // ---- dialling ----
 
-    /// Keeps a link to a peer from now on.
-    pub(crate) fn keep_peer(&mut self, to: Address, now: Time) {
-        let number = self.link_number(Owner::Shard, to);
-        if self.links[number].state == State::Idle {
-            self.dial_soon(number, now);
+    /// Keeps a link to each reactor that there is a way to, from now on: groups come from and go to any of
+    /// them.
+    pub(crate) fn keep_peers(&mut self, now: Time) {
+        let own = self.identity.address;
+        let peers = self.routes.keys().copied().filter(|to| Some(*to) != own);
+        for to in peers.collect::<Vec<_>>() {
+            let number = self.link_number(Owner::Shard, to);
+            if self.links[number].state == State::Idle {
+                self.dial_soon(number, now);
+            }
         }
     }
 
@@ -330,7 +335,8 @@ impl Net {
                     let event = Event::PeerLink { peer: link.to.node, up: false };
                     self.inbox.push(NetEvent::Shard(event));
                 }
-                if !self.stopping {
+                // One that is no peer any more is left alone.
+                if !self.stopping && self.routes.contains_key(&link.to) {
                     let at = link.not_before;
                     self.links[number].state = State::Waiting;
                     self.set_timer(at, Timer::Link(number));
@@ -506,7 +512,7 @@ impl Net {
 
     // ---- routes ----
 
-    /// Takes over a new table; links whose address changed are dropped.
+    /// Takes over a new table; links whose address changed, and those of peers that it does not name, are dropped.
     pub(crate) fn set_routes(&mut self, routes: crate::config::Routes, now: Time) {
         let old = std::mem::replace(&mut self.routes, routes);
         for number in 0..self.links.len() {
@@ -524,6 +530,17 @@ impl Net {
                 }
                 State::Idle | State::Local(_) => {}
             }
+        }
+        if self.identity.address.is_some() {
+            self.keep_peers(now);
+        }
+        let is_gone = |conn: &Conn| match conn.role {
+            Role::Peer { from } => !self.routes.contains_key(&from),
+            _ => false,
+        };
+        let gone = self.conns.iter().filter(|(_, conn)| is_gone(conn));
+        for handle in gone.map(|(handle, _)| handle).collect::<Vec<_>>() {
+            self.lost(handle, "it is no peer any more", now);
         }
     }
 

@@ -17,7 +17,6 @@ use basalt_core::event::{Effect, Event};
 use basalt_device::{Completion, Ring};
 use basalt_wire::buffer::Arena;
 use basalt_wire::time::Time;
-use std::collections::BTreeSet;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -113,10 +112,8 @@ impl Reactor {
         };
         let mut net = Net::new(ring, wake, identity, config.routes, config.limits);
         net.serving = host.is_some();
-        if let Some(host) = &host {
-            for peer in peers(host) {
-                net.keep_peer(peer, now);
-            }
+        if host.is_some() {
+            net.keep_peers(now);
         }
         let tenants: Vec<_> = config.tenants.into_iter().map(|build| build()).collect();
         for listener in listeners.drain(..) {
@@ -532,11 +529,4 @@ fn listeners(
         bound.streams.push(address);
     }
     Ok((list, bound))
-}
-
-/// The reactors that share a group with this one.
-fn peers(host: &Host) -> BTreeSet<basalt_wire::ids::Address> {
-    let config = host.config();
-    let voters = config.groups.iter().flat_map(|group| &group.voters);
-    voters.copied().filter(|address| *address != config.address).collect()
 }

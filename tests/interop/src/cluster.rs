@@ -237,8 +237,20 @@ impl Cluster {
     /// # Errors
     /// If it fails; the error has its message.
     pub fn basalt(&self, words: &[&str]) -> Result<Value> {
-        let addresses = self.addresses();
-        let text = run("basalt", &[&["--cluster", &addresses, "-o", "json"], words].concat())?;
+        self.ask(&self.addresses(), words)
+    }
+
+    /// As [`Cluster::basalt`], asking one node only: one that was removed and still runs knows nothing of
+    /// what came after.
+    ///
+    /// # Errors
+    /// If it fails; the error has its message.
+    pub fn basalt_at(&self, at: usize, words: &[&str]) -> Result<Value> {
+        self.ask(&self.nodes[at].address(), words)
+    }
+
+    fn ask(&self, addresses: &str, words: &[&str]) -> Result<Value> {
+        let text = run("basalt", &[&["--cluster", addresses, "-o", "json"], words].concat())?;
         serde_json::from_str(&text).with_context(|| format!("basalt printed: {text}"))
     }
 

@@ -74,24 +74,31 @@ fn check(fio: RunningFio) -> Result<()> {
     Ok(())
 }
 
-fn node(cluster: &Cluster, name: &str) -> Result<Option<Value>> {
-    let list = cluster.basalt(&["node", "list"])?;
-    let nodes = list.pointer("/nodes").and_then(Value::as_array).context("no nodes")?;
-    Ok(nodes.iter().find(|node| node["name"] == name).cloned())
+/// All nodes, as the one that came last knows them.
+fn nodes(cluster: &Cluster) -> Result<Vec<Value>> {
+    let list = cluster.basalt_at(cluster.nodes.len() - 1, &["node", "list"])?;
+    list.pointer("/nodes").and_then(Value::as_array).cloned().context("no nodes")
 }
 
-/// Waits until no group moves and no node leaves, and says how many groups a node has.
-fn settled(cluster: &Cluster, name: &str) -> Result<u64> {
-    wait_until("the groups have moved", MOVES, || {
-        let list = cluster.basalt(&["node", "list"])?;
-        let nodes = list.pointer("/nodes").and_then(Value::as_array).context("no nodes")?;
-        let rest =
-            |node: &Value| node["coming"] == 0 && node["going"] == 0 && node["leaving"] != true;
-        Ok(nodes.iter().all(rest))
+/// Waits until a node is no member any more.
+fn gone(cluster: &Cluster, name: &str) -> Result<()> {
+    wait_until(&format!("{name} is no member any more"), MOVES, || {
+        Ok(nodes(cluster)?.iter().all(|node| node["name"] != name))
+    })
+}
+
+/// Waits until a node has so many groups, no group moves and no node leaves.
+fn settle(cluster: &Cluster, name: &str, groups: u64) -> Result<()> {
+    wait_until(&format!("{name} has {groups} groups"), MOVES, || {
+        let nodes = nodes(cluster)?;
+        let rests = |node: &Value| {
+            let moves = [&node["coming"], &node["going"]];
+            moves.iter().all(|count| **count == 0) && node["leaving"] == false
+        };
+        let has = nodes.iter().any(|node| node["name"] == name && node["groups"] == groups);
+        Ok(has && nodes.iter().all(rests))
     })?;
-    cluster.wait_healthy()?;
-    let found = node(cluster, name)?.with_context(|| format!("no node {name}"))?;
-    found["groups"].as_u64().with_context(|| format!("how many groups has {found}?"))
+    cluster.wait_healthy()
 }
 
 #[test]
@@ -103,24 +110,22 @@ fn a_cluster_grows_and_shrinks_under_writes() -> Result<()> {
 
     let fourth = cluster.add_node(None)?;
     let name = cluster.nodes[fourth].name.clone();
-    wait_until("groups come to the new node", MOVES, || {
-        Ok(node(&cluster, &name)?.is_some_and(|node| node["groups"].as_u64() > Some(0)))
-    })?;
-    ensure!(settled(&cluster, &name)? == 12, "16 groups of 3 on 4 nodes are 12 on each");
+    // 16 groups of 3 replicas on 4 nodes.
+    settle(&cluster, &name, 12)?;
     cluster.basalt(&["node", "drain", "node-2", "--wait", "180"])?;
-    ensure!(settled(&cluster, "node-2")? == 0, "a drained node holds groups");
+    settle(&cluster, "node-2", 0)?;
     check(fio)?;
     data.verify("drained")?;
 
     cluster.basalt(&["node", "remove", "node-2"])?;
-    wait_until("it is no member any more", MOVES, || Ok(node(&cluster, "node-2")?.is_none()))?;
+    gone(&cluster, "node-2")?;
     cluster.discard_node(1)?;
     cluster.wait_healthy()?;
     data.verify("removed")?;
     // What came to a node is there again after a start, and what went is not.
     cluster.kill()?;
     cluster.restart()?;
-    ensure!(settled(&cluster, &name)? == 16);
+    settle(&cluster, &name, 16)?;
     data.verify("started again")?;
     cluster.finish()
 }
@@ -134,8 +139,8 @@ fn a_lost_machine_is_replaced() -> Result<()> {
     cluster.discard_node(2)?;
     let new = cluster.add_node(Some("node-3"))?;
     let name = cluster.nodes[new].name.clone();
-    wait_until("the lost node is no member", MOVES, || Ok(node(&cluster, "node-3")?.is_none()))?;
-    ensure!(settled(&cluster, &name)? == 16, "it has all that the lost one had");
+    gone(&cluster, "node-3")?;
+    settle(&cluster, &name, 16)?;
     check(fio)?;
     data.verify("replaced")?;
     // It counts: another one may be away now.
@@ -155,9 +160,9 @@ fn a_volume_outlives_all_the_nodes_that_it_began_with() -> Result<()> {
     for old in ["node-1", "node-2", "node-3"] {
         let new = cluster.add_node(Some(old))?;
         let name = cluster.nodes[new].name.clone();
-        wait_until("the old node is no member", MOVES, || Ok(node(&cluster, old)?.is_none()))?;
-        ensure!(settled(&cluster, &name)? == 16);
+        gone(&cluster, old)?;
         cluster.discard_node(cluster.place_of(old)?)?;
+        settle(&cluster, &name, 16)?;
         data.verify(old)?;
     }
     cluster.wait_healthy()?;

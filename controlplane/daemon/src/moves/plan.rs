@@ -38,6 +38,12 @@ impl GroupSteps {
 pub(super) type Statement = (u32, u32, What);
 
 impl GroupSteps {
+    /// What tells progress: not how far the leader has come meanwhile, which it does by itself.
+    pub fn shape(&self) -> impl PartialEq + use<> {
+        let joins: Vec<u32> = self.joins.iter().map(|(node, _)| *node).collect();
+        (self.group, joins, self.configure.clone(), self.settle.clone(), self.retire.clone())
+    }
+
     /// The learners' part, as statements.
     pub fn join_statements(&self) -> Vec<Statement> {
         let state = |(node, join): &(u32, JoinGroup)| (*node, self.group, What::Join(join.clone()));

@@ -6,6 +6,7 @@
 //! * [`absence`]: a node that was away.
 //! * [`fill`]: devices without room.
 //! * [`overwrite`]: devices that are nearly full, for a long time.
+//! * [`rot`]: one copy of everything is damaged.
 //! * [`measure`]: what processes use. [`nbd`]: a client that can be stopped at any byte.
 
 pub mod absence;
@@ -15,5 +16,6 @@ pub mod nbd;
 pub mod overwrite;
 pub mod power;
 pub mod random;
+pub mod rot;
 pub mod rounds;
 pub mod snapshots;

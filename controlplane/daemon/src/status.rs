@@ -96,7 +96,7 @@ pub async fn cluster(daemon: &Arc<Daemon>) -> Result<Cluster, Status> {
     let metadata = spec.metadata.iter().map(|v| (METADATA.to_owned(), v));
     let groups: Vec<Group> =
         groups.chain(metadata).map(|(id, v)| group_of(id, &v.nodes, &nodes, &reports)).collect();
-    let (health, health_sentence) = judge(&nodes, &groups);
+    let (health, health_sentence) = judge(&nodes, &groups, &reports);
     Ok(Cluster {
         id: format!("{:016x}", spec.id),
         nodes,
@@ -241,7 +241,7 @@ fn replicas_of(shard: &ShardStatus) -> Vec<Replica> {
         GroupRole::Follower => "follower",
         GroupRole::Candidate => "candidate",
         GroupRole::Leader => "leader",
-        GroupRole::Impaired => "impaired",
+        GroupRole::Impaired => IMPAIRED,
         GroupRole::Quarantined => "quarantined",
     };
     let groups = shard.groups.iter().map(|group| Replica {
@@ -279,6 +279,26 @@ fn score_of(score: &ScoreStatus) -> Score {
     }
 }
 
+/// What a replica is called that lost something that it had acknowledged.
+const IMPAIRED: &str = "impaired";
+
+/// Whether a node's replica of a group takes part in nothing, as it lost what it had acknowledged.
+fn is_impaired(report: &NodeReport, group: &str) -> bool {
+    report.replicas.iter().any(|replica| replica.group == group && replica.role == IMPAIRED)
+}
+
+/// What is said of a node whose device lost something, in words.
+fn impairment(report: &NodeReport) -> Option<String> {
+    let count = report.replicas.iter().filter(|replica| replica.role == IMPAIRED).count();
+    let name = &report.node.as_ref()?.name;
+    (count > 0).then(|| {
+        format!(
+            "the device of '{name}' lost what it had acknowledged; {count} of its replicas vote no more \
+             before they hold it again, and never if a vote may be lost, which the node's log says"
+        )
+    })
+}
+
 /// Microseconds by which a device is slower than another, if it is worth a word.
 const NOTABLE_MICROS: u64 = 1_000;
 
@@ -314,11 +334,16 @@ fn slowness(node: &Node, nodes: &[Node]) -> Option<String> {
 
 fn group_of(id: String, voters: &[u32], nodes: &[Node], reports: &[NodeReport]) -> Group {
     let reachable = |node: u32| nodes.iter().any(|n| n.id == node && works(n));
+    let of = |node: u32| {
+        reports.iter().find(move |report| report.node.as_ref().is_some_and(|own| own.id == node))
+    };
+    let votes = |node: u32| reachable(node) && !of(node).is_some_and(|r| is_impaired(r, &id));
     let views = reports.iter().flat_map(|report| report.replicas.iter().filter(|r| r.group == id));
     let newest = views.clone().max_by_key(|replica| (replica.term, replica.leader != 0));
     let leader = newest.map_or(0, |replica| replica.leader);
     let commit = views.clone().map(|replica| replica.commit).max().unwrap_or(0);
     let applied = views.map(|replica| replica.applied).min().unwrap_or(0);
+    let voters_reachable = voters.iter().filter(|node| votes(**node)).count() as u32;
     Group {
         id,
         voters: voters.to_vec(),
@@ -326,7 +351,7 @@ fn group_of(id: String, voters: &[u32], nodes: &[Node], reports: &[NodeReport]) 
         leader: if reachable(leader) { leader } else { 0 },
         term: newest.map_or(0, |replica| replica.term),
         commit: newest.map_or(0, |replica| replica.commit),
-        voters_reachable: voters.iter().filter(|node| reachable(**node)).count() as u32,
+        voters_reachable,
         entries_behind: commit.saturating_sub(applied),
         ..Group::default()
     }
@@ -336,7 +361,7 @@ fn works(node: &Node) -> bool {
     node.reachable && (node.state == "running" || node.state == "draining")
 }
 
-fn judge(nodes: &[Node], groups: &[Group]) -> (Health, String) {
+fn judge(nodes: &[Node], groups: &[Group], reports: &[NodeReport]) -> (Health, String) {
     let missing: Vec<String> = nodes
         .iter()
         .filter(|node| !works(node))
@@ -375,6 +400,11 @@ fn judge(nodes: &[Node], groups: &[Group]) -> (Health, String) {
     if !unlinked.is_empty() {
         let text = format!("the data path of {} does not reach every node", unlinked.join(", "));
         return (Health::Degraded, text);
+    }
+    let impaired: Vec<String> = reports.iter().filter_map(impairment).collect();
+    if !impaired.is_empty() {
+        let text = "volumes work, but with less redundancy than they should have";
+        return (Health::Degraded, format!("{text}: {}", impaired.join(", ")));
     }
     let slow: Vec<String> = nodes.iter().filter_map(|node| slowness(node, nodes)).collect();
     if !slow.is_empty() {
@@ -416,7 +446,7 @@ mod tests {
             let reports: Vec<_> = reports.collect();
             let nodes = all(up);
             let groups = vec![group_of("0".to_owned(), &[1, 2, 3], &nodes, &reports)];
-            judge(&nodes, &groups)
+            judge(&nodes, &groups, &[])
         };
         assert_eq!(check([true; 3], 1).0, Health::Ok);
         let (health, text) = check([true, true, false], 1);
@@ -431,10 +461,25 @@ mod tests {
     }
 
     #[test]
+    fn a_device_that_lost_something_is_named_and_its_replicas_do_not_count() {
+        let nodes: Vec<Node> = (1..=3).map(|n| node(n, true)).collect();
+        let mut reports: Vec<_> = (1..=3).map(|n| view(n, 1, 2)).collect();
+        let group = |reports: &[NodeReport]| group_of("0".to_owned(), &[1, 2, 3], &nodes, reports);
+        assert_eq!(group(&reports).voters_reachable, 3);
+        reports[2].replicas[0].role = IMPAIRED.to_owned();
+        assert_eq!(group(&reports).voters_reachable, 2);
+        let (health, text) = judge(&nodes, &[group(&reports)], &reports);
+        assert_eq!(health, Health::Degraded);
+        assert!(text.contains("the device of 'n3' lost") && text.contains("1 of its"), "{text}");
+        reports[1].replicas[0].role = IMPAIRED.to_owned();
+        assert_eq!(judge(&nodes, &[group(&reports)], &reports).0, Health::Unavailable);
+    }
+
+    #[test]
     fn a_volume_that_is_not_served_is_named() {
         let mut nodes: Vec<Node> = (1..=3).map(|n| node(n, true)).collect();
         nodes[1].not_serving.insert("demo".to_owned(), "the server is stopping".to_owned());
-        let (health, text) = judge(&nodes, &[]);
+        let (health, text) = judge(&nodes, &[], &[]);
         assert_eq!(health, Health::Degraded);
         assert!(text.contains("'n2' does not serve 'demo'") && text.contains("stopping"), "{text}");
     }
@@ -461,27 +506,27 @@ mod tests {
                 })
                 .collect();
         }
-        let (health, text) = judge(&nodes, &[]);
+        let (health, text) = judge(&nodes, &[], &[]);
         assert_eq!(health, Health::Degraded);
         assert!(text.contains("the device of 'n1' has been slow for 42 s"), "{text}");
         assert!(text.contains("7.0 ms there and 0.1 ms elsewhere"), "{text}");
         for n in &mut nodes {
             n.scores[0].write_microseconds = 80;
         }
-        let (_, text) = judge(&nodes, &[]);
+        let (_, text) = judge(&nodes, &[], &[]);
         assert!(text.contains("the links of 'n1'") && text.contains("30.0 ms"), "{text}");
         // What is over is not said, however long the verdict stays.
         for n in &mut nodes {
             n.scores.iter_mut().for_each(|score| score.way_microseconds = 200);
         }
-        assert_eq!(judge(&nodes, &[]).0, Health::Ok);
+        assert_eq!(judge(&nodes, &[], &[]).0, Health::Ok);
         for n in &mut nodes {
             n.scores.iter_mut().for_each(|score| score.way_microseconds = 30_000);
         }
         // One node alone is not believed.
         nodes[1].scores[0].slow = false;
         nodes[2].scores[0].slow = false;
-        assert_eq!(judge(&nodes, &[]).0, Health::Ok);
+        assert_eq!(judge(&nodes, &[], &[]).0, Health::Ok);
     }
 
     #[test]

@@ -71,6 +71,16 @@ impl Disk {
         }
         copy.sync_all().with_context(|| path.display().to_string())
     }
+
+    /// Makes all of it what an image holds, zeros included.
+    pub(super) fn restore(&self, image: &Path) -> Result<()> {
+        let image = File::open(image).with_context(|| image.display().to_string())?;
+        for at in (0..self.bytes()).step_by(PIECE_BYTES as usize) {
+            let piece = read_at(&image, at, PIECE_BYTES.min(self.bytes() - at) as usize)?;
+            self.write(at, &piece)?;
+        }
+        self.sync()
+    }
 }
 
 fn read_at(file: &File, offset: u64, len: usize) -> Result<IoBuf> {

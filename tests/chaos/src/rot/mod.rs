@@ -3,14 +3,20 @@
 //!
 //! Which place of which device holds a block is read from the log's batches offline; the damage is written past
 //! the daemon and past the page cache, while the nodes are down, one after the other is, or all run.
+//!
+//! [`headers`] damages headers of batches, and [`older`] puts an older image of a whole device back.
 
 mod damage;
 mod disk;
+mod headers;
 mod load;
+mod older;
 mod places;
 mod report;
 
 pub use damage::{Damage, Kind};
+pub use headers::headers;
+pub use older::{Fate, older};
 pub use report::{Report, Round};
 
 use crate::random::Random;
@@ -78,14 +84,7 @@ impl Plan {
 /// # Errors
 /// If the cluster can not be set up, a wrong byte or an error is returned, or something is not repaired.
 pub fn run(name: &str, plan: &Plan, tell: impl Fn(&Round)) -> Result<Report> {
-    let cluster = Cluster::start_with(name, &plan.shape())?;
-    let bytes = plan.volume_mib << 20;
-    cluster.basalt(&["volume", "create", VOLUME, "--size", &bytes.to_string()])?;
-    let volume = cluster.basalt(&["volume", "show", VOLUME])?["id"].as_u64().context("no id")?;
-    let attached = cluster.attach(VOLUME, "rot-host", false)?;
-    let mut load = Load::new(&attached, bytes / BLOCK_BYTES as u64, plan.seed)?;
-    load.fill()?;
-    let mut course = Course { cluster, attached, load, volume };
+    let mut course = Course::begin(name, &plan.shape(), plan.volume_mib << 20, plan.seed)?;
     let mut report = Report::new(plan.volume_mib);
     let mut seeds = Random::new(plan.seed);
     for one in &plan.rounds {
@@ -94,8 +93,7 @@ pub fn run(name: &str, plan: &Plan, tell: impl Fn(&Round)) -> Result<Report> {
         report.rounds.push(round);
     }
     course.read_without_each()?;
-    course.attached.process.stop(PATIENCE)?;
-    course.cluster.finish()?;
+    course.end()?;
     Ok(report)
 }
 
@@ -107,6 +105,23 @@ struct Course {
 }
 
 impl Course {
+    /// A cluster with a volume that is full but for a hole.
+    fn begin(name: &str, shape: &Shape, bytes: u64, seed: u64) -> Result<Course> {
+        let cluster = Cluster::start_with(name, shape)?;
+        cluster.basalt(&["volume", "create", VOLUME, "--size", &bytes.to_string()])?;
+        let volume =
+            cluster.basalt(&["volume", "show", VOLUME])?["id"].as_u64().context("no id")?;
+        let attached = cluster.attach(VOLUME, "rot-host", false)?;
+        let mut load = Load::new(&attached, bytes / BLOCK_BYTES as u64, seed)?;
+        load.fill()?;
+        Ok(Course { cluster, attached, load, volume })
+    }
+
+    fn end(mut self) -> Result<()> {
+        self.attached.process.stop(PATIENCE)?;
+        self.cluster.finish()
+    }
+
     fn round(&mut self, nodes: While, seed: u64) -> Result<Round> {
         self.change()?;
         let held = self.load.held();
@@ -201,6 +216,27 @@ impl Course {
 
     fn counts(&self) -> Result<Vec<Counts>> {
         self.scrub_status()?.iter().map(|node| Counts::read(&node["scrub"])).collect()
+    }
+
+    /// What stands in a node's log, from a length on.
+    fn log_of(&self, node: usize, from: usize) -> Result<String> {
+        let path = self.cluster.folder().join(format!("{}.log", self.cluster.nodes[node].name));
+        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        Ok(text.get(from..).unwrap_or_default().to_owned())
+    }
+
+    /// Every node reads all that it should hold, and nothing of it is damaged.
+    fn is_whole_everywhere(&self) -> Result<()> {
+        self.calm()?;
+        let zero = vec![Counts::default(); self.cluster.nodes.len()];
+        self.scrub(&zero)?;
+        let held = self.load.held().len() as u64;
+        for node in self.scrub_status()? {
+            let scrub = &node["scrub"];
+            let right = scrub["last_pass_verified"] == held && scrub["last_pass_bad"] == 0;
+            ensure!(right, "node {} does not hold {held} blocks whole: {scrub}", node["name"]);
+        }
+        Ok(())
     }
 
     /// Has all nodes look at everything, and waits until nothing waits for its repair. Gives what came of

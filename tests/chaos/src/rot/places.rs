@@ -25,7 +25,7 @@ pub(super) struct Places {
 }
 
 impl Places {
-    /// Reads the batches of all segments. One that is being written ends its segment.
+    /// Reads the batches of all segments.
     pub(super) fn read(disk: &Disk, volume: u64) -> Result<Places> {
         let segment_bytes = disk.superblock.segment_bytes;
         let mut headers = BTreeMap::new();
@@ -42,6 +42,11 @@ impl Places {
             places.headers.insert(header.0, header.1);
         }
         Ok(places)
+    }
+
+    /// Where on the device a header begins.
+    pub(super) fn header_offset(&self, header: &BatchHeader) -> u64 {
+        block_offset(self.segment_bytes, header.fields.segment, header.fields.block)
     }
 
     /// Where on the device a content of a block was put last.
@@ -93,24 +98,26 @@ impl Places {
     }
 }
 
-/// The batches of a segment's current use, one behind the other from its start.
+/// The batches of a segment's current use, from its start. One whose header is damaged is passed over.
 fn batches(bytes: &[u8], segment: u32, device: u64) -> Vec<BatchHeader> {
     let mut found: Vec<BatchHeader> = Vec::new();
     let mut block = 0;
-    while let Some(rest) = bytes.get(block * BLOCK_BYTES..)
-        && bytes_needed(rest).is_ok()
-        && let Ok(header) = BatchHeader::decode(rest)
-    {
-        let f = &header.fields;
-        let here = (f.device, f.segment, f.block as usize) == (device, segment, block);
-        let next = found.last().is_none_or(|last| {
-            (f.seq, f.segment_seq) == (last.fields.seq + 1, last.fields.segment_seq)
-        });
-        if !here || !next {
-            break;
+    while let Some(rest) = bytes.get(block * BLOCK_BYTES..).filter(|rest| !rest.is_empty()) {
+        block += 1;
+        if bytes_needed(rest).is_err() {
+            continue;
         }
-        block += header.blocks() as usize;
-        found.push(header);
+        let Ok(header) = BatchHeader::decode(rest) else { continue };
+        let f = &header.fields;
+        let here = (f.device, f.segment, f.block as usize) == (device, segment, block - 1);
+        let later = found.last().is_none_or(|last| {
+            let last = last.fields;
+            f.segment_seq == last.segment_seq && f.seq > last.seq && f.boot >= last.boot
+        });
+        if here && later {
+            block += header.blocks() as usize - 1;
+            found.push(header);
+        }
     }
     found
 }

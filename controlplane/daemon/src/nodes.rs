@@ -29,6 +29,7 @@ pub async fn add(daemon: &Arc<Daemon>, request: AddNodeRequest) -> Result<Node, 
     let described = describe(&request.address).await?;
     let spec = record(&engine)?;
     if let Some(known) = membership(&spec, &described, &request.address)? {
+        start(&request.address, &spec, &known).await?;
         return shown(daemon, known).await;
     }
     check_version(&described, &request.address)?;
@@ -44,7 +45,14 @@ pub async fn add(daemon: &Arc<Daemon>, request: AddNodeRequest) -> Result<Node, 
     let member = member_of(engine.metadata.change("", op).await?)?;
     // The node begins with the record as it is after its entry.
     let spec = record(&engine)?;
-    bootstrap::join(&request.address, &spec, member.node).await.map_err(|status| {
+    start(&request.address, &spec, &member).await?;
+    tracing::info!(node = member.node, name = %member.name, replaces, "node added");
+    shown(daemon, member).await
+}
+
+/// Has a node begin as the member that it is; one that has begun is left alone.
+async fn start(address: &str, spec: &ClusterSpec, member: &Member) -> Result<(), Status> {
+    bootstrap::join(address, spec, member.node).await.map_err(|status| {
         let message = format!(
             "the node '{}' is a member with number {}, but could not start as one ({}); set that \
              right and give the same command again, or take it out (basalt node drain {}, then \
@@ -57,9 +65,7 @@ pub async fn add(daemon: &Arc<Daemon>, request: AddNodeRequest) -> Result<Node, 
         );
         let reason = error::reason_of(&status).unwrap_or(ErrorReason::NodeUnreachable);
         error::status(reason, message, &[("node", member.name.clone())])
-    })?;
-    tracing::info!(node = member.node, name = %member.name, replaces, "node added");
-    shown(daemon, member).await
+    })
 }
 
 /// Has a node's groups go to the others, or calls that off.

@@ -102,7 +102,7 @@ pub async fn cluster(daemon: &Arc<Daemon>) -> Result<Cluster, Status> {
         .iter_mut()
         .zip(&spec.members)
         .for_each(|(node, member)| place(node, member, &spec, &reports));
-    let (health, health_sentence) = judge(&nodes, &groups);
+    let (health, health_sentence) = judge(&nodes, &groups, &reports);
     let health_sentence = format!("{health_sentence}{}", movement(&groups));
     Ok(Cluster {
         id: format!("{:016x}", spec.id),
@@ -261,7 +261,7 @@ pub(crate) fn replicas_of(shard: &ShardStatus) -> Vec<Replica> {
         GroupRole::Follower => "follower",
         GroupRole::Candidate => "candidate",
         GroupRole::Leader => "leader",
-        GroupRole::Impaired => "impaired",
+        GroupRole::Impaired => IMPAIRED,
         GroupRole::Quarantined => "quarantined",
     };
     let groups = shard.groups.iter().map(|group| Replica {
@@ -297,6 +297,22 @@ fn score_of(score: &ScoreStatus) -> Score {
         slow: score.slow_for.is_some(),
         slow_seconds: score.slow_for.map_or(0, |time| time.as_secs()),
     }
+}
+
+/// What a replica is called that lost something that it had acknowledged.
+/// The role of a replica that takes part in nothing, as it lost what it had acknowledged.
+const IMPAIRED: &str = "impaired";
+
+/// What is said of a node whose device lost something, in words.
+fn impairment(report: &NodeReport) -> Option<String> {
+    let count = report.replicas.iter().filter(|replica| replica.role == IMPAIRED).count();
+    let name = &report.node.as_ref()?.name;
+    (count > 0).then(|| {
+        format!(
+            "the device of '{name}' lost what it had acknowledged; {count} of its replicas vote no more \
+             before they hold it again, and never if a vote may be lost, which the node's log says"
+        )
+    })
 }
 
 /// Microseconds by which a device is slower than another, if it is worth a word.
@@ -337,6 +353,9 @@ fn group_of(group: u32, placement: &Placement, nodes: &[Node], reports: &[NodeRe
     let id = id_of(group);
     let reachable = |node: u32| nodes.iter().any(|n| n.id == node && works(n));
     let views = views_of(&id, reports);
+    let impaired =
+        |node: u32| views.iter().any(|(at, r)| *at == node && r.role == IMPAIRED);
+    let votes = |node: u32| reachable(node) && !impaired(node);
     let newest = views.iter().copied().max_by_key(|(_, r)| (r.term, r.leader != 0)).map(|(_, r)| r);
     let leader = newest.map_or(0, |replica| replica.leader);
     let voters = match newest {
@@ -352,7 +371,7 @@ fn group_of(group: u32, placement: &Placement, nodes: &[Node], reports: &[NodeRe
         leader: if reachable(leader) { leader } else { 0 },
         term: newest.map_or(0, |replica| replica.term),
         commit: newest.map_or(0, |replica| replica.commit),
-        voters_reachable: voters.iter().filter(|node| reachable(**node)).count() as u32,
+        voters_reachable: voters.iter().filter(|node| votes(**node)).count() as u32,
         voters,
         entries_behind: commit.saturating_sub(applied),
         former: placement.former.clone(),
@@ -404,7 +423,7 @@ pub(crate) fn works(node: &Node) -> bool {
     node.reachable && (node.state == "running" || node.state == "draining")
 }
 
-fn judge(nodes: &[Node], groups: &[Group]) -> (Health, String) {
+fn judge(nodes: &[Node], groups: &[Group], reports: &[NodeReport]) -> (Health, String) {
     let missing: Vec<String> = nodes
         .iter()
         .filter(|node| !works(node))
@@ -444,6 +463,11 @@ fn judge(nodes: &[Node], groups: &[Group]) -> (Health, String) {
     if !unlinked.is_empty() {
         let text = format!("the data path of {} does not reach every node", unlinked.join(", "));
         return (Health::Degraded, text);
+    }
+    let impaired: Vec<String> = reports.iter().filter_map(impairment).collect();
+    if !impaired.is_empty() {
+        let text = "volumes work, but with less redundancy than they should have";
+        return (Health::Degraded, format!("{text}: {}", impaired.join(", ")));
     }
     let slow: Vec<String> = nodes.iter().filter_map(|node| slowness(node, nodes)).collect();
     if !slow.is_empty() {
@@ -489,7 +513,7 @@ mod tests {
             let reports: Vec<_> = reports.collect();
             let nodes = all(up);
             let groups = vec![group_of(0, &at(&[1, 2, 3]), &nodes, &reports)];
-            judge(&nodes, &groups)
+            judge(&nodes, &groups, &[])
         };
         assert_eq!(check([true; 3], 1).0, Health::Ok);
         let (health, text) = check([true, true, false], 1);
@@ -504,10 +528,25 @@ mod tests {
     }
 
     #[test]
+    fn a_device_that_lost_something_is_named_and_its_replicas_do_not_count() {
+        let nodes: Vec<Node> = (1..=3).map(|n| node(n, true)).collect();
+        let mut reports: Vec<_> = (1..=3).map(|n| view(n, 1, 2)).collect();
+        let group = |reports: &[NodeReport]| group_of("0".to_owned(), &[1, 2, 3], &nodes, reports);
+        assert_eq!(group(&reports).voters_reachable, 3);
+        reports[2].replicas[0].role = IMPAIRED.to_owned();
+        assert_eq!(group(&reports).voters_reachable, 2);
+        let (health, text) = judge(&nodes, &[group(&reports)], &reports);
+        assert_eq!(health, Health::Degraded);
+        assert!(text.contains("the device of 'n3' lost") && text.contains("1 of its"), "{text}");
+        reports[1].replicas[0].role = IMPAIRED.to_owned();
+        assert_eq!(judge(&nodes, &[group(&reports)], &reports).0, Health::Unavailable);
+    }
+
+    #[test]
     fn a_volume_that_is_not_served_is_named() {
         let mut nodes: Vec<Node> = (1..=3).map(|n| node(n, true)).collect();
         nodes[1].not_serving.insert("demo".to_owned(), "the server is stopping".to_owned());
-        let (health, text) = judge(&nodes, &[]);
+        let (health, text) = judge(&nodes, &[], &[]);
         assert_eq!(health, Health::Degraded);
         assert!(text.contains("'n2' does not serve 'demo'") && text.contains("stopping"), "{text}");
     }
@@ -534,27 +573,27 @@ mod tests {
                 })
                 .collect();
         }
-        let (health, text) = judge(&nodes, &[]);
+        let (health, text) = judge(&nodes, &[], &[]);
         assert_eq!(health, Health::Degraded);
         assert!(text.contains("the device of 'n1' has been slow for 42 s"), "{text}");
         assert!(text.contains("7.0 ms there and 0.1 ms elsewhere"), "{text}");
         for n in &mut nodes {
             n.scores[0].write_microseconds = 80;
         }
-        let (_, text) = judge(&nodes, &[]);
+        let (_, text) = judge(&nodes, &[], &[]);
         assert!(text.contains("the links of 'n1'") && text.contains("30.0 ms"), "{text}");
         // What is over is not said, however long the verdict stays.
         for n in &mut nodes {
             n.scores.iter_mut().for_each(|score| score.way_microseconds = 200);
         }
-        assert_eq!(judge(&nodes, &[]).0, Health::Ok);
+        assert_eq!(judge(&nodes, &[], &[]).0, Health::Ok);
         for n in &mut nodes {
             n.scores.iter_mut().for_each(|score| score.way_microseconds = 30_000);
         }
         // One node alone is not believed.
         nodes[1].scores[0].slow = false;
         nodes[2].scores[0].slow = false;
-        assert_eq!(judge(&nodes, &[]).0, Health::Ok);
+        assert_eq!(judge(&nodes, &[], &[]).0, Health::Ok);
     }
 
     #[test]

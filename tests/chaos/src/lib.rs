@@ -7,6 +7,7 @@
 //! * [`fill`]: devices without room.
 //! * [`overwrite`]: devices that are nearly full, for a long time.
 //! * [`members`]: nodes that come and go.
+//! * [`rot`]: one copy of everything is damaged.
 //! * [`measure`]: what processes use. [`nbd`]: a client that can be stopped at any byte.
 //!   [`load`]: random overwrites that are remembered.
 
@@ -19,5 +20,6 @@ pub mod nbd;
 pub mod overwrite;
 pub mod power;
 pub mod random;
+pub mod rot;
 pub mod rounds;
 pub mod snapshots;

@@ -91,7 +91,7 @@ impl Display for Phase {
 /// If a command or a write fails, or a block is not what was written last.
 pub fn run(name: &str, plan: &Plan, tell: impl Fn(&Phase)) -> Result<Vec<Phase>> {
     let shape = Shape {
-        device: "8GiB",
+        device: "3GiB",
         segment: "4MiB",
         groups: plan.groups,
         // Short logs, so that new replicas are brought up by pages and entries both.

@@ -6,6 +6,7 @@ use basalt_chaos::fill;
 use basalt_chaos::members;
 use basalt_chaos::overwrite::{self, Plan};
 use basalt_chaos::power::campaign::Campaign;
+use basalt_chaos::rot;
 use basalt_chaos::rounds::{self, Report};
 use basalt_chaos::snapshots;
 use clap::{Parser, Subcommand, ValueEnum};
@@ -21,6 +22,7 @@ Examples:
   chaos members --volume-mib 1024
   chaos overwrite --full 80 --times 10
   chaos snapshots --count 1000
+  chaos rot --volume-mib 256 --rounds 6
   chaos power-cut --runs 40 --cuts 2000
 The programs of the cluster are looked for beside this one, or in BASALT_BIN_DIR. Its devices and logs are put
 there too, or into BASALT_TEST_DIR: 'scripts/memory-disk.sh DIR' mounts one in memory, so that what is
@@ -126,6 +128,21 @@ enum Command {
         #[arg(long, default_value = "1")]
         seed: u64,
     },
+    /// One copy of everything is damaged, each on another node, and a scrub repairs all of it.
+    Rot {
+        /// MiB of the volume.
+        #[arg(long, default_value = "256")]
+        volume_mib: u64,
+        /// How often: while all nodes are down, while all run, while one after the other is down, and so on.
+        #[arg(long, default_value = "6")]
+        rounds: u32,
+        /// Seed of everything drawn.
+        #[arg(long, default_value = "1")]
+        seed: u64,
+        /// What is printed at the end; the rounds are told on the standard error meanwhile.
+        #[arg(short, long, value_enum, default_value = "text")]
+        output: Output,
+    },
     /// All nodes lose power at one instant: images of recorded devices are cut and revived.
     PowerCut {
         /// Clusters that are recorded.
@@ -190,6 +207,14 @@ fn main() -> Result<()> {
         Command::Snapshots { count, pairs, seed } => {
             let tell = |text| eprintln!("{text}");
             print!("{}", snapshots::run("chaos-snapshots", count, pairs, seed, tell)?);
+        }
+        Command::Rot { volume_mib, rounds, seed, output } => {
+            let plan = rot::Plan::turns(volume_mib, rounds, seed);
+            let report = rot::run("chaos-rot", &plan, |round| eprintln!("{round}"))?;
+            match output {
+                Output::Text => println!("{report}"),
+                Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
+            }
         }
         Command::PowerCut { runs, cuts, seed, lying, folder } => {
             let report = Campaign { seed, runs, cuts, lying }.carry_out(&folder)?;

@@ -1,6 +1,6 @@
 //! What was asked of a volume, what was acknowledged, and what a block may hold after a cut.
 
-use basalt_wire::block::{BLOCK_BYTES, crc32c};
+use basalt_wire::block::BLOCK_BYTES;
 use basalt_wire::buffer::IoBuf;
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -10,18 +10,17 @@ use std::sync::{Mutex, PoisonError};
 const MAGIC: u64 = 0x6261_7361_6c74_2d77;
 
 /// The content of a block that write number `write` puts at `block`: it names volume, block and
-/// write, is filled from them, and carries a checksum. No two are equal.
+/// write, and is filled from them. No two are equal, nor are their CRC-32Cs but by chance: content that ended
+/// with its own would have the same one whatever it holds, and a block in another's place would match.
 pub fn content(volume: u64, block: u64, write: u64) -> Bytes {
     let mut buf = IoBuf::alloc(BLOCK_BYTES);
     for (word, value) in buf.chunks_exact_mut(8).zip([MAGIC, volume, block, write]) {
         word.copy_from_slice(&value.to_le_bytes());
     }
     let mut fill = crate::random::Random::new(block ^ write.rotate_left(32));
-    for word in buf[32..BLOCK_BYTES - 8].chunks_exact_mut(8) {
+    for word in buf[32..].chunks_exact_mut(8) {
         word.copy_from_slice(&fill.bits().to_le_bytes());
     }
-    let sum = u64::from(crc32c(&buf[..BLOCK_BYTES - 8]));
-    buf[BLOCK_BYTES - 8..].copy_from_slice(&sum.to_le_bytes());
     buf.freeze()
 }
 

@@ -353,8 +353,7 @@ fn group_of(group: u32, placement: &Placement, nodes: &[Node], reports: &[NodeRe
     let id = id_of(group);
     let reachable = |node: u32| nodes.iter().any(|n| n.id == node && works(n));
     let views = views_of(&id, reports);
-    let impaired =
-        |node: u32| views.iter().any(|(at, r)| *at == node && r.role == IMPAIRED);
+    let impaired = |node: u32| views.iter().any(|(at, r)| *at == node && r.role == IMPAIRED);
     let votes = |node: u32| reachable(node) && !impaired(node);
     let newest = views.iter().copied().max_by_key(|(_, r)| (r.term, r.leader != 0)).map(|(_, r)| r);
     let leader = newest.map_or(0, |replica| replica.leader);

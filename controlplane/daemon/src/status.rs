@@ -530,7 +530,7 @@ mod tests {
     fn a_device_that_lost_something_is_named_and_its_replicas_do_not_count() {
         let nodes: Vec<Node> = (1..=3).map(|n| node(n, true)).collect();
         let mut reports: Vec<_> = (1..=3).map(|n| view(n, 1, 2)).collect();
-        let group = |reports: &[NodeReport]| group_of("0".to_owned(), &[1, 2, 3], &nodes, reports);
+        let group = |reports: &[NodeReport]| group_of(0, &at(&[1, 2, 3]), &nodes, reports);
         assert_eq!(group(&reports).voters_reachable, 3);
         reports[2].replicas[0].role = IMPAIRED.to_owned();
         assert_eq!(group(&reports).voters_reachable, 2);
@@ -611,7 +611,7 @@ mod tests {
         reports[0].replicas[0].role = "leader".to_owned();
         let group = group_of(0, &placement, &nodes, &reports);
         assert_eq!((&group.voters, group.voters_reachable, group.moving), (&vec![1], 1, true));
-        let (health, _) = judge(&nodes, std::slice::from_ref(&group));
+        let (health, _) = judge(&nodes, std::slice::from_ref(&group), &reports);
         assert_eq!(health, Health::Degraded, "the node that it moves to is not there");
         assert_eq!(movement(&[group, Group::default()]), "; 1 of 2 groups move");
         assert_eq!(movement(&[Group::default()]), "");

@@ -2,7 +2,7 @@
 //! machines.
 
 use anyhow::{Context, Result, ensure};
-use basalt_interop::cluster::{Attached, Cluster, PATIENCE};
+use basalt_interop::cluster::{Attached, Cluster, PATIENCE, Shape};
 use basalt_interop::fio::{FioJob, RunningFio};
 use basalt_interop::process::{run, wait_until};
 use serde_json::Value;
@@ -16,6 +16,10 @@ const SIZE: u64 = 64 << 20;
 const MOVES: Duration = Duration::from_secs(180);
 /// How long a request may take, in milliseconds: several elections on a busy machine.
 const STALL_MS: f64 = 10_000.0;
+
+fn start(name: &str) -> Result<Cluster> {
+    Cluster::start_with(name, &Shape { device: "512MiB", ..Shape::default() })
+}
 
 fn random_file(path: &Path) -> Result<()> {
     let mut source = File::open("/dev/urandom")?.take(SIZE);
@@ -103,7 +107,7 @@ fn settle(cluster: &Cluster, name: &str, groups: u64) -> Result<()> {
 
 #[test]
 fn a_cluster_grows_and_shrinks_under_writes() -> Result<()> {
-    let mut cluster = Cluster::start("members")?;
+    let mut cluster = start("members")?;
     let (still, busy) = volumes(&cluster, 0)?;
     let data = Data::write(&cluster, &still.uri("still"))?;
     let fio = writes(&busy)?;
@@ -132,7 +136,7 @@ fn a_cluster_grows_and_shrinks_under_writes() -> Result<()> {
 
 #[test]
 fn a_lost_machine_is_replaced() -> Result<()> {
-    let mut cluster = Cluster::start("replaced")?;
+    let mut cluster = start("replaced")?;
     let (still, busy) = volumes(&cluster, 0)?;
     let data = Data::write(&cluster, &still.uri("still"))?;
     let fio = writes(&busy)?;
@@ -153,7 +157,7 @@ fn a_lost_machine_is_replaced() -> Result<()> {
 
 #[test]
 fn a_volume_outlives_all_the_nodes_that_it_began_with() -> Result<()> {
-    let mut cluster = Cluster::start("generations")?;
+    let mut cluster = start("generations")?;
     cluster.basalt(&["volume", "create", "still", "--size", "64MiB"])?;
     let mut still = cluster.attach("still", "elsewhere", false)?;
     let data = Data::write(&cluster, &still.uri("still"))?;

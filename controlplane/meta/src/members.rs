@@ -34,10 +34,13 @@ impl MetaState {
         let stays = |m: &&Member| !m.leaving && m.node != add.replaces;
         if let Some(known) = spec.members.iter().filter(stays).find(|m| is_same(m, &asked)) {
             let known = known.clone();
-            return match find(spec, add.replaces) {
-                Some(old) if !old.leaving => Err(is_member(&known, old)),
-                _ => Ok(Outcome::Member(known)),
-            };
+            if let Some(old) = find(spec, add.replaces).filter(|old| !old.leaving) {
+                return Err(is_member(&known, old));
+            }
+            if has_voted(spec, known.node) {
+                return Err(lost(&known));
+            }
+            return Ok(Outcome::Member(known));
         }
         if let Some(other) = spec.members.iter().filter(stays).find(|m| shares(m, &asked)) {
             return Err(exists(&asked, other));
@@ -173,6 +176,16 @@ impl MetaState {
     }
 }
 
+/// Whether a member votes, or did: then it may not begin anew under its number. It would have forgotten what it
+/// acknowledged, and could give a vote twice. One that never came up is no founder, and no move to it is settled.
+fn has_voted(spec: &ClusterSpec, node: u32) -> bool {
+    (0..spec.group_count).chain([METADATA_GROUP]).any(|group| {
+        let placement = layout::placement_of(spec, group);
+        let settled = !placement.moving && placement.voters.contains(&node);
+        settled || layout::founders_of(spec, group).contains(&node)
+    })
+}
+
 /// The most voters of a volume group.
 fn replicas(spec: &ClusterSpec) -> usize {
     let voters = |group| layout::placement_of(spec, group).voters.len();
@@ -276,6 +289,15 @@ fn exists(asked: &Member, other: &Member) -> Refused {
         asked.name, other.name, other.name, other.name
     );
     refusal(ErrorReason::NodeExists, message, node_fact(other))
+}
+
+fn lost(known: &Member) -> Refused {
+    let message = format!(
+        "the node '{}' is a member already, and a node that begins anew can not go on for it; if it has \
+         lost its device, add this one in its place (--replaces {})",
+        known.name, known.name
+    );
+    refusal(ErrorReason::NodeExists, message, node_fact(known))
 }
 
 fn is_member(known: &Member, old: &Member) -> Refused {

@@ -263,6 +263,20 @@ fn a_lost_node_is_replaced_by_one_of_its_name() {
 }
 
 #[test]
+fn a_member_that_voted_does_not_begin_anew() {
+    let mut m = Machine::new(3, 16);
+    assert_eq!(m.reason(add(3, 0)), ErrorReason::NodeExists, "a founder");
+    let new = m.member(add(4, 0));
+    m.begin();
+    m.settle(METADATA_GROUP);
+    m.begin();
+    assert_eq!(m.member(add(4, 0)), new, "it may never have come up");
+    m.come_to_rest();
+    assert_eq!(m.reason(add(4, 0)), ErrorReason::NodeExists);
+    assert_eq!(m.member(add(4, 4)).node, 5);
+}
+
+#[test]
 fn a_node_needs_a_name_and_addresses_of_its_own() {
     let mut m = Machine::new(3, 16);
     let with = |change: &dyn Fn(&mut Member)| {

@@ -1,8 +1,8 @@
-//! What a node remembers beside its device: which cluster it belongs to, which of its nodes it is, who the others
-//! are, which replicas it holds, and how often it was started; and the shard's index checkpoints, as records whose
-//! meaning is not known here. It stands in RocksDB, on a helper thread. The first part is written only at
-//! bootstrap, at a start, and when an address changes or a replica comes or goes, the second by volume of log
-//! written.
+//! What a node remembers beside its device: which cluster it belongs to, which of its nodes it is,
+//! who the others are, which replicas it holds, and how often it was started; and the shard's index
+//! checkpoints, as records whose meaning is not known here. It stands in RocksDB, on a helper thread.
+//! The first part is written only at bootstrap, at a start, and when an address changes or a replica
+//! comes or goes, the second by volume of log written.
 //!
 //! Every change is one synced write batch: it took place whole, or not at all.
 

@@ -11,10 +11,12 @@ use basalt_core::planted::Planted;
 use basalt_device::DeviceSpec;
 use basalt_device::memory::MemoryDisk;
 use basalt_node::{FormatPolicy, ReactorConfig, ReactorHandle, Routes, ShardSetup, TenantFactory};
+use basalt_wire::buffer::IoBuf;
 use basalt_wire::disk::SUPERBLOCK_AREA_BYTES;
 use basalt_wire::ids::{Address, ClusterId, Epoch, Generation, GroupId, NodeId, ShardId, VolumeId};
 use std::fs::File;
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -100,10 +102,15 @@ pub fn blank_devices(shape: &Shape) -> Result<()> {
     Ok(())
 }
 
+/// Written past the page cache: a direct write to what is cached goes through a kernel thread that has
+/// to drop it first, and what a device of a node holds never is.
 fn blank_file(path: &Path, bytes: u64) -> std::io::Result<()> {
-    let mut file = File::options().write(true).create(true).truncate(false).open(path)?;
+    let direct = libc::O_DIRECT;
+    let mut options = File::options();
+    let mut file =
+        options.write(true).create(true).truncate(false).custom_flags(direct).open(path)?;
     let written = file.metadata()?.len() == bytes;
-    let zeros = vec![0; 4 << 20];
+    let zeros = IoBuf::zeroed(4 << 20);
     let mut left = if written { SUPERBLOCK_AREA_BYTES } else { bytes };
     while left > 0 {
         let len = left.min(zeros.len() as u64);

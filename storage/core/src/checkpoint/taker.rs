@@ -6,7 +6,7 @@ use crate::cleaner::garbage_only;
 use crate::config::ShardConfig;
 use crate::consensus::{Cx, Frozen, Group, Retention, Shared};
 use crate::event::Effect;
-use crate::log::{HardState, Log, RecordSeq};
+use crate::log::{HardState, Log, RecordSeq, Segments};
 use crate::mark;
 use crate::planted::{Bug, Planted};
 use crate::shard::totals;
@@ -21,6 +21,8 @@ use std::collections::BTreeMap;
 const SPARE_SHARE: u64 = 8;
 /// Granules, or as much of other records, that one turn encodes.
 const SLICE: usize = 512;
+/// Checkpoints back that the next ones are judged by.
+const LEADS: usize = 16;
 /// Ticks that one which was asked for waits until everything before its place is applied.
 const ASKED_PATIENCE: u64 = 2;
 
@@ -52,6 +54,8 @@ pub struct Taker {
     /// Groups whose records the next checkpoint deletes, and those whose records the present one does.
     retired: Vec<GroupId>,
     leaving: Vec<GroupId>,
+    /// Segments that were begun while the last ones were taken, by their numbers.
+    leads: [u32; LEADS],
     stage: Stage,
 }
 
@@ -73,6 +77,7 @@ enum Stage {
 struct Saving {
     from: ChainPlace,
     reached: u64,
+    began: u64,
     groups: Vec<Frozen>,
     /// Segments that are free once it is durable.
     given_up: Vec<SegmentUse>,
@@ -81,6 +86,8 @@ struct Saving {
 struct Job {
     from: ChainPlace,
     reached: u64,
+    /// The sequence of the use of the open segment when it was begun.
+    began: u64,
     changes: Changes,
     groups: Vec<Frozen>,
     at: usize,
@@ -106,6 +113,7 @@ impl Taker {
             damaged_before: 0,
             retired: Vec::new(),
             leaving: Vec::new(),
+            leads: [0; LEADS],
             stage: Stage::Idle,
         }
     }
@@ -145,6 +153,11 @@ impl Taker {
     /// Whether the durable checkpoint may still hold a group that is gone.
     pub fn still_holds(&self, group: GroupId) -> bool {
         self.retired.contains(&group) || self.leaving.contains(&group)
+    }
+
+    /// Segments that may be taken while the next one is: one more than were begun during any of the last ones.
+    pub fn lead(&self) -> u32 {
+        self.leads.iter().max().map_or(0, |begun| begun.saturating_add(1))
     }
 
     /// Whether checkpoints are taken at all.
@@ -320,7 +333,8 @@ impl Taker {
         }
         let given_up = self.choose_given_up(groups, &frozen, &from, &cx.shared.log);
         let (at, manifests) = (0, Vec::new());
-        let job = Job { from, reached, changes, groups: frozen, at, manifests, given_up };
+        let began = newest(&cx.shared.log);
+        let job = Job { from, reached, began, changes, groups: frozen, at, manifests, given_up };
         self.stage = Stage::Encoding(Box::new(job));
     }
 
@@ -384,7 +398,7 @@ impl Taker {
         let Stage::Settling(job, _) = std::mem::replace(&mut self.stage, Stage::Stopped) else {
             return;
         };
-        let Job { from, reached, mut changes, manifests, mut given_up, groups, .. } = *job;
+        let Job { from, reached, began, mut changes, manifests, mut given_up, groups, .. } = *job;
         let (device, segment_bytes) = cx.shared.log.device();
         let segments = cx.shared.log.segments();
         let mut segments = segments.map_or(Vec::new(), |s| s.used_before(from.segment_seq));
@@ -405,7 +419,7 @@ impl Taker {
             self.released.append(&mut given_up);
         }
         mark!("checkpoint handed to the store");
-        self.stage = Stage::Saving(Box::new(Saving { from, reached, groups, given_up }));
+        self.stage = Stage::Saving(Box::new(Saving { from, reached, began, groups, given_up }));
         cx.out.push(Effect::Store(StoreOp::Save(changes)));
     }
 
@@ -427,6 +441,8 @@ impl Taker {
             Ok(()) => {
                 (self.reached, self.fresh) = (saving.reached, false);
                 self.last = Some(saving.from);
+                let begun = newest(&cx.shared.log).saturating_sub(saving.began);
+                self.leads[self.number as usize % LEADS] = begun.min(u64::from(u32::MAX)) as u32;
                 self.leaving.clear();
                 self.released.extend(saving.given_up);
                 for (group, frozen) in groups.iter_mut().zip(&saving.groups) {
@@ -450,6 +466,11 @@ impl Taker {
 /// What is kept of a group that was removed: its term and its vote, should it come back.
 fn departed_manifest(group: GroupId, hard: HardState) -> GroupManifest {
     GroupManifest::gone(group, hard.term, hard.vote)
+}
+
+/// The sequence of the use of the open segment.
+fn newest(log: &Log) -> u64 {
+    log.segments().and_then(Segments::newest).unwrap_or(0)
 }
 
 /// Bytes of log before a place, since the device was formatted.

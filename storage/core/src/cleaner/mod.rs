@@ -17,9 +17,11 @@ mod tests;
 mod victims;
 mod walk;
 
-pub use levels::Levels;
+pub use levels::{Levels, Pace};
 pub use victims::{Totals, Victim, best, emptiest, garbage_only};
 pub use walk::{Judge, Live, Walk};
+
+use levels::{EVEN, IDLE_BYTES};
 
 use crate::log::{Location, Record, RecordSeq};
 use crate::mark;
@@ -34,6 +36,8 @@ use std::collections::VecDeque;
 
 /// Bytes of copies that may be on their way into the log.
 const MOVING_BYTES_MAX: usize = 4 << 20;
+/// Bytes that may be owed to it: what it could not move along with the writes it need not make good at once.
+const OWED_BYTES_MAX: i64 = 4 << 20;
 
 /// What was done since the shard was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -81,8 +85,12 @@ pub struct Cleaner {
     reading: bool,
     /// Live blocks of the victim when it was chosen.
     live: u32,
-    /// Bytes that may be moved until the next tick.
-    allowance: u64,
+    /// Bytes that may be moved at once. Below 0 more was moved than was allowed, for a piece is moved whole.
+    allowance: i64,
+    /// What it is allowed, in parts of [`EVEN`], for each byte of payload that is recorded.
+    ratio: u64,
+    /// Bytes of payload that were recorded when it was allowed something last.
+    recorded: u64,
     moves: VecDeque<Move>,
     moving_bytes: usize,
     /// Segments that were gone through, and in which use.
@@ -101,14 +109,29 @@ impl Cleaner {
         self.walk.is_some() || self.reading || !self.moves.is_empty()
     }
 
-    /// Sets the pace until the next tick.
-    pub fn set_pace(&mut self, levels: &Levels, free: u32, ahead: u32, written: u64) {
-        self.allowance = levels.allowance(free, ahead, written, self.live);
+    /// Sets the pace, with so many segments free, and `ahead` of them once the next checkpoint is durable.
+    pub fn set_pace(&mut self, levels: &Levels, free: u32, ahead: u32, busy: bool) {
+        let owed = if self.ratio > 0 { self.allowance } else { self.allowance.min(0) };
+        (self.allowance, self.ratio) = match levels.pace(free, ahead, busy, self.live) {
+            Pace::Rest => (owed.min(0), 0),
+            Pace::Along(ratio) => (owed, ratio),
+            Pace::Idle => (IDLE_BYTES, 0),
+            Pace::Full => (i64::MAX, 0),
+        };
+    }
+
+    /// Goes along with the writes: so many bytes of payload were recorded since the shard was opened.
+    pub fn keep_pace(&mut self, recorded: u64) {
+        let bytes = recorded - std::mem::replace(&mut self.recorded, recorded);
+        if self.ratio > 0 {
+            let more = (bytes.saturating_mul(self.ratio) / EVEN).min(OWED_BYTES_MAX as u64) as i64;
+            self.allowance = (self.allowance + more).min(OWED_BYTES_MAX);
+        }
     }
 
     /// Lifts the pace at once: writes have begun to wait.
     pub fn hurry(&mut self) {
-        self.allowance = u64::MAX;
+        (self.allowance, self.ratio) = (i64::MAX, 0);
     }
 
     /// Whether it may begin with another segment.
@@ -137,7 +160,7 @@ impl Cleaner {
     /// The next piece to be read, if the pace, the memory and the reads in flight allow one.
     pub fn next_read(&mut self) -> Option<(Location, u32)> {
         let walk = self.walk.as_ref()?;
-        if self.reading || self.allowance == 0 || self.moving_bytes >= MOVING_BYTES_MAX {
+        if self.reading || self.allowance <= 0 || self.moving_bytes >= MOVING_BYTES_MAX {
             return None;
         }
         let (block, blocks) = walk.next_read()?;
@@ -167,7 +190,7 @@ impl Cleaner {
         let damaged = std::mem::take(&mut walk.damaged);
         self.counts.bad += u64::from(walk.bad - bad);
         let bytes = live.len() * BLOCK_BYTES;
-        self.allowance = self.allowance.saturating_sub(bytes as u64);
+        self.allowance = self.allowance.saturating_sub(bytes as i64);
         self.counts.copied += live.len() as u64;
         let records = packed(live, move_blocks as usize);
         let ended = walk.next_read().is_none().then(|| {

@@ -283,9 +283,9 @@ fn pace_and_memory_hold_it_back() {
     let (image, _) = image();
     let mut cleaner = Cleaner::default();
     let levels = Levels::of(256, 1024, 2);
-    cleaner.set_pace(&levels, levels.start + 1, levels.start + 1, 1 << 20);
+    cleaner.set_pace(&levels, levels.start + 1, levels.start + 1, true);
     assert!(!cleaner.wants_victim());
-    cleaner.set_pace(&levels, levels.start, levels.start, 0);
+    cleaner.set_pace(&levels, levels.start, levels.start, false);
     assert!(cleaner.wants_victim());
     cleaner.begin(Victim { segment: SEGMENT, seq: SEQ, live: 1 }, image.blocks());
     let mut copies = 0;
@@ -306,4 +306,37 @@ fn pace_and_memory_hold_it_back() {
     assert_eq!(cleaner.next_read(), None);
     assert!(cleaner.durable(RecordSeq(0)).is_none());
     assert!(cleaner.durable(RecordSeq(1)).is_some() && cleaner.next_read().is_some());
+}
+
+#[test]
+fn it_goes_along_with_the_writes_and_pays_back_what_it_took_ahead() {
+    let (image, _) = image();
+    let mut cleaner = Cleaner::default();
+    let levels = Levels::of(256, 1024, 2);
+    cleaner.keep_pace(5 << 20);
+    let live = image.live.len() as u32;
+    cleaner.begin(Victim { segment: SEGMENT, seq: SEQ, live }, image.blocks());
+    cleaner.set_pace(&levels, levels.urgent, levels.urgent, true);
+    assert_eq!(cleaner.next_read(), None, "nothing was written since");
+    let Pace::Along(ratio) = levels.pace(levels.urgent, levels.urgent, true, live) else {
+        panic!("the pace of a device that is written to");
+    };
+    // For one block it may begin with a piece, and has then moved more than that.
+    let mut recorded = (5 << 20) + (EVEN * BLOCK_BYTES as u64).div_ceil(ratio);
+    cleaner.keep_pace(recorded);
+    let (at, blocks) = cleaner.next_read().expect("a block is allowed");
+    let from = at.block as usize * BLOCK_BYTES;
+    let piece = Bytes::copy_from_slice(&image.bytes[from..][..blocks as usize * BLOCK_BYTES]);
+    let taken = cleaner.take(Some(&piece), 256, &image, false);
+    let moved: usize = taken.records.iter().map(|(_, blocks, _)| blocks.len()).sum();
+    assert!(moved > 1 && taken.ended.is_none(), "{moved} of {live}");
+    let due = (moved as u64 - 1) * BLOCK_BYTES as u64 * EVEN / ratio;
+    recorded += due - 1;
+    cleaner.keep_pace(recorded);
+    assert_eq!(cleaner.next_read(), None);
+    // A new plan does not forgive it.
+    cleaner.set_pace(&levels, levels.urgent, levels.urgent, true);
+    assert_eq!(cleaner.next_read(), None);
+    cleaner.keep_pace(recorded + 2 * EVEN);
+    assert!(cleaner.next_read().is_some());
 }

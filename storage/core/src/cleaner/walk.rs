@@ -14,8 +14,8 @@ use basalt_wire::ids::{GroupId, SegmentId, VolumeId};
 use bytes::Bytes;
 use std::collections::VecDeque;
 
-/// Blocks that are read at a time: 1 MiB.
-const PIECE_BLOCKS: u32 = 256;
+/// Blocks that are read at a time: 512 KiB. Their copies stand before what is written next.
+pub const PIECE_BLOCKS: u32 = 128;
 
 /// A live block and its content.
 #[derive(Clone, Debug)]

@@ -153,7 +153,7 @@ impl Group {
             assert_eq!(content.kind == ENTRY_KIND_MEMBERS, changes, "entry {}'s type", entry.index);
             let bytes = content.payload.as_ref().map_or(0, Payload::len);
             let blocks = (bytes / BLOCK_BYTES) as u32;
-            cx.shared.recorded_bytes += bytes;
+            cx.shared.recorded_bytes += bytes as u64;
             let record = content.record(self.id, entry.term, entry.index);
             let slot = Slot { blocks, kind: content.kind, ..Slot::default() };
             raft.mut_store().append(entry.index, entry.term, slot, content);

@@ -209,8 +209,9 @@ pub struct Shared {
     pub cache_order: VecDeque<(usize, u64)>,
     /// Bytes of that content.
     pub cached_bytes: usize,
-    /// Payload recorded since the last tick.
-    pub recorded_bytes: usize,
+    /// Payload recorded since the shard was opened, in bytes, and what of it was at the last tick.
+    pub recorded_bytes: u64,
+    recorded_before: u64,
     /// What may be read until the next tick for followers that are far behind.
     pub catch_up_bytes: usize,
     /// Whether checkpoints are taken.
@@ -263,6 +264,7 @@ impl Shared {
             cache_order: VecDeque::new(),
             cached_bytes: 0,
             recorded_bytes: 0,
+            recorded_before: 0,
             catch_up_bytes: CATCH_UP_MIN,
             checkpoints: config.checkpoint_bytes > 0,
             pressure: false,
@@ -278,12 +280,13 @@ impl Shared {
 
     /// Sets the pace for the next tick: followers that are far behind get twice of what is written
     /// meanwhile, so that they come nearer and those who write are not held up.
-    /// Gives the bytes of payload that were recorded since it was set last.
-    pub fn set_pace(&mut self) -> usize {
-        let written = std::mem::take(&mut self.recorded_bytes);
+    /// Says whether payload was recorded since it was set last.
+    pub fn set_pace(&mut self) -> bool {
+        let before = std::mem::replace(&mut self.recorded_before, self.recorded_bytes);
+        let written = (self.recorded_bytes - before) as usize;
         let twice = (2 * written).clamp(CATCH_UP_MIN, CATCH_UP_MAX);
         self.catch_up_bytes = if written == 0 { CATCH_UP_MAX } else { twice };
-        written
+        written > 0
     }
 
     /// Queues a record and remembers whose it is.

@@ -61,7 +61,10 @@ impl Shard {
         if free != self.shared.room.free {
             self.shared.room.free = free;
             self.let_writes_go_on(now, out);
+            // A tick may be as long as it takes to fill several small segments.
+            self.plan_cleaning(now, true, out);
         }
+        self.cleaner.keep_pace(self.shared.recorded_bytes);
         if free <= levels.wait {
             self.cleaner.hurry();
         }
@@ -94,14 +97,16 @@ impl Shard {
             || free <= levels.urgent && self.gain
     }
 
-    /// Plans until the next tick: the pace, whether there is anything to clean, and whether a checkpoint
-    /// would give segments back.
-    pub(super) fn plan_cleaning(&mut self, now: Time, written: u64, out: &mut Vec<Effect>) {
+    /// Plans until the next tick, or until segments are taken or given back: the pace, whether there is anything
+    /// to clean, and whether a checkpoint would give segments back. `busy`: somebody writes.
+    pub(super) fn plan_cleaning(&mut self, now: Time, busy: bool, out: &mut Vec<Effect>) {
         let Some(levels) = self.shared.room.levels else { return };
+        let levels = levels.with_lead(self.taker.lead());
+        self.shared.room.levels = Some(levels);
         let free = self.shared.log.segments_free();
         (self.no_victim, self.shared.pressure) = (false, false);
         if free > levels.start {
-            self.cleaner.set_pace(&levels, free, free, written);
+            self.cleaner.set_pace(&levels, free, free, busy);
             (self.gain, self.shared.room.hopeless) = (true, None);
             return;
         }
@@ -113,12 +118,12 @@ impl Shard {
         if self.shared.pressure {
             outlook = self.outlook(&levels);
         }
-        self.cleaner.set_pace(&levels, free, ahead, written);
+        self.cleaner.set_pace(&levels, free, ahead, busy);
         if self.cleaner.wants_victim() {
             self.choose_victim();
         }
         let before = self.shared.room.hopeless;
-        let enough = if free <= levels.urgent { 1 } else { levels.step };
+        let enough = if free <= levels.last { 1 } else { levels.step };
         // Without a victim only a shorter Raft log makes garbage of what is needed as it is.
         let cut = self.no_victim && outlook.opens;
         if self.taker.has_begun() {

@@ -323,8 +323,8 @@ impl Shard {
             // Ticks that were missed (a paused process) are not caught up: what arrived meanwhile
             // must be seen before anybody draws conclusions from silence.
             self.next_tick = (self.next_tick + tick).max(now + tick / 2);
-            let written = self.shared.set_pace();
-            self.plan_cleaning(now, written as u64, out);
+            let busy = self.shared.set_pace();
+            self.plan_cleaning(now, busy, out);
             self.tell_scores(now, out);
             self.find_choked();
             self.each(now, out, |group, cx| group.tick(cx));

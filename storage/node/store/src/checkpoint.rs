@@ -42,10 +42,12 @@ fn behind(prefix: &[u8]) -> Option<Vec<u8>> {
     Some(end)
 }
 
-/// Values of some ten to some thousand bytes, of which a checkpoint may write many at once.
+/// Values of some ten to some thousand bytes, of which a checkpoint may write many at once. On a device that is
+/// overwritten at random the same keys come with every other checkpoint: in a large buffer most of them are
+/// replaced before they are flushed.
 pub(crate) fn options(general: &Options) -> Options {
     let mut options = general.clone();
-    options.set_write_buffer_size(8 << 20);
+    options.set_write_buffer_size(16 << 20);
     options
 }
 

@@ -233,6 +233,8 @@ fn options() -> Options {
     options.create_missing_column_families(true);
     options.set_write_buffer_size(1 << 20);
     options.set_max_write_buffer_number(2);
+    // Its log holds the checkpoints' changes. A file of it goes when no family has unflushed records there.
+    options.set_max_total_wal_size(32 << 20);
     options.set_max_background_jobs(1);
     options.set_keep_log_file_num(2);
     options.set_log_level(LogLevel::Warn);

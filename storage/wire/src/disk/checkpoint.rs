@@ -11,11 +11,11 @@
 //! | `E` group 4, run 8 | up to 256 entries of 27 bytes, see [`EntryPlace`] |
 //! | `G` group 4 | its members, see [`Membership`] |
 //! | `M` | the manifest |
-//! | `P` group 4, volume 8, chunk 8, granule 1 | index of the last change 8, mapped blocks 2, each 12; its deltas |
+//! | `P` group 4, volume 8, chunk 8, granule 1 | last change 8, mapped blocks 2, their places; its deltas |
 //! | `V` group 4, volume 8 | epoch 8, deleted 1, generation 4, first generation 4, each snapshot 4 |
 //!
-//! A mapped block: segment 4, block 4, checksum 4. A delta of a snapshot: generation 4, mask of the blocks
-//! that it holds 2, mask of those that were mapped 2, each of these 12. What a granule's blocks were in
+//! A delta of a snapshot: generation 4, mask of the blocks that it holds 2, mask of those that were mapped 2,
+//! the places of these. How places are written says `places.rs`. What a granule's blocks were in
 //! snapshots stands in its own record, so that the two are always of the same instant. An entry: term 8,
 //! segment 4, block of its batch 4, record 2, first payload block 4, payload blocks 4, type 1.
 //!
@@ -26,18 +26,21 @@
 //! the entry before it 8, ahead 8, owed 8, its term 8, gone 1; number of segments that it needs 4, for each
 //! its id 4 and the sequence of its use 8.
 
+mod places;
+
 use crate::block::crc32c;
 use crate::disk::batch::HardStateFields;
-use crate::disk::{SEGMENTS_MAX, field};
+use crate::disk::field;
 use crate::ids::{
     Address, ClusterId, Epoch, Generation, GroupId, LogIndex, NodeId, SegmentId, ShardId, Term,
     VolumeId,
 };
 use crate::membership::{ENTRY_KIND_MEMBERS, MembersChange, Membership};
 use bytes::Bytes;
+use places::{Places, mapped, put_places};
 
 /// Version of all records of a checkpoint.
-pub const CHECKPOINT_VERSION: u8 = 3;
+pub const CHECKPOINT_VERSION: u8 = 4;
 /// Blocks of a granule: what a checkpoint writes of a page that has changed.
 pub const GRANULE_BLOCKS: usize = 16;
 /// Entries of a run.
@@ -48,7 +51,6 @@ pub const SNAPSHOTS_MAX: usize = 1024;
 const GROUPS_MAX: usize = 1 << 16;
 
 const ENTRY_BYTES: usize = 27;
-const PLACE_BYTES: usize = 12;
 const DELTA_BYTES: usize = 8;
 const VOLUME_BYTES: usize = 17;
 const MANIFEST_BYTES: usize = 38 + 36 + 12 + 4;
@@ -204,7 +206,7 @@ pub struct Granule {
     /// The index of the entry that changed its page last.
     pub changed_at: LogIndex,
     /// Where its blocks stand.
-    pub places: [Option<Place>; GRANULE_BLOCKS],
+    pub places: Places,
     /// What some of them were in snapshots, by generation, ascending.
     pub deltas: Vec<GranuleDelta>,
 }
@@ -217,7 +219,7 @@ pub struct GranuleDelta {
     /// A bit for each block that is held; never none.
     pub held: u16,
     /// Where the held blocks stand; nothing for one that was not mapped.
-    pub places: [Option<Place>; GRANULE_BLOCKS],
+    pub places: Places,
 }
 
 /// A volume of a group, but for its blocks.
@@ -466,10 +468,6 @@ fn volume(body: &[u8]) -> Result<VolumeRecord, CheckpointError> {
     Ok(volume)
 }
 
-fn mapped(places: &[Option<Place>; GRANULE_BLOCKS]) -> u16 {
-    places.iter().enumerate().fold(0, |m, (i, p)| m | u16::from(p.is_some()) << i)
-}
-
 fn put_granule(g: &Granule, out: &mut Vec<u8>) {
     out.extend_from_slice(&g.changed_at.0.to_le_bytes());
     out.extend_from_slice(&mapped(&g.places).to_le_bytes());
@@ -482,19 +480,11 @@ fn put_granule(g: &Granule, out: &mut Vec<u8>) {
     }
 }
 
-fn put_places(places: &[Option<Place>; GRANULE_BLOCKS], out: &mut Vec<u8>) {
-    for (segment, block, checksum) in places.iter().flatten() {
-        out.extend_from_slice(&segment.0.to_le_bytes());
-        out.extend_from_slice(&block.to_le_bytes());
-        out.extend_from_slice(&checksum.to_le_bytes());
-    }
-}
-
 fn granule(body: &[u8]) -> Result<Granule, CheckpointError> {
     if body.len() < 10 {
         return Err(CheckpointError::Length);
     }
-    let (places, mut rest) = places(field::u16(body, 8), &body[10..])?;
+    let (places, mut rest) = places::places(field::u16(body, 8), &body[10..])?;
     let changed_at = LogIndex(field::u64(body, 0));
     let mut deltas: Vec<GranuleDelta> = Vec::new();
     while !rest.is_empty() {
@@ -509,35 +499,11 @@ fn granule(body: &[u8]) -> Result<Granule, CheckpointError> {
         if deltas.last().is_some_and(|before| before.generation >= generation) {
             return Err(CheckpointError::Field("generation"));
         }
-        let (places, behind) = self::places(mask, &rest[DELTA_BYTES..])?;
+        let (places, behind) = places::places(mask, &rest[DELTA_BYTES..])?;
         deltas.push(GranuleDelta { generation, held, places });
         rest = behind;
     }
     Ok(Granule { changed_at, places, deltas })
-}
-
-type Places = [Option<Place>; GRANULE_BLOCKS];
-
-/// The places of a mask's blocks, and the bytes behind them.
-fn places(mask: u16, bytes: &[u8]) -> Result<(Places, &[u8]), CheckpointError> {
-    let len = mask.count_ones() as usize * PLACE_BYTES;
-    let (bytes, rest) = bytes.split_at_checked(len).ok_or(CheckpointError::Length)?;
-    let (mut places, mut next) = (Places::default(), bytes.chunks_exact(PLACE_BYTES));
-    for (i, slot) in places.iter_mut().enumerate() {
-        if mask >> i & 1 == 1
-            && let Some(b) = next.next()
-        {
-            let place = (SegmentId(field::u32(b, 0)), field::u32(b, 4), field::u32(b, 8));
-            if place.1 == u32::MAX {
-                return Err(CheckpointError::Field("block"));
-            }
-            if place.0.0 >= SEGMENTS_MAX {
-                return Err(CheckpointError::Field("segment"));
-            }
-            *slot = Some(place);
-        }
-    }
-    Ok((places, rest))
 }
 
 fn put_manifest(m: &Manifest, out: &mut Vec<u8>) {

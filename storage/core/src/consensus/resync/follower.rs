@@ -451,7 +451,7 @@ impl Group {
             })
             .collect();
         cx.shared.moved.blocks_taken += blocks.len() as u64;
-        cx.shared.recorded_bytes += payload.len();
+        cx.shared.recorded_bytes += payload.len() as u64;
         let record = Record::Moved { group: self.id, data: encode_moved(&moved), payload };
         let seq = cx.shared.record(record, Written { group: self.slot, entry: None });
         let Some(session) = &mut self.session else { return };

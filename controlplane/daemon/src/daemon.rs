@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use basalt_api::error;
 use basalt_api::v1::admin_server::AdminServer;
 use basalt_api::v1::peer_server::PeerServer;
-use basalt_api::v1::{ClusterSpec, ErrorReason};
+use basalt_api::v1::{ClusterSpec, ErrorReason, Member};
 use basalt_attach::process::Usage;
 use basalt_meta::layout;
 use basalt_store::{Identity, Store, StoreError};
@@ -74,6 +74,27 @@ impl Daemon {
         }
         let stored = self.store.identity().ok().flatten();
         stored.map(|identity| crate::engine::spec_of(&identity))
+    }
+
+    /// What a node that leaves its cluster says to users: it hears of no change any more, and would show the
+    /// cluster as it was. Whoever asks goes on to the next node.
+    fn refuse_if_leaving(&self) -> Result<(), Status> {
+        let Ok(engine) = self.engine() else { return Ok(()) };
+        let leaves = engine.metadata.look(|state| {
+            let own = |member: &&Member| member.node == engine.node.0;
+            state
+                .cluster()
+                .and_then(|spec| spec.members.iter().find(own))
+                .is_some_and(|m| m.leaving)
+        });
+        if !leaves {
+            return Ok(());
+        }
+        let message = format!(
+            "the node '{}' was removed from the cluster; ask another one, and stop this one",
+            self.name
+        );
+        Err(error::status(ErrorReason::NodeUnreachable, message, &[("node", self.name.clone())]))
     }
 
     /// The node's number in its cluster, 0 if it belongs to none: also when it could not start as a
@@ -210,7 +231,10 @@ async fn serve(daemon: &Arc<Daemon>, listener: TcpListener) -> Result<()> {
         .timeout(CALL)
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(5)))
-        .add_service(AdminServer::new(AdminService::new(daemon.clone())))
+        .add_service(AdminServer::with_interceptor(AdminService::new(daemon.clone()), {
+            let daemon = daemon.clone();
+            move |request| daemon.refuse_if_leaving().map(|()| request)
+        }))
         .add_service(PeerServer::new(PeerService::new(daemon.clone())))
         .serve_with_incoming_shutdown(Incoming::new(listener), async move {
             // Both mean that it is time to stop.

@@ -172,12 +172,18 @@ impl Course {
         Ok(self.phases)
     }
 
-    /// Waits until no group moves and all nodes work.
+    /// Waits until all nodes work, no group moves and all nodes have equally many.
     fn settled(&self) -> Result<()> {
         wait_until("all groups are where they should be", SETTLED, || {
             let status = self.cluster.basalt(&["cluster", "status"])?;
             let groups = status["groups"].as_array().context("no groups")?;
-            Ok(status["health"] == "ok" && groups.iter().all(|group| group["moving"] == false))
+            let rest = groups.iter().all(|group| group["moving"] == false);
+            let list = self.cluster.basalt(&["node", "list"])?;
+            let nodes = list["nodes"].as_array().context("no nodes")?;
+            let placed = |node: &Value| node["groups"].as_u64().context("no groups of a node");
+            let placed: Vec<u64> = nodes.iter().map(placed).collect::<Result<_>>()?;
+            let spread = placed.iter().max().unwrap_or(&0) - placed.iter().min().unwrap_or(&0);
+            Ok(status["health"] == "ok" && rest && spread <= 1)
         })
     }
 

@@ -18,7 +18,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Measures a cluster of three nodes and one client, all in one process over loopback.
 ///
 /// Prints a line per case: requests a second, CPU time per request summed over client, leader and
-/// followers (process), the same for the whole machine with its kernel threads (machine: quote it
+/// followers (process) of the median run and of the extremes, the same for the whole machine with its kernel threads (machine: quote it
 /// only from a machine that does nothing else), and latency. For writes also: bytes written to the
 /// logs for each byte of data and replica, and blocks of data in a log batch. `-o json` prints the same
 /// for programs, and how well the batches of the other edges are filled.
@@ -40,6 +40,10 @@ struct Options {
     /// Seconds of each case.
     #[arg(long, default_value_t = 5)]
     seconds: u64,
+    /// Runs of each case, each on empty devices. The one with the median CPU time per request is printed, with
+    /// the least and the most of all.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=99))]
+    runs: u32,
     /// MiB of the volume.
     #[arg(long, default_value_t = 512)]
     volume_mib: u64,
@@ -87,6 +91,9 @@ struct Line {
     case: String,
     iops: f64,
     cpu_us_process: f64,
+    /// Of all runs of the case.
+    cpu_us_least: f64,
+    cpu_us_most: f64,
     cpu_us_machine: f64,
     mean_us: f64,
     p50_us: f64,
@@ -155,10 +162,13 @@ impl Case {
 fn line(case: &Case, outcome: &Outcome, cpu: CpuTimes, batching: Batching) -> Line {
     let requests = outcome.requests.max(1) as f64;
     let us = |nanos: u64| nanos as f64 / 1e3;
+    let cpu_us_process = cpu.process.as_secs_f64() * 1e6 / requests;
     Line {
         case: case.title(),
         iops: outcome.requests as f64 / outcome.elapsed.as_secs_f64(),
-        cpu_us_process: cpu.process.as_secs_f64() * 1e6 / requests,
+        cpu_us_process,
+        cpu_us_least: cpu_us_process,
+        cpu_us_most: cpu_us_process,
         cpu_us_machine: cpu.machine.as_secs_f64() * 1e6 / requests,
         mean_us: outcome.latency.mean() / 1e3,
         p50_us: us(outcome.latency.value_at_quantile(0.5)),
@@ -170,12 +180,21 @@ fn line(case: &Case, outcome: &Outcome, cpu: CpuTimes, batching: Batching) -> Li
     }
 }
 
+/// The run with the median CPU time per request, with the extremes of all.
+fn median(mut runs: Vec<Line>) -> Line {
+    runs.sort_by(|a, b| a.cpu_us_process.total_cmp(&b.cpu_us_process));
+    let (least, most) = (runs[0].cpu_us_process, runs[runs.len() - 1].cpu_us_process);
+    let line = runs.swap_remove((runs.len() - 1) / 2);
+    Line { cpu_us_least: least, cpu_us_most: most, ..line }
+}
+
 fn print_head() {
     println!(
-        "{:<38} {:>8} {:>7} {:>10} {:>8} {:>8} {:>8} {:>8} {:>8} {:>9} {:>6}",
+        "{:<38} {:>8} {:>7} {:>13} {:>10} {:>8} {:>8} {:>8} {:>8} {:>8} {:>9} {:>6}",
         "case",
         "IOPS",
         "cpu µs",
+        "of all runs",
         "machine µs",
         "p50 µs",
         "p99 µs",
@@ -194,10 +213,11 @@ fn print(output: Output, case: &Case, line: &Line) -> Result<()> {
     }
     let of_writes = |text: String| if case.writes() { text } else { "-".to_owned() };
     println!(
-        "{:<38} {:>8.0} {:>7.1} {:>10.1} {:>8.0} {:>8.0} {:>8.0} {:>8.0} {:>8} {:>9} {:>6}",
+        "{:<38} {:>8.0} {:>7.1} {:>13} {:>10.1} {:>8.0} {:>8.0} {:>8.0} {:>8.0} {:>8} {:>9} {:>6}",
         line.case,
         line.iops,
         line.cpu_us_process,
+        format!("{:.1} to {:.1}", line.cpu_us_least, line.cpu_us_most),
         line.cpu_us_machine,
         line.p50_us,
         line.p99_us,
@@ -252,10 +272,14 @@ fn measure(options: &Options, mut shape: Shape) -> Result<()> {
             continue;
         }
         shape.placement = case.placement;
-        shape.life += 1;
-        let cluster = start(&shape)?;
-        run(options, &shape, &cluster, &case)?;
-        cluster.stop()?;
+        let mut runs = Vec::new();
+        for _ in 0..options.runs {
+            shape.life += 1;
+            let cluster = start(&shape)?;
+            runs.push(run(options, &shape, &cluster, &case)?);
+            cluster.stop()?;
+        }
+        print(options.output, &case, &median(runs))?;
     }
     Ok(())
 }
@@ -279,7 +303,7 @@ fn start(shape: &Shape) -> Result<LocalCluster> {
     Ok(cluster)
 }
 
-fn run(options: &Options, shape: &Shape, cluster: &LocalCluster, case: &Case) -> Result<()> {
+fn run(options: &Options, shape: &Shape, cluster: &LocalCluster, case: &Case) -> Result<Line> {
     let duration = Duration::from_secs(options.seconds);
     let job = Job { duration, ..job(shape, case.pattern, case.bytes, case.depth) };
     let (cpu, totals) = (CpuTimes::now(), cluster.totals()?);
@@ -287,5 +311,5 @@ fn run(options: &Options, shape: &Shape, cluster: &LocalCluster, case: &Case) ->
     let (cpu, totals_now) = (CpuTimes::now().since(cpu), cluster.totals()?);
     let data = if case.writes() { outcome.requests * u64::from(case.bytes) } else { 0 };
     let batching = totals_now.since(totals, outcome.requests, data, shape.nodes.min(3));
-    print(options.output, case, &line(case, &outcome, cpu, batching))
+    Ok(line(case, &outcome, cpu, batching))
 }

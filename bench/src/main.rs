@@ -42,7 +42,7 @@ struct Options {
     seconds: u64,
     /// Runs of each case, each on empty devices. The one with the median CPU time per request is printed, with
     /// the least and the most of all.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=99))]
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=99))]
     runs: u32,
     /// MiB of the volume.
     #[arg(long, default_value_t = 512)]

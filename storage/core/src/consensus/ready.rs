@@ -112,6 +112,19 @@ impl Group {
         }
     }
 
+    /// Sends a message of this replica's own as soon as the term that it speaks in is durable, and not before
+    /// those that wait here.
+    pub(super) fn send_in_order(&mut self, cx: &mut Cx<'_>, message: Message) {
+        if self.held.is_empty() && self.term_seq <= cx.shared.durable {
+            self.send(cx, message);
+            return;
+        }
+        mark!("acknowledgement of a restored state waits");
+        let (number, messages) = (0, vec![message]);
+        let seq = self.term_seq;
+        self.held.push_back(Held { number, seq, messages, told: false, restores: None });
+    }
+
     /// Hands hard state and entries to the log, in this order.
     fn record(&mut self, cx: &mut Cx<'_>, hard: Option<HardState>, entries: Vec<Entry>) {
         let old = self.recorded;

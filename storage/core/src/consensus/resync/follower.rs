@@ -577,7 +577,8 @@ impl Group {
         self.acknowledge_restored(cx, index);
     }
 
-    /// Tells the leader that everything up to an entry is held.
+    /// Tells the leader that everything up to an entry is held. It speaks in the present term, which may be
+    /// younger than the checkpoint and not durable yet: then it waits behind what waits for that already.
     pub(crate) fn acknowledge_restored(&mut self, cx: &mut Cx<'_>, index: u64) {
         let Some(leader) = self.leader().filter(|leader| *leader != self.me) else { return };
         let commit = self.raft.as_ref().map_or(0, |raft| raft.raft.raft_log.committed);
@@ -590,7 +591,7 @@ impl Group {
             ..Default::default()
         };
         message.set_msg_type(MessageType::MsgAppendResponse);
-        self.guard(cx, |group, cx| group.send(cx, message));
+        self.guard(cx, |group, cx| group.send_in_order(cx, message));
     }
 }
 

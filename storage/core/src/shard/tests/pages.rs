@@ -182,6 +182,53 @@ fn nothing_is_promised_before_the_checkpoint_and_nothing_served_before_it_is_app
 }
 
 #[test]
+fn a_restored_state_is_acknowledged_in_no_term_that_is_not_durable() {
+    let (mut world, mut random) = (world(5), Random(5));
+    world.fence(1);
+    writes(&mut world, &mut random, 1, 20);
+    let (away, _) = others(&mut world);
+    world.crash(away);
+    writes(&mut world, &mut random, 1, 100);
+    start_alone(&mut world, away);
+    world.nodes.get_mut(&away).unwrap().saves_left = 0;
+    world.isolate(away, false);
+    for _ in 0..8 {
+        world.pass(ms(1_000));
+        if restored(&world, away) == 1 {
+            break;
+        }
+        world.nodes.get_mut(&away).unwrap().saves_left = 1;
+    }
+    assert_eq!(restored(&world, away), 1, "{:#?}", world.tell());
+    // Another one leads in a later term, which the replica hears of and can not write down.
+    world.nodes.get_mut(&away).unwrap().writes_held = true;
+    let (leader, before) = (world.elect(), world.term(away));
+    world.crash(leader);
+    world.start(leader);
+    world.elect();
+    world.pass(ms(200));
+    let term = world.term(away);
+    assert!(term > before, "{:#?}", world.tell());
+    world.log.clear();
+    world.nodes.get_mut(&away).unwrap().saves_left = 1;
+    world.pass(ms(500));
+    let spoken = format!(", term: {:?},", Term(term));
+    let from = format!("{away}->");
+    let speaks = |world: &World| {
+        world.log.iter().any(|line| {
+            line.starts_with(&from) && line.contains("group: g0,") && line.contains(&spoken)
+        })
+    };
+    assert!(!speaks(&world), "{:#?}", world.log);
+    let node = world.nodes.get_mut(&away).unwrap();
+    (node.writes_held, node.saves_left) = (false, usize::MAX);
+    world.pass(ms(500));
+    assert!(speaks(&world), "it does when it may: {:#?}", world.log);
+    caught_up(&mut world, away);
+    world.check_converged();
+}
+
+#[test]
 fn pages_that_are_ahead_are_not_read() {
     let (mut world, mut random) = (world(6), Random(6));
     world.fence(1);

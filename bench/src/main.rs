@@ -18,10 +18,11 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Measures a cluster of three nodes and one client, all in one process over loopback.
 ///
 /// Prints a line per case: requests a second, CPU time per request summed over client, leader and
-/// followers (process) of the median run and of the extremes, the same for the whole machine with its kernel threads (machine: quote it
-/// only from a machine that does nothing else), and latency. For writes also: bytes written to the
-/// logs for each byte of data and replica, and blocks of data in a log batch. `-o json` prints the same
-/// for programs, and how well the batches of the other edges are filled.
+/// followers (process) of the median run and of the extremes, the same for the whole machine with its
+/// kernel threads (machine: quote it only from a machine that does nothing else), and latency. For
+/// writes also: bytes written to the logs for each byte of data and replica, and blocks of data in a
+/// log batch. `-o json` prints the same for programs, and how well the batches of the other edges are
+/// filled.
 #[derive(Parser)]
 #[command(name = "basalt-bench", version)]
 struct Options {

@@ -264,8 +264,9 @@ impl Course {
             let sure = damage.of[n].iter().filter(|one| held.contains(one)).count() as u64;
             let busy = damage.of[n].iter().filter(|(block, _)| is_busy(*block)).count() as u64;
             ensure!(all - sure <= busy, "{} blocks were overwritten of {busy}", all - sure);
+            // What reads found before the scrub came by is repaired too, and no block of its count.
             let done = counts.repaired + counts.overwritten;
-            let right = (sure..=all).contains(&counts.repaired) && counts.bad >= done;
+            let right = counts.repaired >= sure && done <= all;
             ensure!(
                 right,
                 "{sure} to {all} blocks are to be repaired on node {}: {counts:?}",

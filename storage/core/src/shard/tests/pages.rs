@@ -64,6 +64,29 @@ fn restored(world: &World, n: u32) -> u64 {
     world.shard(n).status().moved.restored
 }
 
+/// A follower that was away for long has gone over to the state of its leader, and the checkpoint that makes
+/// this durable is not saved. Gives the follower and the node that is neither it nor the leader.
+fn bring_up_without_saving(world: &mut World, random: &mut Random) -> (u32, u32) {
+    world.fence(1);
+    writes(world, random, 1, 20);
+    let (away, third) = others(world);
+    world.crash(away);
+    writes(world, random, 1, 100);
+    start_alone(world, away);
+    // Other checkpoints are under way before the one that it goes over with; that one is not saved.
+    world.nodes.get_mut(&away).unwrap().saves_left = 0;
+    world.isolate(away, false);
+    for _ in 0..8 {
+        world.pass(ms(1_000));
+        if restored(world, away) == 1 {
+            break;
+        }
+        world.nodes.get_mut(&away).unwrap().saves_left = 1;
+    }
+    assert_eq!(restored(world, away), 1, "{:#?}", world.tell());
+    (away, third)
+}
+
 #[test]
 fn a_replica_that_was_away_for_long_gets_the_pages_that_changed() {
     for seed in 0..8 {
@@ -147,23 +170,7 @@ fn crashes_in_the_middle_lose_nothing() {
 #[test]
 fn nothing_is_promised_before_the_checkpoint_and_nothing_served_before_it_is_applied() {
     let (mut world, mut random) = (world(5), Random(5));
-    world.fence(1);
-    writes(&mut world, &mut random, 1, 20);
-    let (away, third) = others(&mut world);
-    world.crash(away);
-    writes(&mut world, &mut random, 1, 100);
-    start_alone(&mut world, away);
-    // Other checkpoints are under way before the one that it goes over with; that one is not saved.
-    world.nodes.get_mut(&away).unwrap().saves_left = 0;
-    world.isolate(away, false);
-    for _ in 0..8 {
-        world.pass(ms(1_000));
-        if restored(&world, away) == 1 {
-            break;
-        }
-        world.nodes.get_mut(&away).unwrap().saves_left = 1;
-    }
-    assert_eq!(restored(&world, away), 1, "{:#?}", world.tell());
+    let (away, third) = bring_up_without_saving(&mut world, &mut random);
     let leader = world.elect();
     let (here, there) = (world.status(away), world.status(leader));
     assert_eq!(here.applied, there.last);
@@ -184,22 +191,7 @@ fn nothing_is_promised_before_the_checkpoint_and_nothing_served_before_it_is_app
 #[test]
 fn a_restored_state_is_acknowledged_in_no_term_that_is_not_durable() {
     let (mut world, mut random) = (world(5), Random(5));
-    world.fence(1);
-    writes(&mut world, &mut random, 1, 20);
-    let (away, _) = others(&mut world);
-    world.crash(away);
-    writes(&mut world, &mut random, 1, 100);
-    start_alone(&mut world, away);
-    world.nodes.get_mut(&away).unwrap().saves_left = 0;
-    world.isolate(away, false);
-    for _ in 0..8 {
-        world.pass(ms(1_000));
-        if restored(&world, away) == 1 {
-            break;
-        }
-        world.nodes.get_mut(&away).unwrap().saves_left = 1;
-    }
-    assert_eq!(restored(&world, away), 1, "{:#?}", world.tell());
+    let (away, _) = bring_up_without_saving(&mut world, &mut random);
     // Another one leads in a later term, which the replica hears of and can not write down.
     world.nodes.get_mut(&away).unwrap().writes_held = true;
     let (leader, before) = (world.elect(), world.term(away));

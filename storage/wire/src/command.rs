@@ -7,13 +7,14 @@
 //! number of commands (4 bytes); then each command: a tag; for a write or unmap volume, epoch and
 //! generation (unless the tag says that they are those of the write or unmap before), first block (8),
 //! count (2), and a write's checksums (4 each); for a fence or a revert volume, epoch and generation;
-//! for a delete the volume; for a freeze or the drop of a snapshot volume and generation.
+//! for a delete the volume; for a freeze or the drop of a snapshot volume and generation; for a clone the
+//! volume, and volume and generation of its parent.
 //! It has no checksum of its own: the frame and the log record that carry it do.
 
 use crate::block::{CHUNK_BLOCKS, COMMAND_BLOCKS_MAX};
 use crate::codec::CodecError;
 use crate::codec::body::{Reader, bounded, check_range, numbers};
-use crate::ids::{Epoch, Generation, VolumeId};
+use crate::ids::{Epoch, Generation, SnapshotId, VolumeId};
 use bytes::{BufMut, Bytes, BytesMut};
 
 /// A run of blocks of one volume: what a command or a request is about.
@@ -90,6 +91,14 @@ pub enum Command {
         /// The snapshot's generation.
         generation: Generation,
     },
+    /// Begin the volume as a clone: it reads as a snapshot of another volume wherever it was not written
+    /// or unmapped itself. That snapshot stays as long as the clone needs it.
+    Clone {
+        /// The volume, of which no other command has spoken yet.
+        volume: VolumeId,
+        /// The snapshot.
+        parent: SnapshotId,
+    },
 }
 
 impl Command {
@@ -110,7 +119,8 @@ impl Command {
             | Command::Delete { volume }
             | Command::Freeze { volume, .. }
             | Command::DropSnapshot { volume, .. }
-            | Command::Revert { volume, .. } => *volume,
+            | Command::Revert { volume, .. }
+            | Command::Clone { volume, .. } => *volume,
         }
     }
 }
@@ -130,6 +140,7 @@ const DELETE: u8 = 4;
 const FREEZE: u8 = 5;
 const DROP_SNAPSHOT: u8 = 6;
 const REVERT: u8 = 7;
+const CLONE: u8 = 8;
 /// Set in the tag of a write or unmap whose volume, epoch and generation are those of the write or
 /// unmap before it. Nearly all of an entry's commands come from one session, and 15 bytes instead
 /// of 35 for a single block are room in the log's headers.
@@ -187,6 +198,12 @@ impl CommandPacker {
             }
             Command::DropSnapshot { volume, generation } => {
                 self.put_snapshot(DROP_SNAPSHOT, *volume, *generation);
+            }
+            Command::Clone { volume, parent } => {
+                self.out.put_u8(CLONE);
+                self.out.put_u64_le(volume.0);
+                self.out.put_u64_le(parent.volume.0);
+                self.out.put_u32_le(parent.generation.0);
             }
         }
     }
@@ -329,6 +346,13 @@ pub enum CommandView<'a> {
         /// The snapshot's generation.
         generation: Generation,
     },
+    /// As [`Command::Clone`].
+    Clone {
+        /// The volume.
+        volume: VolumeId,
+        /// The snapshot.
+        parent: SnapshotId,
+    },
 }
 
 impl CommandView<'_> {
@@ -353,6 +377,7 @@ impl CommandView<'_> {
             CommandView::Revert { volume, epoch, generation } => {
                 Command::Revert { volume, epoch, generation }
             }
+            CommandView::Clone { volume, parent } => Command::Clone { volume, parent },
         }
     }
 
@@ -432,11 +457,16 @@ impl<'a> CommandReader<'a> {
     }
 
     fn read_control(&mut self, tag: u8) -> Result<CommandView<'a>, CodecError> {
-        bounded("command", u64::from(tag), u64::from(WRITE), u64::from(REVERT))?;
+        bounded("command", u64::from(tag), u64::from(WRITE), u64::from(CLONE))?;
         let r = &mut self.reader;
         let volume = VolumeId(r.u64("volume")?);
         if tag == DELETE {
             return Ok(CommandView::Delete { volume });
+        }
+        if tag == CLONE {
+            let (of, generation) = (VolumeId(r.u64("parent")?), Generation(r.u32("generation")?));
+            let parent = SnapshotId { volume: of, generation };
+            return Ok(CommandView::Clone { volume, parent });
         }
         if tag == FREEZE || tag == DROP_SNAPSHOT {
             let generation = Generation(r.u32("generation")?);
@@ -462,7 +492,7 @@ impl<'a> CommandReader<'a> {
         let session = match (tag & SAME_SESSION != 0, self.session) {
             (true, Some(session)) => session,
             (true, None) => {
-                let (value, min, max) = (u64::from(tag), u64::from(WRITE), u64::from(REVERT));
+                let (value, min, max) = (u64::from(tag), u64::from(WRITE), u64::from(CLONE));
                 return Err(CodecError::OutOfBounds { field: "first command", value, min, max });
             }
             (false, _) => (
@@ -538,6 +568,10 @@ mod tests {
                 }
             }),
             1 => any::<u64>().prop_map(|v| Command::Delete { volume: VolumeId(v) }),
+            1 => any::<(u64, u64, u32)>().prop_map(|(v, of, g)| {
+                let parent = SnapshotId { volume: VolumeId(of), generation: Generation(g) };
+                Command::Clone { volume: VolumeId(v), parent }
+            }),
         ]
     }
 
@@ -577,7 +611,7 @@ mod tests {
         assert_eq!(text(&[2, 0, 0, 0, 0, 0, 0, 0, 5]), "1 bytes follow the end of the commands");
         assert_eq!(
             text(&[2, 0, 0, 0, 1, 0, 0, 0, 0x81, 0, 0, 0, 0, 0, 0, 0, 0]),
-            "first command is 129, allowed is 1 to 7"
+            "first command is 129, allowed is 1 to 8"
         );
     }
 

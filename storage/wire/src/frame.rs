@@ -8,15 +8,15 @@ use crate::buffer::Payload;
 use crate::command::BlockRange;
 use crate::digests::Digests;
 use crate::ids::{
-    Address, ClusterId, Epoch, Generation, GroupId, Incarnation, LogIndex, NodeId, RequestId, Term,
-    VolumeId,
+    Address, ClusterId, Epoch, Generation, GroupId, Incarnation, LogIndex, NodeId, RequestId,
+    SnapshotId, Term, VolumeId,
 };
 use crate::pages::Pages;
 use crate::repair::Repair;
 use bytes::Bytes;
 
 /// Version of this protocol. A node refuses a version that it does not know.
-pub const PROTOCOL_VERSION: u16 = 2;
+pub const PROTOCOL_VERSION: u16 = 3;
 
 /// Every message of the data path.
 #[derive(Clone, Debug, PartialEq)]
@@ -301,6 +301,13 @@ pub enum RequestOp {
         /// The snapshot's generation.
         generation: Generation,
     },
+    /// Begin the volume in the group as a clone of a snapshot. Nobody is attached to it yet.
+    Clone {
+        /// The term of the leader that the request is meant for.
+        term: Term,
+        /// The snapshot.
+        parent: SnapshotId,
+    },
     /// Who leads the group.
     Leader,
 }
@@ -387,4 +394,10 @@ pub enum Refusal {
     NoSnapshot = 13,
     /// The volume has as many snapshots as it may have.
     TooManySnapshots = 14,
+    /// Clones hang on the volume or snapshot: it can not be given up before them.
+    HasClones = 15,
+    /// The snapshot is that of a clone of a clone, and so on: no more can hang on it.
+    TooDeep = 16,
+    /// There is such a volume already, and it is no clone of this snapshot.
+    Exists = 17,
 }

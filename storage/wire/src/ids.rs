@@ -77,6 +77,15 @@ impl GroupId {
     pub const METADATA: GroupId = GroupId(u32::MAX);
 }
 
+/// A snapshot: a volume, and the generation that was frozen.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct SnapshotId {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The snapshot's generation.
+    pub generation: Generation,
+}
+
 /// One reactor of one node: where a frame is sent to.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Address {

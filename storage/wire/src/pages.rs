@@ -142,6 +142,8 @@ pub struct GranuleSums {
     pub number: u8,
     /// CRC-32C of each block; nothing for one that is not mapped.
     pub sums: [Option<u32>; GRANULE_BLOCKS],
+    /// A bit for each block of a clone that is not mapped and reads as zeros whatever the parent holds.
+    pub zeros: u16,
     /// What blocks were in snapshots, by generation, ascending.
     pub deltas: Vec<DeltaSums>,
 }
@@ -155,12 +157,14 @@ pub struct DeltaSums {
     pub held: u16,
     /// CRC-32C of the held blocks; nothing for one that was not mapped.
     pub sums: [Option<u32>; GRANULE_BLOCKS],
+    /// As in [`GranuleSums`], of the held blocks.
+    pub zeros: u16,
 }
 
 impl GranuleSums {
-    /// Whether it maps nothing and keeps nothing.
+    /// Whether it maps nothing, hides nothing of a parent and keeps nothing.
     pub fn is_empty(&self) -> bool {
-        self.sums.iter().all(Option::is_none) && self.deltas.is_empty()
+        self.sums.iter().all(Option::is_none) && self.zeros == 0 && self.deltas.is_empty()
     }
 
     /// A digest of its content, which is not 0 but for a granule that is empty.
@@ -168,18 +172,21 @@ impl GranuleSums {
         if self.is_empty() {
             return 0;
         }
-        let mut digest = words(0, &self.sums);
+        let mut digest = words(0, &self.sums, self.zeros);
         for delta in &self.deltas {
             digest = mix(digest, u64::from(delta.generation.0) << 16 | u64::from(delta.held));
-            digest = words(digest, &delta.sums);
+            digest = words(digest, &delta.sums, delta.zeros);
         }
         digest.max(1)
     }
 }
 
-fn words(digest: u64, sums: &[Option<u32>; GRANULE_BLOCKS]) -> u64 {
-    let word = |sum: &Option<u32>| sum.map_or(0, |sum| 1 << 32 | u64::from(sum));
-    sums.iter().map(word).fold(digest, mix)
+fn words(digest: u64, sums: &[Option<u32>; GRANULE_BLOCKS], zeros: u16) -> u64 {
+    let word = |(i, sum): (usize, &Option<u32>)| match sum {
+        Some(sum) => 1 << 32 | u64::from(*sum),
+        None => u64::from(zeros >> i & 1) << 33,
+    };
+    sums.iter().enumerate().map(word).fold(digest, mix)
 }
 
 /// The finalizer of splitmix64 over a running value.

@@ -14,7 +14,7 @@ use crate::frame::{
 };
 use crate::ids::{
     Address, ClusterId, Epoch, Generation, GroupId, Incarnation, LogIndex, NodeId, RequestId,
-    ShardId, Term, VolumeId,
+    ShardId, SnapshotId, Term, VolumeId,
 };
 use crate::pages::Step;
 use crate::repair::RepairStep;
@@ -447,6 +447,11 @@ fn request_op(r: &mut Reader<'_>) -> Result<RequestOp> {
             since: generation(r)?,
         },
         op::REVERT => RequestOp::Revert { term: r.term()?, generation: generation(r)? },
+        op::CLONE => {
+            let (term, generation) = (r.term()?, generation(r)?);
+            let volume = VolumeId(r.u64("parent")?);
+            RequestOp::Clone { term, parent: SnapshotId { volume, generation } }
+        }
         other => {
             let (value, max) = (u64::from(other), u64::from(op::MAX));
             return Err(CodecError::OutOfBounds { field: "operation", value, min: 1, max });
@@ -500,7 +505,7 @@ fn runs(r: &mut Reader<'_>) -> Result<Vec<(u32, bool)>> {
 }
 
 fn refusal(number: u8) -> Result<Refusal> {
-    const ALL: [Refusal; 14] = [
+    const ALL: [Refusal; 17] = [
         Refusal::Fenced,
         Refusal::LateDuplicate,
         Refusal::Behind,
@@ -515,6 +520,9 @@ fn refusal(number: u8) -> Result<Refusal> {
         Refusal::Frozen,
         Refusal::NoSnapshot,
         Refusal::TooManySnapshots,
+        Refusal::HasClones,
+        Refusal::TooDeep,
+        Refusal::Exists,
     ];
     ALL.into_iter().find(|refusal| *refusal as u8 == number).ok_or(CodecError::OutOfBounds {
         field: "refusal",

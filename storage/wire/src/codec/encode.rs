@@ -348,6 +348,10 @@ fn put_request(out: &mut BytesMut, request: &Request) {
             out.put_u8(op::DELETE);
             out.put_u64_le(term.0);
         }
+        RequestOp::Clone { term, parent } => {
+            put_control(out, op::CLONE, *term, parent.generation);
+            out.put_u64_le(parent.volume.0);
+        }
         RequestOp::Leader => out.put_u8(op::LEADER),
     }
 }

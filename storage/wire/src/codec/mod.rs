@@ -223,7 +223,8 @@ mod op {
     pub const DROP_SNAPSHOT: u8 = 9;
     pub const REVERT: u8 = 10;
     pub const CHANGES: u8 = 11;
-    pub const MAX: u8 = CHANGES;
+    pub const CLONE: u8 = 12;
+    pub const MAX: u8 = CLONE;
 }
 
 /// Numbers of a reply's outcomes.

@@ -5,7 +5,7 @@ use super::{BLOCK_END_MAX, CodecError};
 use crate::block::CHUNK_BLOCKS;
 use crate::buffer::Payload;
 use crate::disk::checkpoint::{GRANULE_BLOCKS, SNAPSHOTS_MAX, VolumeRecord};
-use crate::ids::{Epoch, Generation, GroupId, LogIndex, Term, VolumeId};
+use crate::ids::{Epoch, Generation, GroupId, LogIndex, SnapshotId, Term, VolumeId};
 use crate::membership::Membership;
 use crate::pages::{
     DeltaSums, GranuleSums, HeldBlocks, OFFER_PAGES_MAX, PageDigests, Pages, Step, VOLUMES_MAX,
@@ -25,12 +25,12 @@ mod step {
     pub const STOP: u8 = 8;
 }
 
-const VOLUME_BYTES: u64 = 27;
+const VOLUME_BYTES: u64 = 28;
 const PAGE_BYTES: u64 = 32;
 const HELD_BYTES: u64 = 3;
 const PAIR_BYTES: u64 = 5;
-const GRANULE_BYTES: u64 = 5;
-const DELTA_BYTES: u64 = 8;
+const GRANULE_BYTES: u64 = 7;
+const DELTA_BYTES: u64 = 10;
 const SUM_BYTES: u64 = 4;
 const BLOCK_BYTES: u64 = 6;
 /// Granules of a page.
@@ -118,6 +118,11 @@ fn put_volume(out: &mut BytesMut, id: VolumeId, volume: &VolumeRecord) {
     out.put_u32_le(volume.first.0);
     out.put_u16_le(volume.snapshots.len() as u16);
     volume.snapshots.iter().for_each(|snapshot| out.put_u32_le(snapshot.0));
+    out.put_u8(u8::from(volume.parent.is_some()));
+    if let Some(parent) = volume.parent {
+        out.put_u64_le(parent.volume.0);
+        out.put_u32_le(parent.generation.0);
+    }
 }
 
 fn put_digests(out: &mut BytesMut, page: &PageDigests) {
@@ -131,17 +136,18 @@ fn put_digests(out: &mut BytesMut, page: &PageDigests) {
 fn put_granule(out: &mut BytesMut, granule: &GranuleSums) {
     out.put_u8(granule.number);
     out.put_u16_le(granule.deltas.len() as u16);
-    put_sums(out, &granule.sums);
+    put_sums(out, &granule.sums, granule.zeros);
     for delta in &granule.deltas {
         out.put_u32_le(delta.generation.0);
         out.put_u16_le(delta.held);
-        put_sums(out, &delta.sums);
+        put_sums(out, &delta.sums, delta.zeros);
     }
 }
 
-fn put_sums(out: &mut BytesMut, sums: &Sums) {
+fn put_sums(out: &mut BytesMut, sums: &Sums, zeros: u16) {
     let mask = |m: u16, (i, sum): (usize, &Option<u32>)| m | u16::from(sum.is_some()) << i;
     out.put_u16_le(sums.iter().enumerate().fold(0, mask));
+    out.put_u16_le(zeros);
     sums.iter().flatten().for_each(|sum| out.put_u32_le(*sum));
 }
 
@@ -213,7 +219,7 @@ fn begin(r: &mut Reader<'_>) -> Result<Step, CodecError> {
         let min = volumes.last().map_or(from.0, |(id, _)| id.0.saturating_add(1));
         let id = r.u64("volume")?;
         bounded("volume", id, min, u64::MAX)?;
-        volumes.push((VolumeId(id), volume(r)?));
+        volumes.push((VolumeId(id), volume(r, VolumeId(id))?));
     }
     // Nothing is behind the last number there is.
     let full = volumes.windows(2).any(|w| w[0].0 >= w[1].0);
@@ -234,7 +240,7 @@ fn read_members(r: &mut Reader<'_>) -> Result<Membership, CodecError> {
     Membership::decode(bytes).map_err(CodecError::Members)
 }
 
-fn volume(r: &mut Reader<'_>) -> Result<VolumeRecord, CodecError> {
+fn volume(r: &mut Reader<'_>, id: VolumeId) -> Result<VolumeRecord, CodecError> {
     let (epoch, deleted) = (Epoch(r.u64("epoch")?), flag(r, "deleted")?);
     let (generation, first) = (Generation(r.u32("generation")?), Generation(r.u32("generation")?));
     let count = r.u16("snapshot count")?;
@@ -242,12 +248,26 @@ fn volume(r: &mut Reader<'_>) -> Result<VolumeRecord, CodecError> {
     r.need("snapshots", u64::from(count) * 4)?;
     let snapshots =
         (0..count).map(|_| r.u32("generation").map(Generation)).collect::<Result<_, _>>()?;
-    let volume = VolumeRecord { epoch, deleted, generation, first, snapshots };
+    let parent = parent(r, id)?;
+    let volume = VolumeRecord { epoch, deleted, generation, first, snapshots, parent };
     if !volume.is_sound() {
         let (value, max) = (u64::from(first.0), u64::from(generation.0));
         return Err(CodecError::OutOfBounds { field: "generation", value, min: 0, max });
     }
     Ok(volume)
+}
+
+/// The parent of a volume, which is never the volume itself.
+fn parent(r: &mut Reader<'_>, id: VolumeId) -> Result<Option<SnapshotId>, CodecError> {
+    if !flag(r, "parent")? {
+        return Ok(None);
+    }
+    let (volume, generation) = (VolumeId(r.u64("parent")?), Generation(r.u32("generation")?));
+    if volume == id {
+        let (value, max) = (volume.0, u64::MAX);
+        return Err(CodecError::OutOfBounds { field: "parent", value, min: 0, max });
+    }
+    Ok(Some(SnapshotId { volume, generation }))
 }
 
 fn offer(r: &mut Reader<'_>) -> Result<Step, CodecError> {
@@ -325,7 +345,7 @@ fn blocks(r: &mut Reader<'_>) -> Result<Step, CodecError> {
 fn granule(r: &mut Reader<'_>, number: u8) -> Result<GranuleSums, CodecError> {
     let count = r.u16("snapshot count")?;
     bounded("snapshot count", u64::from(count), 0, SNAPSHOTS_MAX as u64)?;
-    let sums = sums(r, u16::MAX)?;
+    let (sums, zeros) = sums(r, u16::MAX)?;
     r.need("snapshots", u64::from(count) * DELTA_BYTES)?;
     let mut deltas: Vec<DeltaSums> = Vec::with_capacity(usize::from(count));
     for _ in 0..count {
@@ -333,20 +353,21 @@ fn granule(r: &mut Reader<'_>, number: u8) -> Result<GranuleSums, CodecError> {
         let (generation, held) = (r.u32("generation")?, r.u16("held blocks")?);
         bounded("generation", u64::from(generation), min, u64::from(u32::MAX))?;
         bounded("held blocks", u64::from(held), 1, u64::from(u16::MAX))?;
-        let sums = self::sums(r, held)?;
-        deltas.push(DeltaSums { generation: Generation(generation), held, sums });
+        let (sums, zeros) = self::sums(r, held)?;
+        deltas.push(DeltaSums { generation: Generation(generation), held, sums, zeros });
     }
-    Ok(GranuleSums { number, sums, deltas })
+    Ok(GranuleSums { number, sums, zeros, deltas })
 }
 
-/// Checksums of mapped blocks, all of which are in `held`.
-fn sums(r: &mut Reader<'_>, held: u16) -> Result<Sums, CodecError> {
-    let mask = r.u16("mapped blocks")?;
+/// Checksums of mapped blocks, and the mask of zeros; all of which are in `held`.
+fn sums(r: &mut Reader<'_>, held: u16) -> Result<(Sums, u16), CodecError> {
+    let (mask, zeros) = (r.u16("mapped blocks")?, r.u16("zeros")?);
     bounded("mapped blocks", u64::from(mask & !held), 0, 0)?;
+    bounded("zeros", u64::from(zeros & (mask | !held)), 0, 0)?;
     r.need("checksums", u64::from(mask.count_ones()) * SUM_BYTES)?;
     let mut sums = Sums::default();
     for (_, slot) in sums.iter_mut().enumerate().filter(|(i, _)| mask >> i & 1 == 1) {
         *slot = Some(r.u32("checksum")?);
     }
-    Ok(sums)
+    Ok((sums, zeros))
 }

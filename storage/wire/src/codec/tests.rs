@@ -11,7 +11,7 @@ use crate::frame::{
 };
 use crate::ids::{
     Address, ClusterId, Epoch, Generation, GroupId, Incarnation, LogIndex, NodeId, RequestId,
-    ShardId, Term, VolumeId,
+    ShardId, SnapshotId, Term, VolumeId,
 };
 use crate::membership::Membership;
 use crate::pages::{DeltaSums, GranuleSums, HeldBlocks, PageDigests, Pages, Step};
@@ -201,6 +201,10 @@ fn request_op() -> impl Strategy<Value = RequestOp> {
             }
         }),
         any::<u64>().prop_map(|n| RequestOp::Delete { term: Term(n) }),
+        any::<(u64, u64, u32)>().prop_map(|(term, volume, generation)| {
+            let (volume, generation) = (VolumeId(volume), Generation(generation));
+            RequestOp::Clone { term: Term(term), parent: SnapshotId { volume, generation } }
+        }),
         Just(RequestOp::Leader),
     ]
 }
@@ -270,8 +274,15 @@ fn granule(number: u8, some: &BTreeMap<u8, Option<u32>>) -> GranuleSums {
     let mut sums = [None; 16];
     some.iter().for_each(|(block, sum)| sums[usize::from(*block)] = *sum);
     let held = some.keys().fold(0, |held, block| held | 1 << block);
-    let delta = |generation| DeltaSums { generation: Generation(generation), held, sums };
-    GranuleSums { number, sums, deltas: vec![delta(3), delta(7)] }
+    let mapped = (0..16).filter(|i| sums[*i].is_some()).fold(0, |mask, i| mask | 1 << i);
+    let delta = |generation| DeltaSums {
+        generation: Generation(generation),
+        held,
+        sums,
+        ..DeltaSums::default()
+    };
+    let deltas = vec![delta(3), DeltaSums { zeros: held & !mapped, ..delta(7) }];
+    GranuleSums { number, sums, zeros: !mapped & 0x5555, deltas }
 }
 
 fn members() -> Membership {
@@ -282,7 +293,9 @@ fn members() -> Membership {
 fn record(epoch: u64, deleted: bool) -> VolumeRecord {
     let snapshots = vec![Generation(4), Generation(6)];
     let (generation, first) = (Generation(9), Generation(2));
-    VolumeRecord { epoch: Epoch(epoch), deleted, generation, first, snapshots }
+    let parent = SnapshotId { volume: VolumeId(5), generation: Generation(epoch as u32 % 7) };
+    let parent = (!deleted && epoch % 2 == 0).then_some(parent);
+    VolumeRecord { epoch: Epoch(epoch), deleted, generation, first, snapshots, parent }
 }
 
 fn pages() -> impl Strategy<Value = Frame> {

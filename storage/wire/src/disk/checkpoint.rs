@@ -11,13 +11,15 @@
 //! | `E` group 4, run 8 | up to 256 entries of 27 bytes, see [`EntryPlace`] |
 //! | `G` group 4 | its members, see [`Membership`] |
 //! | `M` | the manifest |
-//! | `P` group 4, volume 8, chunk 8, granule 1 | last change 8, mapped blocks 2, their places; its deltas |
-//! | `V` group 4, volume 8 | epoch 8, deleted 1, generation 4, first generation 4, each snapshot 4 |
+//! | `P` group 4, volume 8, chunk 8, granule 1 | index of the last change 8, a slice of blocks; its deltas |
+//! | `V` group 4, volume 8 | epoch 8, flags 1, generation 4, first 4, parent 12 if any, each snapshot 4 |
 //!
-//! A delta of a snapshot: generation 4, mask of the blocks that it holds 2, mask of those that were mapped 2,
-//! the places of these. How places are written says `places.rs`. What a granule's blocks were in
-//! snapshots stands in its own record, so that the two are always of the same instant. An entry: term 8,
-//! segment 4, block of its batch 4, record 2, first payload block 4, payload blocks 4, type 1.
+//! Flags: 1 for a volume that is deleted, 2 for one that has a parent: volume 8, generation 4. A slice of
+//! blocks: mask of those that are mapped 2, mask of those that a clone unmapped and that read as zeros
+//! whatever its parent holds 2, the places of the mapped ones, as `places.rs` says. A delta of a snapshot:
+//! generation 4, mask of the blocks that it holds 2, a slice. What a granule's blocks were in snapshots
+//! stands in its own record, so that the two are always of the same instant. An entry: term 8, segment 4,
+//! block of its batch 4, record 2, first payload block 4, payload blocks 4, type 1.
 //!
 //! The manifest: cluster 8, node 4, shard 2, device 8, segment_bytes 8, number 8; where replay begins:
 //! segment 4, segment sequence 8, block 4, batch 8, checksum of the batch before 4, boot 8; the last
@@ -32,15 +34,15 @@ use crate::block::crc32c;
 use crate::disk::batch::HardStateFields;
 use crate::disk::field;
 use crate::ids::{
-    Address, ClusterId, Epoch, Generation, GroupId, LogIndex, NodeId, SegmentId, ShardId, Term,
-    VolumeId,
+    Address, ClusterId, Epoch, Generation, GroupId, LogIndex, NodeId, SegmentId, ShardId,
+    SnapshotId, Term, VolumeId,
 };
 use crate::membership::{ENTRY_KIND_MEMBERS, MembersChange, Membership};
 use bytes::Bytes;
 use places::{Places, mapped, put_places};
 
 /// Version of all records of a checkpoint.
-pub const CHECKPOINT_VERSION: u8 = 4;
+pub const CHECKPOINT_VERSION: u8 = 5;
 /// Blocks of a granule: what a checkpoint writes of a page that has changed.
 pub const GRANULE_BLOCKS: usize = 16;
 /// Entries of a run.
@@ -51,8 +53,13 @@ pub const SNAPSHOTS_MAX: usize = 1024;
 const GROUPS_MAX: usize = 1 << 16;
 
 const ENTRY_BYTES: usize = 27;
-const DELTA_BYTES: usize = 8;
+const GRANULE_BYTES: usize = 12;
+const DELTA_BYTES: usize = 10;
 const VOLUME_BYTES: usize = 17;
+const PARENT_BYTES: usize = 12;
+/// Flags of a volume.
+const DELETED: u8 = 1;
+const HAS_PARENT: u8 = 2;
 const MANIFEST_BYTES: usize = 38 + 36 + 12 + 4;
 const GROUP_BYTES: usize = 97;
 const SEGMENT_USE_BYTES: usize = 12;
@@ -207,6 +214,8 @@ pub struct Granule {
     pub changed_at: LogIndex,
     /// Where its blocks stand.
     pub places: Places,
+    /// A bit for each block of a clone that is not mapped and reads as zeros whatever the parent holds.
+    pub zeros: u16,
     /// What some of them were in snapshots, by generation, ascending.
     pub deltas: Vec<GranuleDelta>,
 }
@@ -220,6 +229,8 @@ pub struct GranuleDelta {
     pub held: u16,
     /// Where the held blocks stand; nothing for one that was not mapped.
     pub places: Places,
+    /// As in [`Granule`], of the held blocks.
+    pub zeros: u16,
 }
 
 /// A volume of a group, but for its blocks.
@@ -235,6 +246,8 @@ pub struct VolumeRecord {
     pub first: Generation,
     /// The generations whose snapshots are kept, ascending.
     pub snapshots: Vec<Generation>,
+    /// The snapshot that a clone reads as where it was neither written nor unmapped itself.
+    pub parent: Option<SnapshotId>,
 }
 
 impl VolumeRecord {
@@ -375,7 +388,11 @@ impl Record {
                 Ok(Record::Granule(group(key), volume, chunk, key[21], granule(body)?))
             }
             (Some(b'V'), 13) => {
-                Ok(Record::Volume(group(key), VolumeId(be64(key, 5)), volume(body)?))
+                let (id, volume) = (VolumeId(be64(key, 5)), volume(body)?);
+                if volume.parent.is_some_and(|parent| parent.volume == id) {
+                    return Err(CheckpointError::Field("parent"));
+                }
+                Ok(Record::Volume(group(key), id, volume))
             }
             _ => Err(CheckpointError::Key),
         }
@@ -444,23 +461,41 @@ fn entries(body: &[u8]) -> Result<Vec<EntryPlace>, CheckpointError> {
 
 fn put_volume(v: &VolumeRecord, out: &mut Vec<u8>) {
     out.extend_from_slice(&v.epoch.0.to_le_bytes());
-    out.push(u8::from(v.deleted));
-    for generation in [v.generation, v.first].iter().chain(&v.snapshots) {
-        out.extend_from_slice(&generation.0.to_le_bytes());
+    let parent = if v.parent.is_some() { HAS_PARENT } else { 0 };
+    out.push(parent | if v.deleted { DELETED } else { 0 });
+    out.extend_from_slice(&v.generation.0.to_le_bytes());
+    out.extend_from_slice(&v.first.0.to_le_bytes());
+    if let Some(parent) = v.parent {
+        out.extend_from_slice(&parent.volume.0.to_le_bytes());
+        out.extend_from_slice(&parent.generation.0.to_le_bytes());
     }
+    v.snapshots.iter().for_each(|g| out.extend_from_slice(&g.0.to_le_bytes()));
 }
 
 fn volume(body: &[u8]) -> Result<VolumeRecord, CheckpointError> {
     let tail = body.get(VOLUME_BYTES..).ok_or(CheckpointError::Length)?;
+    let flags = body[8];
+    if flags & !(DELETED | HAS_PARENT) != 0 {
+        return Err(CheckpointError::Field("flags"));
+    }
+    let (parent, tail) = match flags & HAS_PARENT {
+        0 => (None, tail),
+        _ => {
+            let (b, tail) = tail.split_at_checked(PARENT_BYTES).ok_or(CheckpointError::Length)?;
+            let (volume, generation) = (VolumeId(field::u64(b, 0)), Generation(field::u32(b, 8)));
+            (Some(SnapshotId { volume, generation }), tail)
+        }
+    };
     if !tail.len().is_multiple_of(4) || tail.len() / 4 > SNAPSHOTS_MAX {
         return Err(CheckpointError::Length);
     }
     let volume = VolumeRecord {
         epoch: Epoch(field::u64(body, 0)),
-        deleted: body[8] != 0,
+        deleted: flags & DELETED != 0,
         generation: Generation(field::u32(body, 9)),
         first: Generation(field::u32(body, 13)),
         snapshots: tail.chunks_exact(4).map(|b| Generation(field::u32(b, 0))).collect(),
+        parent,
     };
     if !volume.is_sound() {
         return Err(CheckpointError::Field("generation"));
@@ -471,20 +506,26 @@ fn volume(body: &[u8]) -> Result<VolumeRecord, CheckpointError> {
 fn put_granule(g: &Granule, out: &mut Vec<u8>) {
     out.extend_from_slice(&g.changed_at.0.to_le_bytes());
     out.extend_from_slice(&mapped(&g.places).to_le_bytes());
+    out.extend_from_slice(&g.zeros.to_le_bytes());
     put_places(&g.places, out);
     for delta in &g.deltas {
         out.extend_from_slice(&delta.generation.0.to_le_bytes());
         out.extend_from_slice(&delta.held.to_le_bytes());
         out.extend_from_slice(&mapped(&delta.places).to_le_bytes());
+        out.extend_from_slice(&delta.zeros.to_le_bytes());
         put_places(&delta.places, out);
     }
 }
 
 fn granule(body: &[u8]) -> Result<Granule, CheckpointError> {
-    if body.len() < 10 {
+    if body.len() < GRANULE_BYTES {
         return Err(CheckpointError::Length);
     }
-    let (places, mut rest) = places::places(field::u16(body, 8), &body[10..])?;
+    let (mask, zeros) = (field::u16(body, 8), field::u16(body, 10));
+    if mask & zeros != 0 {
+        return Err(CheckpointError::Field("zeros"));
+    }
+    let (places, mut rest) = places::places(mask, &body[GRANULE_BYTES..])?;
     let changed_at = LogIndex(field::u64(body, 0));
     let mut deltas: Vec<GranuleDelta> = Vec::new();
     while !rest.is_empty() {
@@ -492,7 +533,10 @@ fn granule(body: &[u8]) -> Result<Granule, CheckpointError> {
             return Err(CheckpointError::Length);
         }
         let (generation, held) = (Generation(field::u32(rest, 0)), field::u16(rest, 4));
-        let mask = field::u16(rest, 6);
+        let (mask, zeros) = (field::u16(rest, 6), field::u16(rest, 8));
+        if zeros & !held != 0 || zeros & mask != 0 {
+            return Err(CheckpointError::Field("zeros"));
+        }
         if held == 0 || mask & !held != 0 {
             return Err(CheckpointError::Field("held blocks"));
         }
@@ -500,10 +544,10 @@ fn granule(body: &[u8]) -> Result<Granule, CheckpointError> {
             return Err(CheckpointError::Field("generation"));
         }
         let (places, behind) = places::places(mask, &rest[DELTA_BYTES..])?;
-        deltas.push(GranuleDelta { generation, held, places });
+        deltas.push(GranuleDelta { generation, held, places, zeros });
         rest = behind;
     }
-    Ok(Granule { changed_at, places, deltas })
+    Ok(Granule { changed_at, places, zeros, deltas })
 }
 
 fn put_manifest(m: &Manifest, out: &mut Vec<u8>) {

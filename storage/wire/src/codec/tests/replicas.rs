@@ -77,9 +77,13 @@ fn page_messages_out_of_order_or_bounds_are_refused() {
             generation: Generation(generation),
             held,
             sums,
+            ..DeltaSums::default()
         };
         GranuleSums { deltas: deltas.iter().map(delta).collect(), ..bare(1) }
     };
+    // Mapped and zeros at once, and zeros of what is not held.
+    let zeros = |zeros| GranuleSums { zeros, sums: kept(&[(5, 8)]).deltas[0].sums, ..bare(1) };
+    let unheld = DeltaSums { generation: Generation(5), held: 8, zeros: 2, ..DeltaSums::default() };
     let begin = |start, start_term, from, more, volumes| {
         let (start, start_term) = (LogIndex(start), Term(start_term));
         Step::Begin { start, start_term, members: members(), from: VolumeId(from), more, volumes }
@@ -109,6 +113,8 @@ fn page_messages_out_of_order_or_bounds_are_refused() {
         sent(vec![kept(&[(5, 0)])], Vec::new()),
         sent(vec![kept(&[(5, 1)])], Vec::new()),
         sent(vec![kept(&[(5, 8), (5, 8)])], Vec::new()),
+        sent(vec![zeros(8)], Vec::new()),
+        sent(vec![GranuleSums { deltas: vec![unheld], ..bare(1) }], Vec::new()),
         begin(0, 1, 0, false, Vec::new()),
         begin(1, 0, 0, false, Vec::new()),
         begin(1, 1, 0, true, Vec::new()),
@@ -116,6 +122,7 @@ fn page_messages_out_of_order_or_bounds_are_refused() {
         begin(1, 1, 0, false, vec![volume(u64::MAX), volume(u64::MAX)]),
         begin(1, 1, 8, false, vec![volume(7)]),
         begin(1, 1, 0, false, vec![(VolumeId(7), late)]),
+        begin(1, 1, 0, false, vec![(VolumeId(5), record(4, false))]),
     ];
     for step in bad {
         let bytes = wire(&[page_message(step.clone())]);
@@ -132,8 +139,14 @@ fn the_digest_of_a_granule_tells_its_parts_apart() {
     };
     let live = |sums| GranuleSums { sums, ..GranuleSums::default() };
     let kept = |generation, held, sums| {
-        let deltas = vec![DeltaSums { generation: Generation(generation), held, sums }];
+        let generation = Generation(generation);
+        let deltas = vec![DeltaSums { generation, held, sums, ..DeltaSums::default() }];
         GranuleSums { deltas, ..GranuleSums::default() }
+    };
+    let zeros = |at: u16| GranuleSums { zeros: 1 << at, ..GranuleSums::default() };
+    let kept_zero = |zeros| {
+        let delta = DeltaSums { generation: Generation(1), held: 3, zeros, ..DeltaSums::default() };
+        GranuleSums { deltas: vec![delta], ..GranuleSums::default() }
     };
     let all = [
         live([None; 16]),
@@ -144,6 +157,10 @@ fn the_digest_of_a_granule_tells_its_parts_apart() {
         kept(1, 1, [None; 16]),
         kept(1, 3, [None; 16]),
         kept(1, 3, one(1, 5)),
+        zeros(0),
+        zeros(1),
+        kept_zero(1),
+        kept_zero(3),
     ];
     let digests: std::collections::BTreeSet<u64> = all.iter().map(GranuleSums::digest).collect();
     assert_eq!((digests.len(), all[0].digest()), (all.len(), 0));

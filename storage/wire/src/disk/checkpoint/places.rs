@@ -15,6 +15,8 @@ pub type Places = [Option<Place>; GRANULE_BLOCKS];
 
 /// The most bytes of a number.
 const NUMBER_BYTES: usize = 5;
+/// Blocks of a segment have lower numbers than this; those from it on have other meanings in memory.
+const BLOCKS_END: u32 = u32::MAX - 1;
 
 /// A bit for each block that is mapped.
 pub fn mapped(places: &Places) -> u16 {
@@ -52,7 +54,7 @@ pub fn places(mask: u16, mut bytes: &[u8]) -> Result<(Places, &[u8]), Checkpoint
         if !(0..i64::from(SEGMENTS_MAX)).contains(&segment) {
             return Err(CheckpointError::Field("segment"));
         }
-        let block = u32::try_from(next).ok().filter(|block| *block != u32::MAX);
+        let block = u32::try_from(next).ok().filter(|block| *block < BLOCKS_END);
         let block = block.ok_or(CheckpointError::Field("block"))?;
         let (checksum, rest) = bytes.split_at_checked(4).ok_or(CheckpointError::Length)?;
         *slot = Some((SegmentId(segment as u32), block, field::u32(checksum, 0)));
@@ -94,7 +96,7 @@ mod tests {
     }
 
     fn place() -> impl Strategy<Value = Option<Place>> {
-        let block = prop_oneof![0..8u32, 0..(1u32 << 18), Just(u32::MAX - 1)];
+        let block = prop_oneof![0..8u32, 0..(1u32 << 18), Just(BLOCKS_END - 1)];
         let segment = prop_oneof![0..4u32, 0..SEGMENTS_MAX];
         proptest::option::of((segment.prop_map(SegmentId), block, any::<u32>()))
     }
@@ -117,7 +119,7 @@ mod tests {
         ) {
             if let Ok((all, rest)) = places(mask, &bytes) {
                 prop_assert_eq!(mapped(&all), mask);
-                prop_assert!(all.iter().flatten().all(|p| p.0.0 < SEGMENTS_MAX && p.1 < u32::MAX));
+                prop_assert!(all.iter().flatten().all(|p| p.0.0 < SEGMENTS_MAX && p.1 < BLOCKS_END));
                 prop_assert!(rest.len() <= bytes.len());
             }
         }
@@ -147,7 +149,7 @@ mod tests {
         assert_eq!(refused(&[1, 0xff, 0xff, 0xff, 0xff, 0x7f, 0, 0, 0, 0]), "block");
         assert_eq!(refused(&[0xff; 12]), "number");
         // Behind the last block that a segment can have.
-        let last = [1, 0xfe, 0xff, 0xff, 0xff, 0x0f, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let last = [1, 0xfd, 0xff, 0xff, 0xff, 0x0f, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         assert_eq!(places(3, &last), Err(CheckpointError::Field("block")));
     }
 }

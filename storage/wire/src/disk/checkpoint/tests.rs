@@ -16,7 +16,12 @@ fn samples() -> Vec<Record> {
         generation: Generation(9),
         first: Generation(1),
         snapshots: vec![Generation(2), Generation(8)],
+        parent: None,
     };
+    let parent = SnapshotId { volume: VolumeId(3), generation: Generation(4) };
+    let clone = VolumeRecord { parent: Some(parent), ..volume.clone() };
+    let mut zeros = versions.clone();
+    (zeros.zeros, zeros.deltas[1].zeros) = (0x0102, 1);
     let entry = EntryPlace {
         term: Term(3),
         segment: SegmentId(9),
@@ -80,6 +85,8 @@ fn samples() -> Vec<Record> {
         ),
         Record::Members(GroupId(1), members),
         Record::Command(LogIndex(3), entry_of(ENTRY_KIND_MEMBERS, leave)),
+        Record::Granule(GroupId(1), VolumeId(5), 0, 2, zeros),
+        Record::Volume(GroupId(1), VolumeId(7), clone),
     ]
 }
 
@@ -133,10 +140,13 @@ fn generations_that_contradict_each_other_are_refused() {
         let (key, value) = encoded(&Record::Volume(group, id, bad));
         assert!(matches!(Record::decode(&key, &value), Err(CheckpointError::Field(_))));
     }
-    let spoils: [fn(&mut Granule); 3] = [
+    let spoils: [fn(&mut Granule); 6] = [
         |g| g.deltas[0].held = 0,
         |g| g.deltas[0].held = 1,
         |g| g.deltas[1].generation = Generation(2),
+        |g| g.zeros = 1,
+        |g| g.deltas[0].zeros = 2,
+        |g| g.deltas[0].zeros = 4,
     ];
     for spoil in spoils {
         let Record::Granule(group, id, chunk, number, mut bad) = good[6].clone() else {
@@ -182,4 +192,12 @@ fn a_manifest_that_contradicts_itself_is_refused() {
         let (key, value) = encoded(&Record::Manifest(bad));
         assert!(matches!(Record::decode(&key, &value), Err(CheckpointError::Field(_))));
     }
+}
+
+#[test]
+fn a_volume_is_not_its_own_parent() {
+    let Some(Record::Volume(group, _, clone)) = samples().pop() else { panic!("the order") };
+    let id = clone.parent.map(|parent| parent.volume).expect("it has a parent");
+    let (key, value) = encoded(&Record::Volume(group, id, clone));
+    assert_eq!(Record::decode(&key, &value), Err(CheckpointError::Field("parent")));
 }

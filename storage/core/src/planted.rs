@@ -102,6 +102,12 @@ pub enum Bug {
     DeltaLost,
     /// Dropping a snapshot gives back what an older one needs.
     MergeDropsOlder,
+    /// What a clone has not written reads as its parent does now, not as the parent's snapshot.
+    CloneReadsParentNow,
+    /// What a clone has unmapped reads as its parent does.
+    UnmappedShowsParent,
+    /// A snapshot is dropped, a volume deleted or reverted behind the clones that hang on it.
+    ClonesForgotten,
     /// A leader that is much slower than the others goes on leading.
     SlowLeaderStays,
     /// A leader that is slow hands over although the others are no faster.

@@ -255,9 +255,13 @@ impl Group {
             return None;
         }
         let (volume, epoch, incarnation) = (command.volume(), *epoch, *incarnation);
+        // Generations and volumes are never used twice, so that a late copy does nothing.
+        let any = matches!(
+            command,
+            Command::Freeze { .. } | Command::DropSnapshot { .. } | Command::Clone { .. }
+        );
         let session = match command {
-            // Generations are never used twice, so that a late copy does nothing.
-            Command::Freeze { .. } | Command::DropSnapshot { .. } => Ok(()),
+            _ if any => Ok(()),
             Command::Fence { .. } => self.replica.check_not_fenced(volume, epoch, false),
             // Applying a delete checks no epoch, so it may not be proposed behind a higher one's fence.
             Command::Delete { .. } if self.is_being_fenced(volume, epoch) => Err(Refusal::Fenced),
@@ -268,7 +272,6 @@ impl Group {
             }
             _ => self.replica.check_epoch(volume, epoch),
         };
-        let any = matches!(command, Command::Freeze { .. } | Command::DropSnapshot { .. });
         let session = session.and_then(|()| match any {
             true => Ok(()),
             false => self.admit_session(cx, volume, (epoch, incarnation)),

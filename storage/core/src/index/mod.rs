@@ -3,7 +3,7 @@
 //! A [`VolumeIndex`] maps block numbers of one volume, in one group, to places in the log and the
 //! checksums of their content. It has two levels: a directory of pages, one for each chunk of
 //! 1024 blocks, and in a page 12 bytes a block. A page that maps nothing keeps only the log index
-//! of its last change. What blocks were in snapshots stands beside the page, see `versions`. Every
+//! of its last change, and a bit for each block if blocks were unmapped in a clone. What blocks were in snapshots stands beside the page, see `versions`. Every
 //! change also tells [`Usage`], which counts live blocks by segment.
 
 mod page;
@@ -12,7 +12,7 @@ mod random;
 mod usage;
 mod versions;
 
-pub use page::{BlockPlace, Page};
+pub use page::{BlockPlace, BlockState, Page};
 pub use usage::Usage;
 
 use crate::log::Location;
@@ -82,21 +82,26 @@ impl VolumeIndex {
         (clean && dirty).then_some(chunk)
     }
 
-    /// Unmaps the blocks of `range`. A chunk that was never written stays unknown. Keeps what they were,
-    /// and gives the chunk, as [`VolumeIndex::map`] does.
+    /// Unmaps the blocks of `range`. A chunk that was never written stays unknown, but for a clone's: what
+    /// its parent holds is to be hidden. Keeps what they were, and gives the chunk, as
+    /// [`VolumeIndex::map`] does.
     pub fn unmap(
         &mut self,
         range: BlockRange,
+        hide: bool,
         at: LogIndex,
         newest: Option<Generation>,
         usage: &mut Usage,
     ) -> Option<u64> {
         let (chunk, block) = split(range);
         let fresh = self.fresh(chunk, at);
-        let page = self.pages.get_mut(&chunk)?;
+        let page = match hide {
+            true => self.pages.entry(chunk).or_default(),
+            false => self.pages.get_mut(&chunk)?,
+        };
         let (before, clean) = (page.footprint(), !page.is_dirty());
-        for (start, count) in fresh_runs(block, range.count as usize, fresh) {
-            page.unmap(start, count, at, newest, usage);
+        for run in fresh_runs(block, range.count as usize, fresh) {
+            page.unmap(run, hide, at, newest, usage);
         }
         let (after, dirty) = (page.footprint(), page.is_dirty());
         self.account(before, after);
@@ -241,7 +246,7 @@ impl VolumeIndex {
     /// Counts the live blocks of all pages, snapshots included.
     pub fn recount(&self, usage: &mut Usage) {
         for page in self.pages.values() {
-            let kept = page.kept().filter_map(|(.., was)| was);
+            let kept = page.kept().filter_map(|(.., was)| was.place());
             page.iter().map(|(_, place)| place).chain(kept).for_each(|p| usage.add(p.segment, 1));
         }
     }
@@ -404,7 +409,7 @@ mod tests {
         assert_eq!(page.get(8), Some(BlockPlace { checksum: 9, ..place(1, 102) }));
         assert_eq!(index.mapped_blocks(), 3);
 
-        index.unmap(range(1024, 8), LogIndex(9), None, &mut usage);
+        index.unmap(range(1024, 8), false, LogIndex(9), None, &mut usage);
         assert_eq!(index.mapped_blocks(), 1);
         let (page, _) = index.page(range(1024, 1));
         assert_eq!(page.unwrap().changed_at(), LogIndex(9));
@@ -415,7 +420,7 @@ mod tests {
         let (mut index, mut usage) = (VolumeIndex::new(), Usage::default());
         index.map(range(0, 1), place(0, 1), [1].into_iter(), LogIndex(1), None, &mut usage);
         let full = index.memory();
-        index.unmap(range(0, 1024), LogIndex(2), None, &mut usage);
+        index.unmap(range(0, 1024), false, LogIndex(2), None, &mut usage);
         assert!(index.memory() + Page::TABLE_BYTES <= full);
         assert_eq!(index.page(range(0, 1)).0.unwrap().changed_at(), LogIndex(2));
         assert_eq!(index.page(range(0, 1)).0.unwrap().get(0), None);
@@ -424,15 +429,29 @@ mod tests {
     #[test]
     fn unmapping_what_was_never_written_changes_nothing() {
         let (mut index, mut usage) = (VolumeIndex::new(), Usage::default());
-        index.unmap(range(5, 5), LogIndex(3), None, &mut usage);
+        index.unmap(range(5, 5), false, LogIndex(3), None, &mut usage);
         assert!(index.page(range(5, 5)).0.is_none());
+        assert_eq!(index.mapped_blocks(), 0);
+    }
+
+    #[test]
+    fn what_a_clone_unmaps_takes_a_bit_a_block() {
+        let (mut index, mut usage) = (VolumeIndex::new(), Usage::default());
+        index.unmap(range(0, 1024), true, LogIndex(3), None, &mut usage);
+        let (page, small) = (index.page(range(0, 1)).0.unwrap(), index.memory());
+        assert_eq!((page.state(None, 0), page.zeros().count()), (BlockState::Zeros, 1024));
+        index.map(range(7, 1), place(0, 1), [1].into_iter(), LogIndex(4), None, &mut usage);
+        let page = index.page(range(0, 1)).0.unwrap();
+        assert_eq!((page.state(None, 7).place().is_some(), page.zeros().count()), (true, 1023));
+        assert!(small + Page::TABLE_BYTES <= index.memory());
+        index.clear(&mut usage);
         assert_eq!(index.mapped_blocks(), 0);
     }
 
     #[test]
     #[should_panic(expected = "crosses the border of a chunk")]
     fn a_range_across_chunks_is_a_bug_of_the_caller() {
-        VolumeIndex::new().unmap(range(1023, 2), LogIndex(1), None, &mut Usage::default());
+        VolumeIndex::new().unmap(range(1023, 2), false, LogIndex(1), None, &mut Usage::default());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! One page: the places of a chunk's 1024 blocks, now and in the volume's snapshots.
 
 use super::usage::{Dying, Usage};
-use super::versions::{Delta, Versions};
+use super::versions::{Bits, Delta, Versions};
 use crate::log::Location;
 use basalt_wire::block::CHUNK_BLOCKS;
 use basalt_wire::disk::checkpoint::{GRANULE_BLOCKS, Granule, Place};
@@ -20,6 +20,27 @@ pub struct BlockPlace {
     pub checksum: u32,
 }
 
+/// What a page says of a block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BlockState {
+    /// Nothing stands here. A clone reads as its parent does, any other volume as zeros.
+    Open,
+    /// The block was unmapped in a clone: it reads as zeros whatever the parent holds.
+    Zeros,
+    /// The block stands here.
+    At(BlockPlace),
+}
+
+impl BlockState {
+    /// Where the block stands, if it is mapped.
+    pub fn place(self) -> Option<BlockPlace> {
+        match self {
+            BlockState::At(place) => Some(place),
+            _ => None,
+        }
+    }
+}
+
 /// A place as it stands in memory, or none.
 #[derive(Clone, Copy)]
 pub(super) struct Packed {
@@ -31,9 +52,23 @@ pub(super) struct Packed {
 impl Packed {
     /// Not mapped.
     pub(super) const HOLE: Packed = Packed { segment: 0, block: UNMAPPED, checksum: 0 };
+    /// Not mapped, and hiding what a parent holds. Never stands in the table of a page.
+    pub(super) const ZEROS: Packed = Packed { segment: 0, block: ZEROED, checksum: 0 };
 
     pub(super) fn is_mapped(&self) -> bool {
-        self.block != UNMAPPED
+        self.block < ZEROED
+    }
+
+    pub(super) fn is_zeros(&self) -> bool {
+        self.block == ZEROED
+    }
+
+    pub(super) fn state(self) -> BlockState {
+        match self.get() {
+            Some(place) => BlockState::At(place),
+            None if self.is_zeros() => BlockState::Zeros,
+            None => BlockState::Open,
+        }
     }
 
     pub(super) fn get(&self) -> Option<BlockPlace> {
@@ -59,6 +94,8 @@ impl Packed {
 
 /// Blocks of a segment are counted from 0 and far fewer than this, so it can mean "not mapped".
 const UNMAPPED: u32 = u32::MAX;
+/// Likewise: "unmapped in a clone".
+const ZEROED: u32 = u32::MAX - 1;
 
 /// The places of a chunk's blocks.
 #[derive(Default)]
@@ -72,6 +109,8 @@ pub struct Page {
     /// Granules that a checkpoint holds.
     stored: u64,
     table: Option<Box<[Packed; BLOCKS]>>,
+    /// The blocks that were unmapped in a clone. They are not mapped.
+    zeros: Option<Box<Bits>>,
     /// What blocks were in snapshots. A page that did not change since the oldest has nothing here.
     versions: Option<Box<Versions>>,
 }
@@ -109,17 +148,31 @@ impl Page {
         self.mapped
     }
 
-    /// Where a block stands; nothing if it reads as zeros.
+    /// Where a block stands; nothing if it is not mapped here.
     pub fn get(&self, block: usize) -> Option<BlockPlace> {
         self.table.as_ref()?[block].get()
     }
 
-    /// Where a block stood when a generation was frozen.
-    pub fn get_in(&self, snapshot: Generation, block: usize) -> Option<BlockPlace> {
-        match self.versions.as_ref().and_then(|versions| versions.view(snapshot, block)) {
-            Some(was) => was.get(),
-            None => self.get(block),
+    /// What it says of a block, as it is or when a generation was frozen.
+    pub fn state(&self, snapshot: Option<Generation>, block: usize) -> BlockState {
+        let view = |snapshot| self.versions.as_ref()?.view(snapshot, block);
+        match snapshot.and_then(view) {
+            Some(was) => was.state(),
+            None => self.now(block).state(),
         }
+    }
+
+    fn now(&self, block: usize) -> Packed {
+        match &self.table {
+            Some(table) if table[block].is_mapped() => table[block],
+            _ if self.zeros.as_ref().is_some_and(|zeros| zeros.get(block)) => Packed::ZEROS,
+            _ => Packed::HOLE,
+        }
+    }
+
+    /// The blocks that read as zeros whatever a parent holds, in order.
+    pub fn zeros(&self) -> impl Iterator<Item = usize> + '_ {
+        self.zeros.iter().flat_map(|zeros| zeros.iter())
     }
 
     /// Whether a block was changed behind a snapshot and before another one was frozen, or up to now.
@@ -138,11 +191,11 @@ impl Page {
         (0..blocks).filter_map(|block| self.get(block).map(|place| (block, place)))
     }
 
-    /// Every block that is kept for a snapshot, by generation and block, and where it stood.
-    pub fn kept(&self) -> impl Iterator<Item = (Generation, usize, Option<BlockPlace>)> + '_ {
+    /// Every block that is kept for a snapshot, by generation and block, and what it was.
+    pub fn kept(&self) -> impl Iterator<Item = (Generation, usize, BlockState)> + '_ {
         let deltas = self.versions.iter().flat_map(|versions| versions.iter());
         deltas.flat_map(|(generation, delta)| {
-            delta.iter().map(move |(block, was)| (generation, block, was.get()))
+            delta.iter().map(move |(block, was)| (generation, block, was.state()))
         })
     }
 
@@ -163,36 +216,48 @@ impl Page {
         for (i, (slot, checksum)) in table[block..].iter_mut().zip(sums).enumerate() {
             let place =
                 Packed { segment: first.segment.0, block: first.block + i as u32, checksum };
-            let was = std::mem::replace(slot, place);
+            let mut was = std::mem::replace(slot, place);
+            if let Some(zeros) = &mut self.zeros
+                && zeros.take(block + i)
+            {
+                was = Packed::ZEROS;
+            }
             fresh += u32::from(!was.is_mapped());
             kept += retire(keeper.as_deref_mut(), block + i, was, &mut dying);
             count = i + 1;
         }
         dying.finish();
+        self.zeros.take_if(|zeros| zeros.is_empty());
         usage.add(first.segment, count as u32);
         self.mapped += fresh;
         self.kept += kept;
         self.changed(at, granules(block, count));
     }
 
-    /// Unmaps blocks. What they were is kept as for [`Page::map`]; one that was not mapped stays so.
+    /// Unmaps blocks. What they were is kept as for [`Page::map`]; one that was not mapped stays so. What a
+    /// parent holds there is to be hidden by a clone.
     pub(super) fn unmap(
         &mut self,
-        block: usize,
-        count: usize,
+        (block, count): (usize, usize),
+        hide: bool,
         at: LogIndex,
         newest: Option<Generation>,
         usage: &mut Usage,
     ) {
-        if let Some(table) = &mut self.table {
+        if hide || self.table.is_some() {
             let mut dying = Dying::new(usage);
             let mut keeper =
                 newest.map(|newest| self.versions.get_or_insert_default().delta(newest));
-            for (i, slot) in table[block..block + count].iter_mut().enumerate() {
-                if slot.is_mapped() {
-                    let was = std::mem::replace(slot, Packed::HOLE);
+            for block in block..block + count {
+                let slot = self.table.as_mut().map(|table| &mut table[block]);
+                let mut was = Packed::HOLE;
+                if let Some(slot) = slot.filter(|slot| slot.is_mapped()) {
+                    was = std::mem::replace(slot, Packed::HOLE);
                     self.mapped -= 1;
-                    self.kept += retire(keeper.as_deref_mut(), block + i, was, &mut dying);
+                }
+                let hidden = hide && self.zeros.get_or_insert_default().put(block);
+                if was.is_mapped() || hidden {
+                    self.kept += retire(keeper.as_deref_mut(), block, was, &mut dying);
                 }
             }
             dying.finish();
@@ -232,10 +297,12 @@ impl Page {
     ) -> bool {
         let Some(versions) = &mut self.versions else { return false };
         let table = self.table.get_or_insert_with(empty_table);
-        let mapped = &mut self.mapped;
+        let (mapped, zeros) = (&mut self.mapped, self.zeros.get_or_insert_default());
         let mut dying = Dying::new(usage);
         let revert = |block: usize, was: Packed, dying: &mut Dying<'_>| {
-            let now = std::mem::replace(&mut table[block], was);
+            let (slot, hides) = if was.is_zeros() { (Packed::HOLE, true) } else { (was, false) };
+            let _ = if hides { zeros.put(block) } else { zeros.take(block) };
+            let now = std::mem::replace(&mut table[block], slot);
             *mapped = *mapped + u32::from(was.is_mapped()) - u32::from(now.is_mapped());
             release(now, dying);
         };
@@ -267,6 +334,9 @@ impl Page {
             }
         }
         dying.finish();
+        if let Some(zeros) = &mut self.zeros {
+            touched |= zeros.clear(fresh);
+        }
         self.settle();
         self.changed_if(touched, at) || reverted
     }
@@ -289,6 +359,7 @@ impl Page {
         if self.mapped == 0 {
             self.table = None;
         }
+        self.zeros.take_if(|zeros| zeros.is_empty());
         if let Some(versions) = &mut self.versions {
             versions.prune();
             if versions.is_empty() {
@@ -360,6 +431,7 @@ impl Page {
             let blocks = &table[first..first + GRANULE_BLOCKS];
             granule.places.iter_mut().zip(blocks).for_each(|(to, from)| *to = from.to_place());
         }
+        granule.zeros = self.zeros.as_ref().map_or(0, |zeros| zeros.of_granule(number.into()));
         if let Some(versions) = &self.versions {
             granule.deltas = versions.of_granule(usize::from(number));
         }
@@ -376,6 +448,9 @@ impl Page {
                 self.mapped -= 1;
                 release(std::mem::replace(slot, Packed::HOLE), &mut dying);
             }
+        }
+        if let Some(zeros) = &mut self.zeros {
+            zeros.clear(1 << number);
         }
         if let Some(versions) = &mut self.versions {
             versions.clear_granule(usize::from(number), &mut dying);
@@ -414,7 +489,13 @@ impl Page {
         let first = usize::from(number) * GRANULE_BLOCKS;
         self.changed_at = self.changed_at.max(granule.changed_at);
         for (i, place) in granule.places.iter().enumerate() {
+            if granule.zeros >> i & 1 == 1 {
+                self.zeros.get_or_insert_default().put(first + i);
+            }
             let Some((segment, ..)) = *place else { continue };
+            if let Some(zeros) = &mut self.zeros {
+                zeros.take(first + i);
+            }
             let slot = &mut self.table.get_or_insert_with(empty_table)[first + i];
             if slot.is_mapped() {
                 usage.sub(SegmentId(slot.segment), 1);
@@ -435,7 +516,8 @@ impl Page {
         let table = u64::from(self.table.is_some()) * Page::TABLE_BYTES;
         let versions = self.versions.as_ref().map_or(0, |versions| versions.memory());
         let kept = u64::from(self.kept);
-        let bytes = table + versions + kept * size_of::<Packed>() as u64;
+        let zeros = self.zeros.as_ref().map_or(0, |_| size_of::<Bits>() as u64);
+        let bytes = table + zeros + versions + kept * size_of::<Packed>() as u64;
         Footprint { mapped: u64::from(self.mapped), kept, bytes }
     }
 }

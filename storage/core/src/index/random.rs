@@ -54,7 +54,7 @@ fn apply(index: &mut VolumeIndex, usage: &mut Usage, step: &Step, at: LogIndex) 
             index.map(BlockRange { block, count }, place, sums, at, None, usage);
         }
         Step::Unmap { block, count } => {
-            index.unmap(BlockRange { block, count }, at, None, usage);
+            index.unmap(BlockRange { block, count }, block % 2 == 0, at, None, usage);
         }
         Step::Relocate { block, segment, at: first, stale } => {
             let to = Location { segment: SegmentId(segment), block: first };
@@ -88,11 +88,15 @@ proptest! {
     }
 }
 
+/// Where blocks stand; nothing for one that was unmapped in a clone.
+type Copy = BTreeMap<u64, Option<(u32, u32)>>;
+
 /// A volume with snapshots as a naive mind keeps it: whole copies.
 #[derive(Default)]
 struct Copies {
-    now: BTreeMap<u64, (u32, u32)>,
-    snapshots: BTreeMap<Generation, BTreeMap<u64, (u32, u32)>>,
+    clone: bool,
+    now: Copy,
+    snapshots: BTreeMap<Generation, Copy>,
     generation: u32,
 }
 
@@ -133,13 +137,17 @@ impl Copies {
                     (BlockRange { block: *block, count: *count }, vec![0; *count as usize]);
                 index.map(range, place, sums.into_iter(), at, newest, usage);
                 for i in 0..*count {
-                    self.now.insert(block + u64::from(i), (*segment, first + i));
+                    self.now.insert(block + u64::from(i), Some((*segment, first + i)));
                 }
             }
             Turn::Change(Step::Unmap { block, count }) => {
-                index.unmap(BlockRange { block: *block, count: *count }, at, newest, usage);
+                let range = BlockRange { block: *block, count: *count };
+                index.unmap(range, self.clone, at, newest, usage);
                 for block in *block..block + u64::from(*count) {
-                    self.now.remove(&block);
+                    match self.clone {
+                        true => self.now.insert(block, None),
+                        false => self.now.remove(&block),
+                    };
                 }
             }
             Turn::Change(_) => {}
@@ -165,11 +173,15 @@ impl Copies {
     fn check(&self, index: &VolumeIndex) -> Result<(), TestCaseError> {
         for block in (0..90).chain(CHUNK_BLOCKS..CHUNK_BLOCKS + 90) {
             let (page, first) = index.page(BlockRange { block, count: 1 });
-            let place = |p: Option<BlockPlace>| p.map(|p| (p.segment.0, p.block));
-            let now = place(page.and_then(|page| page.get(first)));
+            let place = |page: &Page, snapshot| match page.state(snapshot, first) {
+                BlockState::Open => None,
+                BlockState::Zeros => Some(None),
+                BlockState::At(p) => Some(Some((p.segment.0, p.block))),
+            };
+            let now = page.and_then(|page| place(page, None));
             prop_assert_eq!(now, self.now.get(&block).copied(), "block {}", block);
             for (generation, copy) in &self.snapshots {
-                let was = place(page.and_then(|page| page.get_in(*generation, first)));
+                let was = page.and_then(|page| place(page, Some(*generation)));
                 prop_assert_eq!(
                     was,
                     copy.get(&block).copied(),
@@ -192,9 +204,9 @@ impl Copies {
 
 proptest! {
     #[test]
-    fn snapshots_equal_copies(all in prop::collection::vec(turns(), 1..60)) {
+    fn snapshots_equal_copies(clone: bool, all in prop::collection::vec(turns(), 1..60)) {
         let (mut index, mut usage) = (VolumeIndex::new(), Usage::default());
-        let mut copies = Copies::default();
+        let mut copies = Copies { clone, ..Copies::default() };
         for (n, turn) in (1..).zip(&all) {
             copies.take(turn, &mut index, &mut usage, LogIndex(n));
             let mut counted = Usage::default();
@@ -207,7 +219,8 @@ proptest! {
         while let Some((snapshot, _)) = copies.snapshots.pop_first() {
             index.drop_snapshot(snapshot, None, LogIndex(1000), &mut usage);
         }
-        prop_assert_eq!((index.kept_blocks(), usage.total()), (0, copies.now.len() as u64));
+        let mapped = copies.now.values().flatten().count() as u64;
+        prop_assert_eq!((index.kept_blocks(), usage.total()), (0, mapped));
         copies.check(&index)?;
     }
 }

@@ -27,7 +27,31 @@ impl Bits {
         self.0[block / 64] |= 1 << (block % 64);
     }
 
-    fn is_empty(&self) -> bool {
+    /// Sets a bit; says whether that is news.
+    pub(super) fn put(&mut self, block: usize) -> bool {
+        let news = !self.get(block);
+        self.set(block);
+        news
+    }
+
+    /// Clears a bit; says whether it was set.
+    pub(super) fn take(&mut self, block: usize) -> bool {
+        let was = self.get(block);
+        self.0[block / 64] &= !(1 << (block % 64));
+        was
+    }
+
+    /// Clears the bits of some granules; gives those of them that had any.
+    pub(super) fn clear(&mut self, granules: u64) -> u64 {
+        let mut touched = 0;
+        for number in (0..64).filter(|number| granules >> number & 1 == 1) {
+            touched |= u64::from(self.of_granule(number) != 0) << number;
+            self.0[number / 4] &= !(0xffff << (number % 4 * GRANULE_BLOCKS));
+        }
+        touched
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
         self.0.iter().all(|word| *word == 0)
     }
 
@@ -38,7 +62,7 @@ impl Bits {
         (whole + part.count_ones()) as usize
     }
 
-    fn iter(&self) -> impl Iterator<Item = usize> + '_ {
+    pub(super) fn iter(&self) -> impl Iterator<Item = usize> + '_ {
         self.0.iter().enumerate().flat_map(|(i, word)| {
             let mut left = *word;
             std::iter::from_fn(move || {
@@ -51,7 +75,7 @@ impl Bits {
     }
 
     /// The bits of a granule.
-    fn of_granule(&self, number: usize) -> u16 {
+    pub(super) fn of_granule(&self, number: usize) -> u16 {
         (self.0[number / 4] >> (number % 4 * GRANULE_BLOCKS)) as u16
     }
 }
@@ -63,13 +87,15 @@ pub(super) struct Delta {
     held: Bits,
     /// The held blocks that were mapped. Their places follow in order.
     mapped: Bits,
+    /// The held blocks that were unmapped in a clone.
+    zeros: Option<Box<Bits>>,
     places: Vec<Packed>,
 }
 
 impl Delta {
     fn new(generation: Generation) -> Delta {
         let (held, mapped) = (Bits::default(), Bits::default());
-        Delta { generation, held, mapped, places: Vec::new() }
+        Delta { generation, held, mapped, zeros: None, places: Vec::new() }
     }
 
     pub(super) fn holds(&self, block: usize) -> bool {
@@ -77,7 +103,17 @@ impl Delta {
     }
 
     fn get(&self, block: usize) -> Packed {
-        if self.mapped.get(block) { self.places[self.mapped.rank(block)] } else { Packed::HOLE }
+        match self.mapped.get(block) {
+            true => self.places[self.mapped.rank(block)],
+            false => self.unmapped(block),
+        }
+    }
+
+    fn unmapped(&self, block: usize) -> Packed {
+        match self.zeros.as_ref().is_some_and(|zeros| zeros.get(block)) {
+            true => Packed::ZEROS,
+            false => Packed::HOLE,
+        }
     }
 
     /// Takes what a block was, that it does not hold.
@@ -86,6 +122,8 @@ impl Delta {
         if was.is_mapped() {
             self.places.insert(self.mapped.rank(block), was);
             self.mapped.set(block);
+        } else if was.is_zeros() {
+            self.zeros.get_or_insert_default().set(block);
         }
     }
 
@@ -100,7 +138,7 @@ impl Delta {
         let mut places = self.places.iter();
         self.held.iter().map(move |block| match self.mapped.get(block) {
             true => (block, *places.next().expect("a place for each mapped block")),
-            false => (block, Packed::HOLE),
+            false => (block, self.unmapped(block)),
         })
     }
 }
@@ -302,7 +340,9 @@ impl Versions {
 
     /// Bytes of memory, but for the places.
     pub(super) fn memory(&self) -> u64 {
-        (size_of::<Versions>() + self.deltas.capacity() * size_of::<Delta>()) as u64
+        let zeros = self.deltas.iter().filter(|delta| delta.zeros.is_some()).count();
+        let deltas = self.deltas.capacity() * size_of::<Delta>();
+        (size_of::<Versions>() + deltas + zeros * size_of::<Bits>()) as u64
     }
 
     /// The deltas with their generations.
@@ -320,6 +360,7 @@ impl Versions {
             }
             let mut one = GranuleDelta { held, ..GranuleDelta::default() };
             one.generation = delta.generation;
+            one.zeros = delta.zeros.as_ref().map_or(0, |zeros| zeros.of_granule(number));
             for (i, place) in one.places.iter_mut().enumerate() {
                 *place = delta.get(number * GRANULE_BLOCKS + i).to_place();
             }
@@ -341,7 +382,9 @@ impl Versions {
             for (i, place) in one.places.iter().enumerate() {
                 let block = number * GRANULE_BLOCKS + i;
                 if one.held >> i & 1 == 1 && !delta.holds(block) {
-                    delta.put(block, Packed::from_place(*place));
+                    let zeros = one.zeros >> i & 1 == 1;
+                    let was = if zeros { Packed::ZEROS } else { Packed::from_place(*place) };
+                    delta.put(block, was);
                     if let Some((segment, ..)) = place {
                         mapped += 1;
                         usage.add(*segment, 1);

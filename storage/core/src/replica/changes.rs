@@ -51,6 +51,7 @@ impl Replica {
         let volume = self.volumes.entry(id).or_default();
         (volume.epoch, volume.deleted) = (record.epoch, record.deleted);
         volume.generations = Generations::from_record(record);
+        self.set_parent(id, record.parent);
     }
 
     /// Takes a granule from a checkpoint that is of the entries up to `applied`.
@@ -69,7 +70,7 @@ impl Replica {
     }
 
     /// Goes on behind an entry whose state was taken from a checkpoint. Fails if blocks are kept for a
-    /// snapshot that was not there.
+    /// snapshot that was not there, or a clone hangs on one.
     pub fn restored(&mut self, applied: LogIndex) -> Result<(), String> {
         for (id, volume) in &self.volumes {
             let mut kept = volume.index.pages().into_iter().flat_map(|(_, page)| page.kept());
@@ -79,6 +80,7 @@ impl Replica {
                 ));
             }
         }
+        self.check_parents()?;
         self.applied = applied;
         self.catch_up();
         Ok(())

@@ -20,6 +20,8 @@ enum Turn {
     Apply(u64, Vec<Change>),
     /// A volume is deleted.
     Delete(u64),
+    /// A volume becomes a clone of another's snapshot, counted back from the current generation.
+    Clone(u64, u64, u32),
     /// The follower takes so many pages of an offer.
     Offer(usize),
     /// The follower asks for what it lacks, so many questions.
@@ -38,8 +40,9 @@ enum Turn {
 
 fn turns() -> impl Strategy<Value = Turn> {
     prop_oneof![
-        12 => (1u64..4, prop::collection::vec(changes(), 1..4)).prop_map(|(v, c)| Turn::Apply(v, c)),
-        1 => (1u64..4).prop_map(Turn::Delete),
+        12 => (1u64..6, prop::collection::vec(changes(), 1..4)).prop_map(|(v, c)| Turn::Apply(v, c)),
+        1 => (1u64..6).prop_map(Turn::Delete),
+        2 => (1u64..6, 1u64..6, 0u32..3).prop_map(|(v, of, back)| Turn::Clone(v, of, back)),
         6 => (1usize..3).prop_map(Turn::Offer),
         6 => (1usize..4).prop_map(Turn::Want),
         3 => Just(Turn::Answer),
@@ -243,6 +246,13 @@ impl World {
                 let volume = VolumeId(*volume);
                 self.log.deleted.push(volume);
                 self.lead(&[Command::Delete { volume }]);
+            }
+            Turn::Clone(volume, of, back) => {
+                let (volume, of) = (VolumeId(*volume), VolumeId(*of));
+                let current = self.leader.generations(of).map_or(0, |(current, _)| current.0);
+                let generation = Generation(current.saturating_sub(*back));
+                let parent = SnapshotId { volume: of, generation };
+                self.lead(&[Command::Clone { volume, parent }]);
             }
             Turn::Offer(most) if self.is_behind() => self.offer(*most),
             Turn::Want(count) if self.session.is_some() => {

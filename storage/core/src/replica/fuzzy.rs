@@ -188,7 +188,10 @@ impl World {
 
 proptest! {
     #[test]
-    fn pages_ahead_of_their_entries_come_to_the_same(all in prop::collection::vec(turns(), 1..80)) {
+    fn pages_ahead_of_their_entries_come_to_the_same(
+        clone: bool,
+        all in prop::collection::vec(turns(), 1..80),
+    ) {
         let mut world = World {
             replica: Replica::new(Planted::NONE),
             entries: Vec::new(),
@@ -197,7 +200,16 @@ proptest! {
             applied: LogIndex(0),
             checksum: 0,
         };
-        world.apply(&[Command::Fence { volume: V, epoch: Epoch(1), generation: Generation(0) }]);
+        let fence = |volume| Command::Fence { volume, epoch: Epoch(1), generation: Generation(0) };
+        if clone {
+            let parent = SnapshotId { volume: VolumeId(7), generation: Generation(0) };
+            world.apply(&[fence(parent.volume)]);
+            let all = [Change::Write(0, 20), Change::Write(1030, 9), Change::Freeze];
+            let commands = Change::commands(&all, parent.volume, 0, &mut world.checksum);
+            world.apply(&commands);
+            world.apply(&[Command::Clone { volume: V, parent }]);
+        }
+        world.apply(&[fence(V)]);
         for turn in &all {
             world.turn(turn);
             prop_assert_eq!(world.replica.usage(), &world.replica.recount());

@@ -37,7 +37,7 @@ impl Generations {
 
     pub(super) fn to_record(&self, epoch: Epoch, deleted: bool) -> VolumeRecord {
         let Generations { current, first, snapshots } = self.clone();
-        VolumeRecord { epoch, deleted, generation: current, first, snapshots }
+        VolumeRecord { epoch, deleted, generation: current, first, snapshots, parent: None }
     }
 
     /// Whether nothing is known of them.
@@ -48,6 +48,11 @@ impl Generations {
     /// The generation that writes go to.
     pub(super) fn current(&self) -> Generation {
         self.current
+    }
+
+    /// The one in which the group heard of the volume first.
+    pub(super) fn first(&self) -> Generation {
+        self.first
     }
 
     /// The newest snapshot.
@@ -135,10 +140,12 @@ impl Replica {
     ) -> Outcome {
         let next = next(generation)?;
         let lax = self.planted.is(Bug::MergeDropsOlder);
-        let known = |volume: &&mut Volume| !volume.deleted && !volume.is_unknown();
-        let Some(volume) = self.volumes.get_mut(&id).filter(known) else {
+        let known = |volume: &Volume| !volume.deleted && !volume.is_unknown();
+        if !self.volumes.get(&id).is_some_and(known) {
             return Ok(());
-        };
+        }
+        self.check_no_clones(id, Some(generation))?;
+        let volume: &mut Volume = self.volumes.entry(id).or_default();
         let known = &mut volume.generations;
         if generation >= known.current {
             known.reach(generation)?;
@@ -167,6 +174,7 @@ impl Replica {
     ) -> Outcome {
         self.check_epoch(id, epoch)?;
         self.check_snapshot(id, generation).map_err(|_| Refusal::NoSnapshot)?;
+        self.check_no_clones_behind(id, generation)?;
         let volume: &mut Volume = self.volumes.entry(id).or_default();
         let known = &mut volume.generations;
         let pages = match generation < known.first {

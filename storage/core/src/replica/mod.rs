@@ -5,6 +5,7 @@
 //! fence, so a fenced session is shut out on every replica and after every restart (invariant I3).
 
 mod changes;
+mod clones;
 mod generations;
 mod moves;
 mod pages;
@@ -15,7 +16,7 @@ pub use changes::DirtyPages;
 pub use pages::Told;
 pub use read::{Plan, ReadError};
 
-use crate::index::{BlockPlace, Usage, VolumeIndex};
+use crate::index::{BlockPlace, BlockState, Usage, VolumeIndex};
 use crate::log::Location;
 use crate::planted::{Bug, Planted};
 use basalt_wire::block::{BLOCK_BYTES, crc32c};
@@ -23,8 +24,9 @@ use basalt_wire::codec::CodecError;
 use basalt_wire::command::{BlockRange, CommandReader, CommandView};
 use basalt_wire::disk::checkpoint::VolumeRecord;
 use basalt_wire::frame::Refusal;
-use basalt_wire::ids::{Epoch, Generation, LogIndex, VolumeId};
+use basalt_wire::ids::{Epoch, Generation, LogIndex, SnapshotId, VolumeId};
 use bytes::Bytes;
+use clones::Clones;
 use generations::Generations;
 use pages::Staged;
 use rustc_hash::FxHashMap;
@@ -35,6 +37,8 @@ struct Volume {
     epoch: Epoch,
     deleted: bool,
     generations: Generations,
+    /// What a clone reads as where its index has nothing.
+    parent: Option<SnapshotId>,
     index: VolumeIndex,
     /// Granules of it that the store holds.
     stored: u64,
@@ -44,6 +48,7 @@ struct Volume {
 #[derive(Debug)]
 pub struct Replica {
     volumes: FxHashMap<VolumeId, Volume>,
+    clones: Clones,
     /// Live blocks of all volumes by segment.
     usage: Usage,
     applied: LogIndex,
@@ -61,11 +66,13 @@ pub struct Replica {
 impl Volume {
     /// Whether no command has named it yet: only pages of it came from a peer.
     fn is_unknown(&self) -> bool {
-        !self.deleted && self.epoch == Epoch(0) && self.generations.are_untold()
+        let told = self.deleted || self.parent.is_some() || self.epoch > Epoch(0);
+        !told && self.generations.are_untold()
     }
 
     fn record(&self) -> VolumeRecord {
-        self.generations.to_record(self.epoch, self.deleted)
+        let parent = self.parent;
+        VolumeRecord { parent, ..self.generations.to_record(self.epoch, self.deleted) }
     }
 }
 
@@ -86,6 +93,7 @@ impl Replica {
     pub fn new(planted: Planted) -> Replica {
         Replica {
             volumes: FxHashMap::default(),
+            clones: Clones::default(),
             usage: Usage::default(),
             applied: LogIndex(0),
             ahead: LogIndex(0),
@@ -151,24 +159,21 @@ impl Replica {
             }
             CommandView::Unmap { volume: id, epoch, generation, range } => {
                 let short = self.planted.is(Bug::UnmapShort);
+                let shows = self.planted.is(Bug::UnmappedShowsParent);
                 let (volume, usage) = self.writable(id, epoch, generation)?;
                 let count = if short { range.count - 1 } else { range.count };
                 if count > 0 {
                     let newest = volume.generations.newest();
-                    let page = volume.index.unmap(BlockRange { count, ..range }, at, newest, usage);
+                    let (range, hide) =
+                        (BlockRange { count, ..range }, volume.parent.is_some() && !shows);
+                    let page = volume.index.unmap(range, hide, at, newest, usage);
                     self.changes.pages.extend(page.map(|chunk| (id, chunk)));
                 }
             }
             CommandView::Fence { volume, epoch, generation } => {
                 self.fence(volume, epoch, generation)?;
             }
-            CommandView::Delete { volume: id } => {
-                self.changes.volumes.push(id);
-                let volume = self.volumes.entry(id).or_default();
-                volume.deleted = true;
-                volume.generations.forget();
-                volume.index.clear(&mut self.usage);
-            }
+            CommandView::Delete { volume } => self.delete(volume)?,
             CommandView::Freeze { volume, generation } => self.freeze(volume, generation)?,
             CommandView::DropSnapshot { volume, generation } => {
                 self.drop_snapshot(at, volume, generation)?;
@@ -176,7 +181,19 @@ impl Replica {
             CommandView::Revert { volume, epoch, generation } => {
                 self.revert(at, volume, epoch, generation)?;
             }
+            CommandView::Clone { volume, parent } => self.begin_clone(volume, parent)?,
         }
+        Ok(())
+    }
+
+    fn delete(&mut self, id: VolumeId) -> Outcome {
+        self.check_no_clones(id, None)?;
+        self.set_parent(id, None);
+        let volume = self.volumes.entry(id).or_default();
+        volume.deleted = true;
+        volume.generations.forget();
+        volume.index.clear(&mut self.usage);
+        self.changes.volumes.push(id);
         Ok(())
     }
 
@@ -280,11 +297,17 @@ impl Replica {
             digest = mix(digest, id.0);
             digest = mix(digest, volume.epoch.0 << 1 | u64::from(volume.deleted));
             digest = volume.generations.numbers().fold(digest, mix);
+            if let Some(parent) = volume.parent {
+                digest = mix(mix(digest, parent.volume.0), u64::from(parent.generation.0));
+            }
             for (chunk, page) in volume.index.pages() {
                 for (generation, block, was) in page.kept() {
                     digest = mix(digest, u64::from(generation.0) << 32 | 1 << 31 | block as u64);
-                    digest = mix(digest, chunk << 1 | u64::from(was.is_some()));
-                    digest = mix(digest, was.map_or(0, |place| u64::from(place.checksum)));
+                    digest = mix(digest, chunk << 1 | u64::from(was.place().is_some()));
+                    digest = mix(digest, number_of(was));
+                }
+                for block in page.zeros() {
+                    digest = mix(digest, 1 << 63 | chunk << 10 | block as u64);
                 }
                 for (block, place) in page.iter() {
                     digest = mix(digest, chunk << 10 | block as u64);
@@ -293,6 +316,15 @@ impl Replica {
             }
         }
         digest
+    }
+}
+
+/// What a block is, for a digest: wherever it stands.
+fn number_of(state: BlockState) -> u64 {
+    match state {
+        BlockState::Open => u64::MAX,
+        BlockState::Zeros => u64::MAX - 1,
+        BlockState::At(place) => u64::from(place.checksum),
     }
 }
 
@@ -389,6 +421,8 @@ impl<'a> Iterator for PayloadBlocks<'a> {
     }
 }
 
+#[cfg(test)]
+mod cloned;
 #[cfg(test)]
 mod copied;
 #[cfg(test)]

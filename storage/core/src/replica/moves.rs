@@ -75,8 +75,10 @@ impl Replica {
         if self.volumes.get(&id).is_some_and(|volume| volume.generations.newest().is_some()) {
             return range.count;
         }
-        let (_, runs) = self.extents(id, range, None);
-        runs.iter().filter(|(_, mapped)| !mapped).map(|(blocks, _)| *blocks).sum()
+        let page = self.volumes.get(&id).map(|volume| volume.index.page(range));
+        let Some((Some(page), first)) = page else { return range.count };
+        let blocks = first..first + range.count as usize;
+        blocks.filter(|block| page.get(*block).is_none()).count() as u32
     }
 
     /// For each volume that has any live blocks, in order: those that it maps itself, with those that

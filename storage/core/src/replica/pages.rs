@@ -22,6 +22,8 @@
 //!   were before. They are never read: the offers that left them out were behind the deletion, so that the replica is
 //!   ahead until it has applied that. What they keep for snapshots that were gone at S is dropped at S.
 //! * *Resize* is no command of a group.
+//! * *Clone* touches no block; which volumes are clones of what is told with the volumes of S. Blocks that a
+//!   clone unmapped are told with its granules, whether the replica has heard that it is one or not.
 //! * A volume that was *created* behind S has pages before the replica heard of it. It counts as unknown
 //!   until its fence is applied ([`Volume::is_unknown`]).
 //!
@@ -110,9 +112,10 @@ fn sums_of(number: u8, granule: &Granule) -> GranuleSums {
         generation: delta.generation,
         held: delta.held,
         sums: sums(&delta.places),
+        zeros: delta.zeros,
     };
     let deltas = granule.deltas.iter().map(delta).collect();
-    GranuleSums { number, sums: sums(&granule.places), deltas }
+    GranuleSums { number, sums: sums(&granule.places), zeros: granule.zeros, deltas }
 }
 
 /// A granule with places for its checksums, as far as `find` has one for each block.
@@ -130,10 +133,11 @@ fn granule_with(
         }
         Some(places)
     };
-    let mut granule = Granule { changed_at, places: places(&sums.sums)?, deltas: Vec::new() };
-    for DeltaSums { generation, held, sums } in &sums.deltas {
-        let (generation, held, places) = (*generation, *held, places(sums)?);
-        granule.deltas.push(GranuleDelta { generation, held, places });
+    let (live, zeros) = (places(&sums.sums)?, sums.zeros);
+    let mut granule = Granule { changed_at, places: live, zeros, deltas: Vec::new() };
+    for DeltaSums { generation, held, sums, zeros } in &sums.deltas {
+        let (generation, held, places, zeros) = (*generation, *held, places(sums)?, *zeros);
+        granule.deltas.push(GranuleDelta { generation, held, places, zeros });
     }
     Some(granule)
 }

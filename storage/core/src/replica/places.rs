@@ -1,6 +1,6 @@
 //! Where blocks stand, as the scrub and the repairs of others want to know it, and digests of them.
 
-use super::{Replica, mix};
+use super::{Replica, mix, number_of};
 use crate::index::BlockPlace;
 use basalt_wire::block::CHUNK_BLOCKS;
 use basalt_wire::command::BlockRange;
@@ -38,7 +38,7 @@ impl Replica {
         let (Some(page), first) = volume.index.page(range) else { return Vec::new() };
         let start = range.block - range.block % CHUNK_BLOCKS;
         let snapshots = page.kept().filter(|_| kept);
-        let snapshots = snapshots.filter_map(|(_, block, was)| Some((block, was?)));
+        let snapshots = snapshots.filter_map(|(_, block, was)| Some((block, was.place()?)));
         let inside = |(block, _): &(usize, BlockPlace)| {
             (first..first + range.count as usize).contains(block)
         };
@@ -78,9 +78,10 @@ impl Replica {
         let live = page.iter().map(|(block, place)| mix(block as u64, place.checksum.into()));
         let kept = page.kept().map(|(generation, block, was)| {
             let held = u64::from(generation.0) << 32 | 1 << 31 | block as u64;
-            mix(held, was.map_or(u64::MAX, |place| place.checksum.into()))
+            mix(held, number_of(was))
         });
-        live.chain(kept).fold(0, u64::wrapping_add)
+        let zeros = page.zeros().map(|block| mix(1 << 63, block as u64));
+        live.chain(kept).chain(zeros).fold(0, u64::wrapping_add)
     }
 
     /// The same as of an entry that is applied, if that can be told: the page has not changed since.

@@ -1,7 +1,8 @@
 //! Reading: which runs of the log hold a range's blocks, and how they come together again.
 
 use super::Replica;
-use crate::index::{BlockPlace, Page};
+use super::clones::Layers;
+use crate::index::BlockPlace;
 use crate::log::Location;
 use crate::mark;
 use crate::planted::Bug;
@@ -69,24 +70,17 @@ impl Replica {
         self.check_epoch(id, epoch)
     }
 
-    fn is_empty_in(&self, id: VolumeId, snapshot: Option<Generation>) -> bool {
-        snapshot.is_some_and(|snapshot| self.is_before(id, snapshot))
-    }
-
-    fn page_of(&self, id: VolumeId, range: BlockRange) -> Option<(&Page, usize)> {
-        let (page, first) = self.volumes.get(&id)?.index.page(range);
-        page.map(|page| (page, first))
-    }
-
     /// Plans the read of a range of one chunk, of the volume as it is or of a snapshot of it.
+    ///
+    /// What is read of a parent is a snapshot, which was there before the clone was: the last change of the
+    /// clone's own page is all that a later reader must know of.
     pub fn plan(&self, id: VolumeId, range: BlockRange, snapshot: Option<Generation>) -> Plan {
-        let page = self.page_of(id, range).filter(|_| !self.is_empty_in(id, snapshot));
-        let count = range.count as usize;
-        let index = page.map_or(LogIndex(0), |(page, _)| page.changed_at());
+        let layers = self.layers(id, range, snapshot);
+        let (index, count) = (layers.changed_at(), range.count as usize);
         let mut plan =
             Plan { index, checksums: Vec::with_capacity(count), runs: Vec::new(), missing: 0 };
         for i in 0..count {
-            let place = page.and_then(|(page, first)| place_of(page, first + i, snapshot));
+            let place = layers.place(i);
             plan.checksums.push(place.map_or_else(zero_checksum, |p| p.checksum));
             plan.extend(place.map(|p| Location { segment: p.segment, block: p.block }));
         }
@@ -101,8 +95,8 @@ impl Replica {
         range: BlockRange,
         snapshot: Option<Generation>,
     ) -> (LogIndex, Vec<(u32, bool)>) {
-        let page = self.page_of(id, range).filter(|_| !self.is_empty_in(id, snapshot));
-        runs_of(page, range, |page, block| place_of(page, block, snapshot).is_some())
+        let layers = self.layers(id, range, snapshot);
+        runs_of(&layers, range, |layers, block| layers.place(block).is_some())
     }
 
     /// The runs of blocks in a range that were changed and were not changed between two snapshots, or
@@ -115,39 +109,30 @@ impl Replica {
         since: Generation,
         until: Option<Generation>,
     ) -> (LogIndex, Vec<(u32, bool)>) {
-        let page = self.page_of(id, range).filter(|_| !self.is_empty_in(id, until));
+        let layers = self.layers(id, range, until);
         // Of a snapshot before the group heard of the volume everything that is mapped differs.
         let empty = self.is_before(id, since);
-        runs_of(page, range, |page, block| {
-            page.changed_since(since, until, block)
-                || (empty && place_of(page, block, until).is_some())
+        runs_of(&layers, range, |layers, block| {
+            layers.changed_since(since, until, block) || (empty && layers.place(block).is_some())
         })
     }
 }
 
 /// The runs of blocks of which something holds, in a range of a page, and the index of its last change.
 fn runs_of(
-    page: Option<(&Page, usize)>,
+    layers: &Layers<'_>,
     range: BlockRange,
-    holds: impl Fn(&Page, usize) -> bool,
+    holds: impl Fn(&Layers<'_>, usize) -> bool,
 ) -> (LogIndex, Vec<(u32, bool)>) {
     let mut runs: Vec<(u32, bool)> = Vec::new();
     for i in 0..range.count as usize {
-        let is = page.is_some_and(|(page, first)| holds(page, first + i));
+        let is = holds(layers, i);
         match runs.last_mut() {
             Some(run) if run.1 == is => run.0 += 1,
             _ => runs.push((1, is)),
         }
     }
-    (page.map_or(LogIndex(0), |(page, _)| page.changed_at()), runs)
-}
-
-/// Where a block stands, or stood in a snapshot.
-fn place_of(page: &Page, block: usize, snapshot: Option<Generation>) -> Option<BlockPlace> {
-    match snapshot {
-        None => page.get(block),
-        Some(snapshot) => page.get_in(snapshot, block),
-    }
+    (layers.changed_at(), runs)
 }
 
 impl Plan {

@@ -202,7 +202,8 @@ impl Replica {
     /// Has a block forgotten, as by a bug: nothing else notices.
     pub(crate) fn forget_block(&mut self, id: VolumeId, block: u64, at: LogIndex) {
         let volume = self.volumes.get_mut(&id).expect("a volume");
-        let page = volume.index.unmap(BlockRange { block, count: 1 }, at, None, &mut self.usage);
+        let page =
+            volume.index.unmap(BlockRange { block, count: 1 }, false, at, None, &mut self.usage);
         self.changes.pages.extend(page.map(|chunk| (id, chunk)));
     }
 }

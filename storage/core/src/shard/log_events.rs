@@ -212,8 +212,10 @@ impl Shard {
             None => {
                 mark!("damaged block read");
                 if let Some(slot) = self.by_id.get(&read.group) {
-                    let (slot, volume, range) = (*slot, read.volume, read.range);
-                    self.shared.suspects.push(Target { slot, volume, range });
+                    // Of a clone the block may be one that a volume above it holds.
+                    let owners = self.groups[*slot].replica.lineage(read.volume);
+                    let target = |volume| Target { slot: *slot, volume, range: read.range };
+                    self.shared.suspects.extend(owners.map(target));
                 }
                 self.note_damage(read.group, out);
                 ReplyResult::Refused(Refusal::Damaged)

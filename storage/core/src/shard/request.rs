@@ -80,6 +80,7 @@ fn parse(request: Request) -> Result<Want, Refusal> {
         RequestOp::Revert { term, generation } => {
             Ok(small(term, Command::Revert { volume, epoch, generation }))
         }
+        RequestOp::Clone { term, parent } => Ok(small(term, Command::Clone { volume, parent })),
         _ => Err(Refusal::Invalid),
     }
 }

@@ -7,7 +7,7 @@ use crate::types::{BlockError, BlockResult, EXTENT_RUNS_MAX};
 use basalt_wire::block::{BLOCK_BYTES, CHUNK_BLOCKS, crc32c};
 use basalt_wire::buffer::{IoBuf, Payload};
 use basalt_wire::command::BlockRange;
-use basalt_wire::ids::{Generation, GroupId, RequestId};
+use basalt_wire::ids::{Generation, GroupId, RequestId, SnapshotId};
 use basalt_wire::time::Time;
 use std::collections::VecDeque;
 
@@ -51,6 +51,7 @@ pub(crate) enum Control {
     Freeze(Generation),
     DropSnapshot(Generation),
     Revert(Generation),
+    Clone(SnapshotId),
 }
 
 impl Control {

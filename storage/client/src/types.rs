@@ -2,7 +2,7 @@
 
 use basalt_wire::buffer::Payload;
 use basalt_wire::frame::{Reply, Request};
-use basalt_wire::ids::{Address, Epoch, Generation, NodeId, VolumeId};
+use basalt_wire::ids::{Address, Epoch, Generation, NodeId, SnapshotId, VolumeId};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -104,6 +104,14 @@ pub enum BlockOp {
     Revert {
         /// Its generation.
         generation: Generation,
+    },
+    /// Begin the volume as a clone of a snapshot, in every group that holds chunks of it: where it has
+    /// nothing of its own it reads as the snapshot. Only a view may ask for it, before any session of the
+    /// volume begins; answered when every group has done it. The two have the same lineage, the volume is no
+    /// smaller than the other was, and the snapshot is complete. Asked again, it does no harm.
+    Clone {
+        /// The snapshot.
+        parent: SnapshotId,
     },
 }
 

@@ -89,8 +89,8 @@ impl VolumeClient {
     }
 
     /// A view of the snapshot of the configuration's generation. It fences nothing, so that any number
-    /// of them may be there beside the volume's session. It reads, and takes and drops snapshots; a
-    /// session that writes moves on to the next generation when it meets one that was frozen.
+    /// of them may be there beside the volume's session. It reads, takes and drops snapshots, and begins
+    /// a volume as a clone; a session that writes moves on to the next generation when it meets one that was frozen.
     pub fn view(config: VolumeConfig, tuning: Tuning, now: Time, out: &mut Out) -> VolumeClient {
         VolumeClient::make(config, tuning, true, now, out)
     }
@@ -283,6 +283,10 @@ impl VolumeClient {
             }
             BlockOp::Read { .. } | BlockOp::Extents { .. } => return Ok(None),
             BlockOp::Changes { .. } | BlockOp::Flush => return Ok(None),
+            BlockOp::Clone { parent } if self.view => Control::Clone(*parent),
+            BlockOp::Clone { .. } => {
+                return Err(BlockError::Io("a volume in use can not become a clone"));
+            }
             _ if self.view => return Err(BlockError::ReadOnly),
             BlockOp::Write { .. } | BlockOp::Unmap { .. } => return Ok(None),
             BlockOp::Delete => Control::Delete,

@@ -12,6 +12,9 @@ use basalt_wire::ids::{Address, GroupId, LogIndex, NodeId, Term};
 const MALFORMED: BlockError = BlockError::Io("a replica refused the request as malformed");
 const NO_SNAPSHOT: BlockError = BlockError::Io("there is no such snapshot");
 const TOO_MANY: BlockError = BlockError::Io("the volume has as many snapshots as it may have");
+const HAS_CLONES: BlockError = BlockError::Io("clones hang on the volume or snapshot");
+const TOO_DEEP: BlockError = BlockError::Io("the snapshot is that of a clone of too many clones");
+const EXISTS: BlockError = BlockError::Io("there is such a volume already");
 const CHANGED: BlockError = BlockError::Io("the data changed in memory while it was written");
 
 /// Who answers: the link, and its replica's place among the group's voters.
@@ -206,6 +209,9 @@ impl VolumeClient {
             }
             Refusal::NoSnapshot => self.fail_part(id, NO_SNAPSHOT, out),
             Refusal::TooManySnapshots => self.fail_part(id, TOO_MANY, out),
+            Refusal::HasClones => self.fail_part(id, HAS_CLONES, out),
+            Refusal::TooDeep => self.fail_part(id, TOO_DEEP, out),
+            Refusal::Exists => self.fail_part(id, EXISTS, out),
             Refusal::NotHere | Refusal::Unavailable => {
                 self.forget_leader(id, from.voter);
                 self.todo.push(id);

@@ -189,6 +189,7 @@ impl VolumeClient {
             PartKind::Control(Control::Revert(generation)) => {
                 RequestOp::Revert { term, generation: *generation }
             }
+            PartKind::Control(Control::Clone(parent)) => RequestOp::Clone { term, parent: *parent },
         }
     }
 

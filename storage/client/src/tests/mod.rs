@@ -6,7 +6,7 @@ mod random;
 use crate::{BlockError, BlockOp, BlockResult, ClientEffect, ClientEvent, Tuning, VolumeClient};
 use basalt_wire::buffer::Payload;
 use basalt_wire::frame::{Refusal, RequestOp};
-use basalt_wire::ids::{Generation, NodeId, Term};
+use basalt_wire::ids::{Generation, NodeId, SnapshotId, Term, VolumeId};
 use basalt_wire::time::Time;
 use bytes::Bytes;
 use model::{World, address, group_of};
@@ -491,4 +491,12 @@ fn a_moved_replica_is_followed() {
     world.event(ClientEvent::Map(map.into()));
     assert_eq!(ask(&mut world, write(offset, 4096, 3)), Ok(BlockResult::Done));
     assert_eq!(data(&mut world, offset, 4096), bytes(4096, 3).contiguous());
+}
+
+/// A clone is begun before anybody is attached to it.
+#[test]
+fn a_volume_in_use_does_not_become_a_clone() {
+    let parent = SnapshotId { volume: VolumeId(7), generation: Generation(0) };
+    let asked = ask(&mut world(), BlockOp::Clone { parent });
+    assert!(matches!(asked, Err(BlockError::Io(_))), "{asked:?}");
 }

@@ -478,6 +478,7 @@ impl GroupModel {
             | RequestOp::Freeze { term, .. }
             | RequestOp::DropSnapshot { term, .. }
             | RequestOp::Revert { term, .. }
+            | RequestOp::Clone { term, .. }
             | RequestOp::Delete { term } => self.accept(node, *term, request),
             RequestOp::Read { range, floor, .. } => Some(self.read(node, *range, *floor)),
             RequestOp::Extents { range, floor, .. } => Some(self.extents(node, *range, *floor)),

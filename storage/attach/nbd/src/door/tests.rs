@@ -139,7 +139,7 @@ impl World {
                 self.blocks.retain(|(of, _), _| *of != volume);
                 ReplyResult::Done { index }
             }
-            RequestOp::Revert { .. } | RequestOp::Changes { .. } => {
+            RequestOp::Revert { .. } | RequestOp::Changes { .. } | RequestOp::Clone { .. } => {
                 ReplyResult::Refused(Refusal::Invalid)
             }
         };

@@ -3,8 +3,9 @@
 //! A [`VolumeIndex`] maps block numbers of one volume, in one group, to places in the log and the
 //! checksums of their content. It has two levels: a directory of pages, one for each chunk of
 //! 1024 blocks, and in a page 12 bytes a block. A page that maps nothing keeps only the log index
-//! of its last change, and a bit for each block if blocks were unmapped in a clone. What blocks were in snapshots stands beside the page, see `versions`. Every
-//! change also tells [`Usage`], which counts live blocks by segment.
+//! of its last change, and a bit for each block if blocks were unmapped in a clone. What blocks were
+//! in snapshots stands beside the page, see `versions`. Every change also tells [`Usage`], which
+//! counts live blocks by segment.
 
 mod page;
 #[cfg(test)]

@@ -54,7 +54,7 @@ fn apply(index: &mut VolumeIndex, usage: &mut Usage, step: &Step, at: LogIndex) 
             index.map(BlockRange { block, count }, place, sums, at, None, usage);
         }
         Step::Unmap { block, count } => {
-            index.unmap(BlockRange { block, count }, block % 2 == 0, at, None, usage);
+            index.unmap(BlockRange { block, count }, block.is_multiple_of(2), at, None, usage);
         }
         Step::Relocate { block, segment, at: first, stale } => {
             let to = Location { segment: SegmentId(segment), block: first };

@@ -294,7 +294,7 @@ fn record(epoch: u64, deleted: bool) -> VolumeRecord {
     let snapshots = vec![Generation(4), Generation(6)];
     let (generation, first) = (Generation(9), Generation(2));
     let parent = SnapshotId { volume: VolumeId(5), generation: Generation(epoch as u32 % 7) };
-    let parent = (!deleted && epoch % 2 == 0).then_some(parent);
+    let parent = (!deleted && epoch.is_multiple_of(2)).then_some(parent);
     VolumeRecord { epoch: Epoch(epoch), deleted, generation, first, snapshots, parent }
 }
 

@@ -1,5 +1,6 @@
 mod announce;
 mod checkpoints;
+mod clones;
 mod corners;
 mod cuts;
 mod damage;

@@ -61,6 +61,8 @@ pub struct World {
     pub log_frames: bool,
     /// Bytes of block data sent to each.
     sent_bytes: BTreeMap<u32, usize>,
+    /// The volume that requests are about.
+    pub volume: VolumeId,
     next_id: u64,
 }
 
@@ -123,6 +125,7 @@ impl World {
             leaders: BTreeMap::new(),
             log_frames: true,
             sent_bytes: BTreeMap::new(),
+            volume: V,
             next_id: 0,
         };
         let founders = options.founders.min(options.nodes);
@@ -415,7 +418,7 @@ impl World {
         let request = Request {
             id: RequestId(id),
             group: G,
-            volume: V,
+            volume: self.volume,
             epoch: Epoch(epoch),
             incarnation: Incarnation(incarnation),
             op,

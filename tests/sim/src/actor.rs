@@ -60,6 +60,8 @@ pub struct SimClient {
     client: VolumeClient,
     /// The snapshot that it reads, if it has not attached the volume.
     view: Option<usize>,
+    /// Whether it only begins the volume, as a clone.
+    maker: bool,
     /// The node that it runs on.
     local: Option<NodeId>,
     clock: Clock,
@@ -116,17 +118,22 @@ impl World {
     /// Attaches a volume: a new session with the next epoch.
     pub fn attach(&mut self, volume: usize, budget: u32) -> Who {
         self.volumes[volume].epoch += 1;
-        let who = self.add_client(volume, None, budget);
+        let who = self.add_client(volume, None, false, budget);
         self.volumes[volume].client = who;
         who
     }
 
     /// A user who reads a snapshot.
     pub fn attach_view(&mut self, snapshot: usize, budget: u32) -> Who {
-        self.add_client(self.snapshots[snapshot].volume, Some(snapshot), budget)
+        self.add_client(self.snapshots[snapshot].volume, Some(snapshot), false, budget)
     }
 
-    fn add_client(&mut self, volume: usize, view: Option<usize>, budget: u32) -> Who {
+    /// Who begins a volume that nobody has attached yet.
+    pub fn attach_maker(&mut self, volume: usize) -> Who {
+        self.add_client(volume, None, true, 0)
+    }
+
+    fn add_client(&mut self, volume: usize, view: Option<usize>, maker: bool, budget: u32) -> Who {
         let who = self.nodes.len() + self.clients.len();
         let now = self.queue.now();
         let (epoch, volume_chunks) = (self.volumes[volume].epoch, self.volumes[volume].chunks);
@@ -141,16 +148,16 @@ impl World {
                 Some(snapshot) => self.snapshots[snapshot].generation,
                 None => self.volumes[volume].generation,
             }),
-            lineage: self.volumes[volume].id,
+            lineage: self.volumes[volume].lineage,
             size_bytes: u64::from(volume_chunks) * CHUNK_BYTES,
             map: Arc::clone(&self.map),
             local,
         };
         let mut effects = Vec::new();
         let now_there = clock.read(now);
-        let client = match view {
-            Some(_) => VolumeClient::view(config, Tuning::default(), now_there, &mut effects),
-            None => VolumeClient::new(config, now_there, &mut effects),
+        let client = match maker || view.is_some() {
+            true => VolumeClient::view(config, Tuning::default(), now_there, &mut effects),
+            false => VolumeClient::new(config, now_there, &mut effects),
         };
         self.counts.sessions += 1;
         self.trace(|| {
@@ -167,6 +174,7 @@ impl World {
             paused_until: 0,
             client,
             view,
+            maker,
             local,
             clock,
             inbox: Vec::new(),
@@ -196,7 +204,7 @@ impl World {
         self.trace(|| format!("volume {volume} has {chunks} chunks now"));
         for at in 0..self.clients.len() {
             let client = &mut self.clients[at];
-            let other = client.volume != volume || client.view.is_some();
+            let other = client.volume != volume || client.view.is_some() || client.maker;
             if other || client.epoch != epoch {
                 continue;
             }
@@ -353,8 +361,8 @@ impl World {
                     self.trace(|| format!("client {who} is ready at moment {moment}"));
                     let c = self.client(who);
                     c.ready = Some(moment);
-                    let (volume, epoch, view) = (c.volume, c.epoch, c.view);
-                    if view.is_none() {
+                    let (volume, epoch) = (c.volume, c.epoch);
+                    if c.view.is_none() && !c.maker {
                         self.volumes[volume].grants.push((epoch, moment));
                     }
                     self.think_later(who);
@@ -497,6 +505,10 @@ impl World {
                 let volume = self.client(who).volume;
                 self.snapshot_answered(volume, &p.plan, end, true);
             }
+            (Kind::Clone, BlockResult::Done) => {
+                let volume = self.client(who).volume;
+                self.clone_made(volume);
+            }
             (Kind::Revert, BlockResult::Done) => self.reverted(who, &p.plan, p.call, end),
             (kind, result) => {
                 let text = format!("a {kind:?} was answered by {result:?}");
@@ -514,6 +526,10 @@ impl World {
                 self.volumes[volume].epoch > epoch
             }
             BlockError::NoSpace => self.declares_full() && p.plan.kind != Kind::Read,
+            BlockError::Io(_) if p.plan.kind == Kind::Drop => {
+                let volume = self.client(who).volume;
+                self.is_kept_for_clones(volume, p.plan.unit)
+            }
             BlockError::Io(_) if self.client(who).view.is_some() => {
                 self.client(who).view.is_some_and(|snapshot| self.is_gone(snapshot))
             }
@@ -535,7 +551,7 @@ impl World {
         match p.plan.kind {
             Kind::Write => self.note_writes(who, op, p, NEVER, false),
             Kind::Unmap => self.note_writes(who, 0, p, NEVER, false),
-            Kind::Read | Kind::Other | Kind::Revert => {}
+            Kind::Read | Kind::Other | Kind::Revert | Kind::Clone => {}
             Kind::Freeze | Kind::Drop => {
                 let volume = self.client(who).volume;
                 self.snapshot_answered(volume, &p.plan, NEVER, false);
@@ -587,7 +603,7 @@ impl World {
             let unit = first + i as u64;
             let value = match judge(bytes) {
                 Content::Zero => 0,
-                Content::Value(s) if s.volume == id && s.unit == unit => s.op,
+                Content::Value(s) if s.unit == unit && self.may_hold(volume, s.volume) => s.op,
                 other => {
                     let text = format!(
                         "unit {unit} of volume {id} read from {call} to {end} by {who} holds {other:?}"

@@ -3,7 +3,7 @@
 use basalt_core::planted::Bug;
 
 /// Every planted bug, with its name on the command line.
-pub const ALL: [(Bug, &str); 50] = [
+pub const ALL: [(Bug, &str); 53] = [
     (Bug::AckBeforeDurable, "ack-before-durable"),
     (Bug::NoFlush, "no-flush"),
     (Bug::DurableOutOfOrder, "durable-out-of-order"),
@@ -52,6 +52,9 @@ pub const ALL: [(Bug, &str); 50] = [
     (Bug::SnapshotAcrossCommit, "snapshot-across-commit"),
     (Bug::DeltaLost, "delta-lost"),
     (Bug::MergeDropsOlder, "merge-drops-older"),
+    (Bug::CloneReadsParentNow, "clone-reads-parent-now"),
+    (Bug::UnmappedShowsParent, "unmapped-shows-parent"),
+    (Bug::ClonesForgotten, "clones-forgotten"),
     (Bug::SlowLeaderStays, "slow-leader-stays"),
     (Bug::HandsOverWhenAllSlow, "hands-over-when-all-slow"),
 ];

@@ -78,6 +78,7 @@ impl World {
     pub fn check(&mut self) {
         self.watch_nodes();
         self.drive_moves();
+        self.drive_clones();
         match self.ending {
             None if self.scripted => {}
             None => {
@@ -464,7 +465,7 @@ impl World {
     /// Asks every replica for every block that may have been written.
     fn ask_replicas(&mut self) {
         self.probes.clear();
-        for volume in 0..self.volumes.len() {
+        for volume in self.begun_volumes() {
             for (low, high) in windows(&self.options, self.volumes[volume].chunks) {
                 let mut block = low;
                 while block < high {
@@ -485,8 +486,8 @@ impl World {
 
     fn ask_range(&mut self, volume: usize, snapshot: Option<usize>, range: BlockRange) {
         let chunk = range.block / CHUNK_BLOCKS;
-        let id = self.volumes[volume].id;
-        let group = group_of_chunk(id, chunk, self.options.groups);
+        let lineage = self.volumes[volume].lineage;
+        let group = group_of_chunk(lineage, chunk, self.options.groups);
         let voters = self.map.groups[group.0 as usize].clone();
         for node in (0..self.nodes.len()).filter(|n| voters.contains(&address(*n))) {
             let (answer, mapped) = (None, None);
@@ -506,7 +507,7 @@ impl World {
         let Probe { node, volume, range, snapshot, .. } = self.probes[at];
         let snapshot = snapshot.map(|at| Generation(self.snapshots[at].generation));
         let v = &self.volumes[volume];
-        let group = group_of_chunk(v.id, range.block / CHUNK_BLOCKS, self.options.groups);
+        let group = group_of_chunk(v.lineage, range.block / CHUNK_BLOCKS, self.options.groups);
         let floor = LogIndex(0);
         let op = match extents {
             true => RequestOp::Extents { range, floor, snapshot },

@@ -33,6 +33,7 @@ pub mod actor;
 pub mod bugs;
 pub mod check;
 pub mod clock;
+pub mod clones;
 pub mod disk;
 pub mod ending;
 pub mod event;

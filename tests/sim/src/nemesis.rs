@@ -274,7 +274,7 @@ impl World {
 
     /// Another client attaches the volume, whatever the present one is doing.
     fn move_attachment(&mut self) {
-        let volume = self.fault_rng.below(self.volumes.len() as u64) as usize;
+        let volume = self.some_volume();
         let old = self.volumes[volume].client;
         let budget = self.client(old).budget;
         let left = self.fault_rng.below(u64::from(budget) / 4 + 1) as u32;
@@ -287,8 +287,14 @@ impl World {
         self.attach(volume, budget - left);
     }
 
+    /// A volume that was handed out.
+    pub fn some_volume(&mut self) -> usize {
+        let begun = self.begun_volumes();
+        *self.fault_rng.pick(&begun)
+    }
+
     fn grow_some_volume(&mut self) {
-        let volume = self.fault_rng.below(self.volumes.len() as u64) as usize;
+        let volume = self.some_volume();
         self.grow(volume, 1);
     }
 

@@ -473,6 +473,7 @@ impl World {
             | RequestOp::Freeze { term, .. }
             | RequestOp::DropSnapshot { term, .. }
             | RequestOp::Revert { term, .. }
+            | RequestOp::Clone { term, .. }
             | RequestOp::Delete { term } => *term,
             RequestOp::Read { .. }
             | RequestOp::Extents { .. }
@@ -485,8 +486,10 @@ impl World {
         let (group, volume, epoch) = (request.group.0, request.volume.0, request.epoch.0);
         let judged = match &request.op {
             RequestOp::Fence { .. } => self.raft.fenced(group, volume, epoch, index),
-            // Whoever knows of a volume may take and drop its snapshots.
-            RequestOp::Freeze { .. } | RequestOp::DropSnapshot { .. } => Ok(()),
+            // Whoever knows of a volume may take and drop its snapshots, and clone them.
+            RequestOp::Freeze { .. } | RequestOp::DropSnapshot { .. } | RequestOp::Clone { .. } => {
+                Ok(())
+            }
             _ => self.raft.written(group, volume, epoch, index),
         };
         if let Err(text) = judged {

@@ -296,6 +296,8 @@ pub struct Options {
     pub victim: u32,
     /// From the start of a scrub to the start of the next, in nanoseconds; 0 for none before the end.
     pub scrub: u64,
+    /// Clones that are made of snapshots, at most.
+    pub clones: u32,
     /// Whether the run ends with only a majority healed, before all are.
     pub core_first: bool,
     /// Whether all nodes are restarted at the end and compared once more.
@@ -356,6 +358,7 @@ impl Options {
             delay_min: 20 * MICRO,
             victim: 0,
             scrub: draw_scrub(seed),
+            clones: draw_clones(seed, families),
             core_first: r.chance(0.5),
             restart_last: r.chance(0.3),
             planted,
@@ -442,11 +445,17 @@ fn draw_scrub(seed: u64) -> u64 {
     if r.chance(0.6) { every } else { 0 }
 }
 
+/// How many clones are made, where snapshots are taken: of its own stream, as [`draw_scrub`].
+fn draw_clones(seed: u64, families: Families) -> u32 {
+    let mut r = Rng::stream(seed, "clones", 0);
+    if families.has(Family::Snapshot) && r.chance(0.6) { r.within(1, 3) as u32 } else { 0 }
+}
+
 impl fmt::Display for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "seed {} profile {} nodes {}+{} groups {} volumes {} chunks {} window {} ops {} depth {} \
+            "seed {} profile {} nodes {}+{} groups {} volumes {} chunks {} window {} ops {} depth {} clones {} \
              blocks {} unit {} {:?} reads {} unmaps {} think {} us horizon {} s volatile {} atom {} \
              segment {} KiB device {} MiB disk {} us net {} us core-first {} families {:?}",
             self.seed,
@@ -459,6 +468,7 @@ impl fmt::Display for Options {
             self.window,
             self.ops,
             self.depth,
+            self.clones,
             self.blocks_max,
             self.unit,
             self.pattern,

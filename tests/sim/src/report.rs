@@ -67,6 +67,8 @@ pub struct Counts {
     pub sessions: u64,
     /// Snapshots that were complete, and units read of them.
     pub snapshots: u64,
+    /// Clones that were handed out.
+    pub clones: u64,
     /// See [`Counts::snapshots`].
     pub snapshot_units: u64,
     /// Groups that moved to other nodes.

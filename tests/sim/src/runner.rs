@@ -98,6 +98,7 @@ impl Series {
         c.sessions += o.sessions;
         c.simulated += o.simulated;
         c.snapshots += o.snapshots;
+        c.clones += o.clones;
         c.snapshot_units += o.snapshot_units;
         c.checked.units += o.checked.units;
         c.checked.searched += o.checked.searched;

@@ -3,6 +3,7 @@
 //! Each is played with a few seeds, for the seed still decides latencies and the order of events of
 //! one instant. What must hold is mostly what the checkers watch in every run.
 
+mod clones;
 mod gray;
 mod growth;
 mod links;
@@ -119,6 +120,9 @@ pub fn all() -> Vec<Scenario> {
         s("snapshots-dropped-in-any-order-give-all-back", 6, snapshots::dropped_in_any_order),
         s("reverted-volume-goes-on-from-its-snapshot", 6, snapshots::reverted),
         s("snapshots-survive-power-cuts-and-checkpoints", 8, snapshots::power_cuts),
+        s("clones-go-their-own-ways-while-leaders-die", 8, clones::leaders_die),
+        s("clones-survive-power-cuts-and-checkpoints", 8, clones::power_cuts),
+        s("follower-away-while-clones-begin", 8, clones::follower_away),
     ]
 }
 

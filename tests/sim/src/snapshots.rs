@@ -38,6 +38,8 @@ pub struct Snapshot {
     /// Whether it was to be dropped, and whether that was answered.
     dropping: bool,
     dropped: bool,
+    /// Whether a clone of it was begun: it stays for good.
+    pub cloned: bool,
     /// What was read of it.
     content: BTreeMap<u64, OpId>,
 }
@@ -46,6 +48,11 @@ impl Snapshot {
     /// Whether it was dropped, and that was answered.
     pub fn is_dropped(&self) -> bool {
         self.dropped
+    }
+
+    /// What was read of it: units and the writes that they come from, 0 for zeros.
+    pub fn content(&self) -> impl Iterator<Item = (u64, OpId)> + '_ {
+        self.content.iter().map(|(unit, value)| (*unit, *value))
     }
 
     /// Whether it is complete, and nobody wanted it away.
@@ -57,7 +64,7 @@ impl Snapshot {
 impl World {
     /// Takes, drops or reads a snapshot of some volume.
     pub fn disturb_snapshots(&mut self) {
-        let volume = self.fault_rng.below(self.volumes.len() as u64) as usize;
+        let volume = self.some_volume();
         let client = self.volumes[volume].client;
         let c = self.client(client);
         if c.ready.is_none() || c.lost.is_some() {
@@ -76,6 +83,13 @@ impl World {
             }
             return;
         }
+        let clones = self.volumes.len() as u32 - self.options.volumes;
+        if clones < self.options.clones && !there.is_empty() && self.fault_rng.chance(0.3) {
+            let at = *self.fault_rng.pick(&there);
+            let budget = self.fault_rng.within(5, 60) as u32;
+            self.begin_clone(at, budget);
+            return;
+        }
         match self.fault_rng.below(10) {
             0..=3 if there.len() < MANY => {
                 let at = self.plan_snapshot(volume);
@@ -85,7 +99,11 @@ impl World {
             4..=6 if !there.is_empty() => {
                 let at = *self.fault_rng.pick(&there);
                 let by = self.somebody(at);
-                self.drop_snapshot(by, at);
+                match self.snapshots[at].cloned {
+                    false => self.drop_snapshot(by, at),
+                    true if self.is_being_cloned(at) => {}
+                    true => self.drop_in_vain(by, at),
+                }
             }
             _ if !there.is_empty() => {
                 let at = *self.fault_rng.pick(&there);
@@ -132,6 +150,7 @@ impl World {
             asked: false,
             dropping: false,
             dropped: false,
+            cloned: false,
             content: BTreeMap::new(),
         });
         self.snapshots.len() - 1
@@ -162,6 +181,10 @@ impl World {
                     snapshot.done.get_or_insert(end);
                 }
             }
+            _ if snapshot.cloned && well => {
+                let text = format!("snapshot {} was dropped below its clones", plan.unit);
+                self.fail(Class::Snapshot, text);
+            }
             _ => snapshot.dropped |= well,
         }
     }
@@ -184,6 +207,12 @@ impl World {
         }
     }
 
+    /// Whether a snapshot of this generation stays for its clones.
+    pub fn is_kept_for_clones(&self, volume: usize, generation: u64) -> bool {
+        let mut all = self.snapshots.iter();
+        all.any(|s| s.volume == volume && u64::from(s.generation) == generation && s.cloned)
+    }
+
     /// Whether a read of a snapshot may find it gone.
     pub fn is_gone(&self, at: usize) -> bool {
         self.snapshots[at].dropping
@@ -192,13 +221,12 @@ impl World {
     /// Judges what was read of a snapshot: it is always the same.
     pub fn judge_snapshot(&mut self, at: usize, first: u64, data: &[u8]) {
         let (volume, generation) = (self.snapshots[at].volume, self.snapshots[at].generation);
-        let id = self.volumes[volume].id;
         self.counts.snapshot_units += (data.len() / self.options.unit) as u64;
         for (i, bytes) in data.chunks_exact(self.options.unit).enumerate() {
             let unit = first + i as u64;
             let value = match judge(bytes) {
                 Content::Zero => 0,
-                Content::Value(s) if s.volume == id && s.unit == unit => s.op,
+                Content::Value(s) if s.unit == unit && self.may_hold(volume, s.volume) => s.op,
                 other => {
                     let text = format!("unit {unit} of snapshot {generation} holds {other:?}");
                     return self.fail(Class::Content, text);

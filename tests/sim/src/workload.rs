@@ -6,7 +6,7 @@ use crate::stamp::{OpId, Stamp};
 use basalt_client::BlockOp;
 use basalt_wire::block::{BLOCK_BYTES, CHUNK_BLOCKS};
 use basalt_wire::buffer::{IoBuf, Payload};
-use basalt_wire::ids::Generation;
+use basalt_wire::ids::{Generation, SnapshotId, VolumeId};
 
 /// What an operation does to the units that it covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +25,9 @@ pub enum Kind {
     Drop,
     /// Brings all back: reverts to the snapshot of the generation that `unit` says.
     Revert,
+    /// Touches none: begins the volume as a clone of the snapshot of the volume whose id `count` says, of
+    /// the generation that `unit` says.
+    Clone,
 }
 
 /// An operation before it is submitted.
@@ -86,6 +89,11 @@ pub fn request(plan: &Plan, o: &Options, volume: u64, client: u32, op: OpId) -> 
         Kind::Unmap => BlockOp::Unmap { offset, len },
         Kind::Freeze => BlockOp::Snapshot { generation: Generation(plan.unit as u32) },
         Kind::Drop => BlockOp::DropSnapshot { generation: Generation(plan.unit as u32) },
+        Kind::Clone => {
+            let (volume, generation) =
+                (VolumeId(u64::from(plan.count)), Generation(plan.unit as u32));
+            BlockOp::Clone { parent: SnapshotId { volume, generation } }
+        }
         Kind::Revert => BlockOp::Revert { generation: Generation(plan.unit as u32) },
         Kind::Other if op.is_multiple_of(2) => BlockOp::Flush,
         Kind::Other => BlockOp::Extents { offset, len },

@@ -4,6 +4,7 @@ use crate::actor::{Attributed, Latency, SimClient};
 use crate::check::oracle::Oracle;
 use crate::check::raft::RaftMonitor;
 use crate::check::register::Moment;
+use crate::clones::Making;
 use crate::disk::{Disk, DiskOptions};
 use crate::ending::{CHECK_EVERY, Ending, Probe, Stage};
 use crate::event::{Ev, Who};
@@ -37,6 +38,12 @@ const EVENTS_AT_ONCE_MAX: u32 = 10_000;
 pub struct Volume {
     /// Its id.
     pub id: u64,
+    /// The id of the volume that it descends from, or its own: decides which group holds a chunk.
+    pub lineage: u64,
+    /// The place of the snapshot that it is a clone of.
+    pub above: Option<usize>,
+    /// Whether it may be attached: a clone, once all groups have begun it.
+    pub begun: bool,
     /// The epoch given out last.
     pub epoch: u64,
     /// Its chunks, as the record says.
@@ -56,6 +63,9 @@ impl Volume {
     pub fn new(id: u64, o: &Options) -> Volume {
         Volume {
             id,
+            lineage: id,
+            above: None,
+            begun: true,
             epoch: 0,
             chunks: o.first_chunks(),
             generation: 0,
@@ -82,6 +92,8 @@ pub struct World {
     pub volumes: Vec<Volume>,
     /// The snapshots, in the order in which they were asked for.
     pub snapshots: Vec<Snapshot>,
+    /// The clones in the making.
+    pub makings: Vec<Making>,
     /// Where the groups are.
     pub map: Arc<PoolMap>,
     /// Where they are to be.
@@ -158,6 +170,7 @@ impl World {
             clients: Vec::new(),
             volumes: Vec::new(),
             snapshots: Vec::new(),
+            makings: Vec::new(),
             map: Arc::new(map),
             moves: Moves::new(&groups),
             oracle: Oracle::new(options.unit),

@@ -209,8 +209,8 @@ fn one(args: &One) -> Result<bool, String> {
     let c = &outcome.counts;
     println!(
         "{} events, {:.1} simulated s, {} operations answered, {} with errors, {} sessions, {} faults, \
-         {} node starts, {} units judged ({} searched, {} skipped), {} snapshots with {} units read, {} groups moved, \
-         trace {:016x}",
+         {} node starts, {} units judged ({} searched, {} skipped), {} snapshots with {} units read, \
+         {} clones, {} groups moved, trace {:016x}",
         c.events,
         c.simulated as f64 / 1e9,
         c.done,
@@ -223,6 +223,7 @@ fn one(args: &One) -> Result<bool, String> {
         c.checked.skipped,
         c.snapshots,
         c.snapshot_units,
+        c.clones,
         c.moves,
         outcome.trace_hash
     );

@@ -27,13 +27,13 @@ fn begin(set: Setup, families: Families) -> Script {
     s
 }
 
-fn moved(s: &Script, n: Who) -> MovedCounts {
+pub(super) fn moved(s: &Script, n: Who) -> MovedCounts {
     let shard = s.world.nodes[n].shard.as_ref();
     shard.map_or(MovedCounts::default(), |shard| shard.status().moved)
 }
 
 /// Waits until a node has applied all that its leader has, and serves reads.
-fn caught_up(s: &mut Script, n: Who, ms: u64) {
+pub(super) fn caught_up(s: &mut Script, n: Who, ms: u64) {
     let g = GroupId(0);
     s.wait("the replica is brought up", ms, |w, _| {
         let state = |n: usize| {

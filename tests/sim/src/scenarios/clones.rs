@@ -1,0 +1,179 @@
+//! Clones while things go wrong.
+
+use super::dice;
+use super::pages::{caught_up, moved};
+use super::with_checkpoints;
+use crate::event::Who;
+use crate::rng::Rng;
+use crate::script::{Script, Setup};
+use crate::snapshots::Snapshot;
+use crate::workload::{Kind, Plan, windows};
+use crate::world::World;
+
+const CHUNKS: u64 = 4;
+
+fn begin(set: Setup, groups: u32) -> Script {
+    Script::new(set, |o| {
+        o.volatile = set.seed.is_multiple_of(2);
+        (o.groups, o.chunks) = (groups, CHUNKS as u32);
+    })
+}
+
+/// Writes, and unmaps now and then, here and there in some volumes, each by the session that has it.
+fn work(s: &mut Script, dice: &mut Rng, volumes: &[usize], count: u64) {
+    for _ in 0..count {
+        let who = s.world.volumes[*dice.pick(volumes)].client;
+        let kind = if dice.chance(0.2) { Kind::Unmap } else { Kind::Write };
+        let unit = dice.below(CHUNKS) * 1024 + dice.below(14);
+        s.world.submit_plan(who, Plan { kind, unit, count: dice.within(1, 3) as u32 });
+    }
+}
+
+fn answers(s: &mut Script) {
+    s.wait("everything is answered", 60_000, |w, _| w.clients.iter().all(|c| c.is_settled()));
+}
+
+/// Reads all that some volumes hold.
+fn read_all(s: &mut Script, volumes: &[usize]) {
+    for volume in volumes {
+        let (who, chunks) = (s.world.volumes[*volume].client, s.world.volumes[*volume].chunks);
+        for (low, high) in windows(&s.world.options, chunks) {
+            let plan = Plan { kind: Kind::Read, unit: low, count: (high - low) as u32 };
+            s.world.submit_plan(who, plan);
+        }
+    }
+}
+
+fn snapshot(s: &mut Script, volume: usize) -> usize {
+    s.world.take_snapshot(volume);
+    answers(s);
+    s.world.snapshots.len() - 1
+}
+
+/// Waits until a clone is handed out.
+fn handed_out(s: &mut Script, volume: usize) {
+    s.wait("the clone is handed out", 60_000, move |w, _| {
+        let who = w.volumes[volume].client;
+        w.volumes[volume].begun && w.client(who).ready.is_some()
+    });
+}
+
+/// Clones, and clones of clones, go their own ways while leaders die.
+pub fn leaders_die(set: Setup) -> World {
+    let (mut s, mut dice) = (begin(set, 4), dice(set.seed));
+    let mut volumes = vec![0];
+    for _ in 0..4 {
+        work(&mut s, &mut dice, &volumes, 24);
+        answers(&mut s);
+        let of = *dice.pick(&volumes);
+        let at = snapshot(&mut s, of);
+        let leader = s.wait_leader(None, 20_000);
+        let clone = s.world.begin_clone(at, 0);
+        work(&mut s, &mut dice, &volumes, 8);
+        s.pass_micros(dice.below(600));
+        s.kill(leader);
+        handed_out(&mut s, clone);
+        volumes.push(clone);
+        work(&mut s, &mut dice, &volumes, 24);
+        answers(&mut s);
+        read_all(&mut s, &volumes);
+        let by = s.world.volumes[of].client;
+        s.world.drop_in_vain(by, at);
+        s.start(leader);
+        answers(&mut s);
+        if dice.chance(0.5) {
+            snapshot(&mut s, clone);
+        }
+    }
+    read_all(&mut s, &volumes);
+    s.end()
+}
+
+/// What clones are stands in checkpoints: all nodes lose power with clones in every state.
+pub fn power_cuts(set: Setup) -> World {
+    let (mut s, mut dice) = (begin(set, 2), dice(set.seed));
+    with_checkpoints(&mut s, 64 << 10);
+    let mut volumes = vec![0];
+    for _ in 0..4 {
+        work(&mut s, &mut dice, &volumes, 40);
+        answers(&mut s);
+        let of = *dice.pick(&volumes);
+        let at = snapshot(&mut s, of);
+        let clone = s.world.begin_clone(at, 0);
+        let early = dice.chance(0.5);
+        if early {
+            handed_out(&mut s, clone);
+            volumes.push(clone);
+        }
+        work(&mut s, &mut dice, &volumes, 30);
+        s.pass_micros(dice.log_uniform(1e2, 2e5) as u64);
+        for n in 0..3 {
+            let policy = *dice.pick(&crate::disk::CutPolicy::ALL);
+            s.power_cut(n, policy);
+        }
+        (0..3).for_each(|n| s.start(n));
+        if !early {
+            handed_out(&mut s, clone);
+            volumes.push(clone);
+        }
+        answers(&mut s);
+        read_all(&mut s, &volumes);
+        answers(&mut s);
+    }
+    s.end()
+}
+
+fn drop_one(s: &mut Script, dice: &mut Rng, volumes: &[usize]) {
+    let free = |snapshot: &Snapshot| snapshot.is_there() && !snapshot.cloned;
+    let there: Vec<usize> = volumes.iter().flat_map(|v| s.world.snapshots_of(*v, free)).collect();
+    if !there.is_empty() {
+        let at = *dice.pick(&there);
+        let by: Who = s.world.volumes[s.world.snapshots[at].volume].client;
+        s.world.drop_snapshot(by, at);
+    }
+}
+
+/// A follower is away while clones are begun, written, unmapped and snapshotted, and gets pages.
+pub fn follower_away(set: Setup) -> World {
+    let (mut s, mut dice) = (begin(set, 1), dice(set.seed));
+    for node in &mut s.world.nodes {
+        node.config.limits.log_retain_bytes = 32 << 10;
+    }
+    with_checkpoints(&mut s, 32 << 10);
+    let mut volumes = vec![0];
+    work(&mut s, &mut dice, &volumes, 30);
+    answers(&mut s);
+    for _ in 0..3 {
+        let leader = s.wait_leader(None, 20_000);
+        let away = s.other(leader);
+        s.kill(away);
+        let of = *dice.pick(&volumes);
+        let at = snapshot(&mut s, of);
+        let clone = s.world.begin_clone(at, 0);
+        handed_out(&mut s, clone);
+        volumes.push(clone);
+        for _ in 0..6 {
+            work(&mut s, &mut dice, &volumes, 24);
+            answers(&mut s);
+            let of = *dice.pick(&volumes);
+            snapshot(&mut s, of);
+            drop_one(&mut s, &mut dice, &volumes);
+            answers(&mut s);
+        }
+        s.pass(1_000);
+        s.start(away);
+        // Another one is begun while pages are copied.
+        s.pass_micros(dice.log_uniform(1e4, 1e6) as u64);
+        let late = s.world.begin_clone(at, 0);
+        work(&mut s, &mut dice, &volumes, 12);
+        handed_out(&mut s, late);
+        volumes.push(late);
+        answers(&mut s);
+        caught_up(&mut s, away, 40_000);
+        let counts = moved(&s, away);
+        s.must(counts.restored > 0, || "the replica was brought up by its log".to_owned());
+        read_all(&mut s, &volumes);
+        answers(&mut s);
+    }
+    s.end()
+}

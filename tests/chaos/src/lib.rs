@@ -9,7 +9,7 @@
 //! * [`members`]: nodes that come and go.
 //! * [`rot`]: one copy of everything is damaged.
 //! * [`measure`]: what processes use. [`nbd`]: a client that can be stopped at any byte.
-//!   [`load`]: random overwrites that are remembered.
+//!   [`load`]: random overwrites that are remembered. [`plot`]: curves over time.
 
 pub mod absence;
 pub mod fill;
@@ -18,6 +18,7 @@ pub mod measure;
 pub mod members;
 pub mod nbd;
 pub mod overwrite;
+pub mod plot;
 pub mod power;
 pub mod random;
 pub mod rot;

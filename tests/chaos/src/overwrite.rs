@@ -3,6 +3,7 @@
 
 use crate::load::{BLOCK, LARGE, Load};
 use crate::measure::{distribution, permille, written_bytes};
+use crate::plot::{Curve, Panel, svg};
 use anyhow::{Context, Result};
 use basalt_api::size;
 use basalt_interop::cluster::{Cluster, PATIENCE, Shape};
@@ -106,6 +107,29 @@ pub fn run(name: &str, plan: &Plan, tell: impl Fn(&Interval)) -> Result<Vec<Inte
     attached.process.stop(PATIENCE)?;
     cluster.finish()?;
     Ok(intervals)
+}
+
+/// Draws what writes cost in bytes and in time, interval by interval.
+pub fn picture(intervals: &[Interval]) -> String {
+    let curve = |name, value: fn(&Interval) -> f64| Curve {
+        name,
+        points: intervals.iter().map(|interval| (interval.turns, value(interval))).collect(),
+    };
+    let written = vec![
+        curve("all that was written", |i| i.amplification),
+        curve("the logs", |i| i.log_amplification),
+    ];
+    let times = vec![
+        curve("99.9th percentile", |i| i.p999_ms),
+        curve("99th percentile", |i| i.p99_ms),
+        curve("mean", |i| i.mean_ms),
+    ];
+    let panels = [
+        Panel { title: "bytes written for each byte of data and replica", curves: written },
+        Panel { title: "milliseconds a write", curves: times },
+        Panel { title: "writes a second", curves: vec![curve("writes", |i| i.iops)] },
+    ];
+    svg(&panels, "times the device")
 }
 
 fn interval(turns: f64, elapsed: Duration, latencies: &[Duration], wrote: Counted) -> Interval {

@@ -115,6 +115,9 @@ enum Command {
         /// Seed of the blocks.
         #[arg(long, default_value = "1")]
         seed: u64,
+        /// File for a picture of the table, as SVG.
+        #[arg(long, value_name = "FILE")]
+        picture: Option<PathBuf>,
     },
     /// Snapshots are taken of a volume that is written all the time, read back, and dropped in any order.
     Snapshots {
@@ -192,11 +195,16 @@ fn main() -> Result<()> {
         Command::Fill { times, seed } => {
             fill::run("chaos-fill", times, seed, |round| println!("{round:?}"))?;
         }
-        Command::Overwrite { full, times, rate, seed } => {
+        Command::Overwrite { full, times, rate, seed, picture } => {
             println!("{}", overwrite::HEAD);
             let (device, segment, intervals) = ("1GiB", "4MiB", 2);
             let plan = Plan { device, segment, full, times, intervals, rate, seed };
-            overwrite::run("chaos-overwrite", &plan, |interval| println!("{interval}"))?;
+            let tell = |interval: &overwrite::Interval| println!("{interval}");
+            let intervals = overwrite::run("chaos-overwrite", &plan, tell)?;
+            if let Some(file) = picture {
+                std::fs::write(&file, overwrite::picture(&intervals))
+                    .with_context(|| format!("cannot write {}", file.display()))?;
+            }
         }
         Command::Members { volume_mib, groups, rate, rest, seed } => {
             println!("{}", members::HEAD);

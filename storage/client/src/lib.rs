@@ -16,10 +16,12 @@
 //! * `pace`: which replicas are left alone because reads are far faster elsewhere;
 //! * `link`, `group`: credits and unanswered requests of a link, the leader of a group;
 //! * `split`: a request cut into parts;
-//! * `client`: the state machine itself.
+//! * `client`: the state machine itself;
+//! * [`cut`]: snapshots of several volumes at one point in time.
 
 mod chunks;
 mod client;
+pub mod cut;
 mod group;
 mod link;
 mod pace;
@@ -32,6 +34,7 @@ mod tests;
 mod types;
 
 pub use client::VolumeClient;
+pub use cut::{Cut, CutEnd};
 pub use types::{
     BlockError, BlockOp, BlockResult, ClientEffect, ClientEvent, ClientStats, EXTENT_RUNS_MAX,
     PoolMap, Tuning, VolumeConfig,

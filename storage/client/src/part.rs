@@ -49,6 +49,8 @@ pub(crate) enum Verb {
 pub(crate) enum Control {
     Delete,
     Freeze(Generation),
+    CloseGate(Generation),
+    OpenGate(Generation),
     DropSnapshot(Generation),
     Revert(Generation),
     Clone(SnapshotId),

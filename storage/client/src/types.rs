@@ -94,6 +94,18 @@ pub enum BlockOp {
         /// The generation: the one that writes go to, or one that was to be kept before.
         generation: Generation,
     },
+    /// Acknowledge no write of a later generation from now on, in any group, whoever sends it, until the gate
+    /// is opened, or for a second. See [`crate::cut::Cut`].
+    CloseGate {
+        /// The generation that is about to be kept.
+        generation: Generation,
+    },
+    /// Open the gate that was closed behind a generation. Fails if it was not closed all the while, in
+    /// every group.
+    OpenGate {
+        /// The generation, which every group keeps by now.
+        generation: Generation,
+    },
     /// Drop a snapshot and give back what only it held.
     DropSnapshot {
         /// Its generation.

@@ -108,6 +108,8 @@ pub enum Bug {
     UnmappedShowsParent,
     /// A snapshot is dropped, a volume deleted or reverted behind the clones that hang on it.
     ClonesForgotten,
+    /// A write of a later generation is acknowledged although a gate is closed.
+    GateLeaks,
     /// A leader that is much slower than the others goes on leading.
     SlowLeaderStays,
     /// A leader that is slow hands over although the others are no faster.

@@ -287,6 +287,22 @@ pub enum RequestOp {
         /// The generation to freeze.
         generation: Generation,
     },
+    /// Acknowledge no write of a later generation before the gate is opened: snapshots of several volumes
+    /// are taken together. Any epoch may. Refused as [`Refusal::GateLost`] if it is too late for that.
+    CloseGate {
+        /// The term of the leader that the request is meant for.
+        term: Term,
+        /// The generation that is about to be frozen.
+        generation: Generation,
+    },
+    /// Open a gate, now that all groups of all these volumes have frozen their generations. Refused as
+    /// [`Refusal::GateLost`] if it was not closed all the while.
+    OpenGate {
+        /// The term of the leader that the request is meant for.
+        term: Term,
+        /// As when it was closed.
+        generation: Generation,
+    },
     /// Drop the snapshot of a generation in the group. Any epoch may.
     DropSnapshot {
         /// The term of the leader that the request is meant for.
@@ -400,4 +416,6 @@ pub enum Refusal {
     TooDeep = 16,
     /// There is such a volume already, and it is no clone of this snapshot.
     Exists = 17,
+    /// The gate was not closed all the while: the snapshots are no point in time.
+    GateLost = 18,
 }

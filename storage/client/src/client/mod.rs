@@ -278,6 +278,8 @@ impl VolumeClient {
     fn control(&self, op: &BlockOp) -> Result<Option<Control>, BlockError> {
         let control = match op {
             BlockOp::Snapshot { generation } => return Ok(Some(Control::Freeze(*generation))),
+            BlockOp::CloseGate { generation } => return Ok(Some(Control::CloseGate(*generation))),
+            BlockOp::OpenGate { generation } => return Ok(Some(Control::OpenGate(*generation))),
             BlockOp::DropSnapshot { generation } => {
                 return Ok(Some(Control::DropSnapshot(*generation)));
             }

@@ -15,6 +15,7 @@ const TOO_MANY: BlockError = BlockError::Io("the volume has as many snapshots as
 const HAS_CLONES: BlockError = BlockError::Io("clones hang on the volume or snapshot");
 const TOO_DEEP: BlockError = BlockError::Io("the snapshot is that of a clone of too many clones");
 const EXISTS: BlockError = BlockError::Io("there is such a volume already");
+const GATE_LOST: BlockError = BlockError::Io("a group did not wait for the others");
 const CHANGED: BlockError = BlockError::Io("the data changed in memory while it was written");
 
 /// Who answers: the link, and its replica's place among the group's voters.
@@ -208,6 +209,7 @@ impl VolumeClient {
                 self.todo.push(id);
             }
             Refusal::NoSnapshot => self.fail_part(id, NO_SNAPSHOT, out),
+            Refusal::GateLost => self.fail_part(id, GATE_LOST, out),
             Refusal::TooManySnapshots => self.fail_part(id, TOO_MANY, out),
             Refusal::HasClones => self.fail_part(id, HAS_CLONES, out),
             Refusal::TooDeep => self.fail_part(id, TOO_DEEP, out),

@@ -183,6 +183,12 @@ impl VolumeClient {
             PartKind::Control(Control::Freeze(generation)) => {
                 RequestOp::Freeze { term, generation: *generation }
             }
+            PartKind::Control(Control::CloseGate(generation)) => {
+                RequestOp::CloseGate { term, generation: *generation }
+            }
+            PartKind::Control(Control::OpenGate(generation)) => {
+                RequestOp::OpenGate { term, generation: *generation }
+            }
             PartKind::Control(Control::DropSnapshot(generation)) => {
                 RequestOp::DropSnapshot { term, generation: *generation }
             }

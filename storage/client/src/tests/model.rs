@@ -476,6 +476,8 @@ impl GroupModel {
             | RequestOp::Unmap { term, .. }
             | RequestOp::Fence { term, .. }
             | RequestOp::Freeze { term, .. }
+            | RequestOp::CloseGate { term, .. }
+            | RequestOp::OpenGate { term, .. }
             | RequestOp::DropSnapshot { term, .. }
             | RequestOp::Revert { term, .. }
             | RequestOp::Clone { term, .. }

@@ -4,12 +4,14 @@
 //! the leader for the answer, as much as an append without payload does, and under load that next
 //! append is a moment away. Only when none comes for [`crate::config::Timing::announce_after`] the
 //! index is sent alone: a follower that does not know it refuses reads that ask for what was
-//! acknowledged since. An announcement that is lost is made up for by the next heartbeat.
+//! acknowledged since. The metadata group's index is told at once: its entries are few, and who calls the
+//! control plane at another node waits for them. An announcement that is lost is made up for by the next heartbeat.
 
 use super::group::Group;
 use super::shared::Cx;
 use crate::mark;
-use basalt_wire::ids::NodeId;
+use basalt_wire::ids::{GroupId, NodeId};
+use std::time::Duration;
 
 impl Group {
     /// Sees whether followers lack the commit index, and sets the time when they are told at the
@@ -20,7 +22,12 @@ impl Group {
         if !lacking {
             self.announce_at = None;
         } else if self.announce_at.is_none() {
-            self.announce_at = Some(cx.now + cx.shared.timing.announce_after);
+            // Whoever asked the control plane at another node than the leader's waits for it.
+            let after = match self.id {
+                GroupId::METADATA => Duration::ZERO,
+                _ => cx.shared.timing.announce_after,
+            };
+            self.announce_at = Some(cx.now + after);
         }
     }
 

@@ -136,7 +136,7 @@ impl Group {
     /// When the group must be looked at before the next tick.
     pub fn deadline(&self) -> Option<Time> {
         let campaign = self.election.campaign_at.map(|(at, _)| at);
-        campaign.into_iter().chain(self.announce_at).min()
+        campaign.into_iter().chain(self.announce_at).chain(self.gates.deadline()).min()
     }
 
     /// Asks for votes if the leader's link went down a little while ago.
@@ -545,7 +545,8 @@ impl Group {
         let last = log.last_index();
         let done = log.committed == last && log.persisted == last && log.applied == last;
         let idle = self.inbox.is_empty() && self.waiting.is_empty();
-        done && idle && self.pending.is_empty() && self.held.is_empty()
+        let answered = self.pending.is_empty() && self.gates.are_idle();
+        done && idle && answered && self.held.is_empty()
     }
 
     /// The leader puts the group to sleep.

@@ -3,6 +3,7 @@
 use super::comparing::Comparing;
 use super::convert::{self, Receiver};
 use super::election::Election;
+use super::gates::Gates;
 use super::health::{Impaired, OpenState};
 use super::members::{addresses_of, check_content};
 use super::outbox::Outbox;
@@ -95,6 +96,7 @@ pub struct Group {
     /// Bytes of payload in the inbox.
     pub(super) inbox_bytes: usize,
     pub(super) pending: VecDeque<Pending>,
+    pub(super) gates: Gates,
     /// The tick at which what waits for a leader is given up.
     pub(super) patience: Option<u64>,
     pub(super) sessions: FxHashMap<VolumeId, Vec<(Epoch, Incarnation)>>,
@@ -163,6 +165,7 @@ impl Group {
             waiting: VecDeque::new(),
             inbox_bytes: 0,
             pending: VecDeque::new(),
+            gates: Gates::default(),
             patience: None,
             sessions: FxHashMap::default(),
             outboxes: BTreeMap::new(),
@@ -655,6 +658,7 @@ impl Group {
         while let Some(pending) = self.pending.pop_front() {
             pending.unknown(cx, self.id);
         }
+        self.gates.give_up(cx, self.id);
         let (leader, term) = (self.leader(), self.term());
         self.recall();
         self.inbox_bytes = 0;
@@ -667,6 +671,7 @@ impl Group {
     pub fn waiting(&self) -> impl Iterator<Item = &Asker> {
         self.pending
             .iter()
+            .chain(self.gates.waiting())
             .map(|p| &p.asker)
             .chain(self.inbox.iter().chain(&self.waiting).map(|p| &p.asker))
     }
@@ -710,7 +715,7 @@ impl Group {
     }
 
     /// Whether proposals that wait could be proposed now.
-    fn takes_proposals(&self) -> bool {
+    pub(super) fn takes_proposals(&self) -> bool {
         self.raft.as_ref().is_some_and(|raft| {
             raft.raft.lead_transferee.is_none() && raft.raft.apply_to_current_term()
         })

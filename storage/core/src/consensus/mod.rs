@@ -16,6 +16,7 @@ mod checkpoint;
 mod comparing;
 mod convert;
 mod election;
+mod gates;
 mod group;
 mod health;
 mod members;
@@ -28,6 +29,8 @@ mod shared;
 mod table;
 
 pub use checkpoint::{Frozen, Retention};
+#[cfg(test)]
+pub(crate) use gates::CLOSED_MAX;
 pub use group::{Group, Role};
 pub use health::{Impaired, OpenState};
 pub use propose::{Asker, Proposal};

@@ -6,7 +6,7 @@ use super::table::{Content, weight};
 use crate::event::{Effect, LinkId, ProposeError};
 use crate::mark;
 use crate::planted::Bug;
-use crate::replica::Outcome;
+use crate::replica::{Outcome, blocks_match};
 use basalt_wire::buffer::Payload;
 use basalt_wire::command::{Command, CommandPacker};
 use basalt_wire::frame::{Refusal, ReplyResult};
@@ -24,6 +24,8 @@ const ENTRIES_MAX: usize = 4;
 pub enum Asker {
     /// A client.
     Client(LinkId, RequestId),
+    /// A client that freezes a generation once more to open the gate behind it.
+    Opener(LinkId, RequestId),
     /// The control plane.
     Control(u64),
 }
@@ -78,15 +80,34 @@ impl Proposal {
         Proposal { asker: Asker::Client(link, id), change }
     }
 
+    /// The same change, for a client that opens a gate by it.
+    pub fn opening_gate(self) -> Proposal {
+        match self.asker {
+            Asker::Client(link, id) => Proposal { asker: Asker::Opener(link, id), ..self },
+            _ => self,
+        }
+    }
+
     /// A command of the metadata group.
     pub fn metadata(token: u64, command: Bytes) -> Proposal {
         Proposal { asker: Asker::Control(token), change: Change::Metadata(command) }
     }
 
-    fn bytes(&self) -> usize {
+    /// Bytes of its payload.
+    pub fn bytes(&self) -> usize {
         match &self.change {
             Change::Volume { payload, .. } => payload.len(),
             Change::Metadata(command) => command.len(),
+        }
+    }
+
+    /// Whether the blocks of a write match its checksums.
+    pub fn is_intact(&self) -> bool {
+        match &self.change {
+            Change::Volume { command: Command::Write { checksums, .. }, payload, .. } => {
+                blocks_match(payload, checksums)
+            }
+            _ => true,
         }
     }
 
@@ -98,7 +119,9 @@ impl Proposal {
     fn refuse(self, cx: &mut Cx<'_>, group: GroupId, why: Refusal) {
         self.settle(cx);
         match self.asker {
-            Asker::Client(link, id) => cx.reply(link, id, group, ReplyResult::Refused(why)),
+            Asker::Client(link, id) | Asker::Opener(link, id) => {
+                cx.reply(link, id, group, ReplyResult::Refused(why));
+            }
             Asker::Control(token) => {
                 let result = Err(ProposeError::Unavailable);
                 cx.out.push(Effect::Proposed { token, result });
@@ -116,7 +139,7 @@ impl Proposal {
     ) {
         self.settle(cx);
         match self.asker {
-            Asker::Client(link, id) => {
+            Asker::Client(link, id) | Asker::Opener(link, id) => {
                 cx.reply(link, id, group, ReplyResult::Leader { leader, term })
             }
             Asker::Control(token) => {
@@ -128,6 +151,11 @@ impl Proposal {
 }
 
 impl Pending {
+    /// Whether it is to open a gate.
+    pub(super) fn opens_gate(&self) -> bool {
+        matches!(self.asker, Asker::Opener(..))
+    }
+
     fn settle(&self, cx: &mut Cx<'_>) {
         cx.shared.pending_requests -= 1;
         cx.shared.pending_bytes -= self.bytes;
@@ -137,7 +165,7 @@ impl Pending {
     pub(super) fn done(self, cx: &mut Cx<'_>, group: GroupId, index: LogIndex, outcome: Outcome) {
         self.settle(cx);
         match self.asker {
-            Asker::Client(link, id) => {
+            Asker::Client(link, id) | Asker::Opener(link, id) => {
                 let result = match outcome {
                     Ok(()) => ReplyResult::Done { index },
                     Err(refusal) => ReplyResult::Refused(refusal),
@@ -153,7 +181,9 @@ impl Pending {
         mark!("proposal with unknown outcome");
         self.settle(cx);
         match self.asker {
-            Asker::Client(link, id) => cx.reply(link, id, group, ReplyResult::Unknown),
+            Asker::Client(link, id) | Asker::Opener(link, id) => {
+                cx.reply(link, id, group, ReplyResult::Unknown);
+            }
             Asker::Control(token) => {
                 let result = Err(ProposeError::Unknown);
                 cx.out.push(Effect::Proposed { token, result });

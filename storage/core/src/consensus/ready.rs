@@ -250,13 +250,13 @@ impl Group {
                 }
                 continue;
             }
-            let (pending, id) = (&mut self.pending, self.id);
+            let (pending, gates, id) = (&mut self.pending, &mut self.gates, self.id);
             let lax = cx.shared.planted.is(Bug::ReplacedAnswered);
-            let result = self.replica.apply(LogIndex(index), data, location, |outcome| {
+            let result = self.replica.apply(LogIndex(index), data, location, |command, outcome| {
                 if pending.front().is_some_and(|p| p.index == index) {
                     let next = pending.pop_front().expect("seen above");
                     assert!(next.term == term || lax, "another entry took a proposal's index");
-                    next.done(cx, id, LogIndex(index), outcome);
+                    gates.applied(cx, (id, LogIndex(index)), (command, outcome), next);
                 }
             });
             result.unwrap_or_else(|e| panic!("entry {index} can not be applied: {e}"));
@@ -293,6 +293,7 @@ impl Group {
                 self.election.led_since(cx.now);
             }
             (Role::Leader, _) => {
+                self.gates.stand_down(cx, self.id);
                 self.end_help(cx);
                 self.outboxes.clear();
                 self.moved.clear();

@@ -162,7 +162,7 @@ impl World {
         let location = Location { segment: SegmentId(index.0 as u32 % 9), block: 0 };
         let data = encode_commands(std::slice::from_ref(command));
         let mut outcome = None;
-        self.replica.apply(index, &data, location, |o| outcome = Some(o)).unwrap();
+        self.replica.apply(index, &data, location, |_, o| outcome = Some(o)).unwrap();
         prop_assert_eq!(outcome, Some(expected), "{:?}", command);
         Ok(())
     }
@@ -300,7 +300,7 @@ fn a_chain_of_clones_ends_somewhere() {
     let data = encode_commands(&[Command::Clone { volume: VolumeId(99), parent }]);
     let (index, mut outcome) = (LogIndex(world.replica.applied().0 + 1), None);
     let location = Location { segment: SegmentId(0), block: 0 };
-    world.replica.apply(index, &data, location, |o| outcome = Some(o)).unwrap();
+    world.replica.apply(index, &data, location, |_, o| outcome = Some(o)).unwrap();
     assert_eq!(outcome, Some(Err(Refusal::TooDeep)));
 }
 

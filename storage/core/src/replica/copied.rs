@@ -104,7 +104,7 @@ impl World {
         let index = LogIndex(self.leader.applied().0 + 1);
         let location = Location { segment: SegmentId(index.0 as u32 % 9), block: 0 };
         let data = encode_commands(commands);
-        self.leader.apply(index, &data, location, |_| {}).unwrap();
+        self.leader.apply(index, &data, location, |_, _| {}).unwrap();
         self.log.entries.push((data, location));
     }
 
@@ -113,7 +113,7 @@ impl World {
         for _ in 0..count {
             let at = self.follower.applied().0;
             let Some((data, location)) = self.log.entries.get(at as usize) else { break };
-            self.follower.apply(LogIndex(at + 1), data, *location, |_| {}).unwrap();
+            self.follower.apply(LogIndex(at + 1), data, *location, |_, _| {}).unwrap();
         }
     }
 

@@ -113,7 +113,7 @@ impl World {
         let index = LogIndex(self.replica.applied().0 + 1);
         let location = Location { segment: SegmentId(index.0 as u32 % 9), block: 0 };
         let data = encode_commands(commands);
-        self.replica.apply(index, &data, location, |_| {}).unwrap();
+        self.replica.apply(index, &data, location, |_, _| {}).unwrap();
         self.entries.push((data, location));
     }
 
@@ -179,7 +179,7 @@ impl World {
         replica.restored(self.applied).unwrap();
         for (index, (data, location)) in (1..).map(LogIndex).zip(&self.entries) {
             if index > self.applied {
-                replica.apply(index, data, *location, |_| {}).unwrap();
+                replica.apply(index, data, *location, |_, _| {}).unwrap();
             }
         }
         replica

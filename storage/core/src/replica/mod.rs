@@ -116,13 +116,13 @@ impl Replica {
     }
 
     /// Applies the entry `index`, whose commands are `data` and whose block data begins at
-    /// `location`. Gives each command's outcome to `outcome`, in order.
+    /// `location`. Gives each command and its outcome to `outcome`, in order.
     pub fn apply(
         &mut self,
         index: LogIndex,
         data: &Bytes,
         location: Location,
-        mut outcome: impl FnMut(Outcome),
+        mut outcome: impl FnMut(&CommandView<'_>, Outcome),
     ) -> Result<(), CodecError> {
         assert_eq!(index.0, self.applied.0 + 1, "entries are applied in order");
         let mut block = location.block;
@@ -130,7 +130,8 @@ impl Replica {
             let command = command?;
             let first = BlockPlace { segment: location.segment, block, checksum: 0 };
             block += command.payload_blocks();
-            outcome(self.apply_command(index, &command, first));
+            let result = self.apply_command(index, &command, first);
+            outcome(&command, result);
         }
         self.applied = index;
         self.catch_up();

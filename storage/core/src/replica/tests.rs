@@ -32,7 +32,7 @@ fn at(segment: u32, block: u32) -> Location {
 fn apply(replica: &mut Replica, commands: &[Command], location: Location) -> Vec<Outcome> {
     let mut outcomes = Vec::new();
     let index = LogIndex(replica.applied().0 + 1);
-    replica.apply(index, &encode_commands(commands), location, |o| outcomes.push(o)).unwrap();
+    replica.apply(index, &encode_commands(commands), location, |_, o| outcomes.push(o)).unwrap();
     outcomes
 }
 

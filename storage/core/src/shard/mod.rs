@@ -332,6 +332,7 @@ impl Shard {
         self.each(now, out, |group, cx| {
             group.campaign_if_due(cx);
             group.announce_if_due(cx);
+            group.open_gates_if_due(cx);
         });
     }
 

@@ -5,7 +5,6 @@ use crate::consensus::{ClientRead, Cx, LogRead, Proposal};
 use crate::event::{Effect, LinkId};
 use crate::mark;
 use crate::planted::Bug;
-use crate::replica::blocks_match;
 use basalt_wire::block::{BLOCK_BYTES, CHUNK_BLOCKS, COMMAND_BLOCKS_MAX};
 use basalt_wire::buffer::Payload;
 use basalt_wire::codec::BLOCK_END_MAX;
@@ -29,6 +28,8 @@ enum Want {
     Extents(BlockRange, LogIndex, Option<Generation>),
     Changes(BlockRange, LogIndex, Generation, Option<Generation>),
     Change(Term, Command, Payload),
+    CloseGate(Term, Generation),
+    OpenGate(Term, Command),
 }
 
 /// A change without blocks.
@@ -73,6 +74,10 @@ fn parse(request: Request) -> Result<Want, Refusal> {
         RequestOp::Delete { term } => Ok(small(term, Command::Delete { volume })),
         RequestOp::Freeze { term, generation } => {
             Ok(small(term, Command::Freeze { volume, generation }))
+        }
+        RequestOp::CloseGate { term, generation } => Ok(Want::CloseGate(term, generation)),
+        RequestOp::OpenGate { term, generation } => {
+            Ok(Want::OpenGate(term, Command::Freeze { volume, generation }))
         }
         RequestOp::DropSnapshot { term, generation } => {
             Ok(small(term, Command::DropSnapshot { volume, generation }))
@@ -158,36 +163,60 @@ impl Shard {
                 };
                 Ok(self.start_read(now, read, out))
             }
-            Want::Change(term, command, payload) => {
-                let group = &self.groups[slot];
-                let right_term = term == group.term() || self.shared.planted.is(Bug::TermUnchecked);
-                // Just handed over: the answer names the new leader as soon as it is known.
-                let wait = !group.leads() && group.awaits_leader();
-                if self.shared.read_only && group.leader().is_none() {
-                    return Err(Refusal::NoSpace);
-                }
-                if !wait && (!group.leads() || !right_term) {
-                    mark!("request for another leader");
+            Want::CloseGate(term, generation) => {
+                if !self.groups[slot].leads() || term != self.groups[slot].term() {
                     return Ok(Some(self.leader(slot)));
                 }
-                if !self.shared.fits_surely(payload.len()) {
-                    return Err(Refusal::Invalid);
-                }
-                if self.is_busy(payload.len()) {
-                    return Err(Refusal::Busy);
-                }
-                if let (true, Command::Write { checksums, .. }) = (remote, &command)
-                    && !blocks_match(&payload, checksums)
-                {
-                    return Err(Refusal::BadChecksum);
-                }
-                let proposal =
-                    Proposal::volume((link, id), (epoch, incarnation, term), command, payload);
                 let mut cx = Cx { shared: &mut self.shared, now, out };
-                self.groups[slot].accept(&mut cx, proposal);
-                Ok(None)
+                self.groups[slot].close_gate(&mut cx, volume, generation)?;
+                let index = self.groups[slot].replica.applied();
+                Ok(Some(ReplyResult::Done { index }))
+            }
+            Want::Change(term, command, payload) => {
+                let session = (epoch, incarnation, term);
+                let proposal = Proposal::volume((link, id), session, command, payload);
+                self.accept(now, slot, (term, remote), proposal, out)
+            }
+            Want::OpenGate(term, command) => {
+                let session = (epoch, incarnation, term);
+                let proposal = Proposal::volume((link, id), session, command, Payload::empty());
+                self.accept(now, slot, (term, false), proposal.opening_gate(), out)
             }
         }
+    }
+
+    /// Accepts a change that is meant for the leader of a term, or tells why not.
+    fn accept(
+        &mut self,
+        now: Time,
+        slot: usize,
+        (term, remote): (Term, bool),
+        proposal: Proposal,
+        out: &mut Vec<Effect>,
+    ) -> Result<Option<ReplyResult>, Refusal> {
+        let group = &self.groups[slot];
+        let right_term = term == group.term() || self.shared.planted.is(Bug::TermUnchecked);
+        // Just handed over: the answer names the new leader as soon as it is known.
+        let wait = !group.leads() && group.awaits_leader();
+        if self.shared.read_only && group.leader().is_none() {
+            return Err(Refusal::NoSpace);
+        }
+        if !wait && (!group.leads() || !right_term) {
+            mark!("request for another leader");
+            return Ok(Some(self.leader(slot)));
+        }
+        if !self.shared.fits_surely(proposal.bytes()) {
+            return Err(Refusal::Invalid);
+        }
+        if self.is_busy(proposal.bytes()) {
+            return Err(Refusal::Busy);
+        }
+        if remote && !proposal.is_intact() {
+            return Err(Refusal::BadChecksum);
+        }
+        let mut cx = Cx { shared: &mut self.shared, now, out };
+        self.groups[slot].accept(&mut cx, proposal);
+        Ok(None)
     }
 
     /// A replica that is known to hold something else than its leader answers no reads.

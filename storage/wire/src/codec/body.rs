@@ -437,6 +437,8 @@ fn request_op(r: &mut Reader<'_>) -> Result<RequestOp> {
         op::DELETE => RequestOp::Delete { term: r.term()? },
         op::LEADER => RequestOp::Leader,
         op::FREEZE => RequestOp::Freeze { term: r.term()?, generation: generation(r)? },
+        op::CLOSE_GATE => RequestOp::CloseGate { term: r.term()?, generation: generation(r)? },
+        op::OPEN_GATE => RequestOp::OpenGate { term: r.term()?, generation: generation(r)? },
         op::DROP_SNAPSHOT => {
             RequestOp::DropSnapshot { term: r.term()?, generation: generation(r)? }
         }
@@ -505,7 +507,7 @@ fn runs(r: &mut Reader<'_>) -> Result<Vec<(u32, bool)>> {
 }
 
 fn refusal(number: u8) -> Result<Refusal> {
-    const ALL: [Refusal; 17] = [
+    const ALL: [Refusal; 18] = [
         Refusal::Fenced,
         Refusal::LateDuplicate,
         Refusal::Behind,
@@ -523,11 +525,12 @@ fn refusal(number: u8) -> Result<Refusal> {
         Refusal::HasClones,
         Refusal::TooDeep,
         Refusal::Exists,
+        Refusal::GateLost,
     ];
     ALL.into_iter().find(|refusal| *refusal as u8 == number).ok_or(CodecError::OutOfBounds {
         field: "refusal",
         value: u64::from(number),
         min: 1,
-        max: ALL.len() as u64,
+        max: Refusal::GateLost as u64,
     })
 }

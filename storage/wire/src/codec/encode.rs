@@ -340,6 +340,12 @@ fn put_request(out: &mut BytesMut, request: &Request) {
         }
         RequestOp::Fence { term, generation } => put_control(out, op::FENCE, *term, *generation),
         RequestOp::Freeze { term, generation } => put_control(out, op::FREEZE, *term, *generation),
+        RequestOp::CloseGate { term, generation } => {
+            put_control(out, op::CLOSE_GATE, *term, *generation);
+        }
+        RequestOp::OpenGate { term, generation } => {
+            put_control(out, op::OPEN_GATE, *term, *generation);
+        }
         RequestOp::DropSnapshot { term, generation } => {
             put_control(out, op::DROP_SNAPSHOT, *term, *generation);
         }

@@ -191,12 +191,14 @@ fn request_op() -> impl Strategy<Value = RequestOp> {
             let (since, snapshot) = (Generation(n.1), n.2.map(Generation));
             RequestOp::Changes { range, floor: LogIndex(n.0), since, snapshot }
         }),
-        (any::<(u64, u32)>(), 0..4).prop_map(|((term, generation), which)| {
+        (any::<(u64, u32)>(), 0..6).prop_map(|((term, generation), which)| {
             let (term, generation) = (Term(term), Generation(generation));
             match which {
                 0 => RequestOp::Fence { term, generation },
                 1 => RequestOp::Freeze { term, generation },
                 2 => RequestOp::DropSnapshot { term, generation },
+                3 => RequestOp::CloseGate { term, generation },
+                4 => RequestOp::OpenGate { term, generation },
                 _ => RequestOp::Revert { term, generation },
             }
         }),
@@ -240,6 +242,7 @@ fn reply() -> impl Strategy<Value = Frame> {
         Just(ReplyResult::Refused(Refusal::Frozen)),
         Just(ReplyResult::Refused(Refusal::NoSnapshot)),
         Just(ReplyResult::Refused(Refusal::TooManySnapshots)),
+        Just(ReplyResult::Refused(Refusal::GateLost)),
         Just(ReplyResult::Unknown),
     ];
     (any::<(u64, u32)>(), result).prop_map(|(n, result)| {

@@ -6,6 +6,7 @@ mod cuts;
 mod damage;
 mod election;
 mod evidence;
+mod gates;
 mod gather;
 mod members;
 mod pages;

@@ -468,6 +468,9 @@ impl World {
             let nanos = self.queue.now() - asked_at;
             self.latencies.push(Latency { asked_at, nanos });
         }
+        if self.cut_answered(who, pending.plan.kind, end, &result) {
+            return;
+        }
         match result {
             Ok(result) => self.complete_well(who, tag as OpId, &pending, end, &result),
             Err(error) => self.complete_badly(who, tag as OpId, &pending, error),
@@ -552,6 +555,7 @@ impl World {
             Kind::Write => self.note_writes(who, op, p, NEVER, false),
             Kind::Unmap => self.note_writes(who, 0, p, NEVER, false),
             Kind::Read | Kind::Other | Kind::Revert | Kind::Clone => {}
+            Kind::CloseGate | Kind::OpenGate => {}
             Kind::Freeze | Kind::Drop => {
                 let volume = self.client(who).volume;
                 self.snapshot_answered(volume, &p.plan, NEVER, false);

@@ -3,7 +3,7 @@
 use basalt_core::planted::Bug;
 
 /// Every planted bug, with its name on the command line.
-pub const ALL: [(Bug, &str); 53] = [
+pub const ALL: [(Bug, &str); 54] = [
     (Bug::AckBeforeDurable, "ack-before-durable"),
     (Bug::NoFlush, "no-flush"),
     (Bug::DurableOutOfOrder, "durable-out-of-order"),
@@ -55,6 +55,7 @@ pub const ALL: [(Bug, &str); 53] = [
     (Bug::CloneReadsParentNow, "clone-reads-parent-now"),
     (Bug::UnmappedShowsParent, "unmapped-shows-parent"),
     (Bug::ClonesForgotten, "clones-forgotten"),
+    (Bug::GateLeaks, "gate-leaks"),
     (Bug::SlowLeaderStays, "slow-leader-stays"),
     (Bug::HandsOverWhenAllSlow, "hands-over-when-all-slow"),
 ];

@@ -53,5 +53,6 @@ pub mod shrink;
 pub mod snapshots;
 pub mod stamp;
 pub mod store;
+pub mod together;
 pub mod workload;
 pub mod world;

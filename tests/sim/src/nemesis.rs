@@ -295,7 +295,9 @@ impl World {
 
     fn grow_some_volume(&mut self) {
         let volume = self.some_volume();
-        self.grow(volume, 1);
+        if !self.is_being_cut(volume) {
+            self.grow(volume, 1);
+        }
     }
 
     fn operate(&mut self) {

@@ -471,6 +471,7 @@ impl World {
             RequestOp::Unmap { term, .. }
             | RequestOp::Fence { term, .. }
             | RequestOp::Freeze { term, .. }
+            | RequestOp::OpenGate { term, .. }
             | RequestOp::DropSnapshot { term, .. }
             | RequestOp::Revert { term, .. }
             | RequestOp::Clone { term, .. }
@@ -478,6 +479,8 @@ impl World {
             RequestOp::Read { .. }
             | RequestOp::Extents { .. }
             | RequestOp::Changes { .. }
+            // A gate is no entry.
+            | RequestOp::CloseGate { .. }
             | RequestOp::Leader => return,
         };
         if let Err(text) = self.raft.acknowledged(request.group.0, index, term.0) {
@@ -487,9 +490,10 @@ impl World {
         let judged = match &request.op {
             RequestOp::Fence { .. } => self.raft.fenced(group, volume, epoch, index),
             // Whoever knows of a volume may take and drop its snapshots, and clone them.
-            RequestOp::Freeze { .. } | RequestOp::DropSnapshot { .. } | RequestOp::Clone { .. } => {
-                Ok(())
-            }
+            RequestOp::Freeze { .. }
+            | RequestOp::OpenGate { .. }
+            | RequestOp::DropSnapshot { .. }
+            | RequestOp::Clone { .. } => Ok(()),
             _ => self.raft.written(group, volume, epoch, index),
         };
         if let Err(text) = judged {

@@ -67,6 +67,10 @@ pub struct Counts {
     pub sessions: u64,
     /// Snapshots that were complete, and units read of them.
     pub snapshots: u64,
+    /// Volumes cut together, how often.
+    pub cuts: u64,
+    /// How often that was given up.
+    pub cuts_given_up: u64,
     /// Clones that were handed out.
     pub clones: u64,
     /// See [`Counts::snapshots`].

@@ -98,6 +98,8 @@ impl Series {
         c.sessions += o.sessions;
         c.simulated += o.simulated;
         c.snapshots += o.snapshots;
+        c.cuts += o.cuts;
+        c.cuts_given_up += o.cuts_given_up;
         c.clones += o.clones;
         c.snapshot_units += o.snapshot_units;
         c.checked.units += o.checked.units;

@@ -13,6 +13,7 @@ mod room;
 mod scrub;
 mod snapshots;
 mod space;
+mod together;
 mod votes;
 
 use crate::disk::{CutPolicy, Damage};
@@ -38,7 +39,7 @@ pub struct Scenario {
 /// All of them.
 pub fn all() -> Vec<Scenario> {
     let s = |name, seeds, play| Scenario { name, play, seeds };
-    vec![
+    let mut all = vec![
         s("leader-waits-for-its-own-disk-or-two-others", 4, slow_leader_disk),
         s("vote-is-durable-before-it-is-given", 6, vote_then_crash),
         s("deposed-leader-under-pause-serves-no-stale-read", 6, deposed_leader_paused),
@@ -115,15 +116,12 @@ pub fn all() -> Vec<Scenario> {
         s("damaged-block-that-is-read-is-repaired", 6, scrub::repaired_when_read),
         s("repair-takes-only-what-has-its-checksum", 6, scrub::two_copies),
         s("power-cuts-and-writes-while-damage-is-repaired", 8, scrub::cuts_and_writes),
-        s("snapshot-while-a-leader-dies", 8, snapshots::leader_dies),
-        s("snapshot-goes-on-in-another-session", 8, snapshots::another_session),
-        s("snapshots-dropped-in-any-order-give-all-back", 6, snapshots::dropped_in_any_order),
-        s("reverted-volume-goes-on-from-its-snapshot", 6, snapshots::reverted),
-        s("snapshots-survive-power-cuts-and-checkpoints", 8, snapshots::power_cuts),
         s("clones-go-their-own-ways-while-leaders-die", 8, clones::leaders_die),
         s("clones-survive-power-cuts-and-checkpoints", 8, clones::power_cuts),
         s("follower-away-while-clones-begin", 8, clones::follower_away),
-    ]
+    ];
+    all.extend(snapshots::all().into_iter().chain(together::all()));
+    all
 }
 
 /// Plays one with all its seeds; the first failure ends it.

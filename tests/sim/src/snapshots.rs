@@ -55,6 +55,17 @@ impl Snapshot {
         self.content.iter().map(|(unit, value)| (*unit, *value))
     }
 
+    /// It is taken together with others, by whom nobody else needs to ask for it.
+    pub fn await_cut(&mut self) {
+        self.asked = true;
+    }
+
+    /// It is complete.
+    pub fn complete(&mut self, end: Moment) {
+        self.asked = false;
+        self.done.get_or_insert(end);
+    }
+
     /// Whether it is complete, and nobody wanted it away.
     pub fn is_there(&self) -> bool {
         self.done.is_some() && !self.dropping
@@ -90,6 +101,11 @@ impl World {
             self.begin_clone(at, budget);
             return;
         }
+        let others = self.volumes_to_cut();
+        if others.len() > 1 && others.contains(&volume) && self.fault_rng.chance(0.3) {
+            self.begin_cut(&others);
+            return;
+        }
         match self.fault_rng.below(10) {
             0..=3 if there.len() < MANY => {
                 let at = self.plan_snapshot(volume);
@@ -112,6 +128,18 @@ impl World {
             }
             _ => self.take_snapshot(volume),
         }
+    }
+
+    /// The volumes that are attached, and of which no snapshot is under way.
+    fn volumes_to_cut(&mut self) -> Vec<usize> {
+        let mut fit: Vec<usize> = (0..self.volumes.len()).collect();
+        fit.retain(|volume| {
+            let c = self.client(self.volumes[*volume].client);
+            let attached = c.ready.is_some() && c.lost.is_none();
+            let under_way = self.snapshots_of(*volume, |s| s.done.is_none() && !s.dropped);
+            attached && under_way.is_empty() && self.volumes[*volume].begun
+        });
+        fit
     }
 
     /// The places of a volume's snapshots of which something holds.
@@ -251,11 +279,20 @@ impl World {
         }
         for at in 0..self.snapshots.len() {
             let snapshot = &self.snapshots[at];
-            self.counts.snapshots += u64::from(snapshot.done.is_some());
-            if let Err(text) = is_one_point_in_time(snapshot, &writes) {
+            let Some(done) = snapshot.done else { continue };
+            self.counts.snapshots += 1;
+            let judged = is_one_point_in_time(&[snapshot], (snapshot.call, done), &writes);
+            if let Err(text) = judged {
                 let (volume, generation) = (snapshot.volume, snapshot.generation);
                 let text = format!("snapshot {generation} of volume {volume}: {text}");
                 return self.fail(Class::Snapshot, text);
+            }
+        }
+        for cut in &self.together {
+            let Some(done) = cut.done else { continue };
+            let all: Vec<&Snapshot> = cut.snapshots.iter().map(|s| &self.snapshots[*s]).collect();
+            if let Err(text) = is_one_point_in_time(&all, (cut.call, done), &writes) {
+                return self.fail(Class::Snapshot, format!("volumes cut together: {text}"));
             }
         }
     }
@@ -275,38 +312,43 @@ impl World {
     }
 }
 
+/// Judges snapshots that were asked for and completed together.
 fn is_one_point_in_time(
-    snapshot: &Snapshot,
+    snapshots: &[&Snapshot],
+    (call, done): (Moment, Moment),
     writes: &FxHashMap<u64, Vec<Record>>,
 ) -> Result<(), String> {
-    let Some(done) = snapshot.done else { return Ok(()) };
     let none = Vec::new();
-    let (volume, reverts) = (snapshot.volume as u64, snapshot.reverts);
-    let of = |unit: u64| writes.get(&(volume << 32 | reverts << 24 | unit)).unwrap_or(&none);
-    // The last moment at which something that it holds was asked for.
-    let mut bound = snapshot.call;
-    for (unit, value) in snapshot.content.iter().filter(|(_, value)| **value > 0) {
-        let Some(write) = of(*unit).iter().find(|r| r.value == *value) else {
-            return Err(format!("unit {unit} holds write {value}, which nobody wrote here"));
+    let of = |snapshot: &Snapshot, unit: u64| {
+        let (volume, reverts) = (snapshot.volume as u64, snapshot.reverts);
+        writes.get(&(volume << 32 | reverts << 24 | unit)).unwrap_or(&none)
+    };
+    let units = || snapshots.iter().flat_map(|s| s.content.iter().map(move |(u, v)| (*s, *u, *v)));
+    // The last moment at which something that they hold was asked for.
+    let mut bound = call;
+    for (snapshot, unit, value) in units().filter(|(_, _, value)| *value > 0) {
+        let volume = snapshot.volume;
+        let Some(write) = of(snapshot, unit).iter().find(|r| r.value == value) else {
+            return Err(format!("unit {unit} of volume {volume} holds write {value} of nobody"));
         };
         if write.call > done {
             return Err(format!(
-                "it was complete at {done} and holds write {value}, asked for at {}",
+                "complete at {done}, it holds write {value}, asked for at {}",
                 write.call
             ));
         }
         bound = bound.max(write.call);
     }
-    for (unit, value) in &snapshot.content {
-        let held = of(*unit).iter().filter(|r| r.value == *value).map(|r| r.end);
+    for (snapshot, unit, value) in units() {
+        let held = of(snapshot, unit).iter().filter(|r| r.value == value).map(|r| r.end);
         // Zeros may come from any unmap, or from the beginning.
-        let end = held.chain((*value == 0).then_some(0)).max().unwrap_or(0);
-        let missing = of(*unit).iter().find(|r| r.certain && r.call > end && r.end < bound);
-        if let Some(r) = missing {
+        let end = held.chain((value == 0).then_some(0)).max().unwrap_or(0);
+        let mut all = of(snapshot, unit).iter();
+        if let Some(r) = all.find(|r| r.certain && r.call > end && r.end < bound) {
             return Err(format!(
-                "it was asked for at {}, holds something asked for at {bound}, and of unit {unit} \
-                 write {value}, but not write {} of {} to {}",
-                snapshot.call, r.value, r.call, r.end
+                "asked for at {call}, it holds something asked for at {bound}, and of unit {unit} of \
+                 volume {} write {value}, but not write {} of {} to {}",
+                snapshot.volume, r.value, r.call, r.end
             ));
         }
     }

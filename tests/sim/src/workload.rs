@@ -21,6 +21,10 @@ pub enum Kind {
     Other,
     /// Touches none: takes the snapshot of the generation that `unit` says.
     Freeze,
+    /// Touches none: closes, or opens, the gate behind the generation that `unit` says.
+    CloseGate,
+    /// As [`Kind::CloseGate`].
+    OpenGate,
     /// Touches none: drops the snapshot of the generation that `unit` says.
     Drop,
     /// Brings all back: reverts to the snapshot of the generation that `unit` says.
@@ -88,6 +92,8 @@ pub fn request(plan: &Plan, o: &Options, volume: u64, client: u32, op: OpId) -> 
         Kind::Read => BlockOp::Read { offset, len: len as u32 },
         Kind::Unmap => BlockOp::Unmap { offset, len },
         Kind::Freeze => BlockOp::Snapshot { generation: Generation(plan.unit as u32) },
+        Kind::CloseGate => BlockOp::CloseGate { generation: Generation(plan.unit as u32) },
+        Kind::OpenGate => BlockOp::OpenGate { generation: Generation(plan.unit as u32) },
         Kind::Drop => BlockOp::DropSnapshot { generation: Generation(plan.unit as u32) },
         Kind::Clone => {
             let (volume, generation) =

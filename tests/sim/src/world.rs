@@ -17,6 +17,7 @@ use crate::report::{Class, Counts, Failure, Outcome};
 use crate::rng::{Rng, mix};
 use crate::snapshots::Snapshot;
 use crate::store::{Store, draw_interval};
+use crate::together::Together;
 use basalt_client::{ClientEvent, PoolMap};
 use basalt_core::Shard;
 use basalt_core::config::{GroupConfig, Limits, Scrubbing, ShardConfig, Timing};
@@ -92,6 +93,8 @@ pub struct World {
     pub volumes: Vec<Volume>,
     /// The snapshots, in the order in which they were asked for.
     pub snapshots: Vec<Snapshot>,
+    /// Those that were taken together.
+    pub together: Vec<Together>,
     /// The clones in the making.
     pub makings: Vec<Making>,
     /// Where the groups are.
@@ -170,6 +173,7 @@ impl World {
             clients: Vec::new(),
             volumes: Vec::new(),
             snapshots: Vec::new(),
+            together: Vec::new(),
             makings: Vec::new(),
             map: Arc::new(map),
             moves: Moves::new(&groups),

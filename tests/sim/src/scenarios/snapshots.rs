@@ -1,10 +1,22 @@
 //! Snapshots while things go wrong.
 
-use super::dice;
+use super::{Scenario, dice};
 use crate::script::{Script, Setup};
 use crate::snapshots::Snapshot;
 use crate::workload::{Kind, Plan, windows};
 use crate::world::World;
+
+/// The scenarios of this module.
+pub fn all() -> [Scenario; 5] {
+    let s = |name, seeds, play| Scenario { name, play, seeds };
+    [
+        s("snapshot-while-a-leader-dies", 8, leader_dies),
+        s("snapshot-goes-on-in-another-session", 8, another_session),
+        s("snapshots-dropped-in-any-order-give-all-back", 6, dropped_in_any_order),
+        s("reverted-volume-goes-on-from-its-snapshot", 6, reverted),
+        s("snapshots-survive-power-cuts-and-checkpoints", 8, power_cuts),
+    ]
+}
 
 fn wide(set: Setup) -> Script {
     let mut s = Script::new(set, |o| {

@@ -4,6 +4,8 @@
 //! operation of a client, which may complete at once and so admit the next request. What is to be
 //! sent is collected until the end of the turn.
 
+mod cuts;
+
 use super::conns::{Conn, Conns};
 use super::exports::{Export, Exports, NewExport, Purpose};
 use super::links::Links;
@@ -16,6 +18,7 @@ use basalt_node::{StreamId, TenantEvent};
 use basalt_wire::ids::{Epoch, Generation};
 use basalt_wire::time::Time;
 use bytes::Bytes;
+use cuts::Cuts;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -31,6 +34,7 @@ pub(super) struct Core {
     /// The same without a demand for TLS.
     session_exempt: Arc<SessionConfig>,
     exports: Exports,
+    cuts: Cuts,
     conns: Conns,
     links: Links,
     memory: Memory,
@@ -59,6 +63,7 @@ impl Core {
             session,
             session_exempt: Arc::new(exempt),
             exports,
+            cuts: Cuts::default(),
             conns: Conns::default(),
             links: Links::default(),
             memory,
@@ -120,6 +125,7 @@ impl Core {
 
     pub fn end_turn<H: Host>(&mut self, now: Time, host: &mut H) {
         self.expire(now);
+        self.expire_cuts(now);
         let mut ended = Vec::new();
         for export in self.exports.iter_mut() {
             if export.touched || export.deadline.is_some_and(|at| at <= now) {
@@ -146,7 +152,9 @@ impl Core {
     pub fn next_deadline(&self) -> Option<Time> {
         let clients = self.exports.iter().filter_map(|export| export.deadline);
         let handshakes = self.deadlines.front().map(|(at, _)| *at);
-        clients.chain(handshakes).chain(self.memory.deadline()).min()
+        let others =
+            handshakes.into_iter().chain(self.memory.deadline()).chain(self.cuts.deadline());
+        clients.chain(others).min()
     }
 
     pub fn may_stop(&self) -> bool {
@@ -398,7 +406,7 @@ impl Core {
         host: &mut H,
     ) {
         if tag == CHANGE_TAG {
-            self.changed(id, result.map(|_| ()), host);
+            self.changed(id, result, host);
         } else if let Some((index, slot)) = self.conns.by_tag(tag) {
             if let Some(conn) = self.conns.get_mut(index) {
                 conn.connection.complete(slot, result, &mut self.submitted);
@@ -422,6 +430,10 @@ impl Core {
                 let event = ClientEvent::Submit { tag: CHANGE_TAG, op: op.clone() };
                 self.tasks.push_back((id, event));
             }
+            Purpose::Cut { cut, place } => {
+                let (cut, place) = (*cut, *place);
+                self.ask_for_cut(id, cut, place);
+            }
         }
     }
 
@@ -433,6 +445,7 @@ impl Core {
         match export.purpose {
             Purpose::Change { told: Some(reply), .. } => reply(Err(DoorError::Lost(error))),
             Purpose::Change { told: None, .. } => {}
+            Purpose::Cut { cut, .. } => self.cut_answered(cut, &Err(error)),
             Purpose::Serve { attached } => {
                 let name = export.info.name.to_string();
                 host.notice(true, format!("the export '{name}' was withdrawn: {error}"));
@@ -479,7 +492,7 @@ impl Core {
                 self.begin(now, new, host);
             }
             DoorCommand::Delete { config, reply } => {
-                self.begin_change(now, config, (BlockOp::Delete, false), reply, host);
+                self.begin_change(now, config, (BlockOp::Delete, false), whatever(reply), host);
             }
             DoorCommand::Snapshot { config, drop, reply } => {
                 let generation = config.generation;
@@ -487,8 +500,16 @@ impl Core {
                     true => BlockOp::DropSnapshot { generation },
                     false => BlockOp::Snapshot { generation },
                 };
+                self.begin_change(now, config, (op, true), whatever(reply), host);
+            }
+            DoorCommand::Revert { config, generation, reply } => {
+                let op = BlockOp::Revert { generation };
+                self.begin_change(now, config, (op, false), whatever(reply), host);
+            }
+            DoorCommand::Ask { config, op, reply } => {
                 self.begin_change(now, config, (op, true), reply, host);
             }
+            DoorCommand::Cut { configs, reply } => self.begin_cut(now, configs, reply, host),
             DoorCommand::Detach { name, reply } => {
                 let id = self.exports.by_name(&name).map(|export| export.info.id);
                 let found = id.and_then(|id| self.withdraw(id));
@@ -540,7 +561,7 @@ impl Core {
         now: Time,
         config: VolumeConfig,
         (op, view): (BlockOp, bool),
-        reply: Reply<()>,
+        reply: Reply<BlockResult>,
         host: &mut H,
     ) {
         let purpose = Purpose::Change { op, told: Some(reply) };
@@ -549,10 +570,11 @@ impl Core {
         self.begin(now, new, host);
     }
 
-    fn begin<H: Host>(&mut self, now: Time, new: NewExport, host: &mut H) {
+    fn begin<H: Host>(&mut self, now: Time, new: NewExport, host: &mut H) -> u64 {
         let mut effects = Vec::new();
         let id = self.exports.add(new, now, &mut effects);
         self.carry_out(id, effects, host);
+        id
     }
 
     fn resize(
@@ -584,7 +606,11 @@ impl Core {
         Ok(())
     }
 
-    fn changed<H: Host>(&mut self, id: u64, result: Result<(), BlockError>, host: &mut H) {
+    fn changed<H: Host>(&mut self, id: u64, result: Result<BlockResult, BlockError>, host: &mut H) {
+        if let Some(Purpose::Cut { cut, .. }) = self.exports.get_mut(id).map(|e| &e.purpose) {
+            let cut = *cut;
+            return self.cut_answered(cut, &result);
+        }
         if let Some(mut export) = self.withdraw(id) {
             if let Purpose::Change { told, .. } = &mut export.purpose
                 && let Some(reply) = told.take()
@@ -614,6 +640,11 @@ impl Core {
         });
         DoorStatus { exports: exports.collect(), connections: self.conns.len() }
     }
+}
+
+/// A reply for whom any good end will do.
+fn whatever(reply: Reply<()>) -> Reply<BlockResult> {
+    Box::new(move |result| reply(result.map(|_| ())))
 }
 
 /// Ends the session with a volume whose export was withdrawn: its requests were answered already.

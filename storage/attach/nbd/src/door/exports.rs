@@ -2,7 +2,7 @@
 
 use super::Reply;
 use crate::export::{Catalog, ExportInfo};
-use basalt_client::{BlockOp, ClientEffect, Tuning, VolumeClient, VolumeConfig};
+use basalt_client::{BlockOp, BlockResult, ClientEffect, Tuning, VolumeClient, VolumeConfig};
 use basalt_wire::ids::{Epoch, VolumeId};
 use basalt_wire::time::Time;
 use std::collections::BTreeMap;
@@ -15,7 +15,9 @@ pub(super) enum Purpose {
     /// To be served; the reply is due when the session has begun.
     Serve { attached: Option<Reply<()>> },
     /// To do one thing to the volume, and be over.
-    Change { op: BlockOp, told: Option<Reply<()>> },
+    Change { op: BlockOp, told: Option<Reply<BlockResult>> },
+    /// To be cut together with others, at this place among them.
+    Cut { cut: u64, place: usize },
 }
 
 /// What a new session is told.

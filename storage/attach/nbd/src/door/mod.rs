@@ -11,7 +11,7 @@ mod tests;
 use self::core::Core;
 use crate::session::SessionConfig;
 use crate::tls::TlsServer;
-use basalt_client::{BlockError, ClientStats, PoolMap, VolumeConfig};
+use basalt_client::{BlockError, BlockOp, BlockResult, ClientStats, PoolMap, VolumeConfig};
 use basalt_node::{StreamId, Tenant, TenantCx, TenantEvent};
 use basalt_wire::frame::Request;
 use basalt_wire::ids::{Address, Epoch, Generation, VolumeId};
@@ -116,6 +116,14 @@ pub enum DoorCommand {
         /// Called when every group has done it.
         reply: Reply<()>,
     },
+    /// Keep generations of several volumes as snapshots of one point in time, beside whatever sessions the
+    /// volumes have. If that fails, what was kept of them is to be dropped.
+    Cut {
+        /// The volumes with their generations.
+        configs: Vec<VolumeConfig>,
+        /// Called when it is done in every group, or given up: after a second at the latest.
+        reply: Reply<()>,
+    },
     /// Serve a volume no more. Outstanding requests are answered with ESHUTDOWN.
     Detach {
         /// The export.
@@ -129,6 +137,24 @@ pub enum DoorCommand {
         config: VolumeConfig,
         /// Called when every group has deleted them.
         reply: Reply<()>,
+    },
+    /// Make a volume what it was in a snapshot, under an epoch that was drawn for this.
+    Revert {
+        /// The volume and the session.
+        config: VolumeConfig,
+        /// The snapshot's generation.
+        generation: Generation,
+        /// Called when every group has done it.
+        reply: Reply<()>,
+    },
+    /// Ask something of a snapshot of a volume, beside whatever session the volume has.
+    Ask {
+        /// The volume with the snapshot's generation.
+        config: VolumeConfig,
+        /// What is asked.
+        op: BlockOp,
+        /// Called with the answer.
+        reply: Reply<BlockResult>,
     },
     /// A volume was made larger. Connections that come from now on are told the new size; those that
     /// there are may use it, although the protocol has no way to tell them.

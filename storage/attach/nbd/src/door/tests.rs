@@ -28,6 +28,10 @@ struct World {
     notices: Vec<String>,
     /// Requests to freeze a generation and to drop a snapshot.
     frozen: usize,
+    /// Gates that were closed and opened, and whether none can be.
+    gates: usize,
+    opened: usize,
+    gates_lost: bool,
     dropped: usize,
 }
 
@@ -126,6 +130,19 @@ impl World {
             }
             RequestOp::Extents { range, .. } => {
                 ReplyResult::Extents { index, runs: vec![(range.count, true)] }
+            }
+            RequestOp::CloseGate { .. } | RequestOp::OpenGate { .. } if self.gates_lost => {
+                ReplyResult::Refused(Refusal::GateLost)
+            }
+            RequestOp::CloseGate { .. } => {
+                assert_eq!(self.frozen, 0, "gates are closed before anything is frozen");
+                self.gates += 1;
+                ReplyResult::Done { index }
+            }
+            RequestOp::OpenGate { .. } => {
+                assert_eq!(self.frozen, self.gates, "all are frozen before a gate is opened");
+                self.opened += 1;
+                ReplyResult::Done { index }
             }
             RequestOp::Freeze { .. } => {
                 self.frozen += 1;
@@ -369,6 +386,26 @@ fn snapshots_are_kept_and_shown_beside_the_session() {
     test.ask(conn, 1, 3, 0, &[1; 4096], 4096);
     assert_eq!(test.heard(conn), simple(3, 0), "the session goes on");
     test.attach("vol", 1, 4).try_recv().expect("attached").expect("attached");
+}
+
+#[test]
+fn volumes_are_cut_together_or_not_at_all() {
+    let mut test = Test::new(DoorConfig::default());
+    test.attach("vol", 1, 3).try_recv().expect("attached").expect("attached");
+    let (reply, answer) = reply();
+    test.command(DoorCommand::Cut {
+        configs: vec![volume_config(1, 3), volume_config(2, 1)],
+        reply,
+    });
+    assert_eq!(answer.try_recv(), Ok(Ok(())));
+    assert_eq!((test.world.gates, test.world.frozen, test.world.opened), (8, 8, 8));
+    assert_eq!(test.status().exports.len(), 1, "nothing of it is left");
+    test.world.gates_lost = true;
+    let (reply, answer) = self::reply();
+    test.command(DoorCommand::Cut { configs: vec![volume_config(1, 3)], reply });
+    assert!(matches!(answer.try_recv(), Ok(Err(DoorError::Lost(BlockError::Io(_))))));
+    assert_eq!(test.world.frozen, 8, "nothing more was frozen");
+    assert_eq!(test.status().exports.len(), 1);
 }
 
 #[test]

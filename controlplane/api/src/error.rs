@@ -16,9 +16,10 @@ pub fn code_of(reason: ErrorReason) -> Code {
     match reason {
         ErrorReason::Unspecified => Code::Internal,
         ErrorReason::InvalidField | ErrorReason::RequestIdReused => Code::InvalidArgument,
-        ErrorReason::VolumeNotFound | ErrorReason::SnapshotNotFound | ErrorReason::NodeNotFound => {
-            Code::NotFound
-        }
+        ErrorReason::VolumeNotFound
+        | ErrorReason::SnapshotNotFound
+        | ErrorReason::CutNotFound
+        | ErrorReason::NodeNotFound => Code::NotFound,
         ErrorReason::VolumeExists | ErrorReason::SnapshotExists | ErrorReason::NodeExists => {
             Code::AlreadyExists
         }
@@ -26,11 +27,16 @@ pub fn code_of(reason: ErrorReason) -> Code {
         | ErrorReason::VolumeDeleting
         | ErrorReason::VolumeShrinks
         | ErrorReason::VolumeHasSnapshots
+        | ErrorReason::SnapshotInCut
+        | ErrorReason::LaterSnapshots
         | ErrorReason::NodeInUse
         | ErrorReason::TooFewNodes
         | ErrorReason::NotBootstrapped
         | ErrorReason::AlreadyBootstrapped => Code::FailedPrecondition,
-        ErrorReason::EtagMismatch | ErrorReason::AttachmentChanged => Code::Aborted,
+        ErrorReason::EtagMismatch
+        | ErrorReason::AttachmentChanged
+        | ErrorReason::CutGivenUp
+        | ErrorReason::VolumeBusy => Code::Aborted,
         ErrorReason::NodeUnreachable | ErrorReason::NoQuorum => Code::Unavailable,
         ErrorReason::Limit => Code::ResourceExhausted,
     }

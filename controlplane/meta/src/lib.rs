@@ -5,20 +5,23 @@
 //! same entries holds the same state. A change names itself by a request id; its effect is kept with
 //! the id, and proposing it again, after a lost answer, gives the same outcome and changes nothing.
 
+mod cuts;
 pub mod layout;
 mod members;
 pub mod planner;
 mod requests;
+mod reverts;
 mod rules;
 mod snapshots;
 mod state;
 
 pub use basalt_api::meta::v1::entry::Op;
 pub use basalt_api::meta::v1::{
-    AddMember, AttachVolume, AttachmentRecord, Barrier, CreateSnapshot, CreateVolume,
-    DeleteSnapshot, DeleteVolume, DetachVolume, DrainMember, Entry, InitCluster, MoveGroup,
-    PurgeSnapshot, PurgeVolume, RaiseEpoch, RemoveMember, ResizeVolume, SettleGroup,
-    SettleSnapshot, SnapshotRecord, UpdateMember, VolumeRecord,
+    AddMember, AttachVolume, AttachmentRecord, Barrier, CreateCut, CreateSnapshot, CreateVolume,
+    DeleteCut, DeleteSnapshot, DeleteVolume, DetachVolume, DrainMember, Entry, GiveUpCut,
+    InitCluster, MoveGroup, NewSnapshot, PurgeSnapshot, PurgeVolume, RaiseEpoch, RemoveMember,
+    ResizeVolume, RevertRecord, RevertVolume, SettleCut, SettleGroup, SettleRevert, SettleSnapshot,
+    SnapshotRecord, UpdateMember, VolumeRecord,
 };
 pub use rules::{check_host, check_size, check_snapshot_id, check_volume_id};
 pub use snapshots::etag_of_snapshot;

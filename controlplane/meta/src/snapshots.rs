@@ -38,9 +38,21 @@ impl MetaState {
         self.snapshots_after(volume, None).find(|snapshot| snapshot.id == id)
     }
 
-    /// Snapshots that have to be carried out or deleted, of volumes that stay: one of each volume, the
-    /// oldest first, for the groups freeze generations in order.
+    /// A volume's snapshot by its generation.
+    pub fn snapshot_of(&self, volume: u64, generation: u32) -> Option<&SnapshotRecord> {
+        self.snapshots.get(&(volume, generation))
+    }
+
+    /// Snapshots that have to be carried out or deleted one by one, of volumes that stay: one of each volume,
+    /// the oldest first, for the groups freeze generations in order.
     pub fn unsettled_snapshots(&self) -> Vec<&SnapshotRecord> {
+        let mut all = self.unsettled();
+        all.retain(|snapshot| snapshot.deleting || snapshot.cut == 0);
+        all
+    }
+
+    /// What has to be done next to each volume that stays, if it is about a snapshot.
+    pub(crate) fn unsettled(&self) -> Vec<&SnapshotRecord> {
         let stays = |number: u64| self.volume_by_number(number).is_some_and(|v| !v.deleting);
         let mut found: Vec<&SnapshotRecord> = Vec::new();
         for snapshot in self.snapshots.values().filter(|s| !s.ready || s.deleting) {
@@ -58,43 +70,9 @@ impl MetaState {
         now_ms: i64,
         create: CreateSnapshot,
     ) -> Result<Outcome, Refused> {
-        let invalid = |field: &str, message: String| {
-            refusal(ErrorReason::InvalidField, message, vec![("field", field.to_owned())])
-        };
-        rules::check_snapshot_id(&create.id).map_err(|e| invalid("snapshot_id", e))?;
-        rules::check_labels(create.labels.iter()).map_err(|e| invalid("labels", e))?;
-        let volume = find(&mut self.volumes, &create.volume)?;
-        if volume.deleting {
-            return Err(being_deleted(&create.volume, "kept as a snapshot"));
-        }
-        let range = (volume.number, 0)..=(volume.number, u32::MAX);
-        let mut known = self.snapshots.range(range).map(|(_, snapshot)| snapshot);
-        if let Some(known) = known.clone().find(|snapshot| snapshot.id == create.id) {
-            return Err(exists(known));
-        }
-        if known.by_ref().count() >= SNAPSHOTS_MAX || volume.generation == u32::MAX {
-            let message = format!(
-                "the volume '{}' has {SNAPSHOTS_MAX} snapshots, the most it can have; delete one first",
-                create.volume
-            );
-            return Err(refusal(ErrorReason::Limit, message, vec![("volume", create.volume)]));
-        }
-        let snapshot = SnapshotRecord {
-            volume: volume.number,
-            volume_id: create.volume,
-            id: create.id,
-            generation: volume.generation,
-            size_bytes: volume.size_bytes,
-            ready: false,
-            deleting: false,
-            labels: create.labels,
-            create_time_ms: now_ms,
-            revision: index,
-        };
-        volume.generation += 1;
-        volume.revision = index;
-        self.snapshots.insert((snapshot.volume, snapshot.generation), snapshot.clone());
-        Ok(Outcome::Snapshot(snapshot))
+        check_new_snapshot(self, &create.volume, &create.id, &create.labels)?;
+        let named = (create.volume, create.id, create.labels);
+        Ok(Outcome::Snapshot(new_snapshot(self, (index, now_ms), named, 0)?))
     }
 
     pub(crate) fn settle_snapshot(
@@ -102,9 +80,10 @@ impl MetaState {
         index: u64,
         settle: SettleSnapshot,
     ) -> Result<Outcome, Refused> {
-        // One that is being deleted, or gone, needs nothing any more.
+        // One that is being deleted, or gone, needs nothing any more; one of a cut is settled with the others.
         let found = self.snapshots.get_mut(&(settle.volume, settle.generation));
-        if let Some(snapshot) = found.filter(|snapshot| !snapshot.ready && !snapshot.deleting) {
+        let waits = |s: &&mut SnapshotRecord| !s.ready && !s.deleting && s.cut == 0;
+        if let Some(snapshot) = found.filter(waits) {
             snapshot.ready = true;
             snapshot.revision = index;
         }
@@ -130,6 +109,10 @@ impl MetaState {
                 vec![("volume", delete.volume), ("snapshot", delete.id), ("etag", etag)],
             ));
         }
+        let (cut, ready) = (snapshot.cut, snapshot.ready);
+        if cut != 0 && !snapshot.deleting && !(delete.alone && ready) {
+            return Err(in_cut(self, &delete, (number, cut), ready));
+        }
         if !snapshot.deleting {
             snapshot.deleting = true;
             snapshot.revision = index;
@@ -147,6 +130,65 @@ impl MetaState {
     }
 }
 
+/// Whether a snapshot of a volume can be made under a name.
+pub(crate) fn check_new_snapshot(
+    state: &MetaState,
+    volume_id: &str,
+    id: &str,
+    labels: &BTreeMap<String, String>,
+) -> Result<(), Refused> {
+    let invalid = |field: &str, message: String| {
+        refusal(ErrorReason::InvalidField, message, vec![("field", field.to_owned())])
+    };
+    rules::check_snapshot_id(id).map_err(|e| invalid("snapshot_id", e))?;
+    rules::check_labels(labels.iter()).map_err(|e| invalid("labels", e))?;
+    let volume = state.volume(volume_id).ok_or_else(|| Refused::volume_not_found(volume_id))?;
+    if volume.deleting {
+        return Err(being_deleted(volume_id, "kept as a snapshot"));
+    }
+    if volume.revert.is_some() {
+        return Err(Refused::volume_busy(volume, "kept as a snapshot"));
+    }
+    if let Some(known) = state.snapshot(volume.number, id) {
+        return Err(exists(known));
+    }
+    let count = state.snapshots_after(volume.number, None).count();
+    if count >= SNAPSHOTS_MAX || volume.generation == u32::MAX {
+        let message = format!(
+            "the volume '{volume_id}' has {SNAPSHOTS_MAX} snapshots, the most it can have; delete one first"
+        );
+        return Err(refusal(ErrorReason::Limit, message, vec![("volume", volume_id.to_owned())]));
+    }
+    Ok(())
+}
+
+/// Gives the volume's generation to a snapshot, which was checked, and the next one to the volume.
+pub(crate) fn new_snapshot(
+    state: &mut MetaState,
+    (index, now_ms): (u64, i64),
+    (volume_id, id, labels): (String, String, BTreeMap<String, String>),
+    cut: u64,
+) -> Result<SnapshotRecord, Refused> {
+    let volume = find(&mut state.volumes, &volume_id)?;
+    let snapshot = SnapshotRecord {
+        volume: volume.number,
+        volume_id,
+        id,
+        generation: volume.generation,
+        size_bytes: volume.size_bytes,
+        ready: false,
+        deleting: false,
+        labels,
+        create_time_ms: now_ms,
+        revision: index,
+        cut,
+    };
+    volume.generation += 1;
+    volume.revision = index;
+    state.snapshots.insert((snapshot.volume, snapshot.generation), snapshot.clone());
+    Ok(snapshot)
+}
+
 impl Refused {
     /// There is no such snapshot.
     pub fn snapshot_not_found(volume: &str, id: &str) -> Refused {
@@ -160,6 +202,30 @@ impl Refused {
             vec![("volume", volume.to_owned()), ("snapshot", shown)],
         )
     }
+}
+
+/// A member of a cut is not deleted alone unless that is said, and not before the cut is complete.
+fn in_cut(
+    state: &MetaState,
+    delete: &DeleteSnapshot,
+    (volume, cut): (u64, u64),
+    ready: bool,
+) -> Refused {
+    let others = state.cut(cut).filter(|other| other.volume != volume);
+    let others: Vec<String> = others.map(|s| format!("{}@{}", s.volume_id, s.id)).collect();
+    let with = if others.is_empty() { "others".to_owned() } else { others.join(", ") };
+    let what = match ready {
+        true => "delete them all (--together), or say that it alone goes (--alone)",
+        false => "they are not complete yet; delete them all (--together), or ask again",
+    };
+    refusal(
+        ErrorReason::SnapshotInCut,
+        format!(
+            "the snapshot '{}@{}' was taken together with {with}: {what}",
+            delete.volume, delete.id
+        ),
+        vec![("volume", delete.volume.clone()), ("cut", cut.to_string())],
+    )
 }
 
 fn exists(known: &SnapshotRecord) -> Refused {
@@ -176,13 +242,13 @@ fn exists(known: &SnapshotRecord) -> Refused {
 
 /// The snapshots of a volume that is to be deleted go with it, if that was said.
 pub(crate) fn delete_with_volume(
-    snapshots: &mut BTreeMap<(u64, u32), SnapshotRecord>,
+    state: &mut MetaState,
     index: u64,
     number: u64,
     delete: &DeleteVolume,
 ) -> Result<(), Refused> {
     let all = || (number, 0)..=(number, u32::MAX);
-    let count = snapshots.range(all()).count();
+    let count = state.snapshots.range(all()).count();
     if count > 0 && !delete.with_snapshots {
         return Err(refusal(
             ErrorReason::VolumeHasSnapshots,
@@ -194,7 +260,11 @@ pub(crate) fn delete_with_volume(
             vec![("volume", delete.id.clone()), ("snapshots", count.to_string())],
         ));
     }
-    for (_, snapshot) in snapshots.range_mut(all()) {
+    // Without one of its volumes no cut comes to be.
+    while let Some(cut) = state.cut_under_way(number) {
+        state.abandon_cut(index, cut);
+    }
+    for (_, snapshot) in state.snapshots.range_mut(all()) {
         snapshot.deleting = true;
         snapshot.revision = index;
     }

@@ -36,6 +36,8 @@ pub enum Outcome {
     Volume(VolumeRecord),
     /// The snapshot as the change left it.
     Snapshot(SnapshotRecord),
+    /// The snapshots of a cut as the change left them.
+    Cut(Vec<SnapshotRecord>),
     /// The member as the change left it.
     Member(Member),
     /// It changed nothing.
@@ -163,6 +165,12 @@ impl MetaState {
             Op::SettleSnapshot(settle) => self.settle_snapshot(index, settle),
             Op::DeleteSnapshot(delete) => self.delete_snapshot(index, delete),
             Op::PurgeSnapshot(purge) => self.purge_snapshot(purge),
+            Op::CreateCut(create) => self.create_cut(index, now_ms, create),
+            Op::SettleCut(settle) => self.settle_cut(index, &settle),
+            Op::GiveUpCut(give) => self.give_up_cut(index, &give),
+            Op::DeleteCut(delete) => self.delete_cut(index, &delete),
+            Op::RevertVolume(revert) => self.revert_volume(index, &revert),
+            Op::SettleRevert(settle) => self.settle_revert(index, &settle),
             Op::AddMember(add) => self.add_member(add),
             Op::DrainMember(drain) => self.drain_member(&drain),
             Op::RemoveMember(remove) => self.remove_member(&remove),
@@ -246,6 +254,7 @@ impl MetaState {
             attachment: None,
             create_time_ms: now_ms,
             revision: index,
+            revert: None,
         };
         self.volumes.insert(create.id, volume.clone());
         Ok(Outcome::Volume(volume))
@@ -266,9 +275,11 @@ impl MetaState {
         }
         if !volume.deleting {
             let number = volume.number;
-            crate::snapshots::delete_with_volume(&mut self.snapshots, index, number, &delete)?;
+            crate::snapshots::delete_with_volume(self, index, number, &delete)?;
+            let volume = find(&mut self.volumes, &delete.id)?;
             volume.deleting = true;
             volume.revision = index;
+            return Ok(Outcome::Volume(volume.clone()));
         }
         Ok(Outcome::Volume(volume.clone()))
     }
@@ -277,10 +288,15 @@ impl MetaState {
         rules::check_size(resize.size_bytes).map_err(|e| {
             refusal(ErrorReason::InvalidField, e, vec![("field", "size_bytes".to_owned())])
         })?;
+        let number = find(&mut self.volumes, &resize.id)?.number;
+        let busy = self.cut_under_way(number).is_some();
         let volume = find(&mut self.volumes, &resize.id)?;
         check_etag(volume, &resize.etag)?;
         if volume.deleting {
             return Err(being_deleted(&resize.id, "resized"));
+        }
+        if busy || volume.revert.is_some() {
+            return Err(Refused::volume_busy(volume, "resized"));
         }
         if resize.size_bytes < volume.size_bytes {
             // What is behind the new end would be lost, and would be there again after the next growth.
@@ -302,9 +318,12 @@ impl MetaState {
     }
 
     fn raise_epoch(&mut self, index: u64, number: u64) -> Result<Outcome, Refused> {
-        let volume = self.volumes.values_mut().find(|v| v.number == number && v.deleting);
+        let volume = self
+            .volumes
+            .values_mut()
+            .find(|v| v.number == number && (v.deleting || v.revert.is_some()));
         let Some(volume) = volume else {
-            let message = format!("no volume of number {number} is being deleted");
+            let message = format!("no volume of number {number} is being deleted or reverted");
             return Err(refusal(ErrorReason::VolumeNotFound, message, vec![]));
         };
         volume.epoch += 1;
@@ -334,6 +353,9 @@ impl MetaState {
         check_etag(volume, &attach.etag)?;
         if volume.deleting {
             return Err(being_deleted(&attach.id, "attached"));
+        }
+        if volume.revert.is_some() {
+            return Err(Refused::volume_busy(volume, "attached"));
         }
         let current = volume.attachment.as_ref();
         let epoch_now = current.map_or(0, |a| a.epoch);
@@ -405,7 +427,7 @@ impl Refused {
     }
 }
 
-fn check_etag(volume: &VolumeRecord, etag: &str) -> Result<(), Refused> {
+pub(crate) fn check_etag(volume: &VolumeRecord, etag: &str) -> Result<(), Refused> {
     let now = etag_of(volume);
     if etag.is_empty() || etag == now {
         return Ok(());

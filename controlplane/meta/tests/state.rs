@@ -250,7 +250,7 @@ fn any_op() -> impl Strategy<Value = Op> {
             volume, id, labels: BTreeMap::new()
         })),
         3 => (id, name).prop_map(|(volume, id)| Op::DeleteSnapshot(DeleteSnapshot {
-            volume, id, etag: String::new()
+            volume, id, etag: String::new(), alone: false
         })),
         3 => (1u64..6, 0u32..8).prop_map(|(volume, generation)| Op::SettleSnapshot(
             SettleSnapshot { volume, generation }
@@ -267,7 +267,12 @@ fn snapshot(id: &str) -> Op {
 }
 
 fn drop_snapshot(id: &str, etag: String) -> Op {
-    Op::DeleteSnapshot(DeleteSnapshot { volume: "demo".to_owned(), id: id.to_owned(), etag })
+    Op::DeleteSnapshot(DeleteSnapshot {
+        volume: "demo".to_owned(),
+        id: id.to_owned(),
+        etag,
+        alone: false,
+    })
 }
 
 impl Machine {

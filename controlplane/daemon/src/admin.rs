@@ -1,5 +1,6 @@
 //! The administrative API.
 
+use crate::cuts;
 use crate::daemon::Daemon;
 use crate::metadata::Metadata;
 use crate::snapshots;
@@ -7,18 +8,20 @@ use basalt_api::error;
 use basalt_api::v1::admin_server::Admin;
 use basalt_api::v1::{
     AddNodeRequest, AttachVolumeRequest, AttachVolumeResponse, Attachment, BootstrapRequest,
-    Cluster, Consistency, CreateSnapshotRequest, CreateVolumeRequest, DeleteSnapshotRequest,
-    DeleteVolumeRequest, DetachVolumeRequest, DrainNodeRequest, GetClusterRequest,
-    GetPoolMapRequest, GetSnapshotRequest, GetVolumeRequest, ListSnapshotsRequest,
-    ListSnapshotsResponse, ListVolumesRequest, ListVolumesResponse, Node, PoolMap,
-    RemoveNodeRequest, RemoveNodeResponse, ResizeVolumeRequest, Snapshot, StartScrubRequest,
-    StartScrubResponse, Volume, volume,
+    Cluster, Consistency, CreateCutRequest, CreateSnapshotRequest, CreateVolumeRequest, Cut,
+    DeleteCutRequest, DeleteCutResponse, DeleteSnapshotRequest, DeleteVolumeRequest,
+    DetachVolumeRequest, DrainNodeRequest, GetClusterRequest, GetCutRequest, GetPoolMapRequest,
+    GetSnapshotRequest, GetVolumeRequest, ListChangesRequest, ListChangesResponse,
+    ListSnapshotsRequest, ListSnapshotsResponse, ListVolumesRequest, ListVolumesResponse, Node,
+    PoolMap, RemoveNodeRequest, RemoveNodeResponse, ResizeVolumeRequest, RevertVolumeRequest,
+    Snapshot, StartScrubRequest, StartScrubResponse, Volume, volume,
 };
 use basalt_meta::{
     AttachVolume, CreateSnapshot, CreateVolume, DeleteSnapshot, DeleteVolume, DetachVolume, Op,
-    Outcome, Refused, ResizeVolume, SnapshotRecord, VolumeRecord, etag_of,
+    Outcome, Refused, ResizeVolume, RevertVolume, SnapshotRecord, VolumeRecord, etag_of,
 };
 use std::sync::Arc;
+use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 const PREFIX: &str = "volumes/";
@@ -50,6 +53,13 @@ impl AdminService {
         match self.outcome(request_id, op).await? {
             Outcome::Snapshot(snapshot) => Ok(snapshot),
             other => Err(Status::internal(format!("a change of a snapshot came to {other:?}"))),
+        }
+    }
+
+    async fn change_cut(&self, request_id: &str, op: Op) -> Result<u64, Status> {
+        match self.outcome(request_id, op).await? {
+            Outcome::Cut(snapshots) => Ok(cuts::number_in(&snapshots)),
+            other => Err(Status::internal(format!("a change of a cut came to {other:?}"))),
         }
     }
 
@@ -169,6 +179,8 @@ impl Admin for AdminService {
             labels: request.labels,
         });
         let snapshot = self.change_snapshot(&request.request_id, op).await?;
+        let metadata = &self.daemon.engine()?.metadata;
+        let snapshot = snapshots::completed(metadata, snapshot, request.wait_ms).await;
         Ok(Response::new(snapshots::shown(&snapshot)))
     }
 
@@ -200,9 +212,75 @@ impl Admin for AdminService {
             volume: volume.to_owned(),
             id: id.to_owned(),
             etag: request.etag,
+            alone: request.alone,
         });
         let snapshot = self.change_snapshot(&request.request_id, op).await?;
+        snapshots::gone(&self.daemon.engine()?.metadata, &snapshot, request.wait_ms).await;
         Ok(Response::new(snapshots::shown(&snapshot)))
+    }
+
+    async fn create_cut(
+        &self,
+        request: Request<CreateCutRequest>,
+    ) -> Result<Response<Cut>, Status> {
+        let request = request.into_inner();
+        let (id, wait_ms) = (request.request_id.clone(), request.wait_ms);
+        let made = self.change_cut(&id, cuts::creation(request)?).await?;
+        let metadata = &self.daemon.engine()?.metadata;
+        Ok(Response::new(cuts::completed(metadata, made, wait_ms).await?))
+    }
+
+    async fn get_cut(&self, request: Request<GetCutRequest>) -> Result<Response<Cut>, Status> {
+        let metadata = self.daemon.engine()?.metadata.clone();
+        metadata.barrier().await?;
+        cuts::get(&metadata, &request.get_ref().name).map(Response::new)
+    }
+
+    async fn delete_cut(
+        &self,
+        request: Request<DeleteCutRequest>,
+    ) -> Result<Response<DeleteCutResponse>, Status> {
+        let request = request.into_inner();
+        let cut = self.change_cut(&request.request_id, cuts::deletion(&request.name)?).await?;
+        cuts::gone(&self.daemon.engine()?.metadata, cut, request.wait_ms).await;
+        Ok(Response::new(DeleteCutResponse {}))
+    }
+
+    async fn revert_volume(
+        &self,
+        request: Request<RevertVolumeRequest>,
+    ) -> Result<Response<Volume>, Status> {
+        let request = request.into_inner();
+        let op = Op::RevertVolume(RevertVolume {
+            id: id_of(&request.name)?.to_owned(),
+            snapshot: request.snapshot_id,
+            drop_later: request.drop_later,
+            etag: request.etag,
+        });
+        let volume = self.change(&request.request_id, op).await?;
+        let metadata = &self.daemon.engine()?.metadata;
+        let mut last = volume;
+        let reverted = metadata.wait_for(request.wait_ms, |state| {
+            match state.volume(&last.id).filter(|v| v.number == last.number) {
+                Some(found) => last.clone_from(found),
+                None => last.revert = None,
+            }
+            last.revert.is_none()
+        });
+        reverted.await;
+        Ok(Response::new(volume_of(&last)))
+    }
+
+    type ListChangesStream = ReceiverStream<Result<ListChangesResponse, Status>>;
+
+    async fn list_changes(
+        &self,
+        request: Request<ListChangesRequest>,
+    ) -> Result<Response<ReceiverStream<Result<ListChangesResponse, Status>>>, Status> {
+        let engine = self.daemon.engine()?;
+        engine.metadata.barrier().await?;
+        let answers = crate::changes::list(&engine, request.get_ref())?;
+        Ok(Response::new(ReceiverStream::new(answers)))
     }
 
     async fn attach_volume(
@@ -274,7 +352,11 @@ impl Admin for AdminService {
 
 /// A volume as the API shows it.
 pub fn volume_of(record: &VolumeRecord) -> Volume {
-    let state = if record.deleting { volume::State::Deleting } else { volume::State::Ready };
+    let state = match record {
+        VolumeRecord { deleting: true, .. } => volume::State::Deleting,
+        VolumeRecord { revert: Some(_), .. } => volume::State::Reverting,
+        _ => volume::State::Ready,
+    };
     let attachment = record.attachment.as_ref().map(|a| Attachment {
         host: a.host.clone(),
         epoch: a.epoch,

@@ -9,8 +9,11 @@ use crate::engine::{DOOR, Engine};
 use crate::reconcile::done;
 use crate::retry::Retries;
 use basalt_attach::convert;
-use basalt_meta::{Op, PurgeSnapshot, SettleSnapshot, SnapshotRecord, VolumeRecord};
-use basalt_nbd::{DoorCommand, DoorError};
+use basalt_client::VolumeConfig;
+use basalt_meta::{
+    GiveUpCut, Op, PurgeSnapshot, SettleCut, SettleSnapshot, SnapshotRecord, VolumeRecord,
+};
+use basalt_nbd::{DoorCommand, DoorError, Reply};
 use basalt_wire::ids::Generation;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,7 +28,14 @@ const USUAL: Duration = Duration::from_secs(10);
 #[derive(Default)]
 pub(crate) struct Keeping {
     under_way: BTreeMap<u64, Job>,
+    /// By the number of the cut.
+    cuts: BTreeMap<u64, CutJob>,
     retries: Retries,
+}
+
+struct CutJob {
+    volumes: Vec<u64>,
+    end: oneshot::Receiver<Result<(), DoorError>>,
 }
 
 struct Job {
@@ -38,7 +48,7 @@ struct Job {
 impl Keeping {
     /// Takes up what is to be done, and writes down what is; false if something has to be tried again.
     pub(crate) async fn pass(&mut self, engine: &Arc<Engine>) -> bool {
-        let clean = self.hear(engine).await;
+        let clean = self.hear(engine).await & self.hear_of_cuts(engine).await;
         if !engine.metadata.leads() {
             return clean;
         }
@@ -49,10 +59,69 @@ impl Keeping {
         });
         self.retries.retain(|number| wanted.iter().any(|(volume, _)| volume.number == number));
         for (volume, snapshot) in wanted {
-            let free = !self.under_way.contains_key(&volume.number);
-            if free && self.retries.may(volume.number, Instant::now()) {
+            if !self.is_busy(volume.number) && self.retries.may(volume.number, Instant::now()) {
                 self.begin(engine, &volume, snapshot);
             }
+        }
+        self.begin_cuts(engine);
+        clean
+    }
+
+    /// Whether something is being done to a volume's snapshots.
+    fn is_busy(&self, volume: u64) -> bool {
+        let cut = |job: &CutJob| job.volumes.contains(&volume);
+        self.under_way.contains_key(&volume) || self.cuts.values().any(cut)
+    }
+
+    /// Begins the cuts whose volumes have nothing else to be done first. One that was begun before, by a
+    /// node that does not lead any more, may come to an end or fail; in no case is it something else.
+    fn begin_cuts(&mut self, engine: &Arc<Engine>) {
+        let wanted: Vec<(u64, Vec<(VolumeRecord, SnapshotRecord)>)> =
+            engine.metadata.look(|state| {
+                let pair = |s: &SnapshotRecord| {
+                    Some((state.volume_by_number(s.volume)?.clone(), s.clone()))
+                };
+                let of = |all: Vec<&SnapshotRecord>| all.into_iter().filter_map(pair).collect();
+                state.unsettled_cuts().into_iter().map(|(cut, all)| (cut, of(all))).collect()
+            });
+        for (cut, all) in wanted {
+            let volumes: Vec<u64> = all.iter().map(|(volume, _)| volume.number).collect();
+            if volumes.iter().any(|volume| self.is_busy(*volume)) {
+                continue;
+            }
+            let configs = all.iter().map(|(volume, snapshot)| config_of(engine, volume, snapshot));
+            let configs = match configs.collect() {
+                Ok(configs) => configs,
+                Err(problem) => return tracing::error!("snapshots can not be kept: {problem}"),
+            };
+            let (reply, end) = ending(engine);
+            engine.reactor.tenant(DOOR, Box::new(DoorCommand::Cut { configs, reply }));
+            self.cuts.insert(cut, CutJob { volumes, end });
+        }
+    }
+
+    /// Writes down which cuts are complete, and which are given up: nothing of these is kept.
+    async fn hear_of_cuts(&mut self, engine: &Arc<Engine>) -> bool {
+        let mut ended = Vec::new();
+        self.cuts.retain(|cut, job| match job.end.try_recv() {
+            Err(oneshot::error::TryRecvError::Empty) => true,
+            end => {
+                ended.push((*cut, end));
+                false
+            }
+        });
+        let mut clean = true;
+        for (cut, end) in ended {
+            let op = match end {
+                Ok(Ok(())) => Op::SettleCut(SettleCut { cut }),
+                Ok(Err(problem)) => {
+                    tracing::warn!("the snapshots of cut {cut} are given up: {problem}");
+                    Op::GiveUpCut(GiveUpCut { cut })
+                }
+                // The node is stopping: whoever leads next brings it to an end.
+                Err(_) => continue,
+            };
+            clean &= done(engine.metadata.change("", op).await, "writing a cut down");
         }
         clean
     }
@@ -63,21 +132,11 @@ impl Keeping {
     }
 
     fn begin(&mut self, engine: &Arc<Engine>, volume: &VolumeRecord, snapshot: SnapshotRecord) {
-        let map = match convert::pool_map(&engine.map()) {
-            Ok(map) => Arc::new(map),
+        let config = match config_of(engine, volume, &snapshot) {
+            Ok(config) => config,
             Err(problem) => return tracing::error!("snapshots can not be kept: {problem}"),
         };
-        // The volume's size as it is now: a group that it grew into may keep the generation too.
-        let record = volume_of(volume);
-        let mut config = convert::volume_config(&record, volume.epoch, map, Some(engine.node));
-        config.generation = Generation(snapshot.generation);
-        let (ended, end) = oneshot::channel();
-        let door = engine.door.clone();
-        let reply = Box::new(move |result| {
-            // The reconciler may be gone.
-            let _ = ended.send(result);
-            door.changed.notify_one();
-        });
+        let (reply, end) = ending(engine);
         let drop = snapshot.deleting;
         engine.reactor.tenant(DOOR, Box::new(DoorCommand::Snapshot { config, drop, reply }));
         let job = Job { snapshot, began: Instant::now(), told: false, end };
@@ -127,6 +186,32 @@ impl Job {
             );
         }
     }
+}
+
+/// A view of a volume that keeps a generation, or drops it. The volume's size is what it is now: a group that
+/// it grew into may keep the generation too.
+fn config_of(
+    engine: &Engine,
+    volume: &VolumeRecord,
+    snapshot: &SnapshotRecord,
+) -> Result<VolumeConfig, String> {
+    let map = Arc::new(convert::pool_map(&engine.map())?);
+    let record = volume_of(volume);
+    let mut config = convert::volume_config(&record, volume.epoch, map, Some(engine.node));
+    config.generation = Generation(snapshot.generation);
+    Ok(config)
+}
+
+/// A reply that wakes the reconciler.
+fn ending(engine: &Engine) -> (Reply<()>, oneshot::Receiver<Result<(), DoorError>>) {
+    let (ended, end) = oneshot::channel();
+    let door = engine.door.clone();
+    let reply = Box::new(move |result| {
+        // The reconciler may be gone.
+        let _ = ended.send(result);
+        door.changed.notify_one();
+    });
+    (reply, end)
 }
 
 /// Writes down that every group has done it.

@@ -10,12 +10,14 @@
 //! * [`metadata`]: the mirror of the metadata group, proposals and linearizable reads;
 //! * [`reconcile`]: what makes the node do what the records say, [`retry`]: when it tries again;
 //! * `moves`: what has groups move from node to node;
-//! * [`admin`], [`peer`]: the gRPC services; [`bootstrap`], [`nodes`], [`snapshots`], [`status`]: their longer
-//!   stories.
+//! * [`admin`], [`peer`]: the gRPC services; [`bootstrap`], [`nodes`], [`snapshots`], [`cuts`], [`changes`],
+//!   [`status`]: their longer stories.
 
 pub mod admin;
 pub mod bootstrap;
+pub mod changes;
 mod checkpoints;
+pub mod cuts;
 pub mod daemon;
 pub mod engine;
 mod incoming;
@@ -27,6 +29,7 @@ pub mod options;
 pub mod peer;
 pub mod reconcile;
 pub mod retry;
+mod reverting;
 pub mod scrub;
 pub mod snapshots;
 pub mod status;

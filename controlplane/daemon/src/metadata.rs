@@ -7,6 +7,7 @@
 //! and reads the mirror when that is applied.
 
 use basalt_api::error;
+use basalt_api::v1::peer_client::PeerClient;
 use basalt_api::v1::propose_response::Result as ProposeResult;
 use basalt_api::v1::{ErrorReason, ProposeRequest, ProposeResponse};
 use basalt_core::event::{Effect, Event, ProposeError};
@@ -22,6 +23,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::Status;
+use tonic::transport::Channel;
 
 /// How long a change may take before the caller hears that it did not come through.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -64,8 +66,22 @@ pub struct Metadata {
     pending: Mutex<HashMap<u64, Waiter>>,
     next_token: AtomicU64,
     mailbox: OnceLock<Mailbox>,
-    /// gRPC addresses of all nodes.
-    peers: Mutex<BTreeMap<NodeId, String>>,
+    /// All nodes by their gRPC addresses.
+    peers: Mutex<BTreeMap<NodeId, Peer>>,
+}
+
+/// How a node is called. Its connection stays: making one takes longer than a proposal.
+#[derive(Clone)]
+struct Peer {
+    address: String,
+    client: Result<PeerClient<Channel>, Status>,
+}
+
+impl Peer {
+    fn at(address: String) -> Peer {
+        let client = basalt_api::dial::peer(&address, ATTEMPT + PAUSE);
+        Peer { address, client }
+    }
 }
 
 impl Metadata {
@@ -81,7 +97,7 @@ impl Metadata {
             pending: Mutex::default(),
             next_token: AtomicU64::new(1),
             mailbox: OnceLock::new(),
-            peers: Mutex::new(peers),
+            peers: Mutex::new(peers.into_iter().map(|(node, at)| (node, Peer::at(at))).collect()),
         }
     }
 
@@ -92,7 +108,11 @@ impl Metadata {
 
     /// Replaces the addresses of the other nodes.
     pub fn set_peers(&self, peers: BTreeMap<NodeId, String>) {
-        *lock(&self.peers) = peers;
+        let mut known = lock(&self.peers);
+        known.retain(|node, peer| peers.get(node) == Some(&peer.address));
+        for (node, address) in peers {
+            known.entry(node).or_insert_with(|| Peer::at(address));
+        }
     }
 
     /// Takes a notice of the reactor.
@@ -131,6 +151,19 @@ impl Metadata {
     /// Looks at the mirror as it is.
     pub fn look<T>(&self, look: impl FnOnce(&MetaState) -> T) -> T {
         look(&lock(&self.mirror).state)
+    }
+
+    /// Waits until the mirror is as wanted, for so many milliseconds and not longer than a change may take.
+    /// Says whether it is.
+    pub async fn wait_for(&self, wait_ms: u32, mut wanted: impl FnMut(&MetaState) -> bool) -> bool {
+        let mut changes = self.changes();
+        let already = self.look(&mut wanted);
+        if already || wait_ms == 0 {
+            return already;
+        }
+        let reached = async { while changes.changed().await.is_ok() && !self.look(&mut wanted) {} };
+        let patience = PATIENCE.min(Duration::from_millis(wait_ms.into()));
+        timeout(patience, reached).await.is_ok()
     }
 
     /// Tells when the mirror changes.
@@ -242,20 +275,20 @@ impl Metadata {
     }
 
     async fn propose_at(&self, node: NodeId, bytes: &Bytes) -> Attempt {
-        let Some(address) = lock(&self.peers).get(&node).cloned() else {
+        let Some(peer) = lock(&self.peers).get(&node).cloned() else {
             return Attempt::Nothing(format!("the leader, node {node}, has no address"));
         };
-        propose_to(node, address, self.cluster, bytes).await
+        propose_to(node, peer, self.cluster, bytes).await
     }
 
     /// Proposes at all other nodes: one of them may lead and not reach this one, such as after this
     /// one's data path got another address. More than one commit does no harm, as for a repetition.
     async fn propose_anywhere(&self, bytes: &Bytes) -> Attempt {
         let mut asked = JoinSet::new();
-        for (node, address) in lock(&self.peers).clone() {
+        for (node, peer) in lock(&self.peers).clone() {
             if node != self.node {
                 let (cluster, bytes) = (self.cluster, bytes.clone());
-                asked.spawn(async move { propose_to(node, address, cluster, &bytes).await });
+                asked.spawn(async move { propose_to(node, peer, cluster, &bytes).await });
             }
         }
         let mut result = no_leader();
@@ -288,9 +321,10 @@ fn no_leader() -> Attempt {
     Attempt::Nothing("no leader is known".to_owned())
 }
 
-async fn propose_to(node: NodeId, address: String, cluster: u64, bytes: &Bytes) -> Attempt {
+async fn propose_to(node: NodeId, peer: Peer, cluster: u64, bytes: &Bytes) -> Attempt {
     let request = ProposeRequest { cluster, entry: bytes.to_vec() };
-    let answer = match basalt_api::dial::peer(&address, ATTEMPT + PAUSE) {
+    let Peer { address, client } = peer;
+    let answer = match client {
         Ok(mut client) => client.propose(request).await,
         Err(status) => return Attempt::Nothing(status.message().to_owned()),
     };

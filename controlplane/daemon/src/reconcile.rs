@@ -5,6 +5,7 @@
 use crate::engine::{DOOR, Engine};
 use crate::keeping::Keeping;
 use crate::retry::Retries;
+use crate::reverting::Reverting;
 use basalt_api::v1::{ClusterSpec, Member};
 use basalt_attach::convert;
 use basalt_client::BlockError;
@@ -42,6 +43,7 @@ struct Reconciler {
     mapped: u64,
     deletion: Option<(u64, oneshot::Receiver<bool>)>,
     keeping: Keeping,
+    reverting: Reverting,
 }
 
 /// What the door was told of a volume.
@@ -63,6 +65,7 @@ pub async fn run(weak: Weak<Engine>) {
         mapped: 0,
         deletion: None,
         keeping: Keeping::default(),
+        reverting: Reverting::default(),
     };
     loop {
         let Some(engine) = weak.upgrade() else { return };
@@ -74,7 +77,11 @@ pub async fn run(weak: Weak<Engine>) {
         drop(engine);
         let now = Instant::now();
         let rest = now + if clean { RESYNC } else { PAUSE };
-        let tries = [reconciler.retries.next(now), reconciler.keeping.next(now)];
+        let tries = [
+            reconciler.retries.next(now),
+            reconciler.keeping.next(now),
+            reconciler.reverting.next(now),
+        ];
         let rest = tries.into_iter().flatten().fold(rest, Instant::min);
         let mut deletion = reconciler.deletion.as_mut().map(|(_, end)| end);
         tokio::select! {
@@ -118,6 +125,7 @@ impl Reconciler {
         self.attachments(engine).await;
         self.preferences(engine);
         clean &= self.keeping.pass(engine).await;
+        clean &= self.reverting.pass(engine).await;
         clean & self.deletions(engine).await
     }
 

@@ -24,6 +24,7 @@ pub fn shown(record: &SnapshotRecord) -> Snapshot {
         labels: record.labels.clone(),
         create_time_ms: record.create_time_ms,
         etag: etag_of_snapshot(record),
+        cut: crate::cuts::name_of(record.cut),
     }
 }
 
@@ -76,7 +77,36 @@ pub fn list(
     })
 }
 
-fn volume_of<'a>(state: &'a MetaState, volume: &str) -> Result<&'a VolumeRecord, Status> {
+/// The snapshot as it is when it is complete, when it is to be deleted, or after so many milliseconds.
+pub async fn completed(
+    metadata: &Metadata,
+    snapshot: SnapshotRecord,
+    wait_ms: u32,
+) -> SnapshotRecord {
+    let (volume, generation) = (snapshot.volume, snapshot.generation);
+    let mut last = snapshot;
+    let settled = metadata.wait_for(wait_ms, |state| {
+        match state.snapshot_of(volume, generation) {
+            Some(found) => last.clone_from(found),
+            None => last.deleting = true,
+        }
+        last.ready || last.deleting
+    });
+    settled.await;
+    last
+}
+
+/// Waits until a snapshot is gone, or so many milliseconds.
+pub async fn gone(metadata: &Metadata, snapshot: &SnapshotRecord, wait_ms: u32) {
+    let (volume, generation) = (snapshot.volume, snapshot.generation);
+    metadata.wait_for(wait_ms, |state| state.snapshot_of(volume, generation).is_none()).await;
+}
+
+/// A volume by the last part of its name.
+pub(crate) fn volume_of<'a>(
+    state: &'a MetaState,
+    volume: &str,
+) -> Result<&'a VolumeRecord, Status> {
     state.volume(volume).ok_or_else(|| status_of(Refused::volume_not_found(volume)))
 }
 

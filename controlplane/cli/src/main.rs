@@ -1,6 +1,8 @@
 //! The command line of Basalt: clusters, their nodes, volumes and their snapshots.
 
+mod changes;
 mod cluster;
+mod cuts;
 mod node;
 mod options;
 mod output;

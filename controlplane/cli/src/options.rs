@@ -1,5 +1,9 @@
 //! The words of the command line.
 
+mod snapshots;
+
+pub(crate) use snapshots::{Diff, SnapshotCommand, SnapshotName};
+
 use basalt_api::random::request_id;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
@@ -57,16 +61,6 @@ connect from then on; those that are connected keep the size that they were told
 Examples:
   basalt volume resize demo --size 20GiB
   basalt volume resize demo --size +10GiB";
-
-const AFTER_SNAPSHOT: &str = "\
-A snapshot is one point in time, taken without a pause whether the volume is attached or not: writes
-answered before the command are in it, writes submitted after it ended are not. What a file system
-holds in its memory is not: it looks like one after a power cut. It takes the space of what is
-overwritten since.
-
-Examples:
-  basalt snapshot create demo@monday
-  basalt snapshot create db@before-upgrade --label by=ops";
 
 const AFTER_STATUS: &str = "\
 Without --groups only groups with a problem, and such as move, are shown.
@@ -378,6 +372,24 @@ pub(crate) enum VolumeCommand {
         #[command(flatten)]
         change: Change,
     },
+    /// Make a volume what it was in one of its snapshots.
+    #[command(after_help = snapshots::AFTER_REVERT)]
+    Revert {
+        /// Its name.
+        #[arg(value_parser = volume_id)]
+        name: String,
+        /// The snapshot's name.
+        #[arg(value_name = "SNAPSHOT")]
+        snapshot: String,
+        /// Delete all later snapshots of the volume.
+        #[arg(long)]
+        drop_later: bool,
+        /// Return at once, not when the volume is what it was.
+        #[arg(long)]
+        no_wait: bool,
+        #[command(flatten)]
+        change: Change,
+    },
     /// Give a volume to a host.
     #[command(after_help = AFTER_ATTACH)]
     Attach {
@@ -416,65 +428,6 @@ pub(crate) enum NewSize {
     More(u64),
 }
 
-#[derive(Clone, Debug, Subcommand)]
-pub(crate) enum SnapshotCommand {
-    /// Keep a volume as it is now.
-    #[command(after_help = AFTER_SNAPSHOT)]
-    Create {
-        /// The volume and the snapshot's name: 1 to 63 of a-z, 0-9 and '-', a letter first.
-        #[arg(value_name = "VOLUME@NAME", value_parser = new_snapshot)]
-        name: SnapshotName,
-        /// A label; may be given several times.
-        #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
-        labels: Vec<(String, String)>,
-        /// Return at once, not when the snapshot is complete.
-        #[arg(long)]
-        no_wait: bool,
-        /// Names the change: repeating it under the same id takes effect once. Default: an id drawn
-        /// anew.
-        #[arg(long, value_name = "ID")]
-        request_id: Option<String>,
-    },
-    /// List a volume's snapshots, oldest first.
-    List {
-        /// The volume.
-        #[arg(value_parser = volume_id)]
-        volume: String,
-    },
-    /// Show one snapshot.
-    Show {
-        /// The volume and the snapshot's name.
-        #[arg(value_name = "VOLUME@NAME", value_parser = snapshot_name)]
-        name: SnapshotName,
-    },
-    /// Delete a snapshot, for good.
-    Delete {
-        /// The volume and the snapshot's name.
-        #[arg(value_name = "VOLUME@NAME", value_parser = snapshot_name)]
-        name: SnapshotName,
-        /// Return at once, not when the snapshot is gone.
-        #[arg(long)]
-        no_wait: bool,
-        #[command(flatten)]
-        change: Change,
-    },
-}
-
-/// The name of a snapshot.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct SnapshotName {
-    /// Its volume's.
-    pub volume: String,
-    /// Its own.
-    pub id: String,
-}
-
-impl std::fmt::Display for SnapshotName {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}@{}", self.volume, self.id)
-    }
-}
-
 /// Options of every change.
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct Change {
@@ -511,26 +464,6 @@ fn volume_id(text: &str) -> Result<String, String> {
         true => Err("write the volume's name, such as demo".to_owned()),
         false => Ok(id.to_owned()),
     }
-}
-
-fn snapshot_name(text: &str) -> Result<SnapshotName, String> {
-    let parts = text
-        .strip_prefix("volumes/")
-        .and_then(|rest| rest.split_once("/snapshots/"))
-        .or_else(|| text.split_once('@'));
-    let good = |part: &str| !part.is_empty() && !part.contains(['/', '@']);
-    match parts {
-        Some((volume, id)) if good(volume) && good(id) => {
-            Ok(SnapshotName { volume: volume.to_owned(), id: id.to_owned() })
-        }
-        _ => Err("write the volume's and the snapshot's name, such as demo@monday".to_owned()),
-    }
-}
-
-fn new_snapshot(text: &str) -> Result<SnapshotName, String> {
-    let name = snapshot_name(text)?;
-    new_id(name.id.clone())?;
-    Ok(name)
 }
 
 /// As the cluster checks it too, but before anybody is asked.
@@ -636,11 +569,16 @@ mod tests {
 
         for text in ["demo@monday", "volumes/demo/snapshots/monday"] {
             let options = parse(&format!("basalt snapshot create {text}")).unwrap();
-            let Command::Snapshot(SnapshotCommand::Create { name, .. }) = options.command else {
+            let Command::Snapshot(SnapshotCommand::Create { names, .. }) = options.command else {
                 panic!("another command")
             };
-            assert_eq!(name.to_string(), "demo@monday");
+            assert_eq!(names[0].to_string(), "demo@monday");
         }
+        let options = parse("basalt snapshot create a@x b@y").unwrap();
+        let Command::Snapshot(SnapshotCommand::Create { names, .. }) = options.command else {
+            panic!("another command")
+        };
+        assert_eq!(names.iter().map(ToString::to_string).collect::<Vec<_>>(), ["a@x", "b@y"]);
 
         let options = parse("basalt node add n5:7100 --replaces n3 --wait 60").unwrap();
         let Command::Node(NodeCommand::Add { address, replaces, wait }) = options.command else {
@@ -671,6 +609,9 @@ mod tests {
             ("basalt snapshot create demo", "demo@monday"),
             ("basalt snapshot create demo@Monday", "a letter first"),
             ("basalt snapshot delete a@b@c", "demo@monday"),
+            ("basalt snapshot delete a@b --alone --together", "--alone"),
+            ("basalt snapshot diff demo", "FROM"),
+            ("basalt volume revert demo", "SNAPSHOT"),
             ("basalt cluster bootstrap --node a:1 --groups 12", "power of two"),
             ("basalt volume attach demo", "--host"),
             ("basalt volume create demo --size 1GiB --label x", "key=value"),

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use tonic::Code;
 
 /// Most snapshots take some milliseconds; those that take longer are asked for less often.
-const POLL_FIRST: Duration = Duration::from_millis(2);
+pub(crate) const POLL_FIRST: Duration = Duration::from_millis(2);
 const POLL_MAX: Duration = Duration::from_millis(50);
 const PAGE: i32 = 500;
 
@@ -26,12 +26,18 @@ pub(crate) async fn run(
     command: &SnapshotCommand,
 ) -> Result<(), Failure> {
     match command {
-        SnapshotCommand::Create { name, labels, no_wait, request_id: id } => {
+        SnapshotCommand::Create { names, labels, no_wait, request_id: id } if names.len() > 1 => {
+            let id = id.clone().unwrap_or_else(|| request_id("cli"));
+            crate::cuts::create(options, cluster, names, (labels, id), *no_wait).await
+        }
+        SnapshotCommand::Create { names, labels, no_wait, request_id: id } => {
+            let name = &names[0];
             let request = CreateSnapshotRequest {
                 parent: path(&name.volume),
                 snapshot_id: name.id.clone(),
                 labels: label_map(labels),
                 request_id: id.clone().unwrap_or_else(|| request_id("cli")),
+                wait_ms: wait_ms(options, *no_wait),
             };
             let mut taken = call!(cluster, create_snapshot, request)?;
             if !no_wait {
@@ -45,9 +51,20 @@ pub(crate) async fn run(
             let found = get(cluster, name).await?;
             output::write(options.output, &document(&found), || text(&found))
         }
-        SnapshotCommand::Delete { name, no_wait, change } => {
+        SnapshotCommand::Diff(diff) => crate::changes::run(options, cluster, diff).await,
+        SnapshotCommand::Delete { name, together: true, no_wait, change, .. } => {
+            crate::cuts::delete(options, cluster, name, change.id(), *no_wait).await
+        }
+        SnapshotCommand::Delete { name, alone, no_wait, change, .. } => {
             let (etag, request_id) = (change.etag(), change.id());
-            let request = DeleteSnapshotRequest { name: full(name), etag, request_id };
+            let wait_ms = wait_ms(options, *no_wait);
+            let request = DeleteSnapshotRequest {
+                name: full(name),
+                etag,
+                request_id,
+                alone: *alone,
+                wait_ms,
+            };
             let deleted = call!(cluster, delete_snapshot, request)?;
             if !no_wait {
                 wait_gone(options, cluster, name, &deleted).await?;
@@ -58,7 +75,7 @@ pub(crate) async fn run(
     }
 }
 
-async fn get(cluster: &Cluster, name: &SnapshotName) -> Result<Snapshot, Failure> {
+pub(crate) async fn get(cluster: &Cluster, name: &SnapshotName) -> Result<Snapshot, Failure> {
     Ok(call!(cluster, get_snapshot, GetSnapshotRequest { name: full(name) })?)
 }
 
@@ -86,10 +103,11 @@ async fn list(options: &Options, cluster: &Cluster, volume: &str) -> Result<(), 
                 show(snapshot.size_bytes),
                 state(snapshot).to_owned(),
                 output::time(snapshot.create_time_ms),
+                snapshot.cut.clone(),
             ]
         };
         output::table(
-            &["NAME", "GENERATION", "SIZE", "STATE", "CREATED"],
+            &["NAME", "GENERATION", "SIZE", "STATE", "CREATED", "CUT"],
             &snapshots.iter().map(row).collect::<Vec<_>>(),
         )
     })
@@ -149,8 +167,14 @@ async fn wait_gone(
     )))
 }
 
+/// How long a node is to wait before it answers: less than this program waits for its answer.
+pub(crate) fn wait_ms(options: &Options, no_wait: bool) -> u32 {
+    let patience = if no_wait { Duration::ZERO } else { options.timeout / 2 };
+    u32::try_from(patience.as_millis()).unwrap_or(u32::MAX)
+}
+
 /// Sleeps, and tells how long to sleep next time.
-async fn rest(poll: Duration) -> Duration {
+pub(crate) async fn rest(poll: Duration) -> Duration {
     tokio::time::sleep(poll).await;
     (poll * 2).min(POLL_MAX)
 }
@@ -172,7 +196,7 @@ fn state(snapshot: &Snapshot) -> &'static str {
     }
 }
 
-fn document(snapshot: &Snapshot) -> Value {
+pub(crate) fn document(snapshot: &Snapshot) -> Value {
     json!({
         "name": snapshot.name,
         "generation": snapshot.generation,
@@ -181,6 +205,7 @@ fn document(snapshot: &Snapshot) -> Value {
         "labels": snapshot.labels,
         "create_time": output::time(snapshot.create_time_ms),
         "etag": snapshot.etag,
+        "cut": if snapshot.cut.is_empty() { None } else { Some(&snapshot.cut) },
     })
 }
 
@@ -192,6 +217,7 @@ fn text(snapshot: &Snapshot) -> String {
         ("state", state(snapshot).to_owned()),
         ("generation", snapshot.generation.to_string()),
         ("size", format!("{} ({} bytes)", show(snapshot.size_bytes), snapshot.size_bytes)),
+        ("cut", if snapshot.cut.is_empty() { "none".to_owned() } else { snapshot.cut.clone() }),
         ("labels", if labels.is_empty() { "none".to_owned() } else { labels.join(", ") }),
         ("created", output::time(snapshot.create_time_ms)),
         ("etag", snapshot.etag.clone()),

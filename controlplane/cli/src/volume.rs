@@ -10,7 +10,7 @@ use basalt_api::size::show;
 use basalt_api::v1::{
     AttachVolumeRequest, CreateVolumeRequest, DeleteVolumeRequest, DetachVolumeRequest,
     ErrorReason, GetClusterRequest, GetVolumeRequest, ListVolumesRequest, ResizeVolumeRequest,
-    Volume, volume,
+    RevertVolumeRequest, Volume, volume,
 };
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -46,6 +46,24 @@ pub(crate) async fn run(
             let volume = resize(cluster, name, *size, change).await?;
             output::write(options.output, &document(&volume), || {
                 format!("volume {name} has {} now", show(volume.size_bytes))
+            })
+        }
+        VolumeCommand::Revert { name, snapshot, drop_later, no_wait, change } => {
+            let request = RevertVolumeRequest {
+                name: path(name),
+                snapshot_id: snapshot.clone(),
+                drop_later: *drop_later,
+                etag: change.etag(),
+                request_id: change.id(),
+                wait_ms: crate::snapshot::wait_ms(options, *no_wait),
+            };
+            let mut volume = call!(cluster, revert_volume, request)?;
+            if !no_wait {
+                volume = wait_reverted(options, cluster, name, volume).await?;
+            }
+            let what = if *no_wait { "is being reverted" } else { "reverted" };
+            output::write(options.output, &document(&volume), || {
+                format!("volume {name} {what} to {snapshot}")
             })
         }
         VolumeCommand::Delete { name, yes, with_snapshots, no_wait, change } => {
@@ -209,6 +227,30 @@ async fn detach_for_good(
     Ok(call!(cluster, detach_volume, request)?.etag)
 }
 
+async fn wait_reverted(
+    options: &Options,
+    cluster: &Cluster,
+    name: &str,
+    volume: Volume,
+) -> Result<Volume, Failure> {
+    let deadline = Instant::now() + options.timeout;
+    let mut progress = Progress::start(options.output);
+    let mut found = volume;
+    while found.state() == volume::State::Reverting {
+        if Instant::now() >= deadline {
+            return Err(Failure::Timeout(format!(
+                "the volume '{name}' is being reverted, but not done after {} s; it goes on by itself: \
+                 'basalt volume show {name}', 'basalt cluster status'",
+                options.timeout.as_secs()
+            )));
+        }
+        progress.show(|| format!("waiting for every group to revert {name}"));
+        tokio::time::sleep(POLL).await;
+        found = get(cluster, name).await?;
+    }
+    Ok(found)
+}
+
 async fn wait_gone(
     options: &Options,
     cluster: &Cluster,
@@ -268,6 +310,7 @@ fn state(volume: &Volume) -> &'static str {
         volume::State::Ready if volume.attachment.is_some() => "attached",
         volume::State::Ready => "ready",
         volume::State::Deleting => "deleting",
+        volume::State::Reverting => "reverting",
         volume::State::Unspecified => "unknown",
     }
 }

@@ -3,6 +3,7 @@
 //! * [`power`]: all nodes lose power at one instant.
 //! * [`rounds`]: nodes are killed and stopped while fio writes and verifies.
 //! * [`snapshots`]: many of them, under load.
+//! * [`cuts`]: snapshots of several volumes together.
 //! * [`absence`]: a node that was away.
 //! * [`fill`]: devices without room.
 //! * [`overwrite`]: devices that are nearly full, for a long time.
@@ -12,6 +13,8 @@
 //!   [`load`]: random overwrites that are remembered. [`plot`]: curves over time.
 
 pub mod absence;
+mod api;
+pub mod cuts;
 pub mod fill;
 pub mod load;
 pub mod measure;

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use basalt_chaos::absence::{self, Reach};
+use basalt_chaos::cuts;
 use basalt_chaos::fill;
 use basalt_chaos::members;
 use basalt_chaos::overwrite::{self, Plan};
@@ -22,6 +23,7 @@ Examples:
   chaos members --volume-mib 1024
   chaos overwrite --full 80 --times 10
   chaos snapshots --count 1000
+  chaos cuts --count 100 --deaths 20
   chaos rot --volume-mib 256 --rounds 6
   chaos power-cut --runs 40 --cuts 2000
 The programs of the cluster are looked for beside this one, or in BASALT_BIN_DIR. Its devices and logs are put
@@ -127,7 +129,22 @@ enum Command {
         /// How often reads and writes are measured with all of them, and without any, in turn.
         #[arg(long, default_value = "5")]
         pairs: usize,
+        /// Snapshots a second at most; as many as go without it.
+        #[arg(long)]
+        rate: Option<u64>,
         /// Seed of the order in which they are dropped.
+        #[arg(long, default_value = "1")]
+        seed: u64,
+    },
+    /// Several volumes that are written in turn are cut together, read back, compared, and gone back to.
+    Cuts {
+        /// How many.
+        #[arg(long, default_value = "100")]
+        count: usize,
+        /// How many more while a node is killed.
+        #[arg(long, default_value = "10")]
+        deaths: usize,
+        /// Seed of the nodes and moments.
         #[arg(long, default_value = "1")]
         seed: u64,
     },
@@ -212,9 +229,13 @@ fn main() -> Result<()> {
             let plan = members::Plan { volume_bytes, groups, rate, rest, seed };
             members::run("chaos-members", &plan, |phase| println!("{phase}"))?;
         }
-        Command::Snapshots { count, pairs, seed } => {
+        Command::Snapshots { count, pairs, rate, seed } => {
             let tell = |text| eprintln!("{text}");
-            print!("{}", snapshots::run("chaos-snapshots", count, pairs, seed, tell)?);
+            print!("{}", snapshots::run("chaos-snapshots", count, pairs, rate, seed, tell)?);
+        }
+        Command::Cuts { count, deaths, seed } => {
+            let tell = |text| eprintln!("{text}");
+            print!("{}", cuts::run("chaos-cuts", count, deaths, seed, tell)?);
         }
         Command::Rot { volume_mib, rounds, seed, output } => {
             let plan = rot::Plan::turns(volume_mib, rounds, seed);

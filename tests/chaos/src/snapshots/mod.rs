@@ -2,16 +2,16 @@
 //! in time between what was acknowledged before and what was begun after, what they cost reads and writes, and
 //! that their space comes back whatever the order in which they go.
 
-mod api;
 mod counter;
 mod report;
 
 pub use report::Report;
+pub(crate) use report::line;
 
+use crate::api::Api;
 use crate::nbd::NbdClient;
 use crate::random::Random;
 use anyhow::{Context, Result, ensure};
-use api::Api;
 use basalt_interop::cluster::{Attached, Cluster, PATIENCE, Shape};
 use basalt_interop::fio::{Direction, FioJob};
 use basalt_interop::process::wait_until;
@@ -35,8 +35,8 @@ const SHOWN: usize = 50;
 /// What one measurement of reads or writes takes.
 const PROBE: Duration = Duration::from_secs(2);
 
-/// Takes `count` snapshots under load, reads all of them back, measures `pairs` times, and drops them
-/// in an order drawn from `seed`. `tell` hears how it goes.
+/// Takes `count` snapshots under load, at most `rate` a second if that is given, reads all of them back,
+/// measures `pairs` times, and drops them in an order drawn from `seed`. `tell` hears how it goes.
 ///
 /// # Errors
 /// If the cluster can not be set up, a snapshot is no point in time, or space does not come back.
@@ -44,6 +44,7 @@ pub fn run(
     name: &str,
     count: usize,
     pairs: usize,
+    rate: Option<u64>,
     seed: u64,
     tell: impl Fn(String),
 ) -> Result<Report> {
@@ -56,7 +57,7 @@ pub fn run(
     for volume in [VOLUME, TWIN] {
         fill(&attached.uri(volume))?;
     }
-    let windows = take(&cluster, &attached, count, &mut report, &tell)?;
+    let windows = take(&cluster, &attached, (count, rate), &mut report, &tell)?;
     for number in 1..=pairs {
         let pair = measure(&attached, number)?;
         tell(format!("pair {number}: {pair}"));
@@ -89,7 +90,7 @@ fn fill(uri: &str) -> Result<()> {
 fn take(
     cluster: &Cluster,
     attached: &Attached,
-    count: usize,
+    (count, rate): (usize, Option<u64>),
     report: &mut Report,
     tell: &impl Fn(String),
 ) -> Result<Vec<RangeInclusive<u64>>> {
@@ -116,6 +117,10 @@ fn take(
         let (before, began) = (counter.acknowledged(), Instant::now());
         api.create(VOLUME, &id_of(number))?;
         report.creations.push(began.elapsed());
+        if let Some(rate) = rate {
+            let due = began + Duration::from_secs(1) / u32::try_from(rate.max(1))?;
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        }
         windows.push(before..=counter.begun());
         counter.check()?;
         if (number + 1) % 100 == 0 {
@@ -207,7 +212,7 @@ fn give_back(
 }
 
 /// Bytes that are kept for snapshots alone, on the device that has most of them.
-fn kept(cluster: &Cluster) -> Result<u64> {
+pub(crate) fn kept(cluster: &Cluster) -> Result<u64> {
     let text = cluster.basalt(&["space", "explain"])?;
     let nodes = text["nodes"].as_array().context("no nodes")?;
     let of_node = |node: &Value| -> Result<u64> {

@@ -67,7 +67,8 @@ impl Display for Report {
     }
 }
 
-fn line(what: &str, times: &[Duration]) -> String {
+/// A line of a report.
+pub(crate) fn line(what: &str, times: &[Duration]) -> String {
     let [p50, p99, max] = distribution(times).map(|time| time.as_secs_f64() * 1e3);
     format!("{what}: p50 {p50:.2} ms, p99 {p99:.2} ms, max {max:.2} ms ({})", times.len())
 }

@@ -192,6 +192,7 @@ impl Load {
                         }
                         self.completed(now, tag, result.is_ok());
                     }
+                    ClientEffect::AskMap => {}
                     ClientEffect::Ready => self.ready = true,
                     ClientEffect::Lost(error) => {
                         cx.notice(true, format!("the load's session is over: {error:?}"));

@@ -21,12 +21,12 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
 /// How often the map and the sizes of the volumes are asked for.
 const FOLLOW_EVERY: Duration = Duration::from_secs(2);
-/// How soon after the map was asked for a link that breaks has it asked for again.
-const FOLLOW_AGAIN: Duration = Duration::from_millis(500);
+/// From one time that the map is asked for to the next at least, if it may be old.
+const FOLLOW_AGAIN: Duration = Duration::from_millis(100);
 /// Volumes in a page of an answer: the most that the API gives.
 const PAGE: i32 = 1000;
 /// Exit status when every session was lost to another host.
@@ -72,7 +72,8 @@ pub async fn run(options: Options, inherited: Vec<ListenSource>) -> Result<ExitC
     let (handle, mut failed) = start_reactor(&options, &host, &map, inherited, told)?;
     let reactor = Arc::new(handle);
     let (held, views) = (BTreeMap::new(), 0);
-    let mut sessions = Sessions { cluster, host, map, held, views, trouble };
+    let asked = JoinSet::new();
+    let mut sessions = Sessions { cluster, host, map, held, views, trouble, asked };
     // One receiver for the whole life: a signal at any moment ends what is under way at that moment.
     let outcome = tokio::select! {
         outcome = sessions.live(&options, &reactor, &mut ended, &mut failed) => outcome,
@@ -114,7 +115,7 @@ fn start_reactor(
         // The receiver lives as long as the program.
         let _ = ends.send(end);
     }));
-    door.on_link_down = Some(Box::new(move || trouble.notify_one()));
+    door.on_old_map = Some(Box::new(move || trouble.notify_one()));
     let mut config = ReactorConfig::new(host, convert::cluster_id(map));
     config.routes = convert::routes(map).map_err(|e| anyhow!(e))?;
     config.tenants = vec![Box::new(move || Box::new(NbdDoor::new(door)))];
@@ -143,8 +144,10 @@ struct Sessions {
     held: BTreeMap<String, Held>,
     /// Snapshots that are served.
     views: usize,
-    /// A link broke or could not be made: groups may be elsewhere by now.
+    /// Groups may be elsewhere by now.
     trouble: Arc<Notify>,
+    /// Nodes that were asked for the map and have not answered.
+    asked: JoinSet<Option<v1::PoolMap>>,
 }
 
 /// A volume that is attached here, as the door was told.
@@ -308,7 +311,7 @@ impl Sessions {
         let mut ticks = interval(FOLLOW_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let trouble = self.trouble.clone();
-        let mut asked = Instant::now();
+        let (mut since, mut again) = (Instant::now(), false);
         loop {
             tokio::select! {
                 end = ended.recv() => {
@@ -324,43 +327,42 @@ impl Sessions {
                     let reason = mailbox.ended().and_then(Result::err).unwrap_or_default();
                     bail!("the reactor had to end: {reason}");
                 }
+                Some(answer) = self.asked.join_next(), if !self.asked.is_empty() => {
+                    if let Ok(Some(map)) = answer {
+                        self.adopt(map, mailbox).await;
+                    }
+                }
                 _ = ticks.tick() => {
-                    asked = Instant::now();
-                    self.follow_map(mailbox).await;
+                    (since, again) = (Instant::now(), false);
+                    self.ask_for_map();
                     self.follow_sizes(mailbox).await;
                 }
-                () = trouble.notified(), if asked.elapsed() >= FOLLOW_AGAIN => {
-                    asked = Instant::now();
-                    self.follow_map(mailbox).await;
+                () = trouble.notified(), if !again => again = true,
+                () = sleep_until(since + FOLLOW_AGAIN), if again => {
+                    (since, again) = (Instant::now(), false);
+                    self.ask_for_map();
                 }
             }
         }
     }
 
-    /// Takes the newest map that a node has. All are asked: one that is no member any more, or is cut off,
-    /// answers with what it knew then.
-    async fn follow_map(&mut self, mailbox: &Mailbox) {
-        let mut asked = JoinSet::new();
+    /// Asks all nodes for the map that they have: one that is no member any more, or is cut off, answers with
+    /// what it knew then. Whoever answers first with a newer one is heard first.
+    fn ask_for_map(&mut self) {
         for address in self.known_addresses() {
-            let node = Cluster::new(vec![address], BRIEF);
-            asked.spawn(async move {
-                node.call(
-                    |mut client| async move { client.get_pool_map(GetPoolMapRequest {}).await },
-                )
-                .await
+            let (node, cluster) = (Cluster::new(vec![address], BRIEF), self.map.cluster);
+            self.asked.spawn(async move {
+                let asked = node.call(|mut client| async move {
+                    client.get_pool_map(GetPoolMapRequest {}).await
+                });
+                match asked.await {
+                    Ok(map) => Some(map).filter(|map| map.cluster == cluster),
+                    Err(status) => {
+                        tracing::debug!("the map: {}", plain(&status));
+                        None
+                    }
+                }
             });
-        }
-        let mut maps = Vec::new();
-        while let Some(answer) = asked.join_next().await {
-            match answer {
-                Ok(Ok(map)) if map.cluster == self.map.cluster => maps.push(map),
-                Ok(Ok(_)) => {}
-                Ok(Err(status)) => tracing::debug!("the map: {}", plain(&status)),
-                Err(problem) => tracing::debug!("the map: {problem}"),
-            }
-        }
-        if let Some(newest) = maps.into_iter().max_by_key(|map| map.version) {
-            self.adopt(newest, mailbox).await;
         }
     }
 

@@ -1,7 +1,7 @@
 //! What a session knows of one group: its replicas, its leader, and what waits for it.
 
 use crate::Tuning;
-use basalt_wire::ids::{LogIndex, Term};
+use basalt_wire::ids::{LogIndex, NodeId, Term};
 use basalt_wire::time::Time;
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -45,6 +45,8 @@ pub(crate) struct Group {
     pub leader: Option<usize>,
     /// The highest term with a known leader.
     pub term: Term,
+    /// A leader of this or a higher term that the map does not place here.
+    pub unplaced: Option<(NodeId, Term)>,
     pub fence: FenceState,
     /// The index of the session's fence: no replica that has applied less may serve a read.
     pub fence_index: LogIndex,

@@ -241,6 +241,9 @@ pub enum ClientEffect {
         /// How it ended.
         result: Result<BlockResult, BlockError>,
     },
+    /// Look for a newer map: a node leads a group that this one does not place there. What waits for that
+    /// leader goes on with the map that names it. May come again at any time.
+    AskMap,
     /// Every group that holds chunks of the volume is fenced: the session has begun. Comes once.
     Ready,
     /// The session is over, everything unanswered was completed with this error. Comes once.

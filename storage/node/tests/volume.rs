@@ -70,7 +70,7 @@ impl Driver {
                 ClientEffect::Complete { tag, result } => {
                     let _ = self.asked.remove(&tag).expect("an open tag").send(result);
                 }
-                ClientEffect::Ready | ClientEffect::Lost(_) => {}
+                ClientEffect::AskMap | ClientEffect::Ready | ClientEffect::Lost(_) => {}
             }
         }
     }

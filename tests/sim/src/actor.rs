@@ -356,6 +356,11 @@ impl World {
                     self.client_sends(who, to, request, &mut sends)
                 }
                 ClientEffect::Complete { tag, result } => self.complete(who, tag, result),
+                ClientEffect::AskMap => {
+                    // It asks the nodes, which answer a moment later.
+                    let map = self.map.clone();
+                    self.client_event(who, ClientEvent::Map(map));
+                }
                 ClientEffect::Ready => {
                     let moment = self.moment();
                     self.trace(|| format!("client {who} is ready at moment {moment}"));

@@ -58,6 +58,8 @@ pub struct VolumeClient {
     /// Links that reads avoid, and reads routed while there are any or reads take long.
     avoided: usize,
     slow_reads: u64,
+    /// A leader was heard of that the map does not know.
+    map_is_old: bool,
     /// Parts to be routed before the call returns.
     todo: Vec<u32>,
     /// Requests that came before the session was ready.
@@ -120,6 +122,7 @@ impl VolumeClient {
             sent_count: 0,
             avoided: 0,
             slow_reads: 0,
+            map_is_old: false,
             todo: Vec::new(),
             backlog: VecDeque::new(),
             stats: ClientStats::default(),
@@ -217,6 +220,9 @@ impl VolumeClient {
             self.route(part, out);
         }
         self.todo.clear();
+        if std::mem::take(&mut self.map_is_old) {
+            out.push(ClientEffect::AskMap);
+        }
     }
 
     fn is_over(&self) -> bool {

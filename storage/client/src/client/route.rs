@@ -291,7 +291,13 @@ impl VolumeClient {
     pub(super) fn learn(&mut self, number: GroupId, node: NodeId, term: Term) {
         let group = &self.groups[number.0 as usize];
         let is_there = |link: &u16| self.links[usize::from(*link)].address.node == node;
-        let Some(voter) = group.voters.iter().position(is_there) else { return };
+        let Some(voter) = group.voters.iter().position(is_there) else {
+            if term >= group.term {
+                self.group(number).unplaced = Some((node, term));
+                self.map_is_old = true;
+            }
+            return;
+        };
         let newer = term > group.term;
         if newer || (term == group.term && group.leader.is_none()) {
             self.stats.leaders += 1;

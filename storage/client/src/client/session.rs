@@ -129,7 +129,12 @@ impl VolumeClient {
                 self.sent[id].what = SentFor::Nobody;
             }
         }
-        (0..self.groups.len() as u32).for_each(|group| self.wake(GroupId(group)));
+        for group in (0..self.groups.len() as u32).map(GroupId) {
+            if let Some((node, term)) = self.group(group).unplaced.take() {
+                self.learn(group, node, term);
+            }
+            self.wake(group);
+        }
     }
 
     fn place_voters(&mut self, map: &PoolMap, out: &mut Out) {

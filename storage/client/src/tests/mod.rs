@@ -3,7 +3,9 @@
 mod model;
 mod random;
 
-use crate::{BlockError, BlockOp, BlockResult, ClientEffect, ClientEvent, Tuning, VolumeClient};
+use crate::{
+    BlockError, BlockOp, BlockResult, ClientEffect, ClientEvent, PoolMap, Tuning, VolumeClient,
+};
 use basalt_wire::buffer::Payload;
 use basalt_wire::frame::{Refusal, RequestOp};
 use basalt_wire::ids::{Generation, NodeId, SnapshotId, Term, VolumeId};
@@ -499,4 +501,26 @@ fn a_volume_in_use_does_not_become_a_clone() {
     let parent = SnapshotId { volume: VolumeId(7), generation: Generation(0) };
     let asked = ask(&mut world(), BlockOp::Clone { parent });
     assert!(matches!(asked, Err(BlockError::Io(_))), "{asked:?}");
+}
+
+#[test]
+fn a_leader_that_the_map_does_not_name_has_a_newer_one_asked_for() {
+    let mut world = world();
+    let whole = (*world.client.config().map).clone();
+    let led = world.groups[0].leader.expect("somebody leads");
+    let mut without = whole.clone();
+    without.version = 2;
+    without.groups[0].remove(led);
+    world.event(ClientEvent::Map(without.into()));
+    assert_eq!(world.maps_asked, 0);
+    world.submit(1, write(0, 4096, 3));
+    world.run_until(|world| world.maps_asked > 0);
+    assert!(world.done.is_empty(), "nobody else takes it");
+    let since = world.now;
+    world.event(ClientEvent::Map(PoolMap { version: 3, ..whole }.into()));
+    world.run_until(|world| world.done.iter().any(|(tag, ..)| *tag == 1));
+    assert!(world.now.since(since) < Duration::from_millis(20), "it goes on at once");
+    let asked = world.maps_asked;
+    assert_eq!(data(&mut world, 0, 4096), bytes(4096, 3).contiguous());
+    assert_eq!(world.maps_asked, asked);
 }

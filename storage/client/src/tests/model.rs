@@ -89,6 +89,8 @@ pub struct World {
     pub done: Vec<(u64, Time, Result<BlockResult, BlockError>)>,
     pub ready: bool,
     pub lost: Option<BlockError>,
+    /// Times that the client asked for a newer map.
+    pub maps_asked: u32,
     /// Answers given instead of the usual ones, first come first served.
     pub scripted: VecDeque<(usize, Refusal)>,
     /// The next data from a node is damaged on its way.
@@ -134,6 +136,7 @@ impl World {
             done: Vec::new(),
             ready: false,
             lost: None,
+            maps_asked: 0,
             scripted: VecDeque::new(),
             damage: None,
             served: Vec::new(),
@@ -172,6 +175,7 @@ impl World {
                     wire.requests.push_back(request);
                 }
                 ClientEffect::Complete { tag, result } => self.done.push((tag, self.now, result)),
+                ClientEffect::AskMap => self.maps_asked += 1,
                 ClientEffect::Ready => self.ready = true,
                 ClientEffect::Lost(error) => self.lost = Some(error),
             }

@@ -107,6 +107,7 @@ impl Writer {
                             Err(error) => self.fail(cx, format!("a write failed: {error}")),
                         }
                     }
+                    ClientEffect::AskMap => {}
                     ClientEffect::Ready => self.books.ready.store(true, Ordering::Relaxed),
                     ClientEffect::Lost(error) => {
                         self.fail(cx, format!("the session ended: {error}"))

@@ -104,9 +104,7 @@ impl Core {
                 for export in self.links.down(to) {
                     self.tasks.push_back((export, ClientEvent::LinkDown { to }));
                 }
-                if let Some(tell) = &mut self.config.on_link_down {
-                    tell();
-                }
+                self.map_may_be_old();
             }
             TenantEvent::Reply { from, reply } => {
                 let tag = (reply.id.0 >> 48) as u16;
@@ -348,6 +346,12 @@ impl Core {
         debug_assert!(self.tasks.is_empty(), "all work was done at {now:?}");
     }
 
+    fn map_may_be_old(&mut self) {
+        if let Some(tell) = &mut self.config.on_old_map {
+            tell();
+        }
+    }
+
     // ---- clients ----
 
     /// Carries out tasks until none is left.
@@ -389,6 +393,7 @@ impl Core {
                     }
                     host.reset(to);
                 }
+                ClientEffect::AskMap => self.map_may_be_old(),
                 ClientEffect::Ready => self.ready(id),
                 ClientEffect::Lost(error) => self.lost(id, error, host),
             }

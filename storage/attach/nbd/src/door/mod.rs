@@ -51,9 +51,9 @@ pub struct DoorConfig {
     pub request_time: Duration,
     /// Told when an export ends by itself, on the reactor's thread: it must not block.
     pub on_end: Option<Box<dyn FnMut(ExportEnd) + Send>>,
-    /// Told when a link broke or could not be made, on the reactor's thread: it must not block. The groups
-    /// may be elsewhere by now; see [`DoorCommand::Map`].
-    pub on_link_down: Option<Box<dyn FnMut() + Send>>,
+    /// Told when the groups may be elsewhere by now: a link broke or could not be made, or one is led where the
+    /// map does not place it. On the reactor's thread: it must not block. See [`DoorCommand::Map`].
+    pub on_old_map: Option<Box<dyn FnMut() + Send>>,
 }
 
 impl Default for DoorConfig {
@@ -70,7 +70,7 @@ impl Default for DoorConfig {
             memory_max: 512 << 20,
             request_time: Duration::from_secs(60),
             on_end: None,
-            on_link_down: None,
+            on_old_map: None,
         }
     }
 }

@@ -90,6 +90,8 @@ pub enum Bug {
     JointSkipped,
     /// A learner is made a voter whatever it lacks.
     PromotesEarly,
+    /// Who is handed a group in the turn in which it hears that a change of members is committed does not take it.
+    HandOverIgnored,
     /// A checkpoint does not hold who the members are.
     MembersForgotten,
     /// A replica that is brought up by pages keeps the members that it knew.

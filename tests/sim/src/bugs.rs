@@ -46,6 +46,7 @@ pub const ALL: [(Bug, &str); 54] = [
     (Bug::ScrubSkipsKept, "scrub-skips-kept"),
     (Bug::JointSkipped, "joint-skipped"),
     (Bug::PromotesEarly, "promotes-early"),
+    (Bug::HandOverIgnored, "hand-over-ignored"),
     (Bug::MembersForgotten, "members-forgotten"),
     (Bug::MembersNotCopied, "members-not-copied"),
     (Bug::AcknowledgesAhead, "acknowledges-ahead"),

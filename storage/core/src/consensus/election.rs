@@ -377,8 +377,11 @@ impl Group {
             .filter_map(|peer| {
                 let matched = self.could_lead(cx, peer.node)?;
                 let sound = !cx.shared.scores.is_slow(peer.node);
+                // Within a change one that voted before it: clients know it, and it knows to be a voter.
+                let voted = !self.members.is_joint()
+                    || self.members.outgoing.iter().any(|a| a.node == peer.node);
                 let preferred = Some(peer.node) == prefer;
-                Some((sound, preferred, matched, std::cmp::Reverse(peer.node)))
+                Some((sound, voted, preferred, matched, std::cmp::Reverse(peer.node)))
             })
             .max();
         if let Some((.., std::cmp::Reverse(node))) = best {

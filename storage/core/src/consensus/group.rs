@@ -367,6 +367,14 @@ impl Group {
                     return Ok(());
                 }
             }
+            // The library asks for no votes before a change that is committed is applied, and does not come
+            // back to it: the group would be without a leader until the hand-over is given up.
+            MessageType::MsgTimeoutNow if !cx.shared.planted.is(Bug::HandOverIgnored) => {
+                self.guard(cx, |group, cx| {
+                    group.release(cx);
+                    group.ready(cx);
+                });
+            }
             _ => {}
         }
         self.guard(cx, |group, _| {
@@ -649,6 +657,7 @@ impl Group {
             asleep: self.asleep,
             members: self.members.clone(),
             members_durable: self.members_durable,
+            live_blocks: self.replica.mapped_blocks() + self.replica.kept_blocks(),
         }
     }
 

@@ -69,6 +69,8 @@ pub struct GroupStatus {
     /// Whether the replica will know them after a crash too. A replica that was removed is retired only when
     /// all voters say so: one that does not know yet still needs its vote.
     pub members_durable: bool,
+    /// Blocks that its volumes and their snapshots refer to.
+    pub live_blocks: u64,
 }
 
 /// A shard's state, for operators and tests.

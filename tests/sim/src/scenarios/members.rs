@@ -4,6 +4,7 @@ use super::dice;
 use crate::disk::CutPolicy;
 use crate::event::Who;
 use crate::options::Options;
+use crate::queue::MILLI;
 use crate::script::{Script, Setup};
 use crate::workload::Kind;
 use crate::world::World;
@@ -136,6 +137,44 @@ pub fn moves_by_pages(set: Setup) -> World {
     let counts = s.world.nodes.iter().filter_map(|node| node.shard.as_ref());
     let restored: u64 = counts.map(|shard| shard.status().moved.restored).sum();
     s.must(restored > 0, || "nobody got pages".to_owned());
+    s.end()
+}
+
+/// The leader of a group makes room for a node that comes, again and again, while somebody writes at an even
+/// pace and hardly notices.
+pub fn quiet_moves(set: Setup) -> World {
+    const MOST: u64 = 60 * MILLI;
+    let mut s = Script::new(set, |o| {
+        o.volatile = set.seed.is_multiple_of(2);
+        o.spare = 1;
+        o.chunks = 4;
+        o.device = (128 << 10) + (64 << 20);
+        (o.delay_min, o.delay) = (60_000, 20_000);
+    });
+    s.work(12, 20_000);
+    for _ in 0..6 {
+        let leader = s.wait_leader(None, 10_000);
+        let to: Vec<Who> = (0..4).filter(|n| *n != leader).collect();
+        s.world.move_group(0, &to);
+        let began = s.world.queue.now();
+        for i in 0..1_500 {
+            s.ask(Kind::Write, i * 7 % 13, 1);
+            s.pass_micros(2_000);
+            if i > 100 && s.world.have_moved() {
+                break;
+            }
+        }
+        s.wait_answers(20_000);
+        let moved = s.world.have_moved() && s.wait_leader(None, 10_000) != leader;
+        let text = s.world.describe();
+        s.must(moved, || format!("the group does not move: {text}"));
+        let since = s.world.latencies.iter().filter(|l| l.asked_at >= began);
+        let longest = since.map(|l| l.nanos).max().unwrap_or(0);
+        s.must(longest <= MOST, || format!("a write took {} us", longest / 1_000));
+        if s.world.has_failed() {
+            break;
+        }
+    }
     s.end()
 }
 

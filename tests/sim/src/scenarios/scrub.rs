@@ -94,7 +94,7 @@ fn read_all(s: &mut Script) {
 
 /// One copy of everything is damaged, each block on another node than its neighbours, in one way per seed.
 /// Reads go on. One pass repairs it all.
-pub fn one_copy_of_everything(set: Setup) -> World {
+pub fn one_copy_of_all(set: Setup) -> World {
     let mut s = written(set, true);
     let old: Vec<Image> = (0..3).map(|n| s.world.nodes[n].disk.image()).collect();
     let kind = set.seed % 5;

@@ -1,6 +1,6 @@
 //! Members that come and go.
 
-use super::world::{G, Options, World, address, node};
+use super::world::{G, Options, Random, World, address, node};
 use super::{index, ms};
 use crate::config::{GroupConfig, Limits};
 use crate::event::Event;
@@ -85,6 +85,13 @@ fn three_nodes_become_five_and_three_others() {
         write(&mut world, 0..20);
         move_to(&mut world, &[1, 2, 3], &[1, 2, 3, 4, 5]);
         write(&mut world, 20..40);
+        world.pass(ms(1000));
+        for n in 1..=5 {
+            let mut known: Vec<u32> =
+                world.shard(n).status().scores.iter().map(|score| score.node.0).collect();
+            known.sort_unstable();
+            assert_eq!(known, [1, 2, 3, 4, 5], "who came is judged like the others, by node {n}");
+        }
         move_to(&mut world, &[1, 2, 3, 4, 5], &[3, 4, 5]);
         for n in [1, 2] {
             assert_eq!(world.shard(n).status().mapped_blocks, 0, "node {n} holds blocks");
@@ -300,5 +307,36 @@ fn the_end_of_a_change_tells_that_its_beginning_is_committed() {
             state.replay(record, place.0, place.1, place.2);
         }
         assert_eq!(state.finish(false).0.hard_state().commit, LogIndex(commit));
+    }
+}
+
+/// A leader that is removed hands over within the change, in whatever order its followers hear of it, and
+/// nobody waits for that to fail first.
+#[test]
+fn a_leader_that_leaves_hands_over_at_once() {
+    for seed in 0..200 {
+        let mut random = Random(seed);
+        let mut world = world(4, 0);
+        world.fence(1);
+        write(&mut world, 0..4);
+        configure(&mut world, &[1, 2, 3], &[4]);
+        join(&mut world, 4);
+        world.pass(ms(500));
+        let leader = world.elect();
+        let to: Vec<u32> = (1..=4).filter(|n| *n != leader).collect();
+        let wanted = Membership::new(at(&to), Vec::new());
+        world.log.clear();
+        world.event(leader, Event::Configure { group: G, voters: at(&to), learners: Vec::new() });
+        for block in 0..4 {
+            world.shuffle(&mut random, 10);
+            let op = world.write_op(leader, block, 9, 1);
+            world.request(leader, 1, 1, op);
+        }
+        world.shuffle(&mut random, 60);
+        world.pass(ms(100));
+        let now = world.elect();
+        let log = world.log.join("\n");
+        assert_ne!(now, leader, "seed {seed}: {log}");
+        assert_eq!(world.status(now).members, wanted, "seed {seed}: {log}");
     }
 }

@@ -23,7 +23,9 @@ use crate::status;
 use basalt_api::dial;
 use basalt_api::v1::{ClusterSpec, Member, StateReplicaRequest};
 use basalt_core::shard::Phase;
-use basalt_meta::{Op, RemoveMember, planner};
+use basalt_meta::planner::{self, Outlook};
+use basalt_meta::{Op, RemoveMember, layout};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::task::JoinSet;
@@ -62,6 +64,8 @@ pub(crate) async fn run(weak: Weak<Engine>) {
 /// What this process did last. Nothing of it is needed but to pace itself.
 struct Driver {
     last: Vec<GroupSteps>,
+    /// Nodes that reported last; all members before anybody was asked.
+    up: Option<BTreeSet<u32>>,
     pause: Duration,
     /// When the next pass may begin.
     next: Instant,
@@ -70,7 +74,7 @@ struct Driver {
 
 impl Driver {
     fn new(now: Instant) -> Driver {
-        Driver { last: Vec::new(), pause: PASS, next: now, swept: now }
+        Driver { last: Vec::new(), up: None, pause: PASS, next: now, swept: now }
     }
 
     /// Does what is due, and says when to look again if nothing changes.
@@ -79,37 +83,47 @@ impl Driver {
         let spec = engine.metadata.look(|state| state.cluster().cloned());
         let Some(spec) = spec.filter(|_| engine.metadata.leads()) else {
             self.last.clear();
+            self.up = None;
             return now + SWEEP;
         };
-        let due = match !self.last.is_empty() || is_moving(&spec) {
+        let due = match !self.last.is_empty() || self.is_moving(&spec) {
             true => self.next,
-            // A cluster whose groups never moved has nothing in the wrong place.
-            false if spec.placements.is_empty() => now + SWEEP,
+            // A cluster whose groups never moved has nothing in the wrong place, and one of so few nodes
+            // nowhere else to put it.
+            false if spec.placements.is_empty() && spec.members.len() <= layout::REPLICAS => {
+                now + SWEEP
+            }
             false => self.swept + SWEEP,
         };
         if due > now {
             return due;
         }
         self.swept = now;
-        let steps = pass(engine, &spec).await;
+        let (steps, up) = pass(engine, &spec).await;
+        self.up = Some(up);
         let same = steps.iter().map(GroupSteps::shape).eq(self.last.iter().map(GroupSteps::shape));
         self.pause = if same { (self.pause * 2).min(PASS_MAX) } else { PASS };
         self.last = steps;
         self.next = now + self.pause;
         self.next
     }
+
+    /// Whether the records ask for something that may not be so yet, and that does not wait for a node that is
+    /// away. Whether data is even is looked at when everybody is asked.
+    fn is_moving(&self, spec: &ClusterSpec) -> bool {
+        let mut outlook = Outlook::hopeful(spec);
+        if let Some(up) = &self.up {
+            outlook.up.clone_from(up);
+        }
+        let mut placements = spec.placements.iter().chain(&spec.metadata_placement);
+        placements.any(|placement| placement.moving)
+            || spec.members.iter().any(|member| member.leaving)
+            || !planner::next_moves(spec, &outlook, IN_FLIGHT).is_empty()
+    }
 }
 
-/// Whether the records ask for something that may not be so yet.
-fn is_moving(spec: &ClusterSpec) -> bool {
-    let mut placements = spec.placements.iter().chain(&spec.metadata_placement);
-    placements.any(|placement| placement.moving)
-        || spec.members.iter().any(|member| member.leaving)
-        || !planner::next_moves(spec, IN_FLIGHT).is_empty()
-}
-
-/// Asks everybody, and does what there is to do now.
-async fn pass(engine: &Arc<Engine>, spec: &ClusterSpec) -> Vec<GroupSteps> {
+/// Asks everybody, and does what there is to do now. Tells what there was to do, and which nodes work.
+async fn pass(engine: &Arc<Engine>, spec: &ClusterSpec) -> (Vec<GroupSteps>, BTreeSet<u32>) {
     let reports = reports(engine, spec).await;
     let steps = plan::steps(spec, &reports);
     let mut under_way = JoinSet::new();
@@ -122,11 +136,12 @@ async fn pass(engine: &Arc<Engine>, spec: &ClusterSpec) -> Vec<GroupSteps> {
         let op = Op::RemoveMember(RemoveMember { node });
         done(engine.metadata.change("", op).await, "removing a node");
     }
-    for to in planner::next_moves(spec, IN_FLIGHT) {
+    let outlook = plan::outlook(&reports);
+    for to in planner::next_moves(spec, &outlook, IN_FLIGHT) {
         tracing::info!(group = to.group, voters = ?to.voters, learners = ?to.learners, "moves");
         done(engine.metadata.change("", Op::MoveGroup(to)).await, "having a group move");
     }
-    steps
+    (steps, outlook.up)
 }
 
 /// What the members that work say that they hold.

@@ -279,6 +279,7 @@ pub(crate) fn replicas_of(shard: &ShardStatus) -> Vec<Replica> {
         outgoing: nodes_of(&group.members.outgoing),
         learners: nodes_of(&group.members.learners),
         members_durable: group.members_durable,
+        live_bytes: group.live_blocks * BLOCK_BYTES as u64,
     });
     groups.collect()
 }

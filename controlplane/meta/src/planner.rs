@@ -1,41 +1,73 @@
-//! Which groups should move where: a pure function of the cluster's record.
+//! Which groups should move where: a pure function of the cluster's record and of what nodes report.
 //!
 //! It looks at where groups are or are moving to, never at what was planned before, so that whoever
 //! leads the metadata group comes to moves that go on from there. Each move exchanges one voter of a
 //! group. Only groups at rest are moved, and such as are on their way to a node that is to be
 //! empty by now: it may be lost, and then they would never arrive.
 
+mod level;
+
 use crate::layout::{self, METADATA_GROUP, METADATA_VOTERS_MAX, REPLICAS};
 use crate::members::is_outdated;
 use basalt_api::meta::v1::MoveGroup;
 use basalt_api::v1::{ClusterSpec, Placement};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-/// The next moves. At most `in_flight_max` volume groups move at a time, with those that do already;
-/// the metadata group moves besides them, and before any other begins: a node gets volume groups when
-/// it has the records.
+/// What nodes report, as far as moves depend on it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outlook {
+    /// Nodes that work and hold the records.
+    pub up: BTreeSet<u32>,
+    /// Bytes that one replica of each volume group refers to, by group. What nobody tells is not known.
+    pub bytes: BTreeMap<u32, u64>,
+}
+
+impl Outlook {
+    /// Takes all members to work, and knows of no bytes.
+    pub fn hopeful(spec: &ClusterSpec) -> Outlook {
+        let up = spec.members.iter().map(|member| member.node).collect();
+        Outlook { up, bytes: BTreeMap::new() }
+    }
+
+    /// Whether a group that moves waits for a node that is away: all who are to vote have to say that they
+    /// know it.
+    fn waits(&self, placement: &Placement) -> bool {
+        placement.moving && !placement.voters.iter().all(|node| self.up.contains(node))
+    }
+}
+
+/// The next moves. At most `in_flight_max` volume groups move at a time, with those that do already and
+/// wait for nobody; the metadata group moves besides them, and before any other begins: a node gets volume
+/// groups when it has the records.
 ///
 /// There are none when no volume group is on a node that is to be empty, each has as many voters as it
-/// can up to [`REPLICAS`], nodes hold equally many replicas but for one, and every node that does not
-/// leave holds the metadata group.
-pub fn next_moves(spec: &ClusterSpec, in_flight_max: usize) -> Vec<MoveGroup> {
+/// can up to [`REPLICAS`], nodes hold equally many replicas but for one, and about equally many bytes as far
+/// as whole groups allow, and every node that does not leave holds the metadata group. Nothing is moved to
+/// a node that is away, nor a group that could not settle because one of its voters is.
+pub fn next_moves(spec: &ClusterSpec, outlook: &Outlook, in_flight_max: usize) -> Vec<MoveGroup> {
     let metadata = layout::placement_of(spec, METADATA_GROUP);
-    if metadata.moving && !is_outdated(spec, &metadata, METADATA_GROUP) {
+    let outdated = metadata.moving && is_outdated(spec, &metadata, METADATA_GROUP);
+    if metadata.moving && !outdated && !outlook.waits(&metadata) {
         return Vec::new();
     }
-    let target = metadata_target(spec, &metadata);
-    if target.voters != metadata.voters || target.learners != metadata.learners {
-        let Placement { voters, learners, .. } = target;
-        return vec![MoveGroup { group: METADATA_GROUP, voters, learners }];
+    if !metadata.moving || outdated {
+        let target = metadata_target(spec, &metadata);
+        if target.voters != metadata.voters || target.learners != metadata.learners {
+            let Placement { voters, learners, .. } = target;
+            return vec![MoveGroup { group: METADATA_GROUP, voters, learners }];
+        }
+        if metadata.moving {
+            return Vec::new();
+        }
     }
-    if metadata.moving {
-        return Vec::new();
-    }
-    let mut plan = Plan::new(spec);
-    let mut moves = plan.redirections();
+    let mut plan = Plan::new(spec, outlook);
+    let mut moves = plan.redirections(in_flight_max);
     while plan.in_flight() < in_flight_max {
         let Some(next) = plan.repair().or_else(|| plan.level()) else { break };
         moves.push(next);
+    }
+    if plan.in_flight() + 2 <= in_flight_max {
+        moves.extend(plan.exchange());
     }
     moves
 }
@@ -68,39 +100,77 @@ fn metadata_target(spec: &ClusterSpec, now: &Placement) -> Placement {
     Placement { voters, learners, ..Placement::default() }
 }
 
+/// What a node holds, or is to hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Load {
+    replicas: usize,
+    /// Of these as far as they are known.
+    bytes: u64,
+}
+
 struct Plan<'a> {
     spec: &'a ClusterSpec,
+    outlook: &'a Outlook,
     groups: Vec<Placement>,
-    /// Replicas of each node that groups may come to.
-    load: BTreeMap<u32, usize>,
+    /// What each node holds that groups may come to, whether it is away or not.
+    load: BTreeMap<u32, Load>,
 }
 
 impl Plan<'_> {
-    fn new(spec: &ClusterSpec) -> Plan<'_> {
+    fn new<'a>(spec: &'a ClusterSpec, outlook: &'a Outlook) -> Plan<'a> {
         let groups: Vec<_> =
             (0..spec.group_count).map(|group| layout::placement_of(spec, group)).collect();
         let active = spec.members.iter().filter(|m| layout::is_active(m));
-        let mut load: BTreeMap<u32, usize> = active.map(|m| (m.node, 0)).collect();
-        for node in groups.iter().flat_map(|group| &group.voters) {
-            if let Some(held) = load.get_mut(node) {
-                *held += 1;
+        let load = active.map(|m| (m.node, Load::default())).collect();
+        let mut plan = Plan { spec, outlook, groups, load };
+        for at in 0..plan.groups.len() {
+            plan.count(at, true);
+        }
+        plan
+    }
+
+    /// Adds a group to what its voters hold, or takes it away.
+    fn count(&mut self, at: usize, add: bool) {
+        let bytes = self.bytes(at);
+        for node in &self.groups[at].voters {
+            let Some(load) = self.load.get_mut(node) else { continue };
+            if add {
+                (load.replicas, load.bytes) = (load.replicas + 1, load.bytes + bytes);
+            } else {
+                (load.replicas, load.bytes) = (load.replicas - 1, load.bytes - bytes);
             }
         }
-        Plan { spec, groups, load }
     }
 
+    /// Bytes of one replica of a group; 0 if they are not known.
+    fn bytes(&self, at: usize) -> u64 {
+        self.outlook.bytes.get(&(at as u32)).copied().unwrap_or(0)
+    }
+
+    fn is_up(&self, node: u32) -> bool {
+        self.outlook.up.contains(&node)
+    }
+
+    /// Groups that move and wait for nobody.
     fn in_flight(&self) -> usize {
-        self.groups.iter().filter(|group| group.moving).count()
+        self.groups.iter().filter(|group| group.moving && !self.outlook.waits(group)).count()
     }
 
-    /// Groups on their way to nodes that are to be empty go elsewhere.
-    fn redirections(&mut self) -> Vec<MoveGroup> {
+    /// Groups on their way to nodes that are to be empty go elsewhere; those that wait for a node meanwhile count as
+    /// others that begin to move.
+    fn redirections(&mut self, in_flight_max: usize) -> Vec<MoveGroup> {
         let outdated = |at: &usize| {
             let group = &self.groups[*at];
             group.moving && is_outdated(self.spec, group, *at as u32)
         };
         let outdated: Vec<usize> = (0..self.groups.len()).filter(outdated).collect();
-        outdated.into_iter().filter_map(|at| self.mend(at)).collect()
+        let mut moves = Vec::new();
+        for at in outdated {
+            if !self.outlook.waits(&self.groups[at]) || self.in_flight() < in_flight_max {
+                moves.extend(self.mend(at));
+            }
+        }
+        moves
     }
 
     /// The next group that is not where it may be, or has too few voters.
@@ -122,45 +192,25 @@ impl Plan<'_> {
             (None, Some(to)) if voters.len() < wanted => voters.push(to),
             _ => return None,
         }
-        Some(self.moved(at, voters))
+        // It would not arrive before who is away comes back. One that leads to where it can not stay can
+        // only gain.
+        let arrives = voters.iter().all(|node| self.is_up(*node));
+        (arrives || self.groups[at].moving).then(|| self.moved(at, voters))
     }
 
-    /// The node with the fewest replicas that is not one of these.
+    /// The node with the fewest replicas that is there and not one of these, and of those the one with the
+    /// fewest bytes.
     fn idlest(&self, voters: &[u32]) -> Option<u32> {
-        let free = self.load.iter().filter(|(node, _)| !voters.contains(node));
-        free.min_by_key(|(_, held)| **held).map(|(node, _)| *node)
-    }
-
-    /// A replica of a node that holds many goes to one that holds few.
-    fn level(&mut self) -> Option<MoveGroup> {
-        let mut pairs: Vec<(usize, usize, u32, u32)> = Vec::new();
-        for (from, many) in &self.load {
-            let fewer = self.load.iter().filter(|(_, few)| **few + 1 < *many);
-            pairs.extend(fewer.map(|(to, few)| (usize::MAX - many, *few, *from, *to)));
-        }
-        pairs.sort_unstable();
-        pairs.into_iter().find_map(|(_, _, from, to)| {
-            let fits = |group: &Placement| {
-                !group.moving && group.voters.contains(&from) && !group.voters.contains(&to)
-            };
-            let at = self.groups.iter().position(fits)?;
-            let voters = self.groups[at].voters.iter();
-            let voters = voters.map(|node| if *node == from { to } else { *node }).collect();
-            Some(self.moved(at, voters))
-        })
+        let free =
+            self.load.iter().filter(|(node, _)| !voters.contains(node) && self.is_up(**node));
+        free.min_by_key(|(_, held)| (held.replicas, held.bytes)).map(|(node, _)| *node)
     }
 
     fn moved(&mut self, at: usize, voters: Vec<u32>) -> MoveGroup {
-        for node in &self.groups[at].voters {
-            if let Some(held) = self.load.get_mut(node) {
-                *held -= 1;
-            }
-        }
-        for node in &voters {
-            *self.load.get_mut(node).unwrap_or(&mut 0) += 1;
-        }
+        self.count(at, false);
         self.groups[at].voters.clone_from(&voters);
         self.groups[at].moving = true;
+        self.count(at, true);
         MoveGroup { group: at as u32, voters, learners: Vec::new() }
     }
 }

@@ -21,6 +21,7 @@ mod group;
 mod health;
 mod members;
 mod outbox;
+mod pace;
 mod propose;
 mod ready;
 mod relief;

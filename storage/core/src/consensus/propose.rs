@@ -11,6 +11,7 @@ use basalt_wire::buffer::Payload;
 use basalt_wire::command::{Command, CommandPacker};
 use basalt_wire::frame::{Refusal, ReplyResult};
 use basalt_wire::ids::{Epoch, GroupId, Incarnation, LogIndex, NodeId, RequestId, Term, VolumeId};
+use basalt_wire::time::Time;
 use bytes::Bytes;
 use raft::eraftpb::{self, MessageType};
 
@@ -57,6 +58,8 @@ pub struct Proposal {
     pub asker: Asker,
     /// For what.
     pub change: Change,
+    /// When it was accepted.
+    since: Time,
 }
 
 /// Something proposed and not applied yet.
@@ -66,6 +69,8 @@ pub struct Pending {
     pub(super) term: u64,
     pub(super) asker: Asker,
     bytes: usize,
+    /// When it was accepted.
+    since: Time,
 }
 
 impl Proposal {
@@ -77,7 +82,7 @@ impl Proposal {
         payload: Payload,
     ) -> Proposal {
         let change = Change::Volume { epoch, incarnation, term, command, payload };
-        Proposal { asker: Asker::Client(link, id), change }
+        Proposal { asker: Asker::Client(link, id), change, since: Time::ZERO }
     }
 
     /// The same change, for a client that opens a gate by it.
@@ -90,7 +95,8 @@ impl Proposal {
 
     /// A command of the metadata group.
     pub fn metadata(token: u64, command: Bytes) -> Proposal {
-        Proposal { asker: Asker::Control(token), change: Change::Metadata(command) }
+        let change = Change::Metadata(command);
+        Proposal { asker: Asker::Control(token), change, since: Time::ZERO }
     }
 
     /// Bytes of its payload.
@@ -166,6 +172,7 @@ impl Pending {
         self.settle(cx);
         match self.asker {
             Asker::Client(link, id) | Asker::Opener(link, id) => {
+                cx.shared.pace.note_write(cx.now.since(self.since));
                 let result = match outcome {
                     Ok(()) => ReplyResult::Done { index },
                     Err(refusal) => ReplyResult::Refused(refusal),
@@ -198,12 +205,13 @@ struct Entry {
     packer: Option<CommandPacker>,
     metadata: Option<Bytes>,
     payload: Payload,
-    askers: Vec<(Asker, usize)>,
+    askers: Vec<(Asker, usize, Time)>,
 }
 
 impl Group {
     /// Accepts a proposal, to be proposed when the turn ends.
-    pub fn accept(&mut self, cx: &mut Cx<'_>, proposal: Proposal) {
+    pub fn accept(&mut self, cx: &mut Cx<'_>, mut proposal: Proposal) {
+        proposal.since = cx.now;
         cx.shared.pending_requests += 1;
         cx.shared.pending_bytes += proposal.bytes();
         self.inbox_bytes += proposal.bytes();
@@ -425,8 +433,8 @@ impl Group {
             let content = Content { data, payload: Some(entry.payload), kind: 0 };
             self.staged_bytes += weight(&content);
             self.staged.insert((index, term), content);
-            for (asker, bytes) in entry.askers {
-                let pending = Pending { index, term, asker, bytes };
+            for (asker, bytes, since) in entry.askers {
+                let pending = Pending { index, term, asker, bytes, since };
                 if early {
                     pending.done(cx, self.id, LogIndex(index), Ok(()));
                 } else {
@@ -448,7 +456,7 @@ impl Entry {
     }
 
     fn push(&mut self, proposal: Proposal) {
-        self.askers.push((proposal.asker, proposal.bytes()));
+        self.askers.push((proposal.asker, proposal.bytes(), proposal.since));
         match proposal.change {
             Change::Volume { command, payload, .. } => {
                 self.packer.get_or_insert_with(CommandPacker::new).push(&command);

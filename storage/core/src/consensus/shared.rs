@@ -1,5 +1,6 @@
 //! What all groups of a shard share: the log, the clock, the bounds.
 
+use super::pace::Pace;
 use super::resync::{MovedCounts, PageRead};
 use crate::cleaner::Levels;
 use crate::config::{Limits, ShardConfig, Timing};
@@ -209,11 +210,16 @@ pub struct Shared {
     pub cache_order: VecDeque<(usize, u64)>,
     /// Bytes of that content.
     pub cached_bytes: usize,
-    /// Payload recorded since the shard was opened, in bytes, and what of it was at the last tick.
+    /// Payload recorded since the shard was opened, in bytes, but for that of pages.
     pub recorded_bytes: u64,
+    /// Payload of pages that leaders gave, recorded since then, in bytes.
+    pub page_bytes: u64,
+    /// What was recorded up to the last tick.
     recorded_before: u64,
     /// What may be read until the next tick for followers that are far behind.
     pub catch_up_bytes: usize,
+    /// How fast pages are read for others, and taken from others.
+    pub pace: Pace,
     /// Whether checkpoints are taken.
     pub checkpoints: bool,
     /// Whether room is needed: checkpoints leave nothing in the log that followers could do without.
@@ -264,8 +270,10 @@ impl Shared {
             cache_order: VecDeque::new(),
             cached_bytes: 0,
             recorded_bytes: 0,
+            page_bytes: 0,
             recorded_before: 0,
             catch_up_bytes: CATCH_UP_MIN,
+            pace: Pace::default(),
             checkpoints: config.checkpoint_bytes > 0,
             pressure: false,
             sessions: 0,
@@ -280,10 +288,12 @@ impl Shared {
 
     /// Sets the pace for the next tick: followers that are far behind get twice of what is written
     /// meanwhile, so that they come nearer and those who write are not held up.
-    /// Says whether payload was recorded since it was set last.
+    /// Says whether clients' payload was recorded since it was set last.
     pub fn set_pace(&mut self) -> bool {
         let before = std::mem::replace(&mut self.recorded_before, self.recorded_bytes);
         let written = (self.recorded_bytes - before) as usize;
+        let asked = self.pending_requests > 0 || !self.client_reads.is_empty();
+        self.pace.tick(written > 0 || asked);
         let twice = (2 * written).clamp(CATCH_UP_MIN, CATCH_UP_MAX);
         self.catch_up_bytes = if written == 0 { CATCH_UP_MAX } else { twice };
         written > 0

@@ -64,7 +64,7 @@ impl Shard {
             // A tick may be as long as it takes to fill several small segments.
             self.plan_cleaning(now, true, out);
         }
-        self.cleaner.keep_pace(self.shared.recorded_bytes);
+        self.cleaner.keep_pace(self.shared.recorded_bytes + self.shared.page_bytes);
         if free <= levels.wait {
             self.cleaner.hurry();
         }

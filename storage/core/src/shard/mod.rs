@@ -66,6 +66,8 @@ pub struct Shard {
     gain: bool,
     scrub: Scrub,
     repairs: Repairs,
+    /// The group whose turn it is to move a piece of pages.
+    page_turn: usize,
     /// Blocks that are read for other replicas' repairs.
     gives: Slab<Give>,
     /// Those that were given.
@@ -122,6 +124,7 @@ impl Shard {
             gain: false,
             scrub,
             repairs,
+            page_turn: 0,
             gives: Slab::default(),
             given: 0,
             departed: Departed::new(),
@@ -176,6 +179,7 @@ impl Shard {
     pub fn end_turn(&mut self, now: Time, out: &mut Vec<Effect>) {
         if self.serves() {
             self.run_clock(now, out);
+            self.go_on_with_pages(now, out);
             self.clean(now, out);
             self.look_for_damage(now, out);
             self.repair(now, out);
@@ -207,7 +211,8 @@ impl Shard {
         let groups = self.groups.iter().filter_map(Group::deadline).min();
         let seal = self.shared.log.seal_deadline();
         let scrub = self.scrub.deadline(self.repairs.is_backlogged());
-        [clock, groups, seal, scrub, self.repairs.deadline()].into_iter().flatten().min()
+        let (repairs, pages) = (self.repairs.deadline(), self.shared.pace.deadline());
+        [clock, groups, seal, scrub, repairs, pages].into_iter().flatten().min()
     }
 
     /// The shard's state.
@@ -334,6 +339,23 @@ impl Shard {
             group.announce_if_due(cx);
             group.open_gates_if_due(cx);
         });
+    }
+
+    /// Lets those who wait for the pace of pages go on, one piece each in turn.
+    fn go_on_with_pages(&mut self, now: Time, out: &mut Vec<Effect>) {
+        if !self.shared.pace.resumes(now) {
+            return;
+        }
+        let (count, mut idle) = (self.groups.len(), 0);
+        let mut cx = Cx { shared: &mut self.shared, now, out };
+        while idle < count {
+            let at = self.page_turn % count;
+            idle = if self.groups[at].go_on_with_pages(&mut cx) { 0 } else { idle + 1 };
+            if cx.shared.pace.has_waiting() {
+                break;
+            }
+            self.page_turn = at + 1;
+        }
     }
 
     /// Decides whether proposals wait: while the log is being written others may join them, so that

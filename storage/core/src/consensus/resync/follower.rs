@@ -107,6 +107,11 @@ impl Session {
         self.start.is_some() && self.untold.is_none()
     }
 
+    /// Questions so far.
+    pub(super) fn asks(&self) -> u32 {
+        self.asks
+    }
+
     /// Whether there is nothing left to ask or to write.
     fn is_done(&self) -> bool {
         let quiet = self.todo.is_empty() && self.asked.is_empty() && self.fills.is_empty();
@@ -360,12 +365,16 @@ impl Group {
     }
 
     /// Asks what may be asked now; notices the end.
-    fn ask_more(&mut self, cx: &mut Cx<'_>) {
+    pub(super) fn ask_more(&mut self, cx: &mut Cx<'_>) {
         while let Some(session) = &mut self.session
             && session.is_told()
             && session.asked.len() + session.fills.len() < ASKS_MAX
         {
             if let Some(wanted) = session.todo.pop_front() {
+                if !cx.shared.pace.may() {
+                    session.todo.push_front(wanted);
+                    return;
+                }
                 // What finds no room here is asked for when there is some.
                 let Some(most) = blocks_with_room(cx) else {
                     mark!("pages without room");
@@ -451,7 +460,8 @@ impl Group {
             })
             .collect();
         cx.shared.moved.blocks_taken += blocks.len() as u64;
-        cx.shared.recorded_bytes += payload.len() as u64;
+        cx.shared.page_bytes += payload.len() as u64;
+        cx.shared.pace.take(payload.len());
         let record = Record::Moved { group: self.id, data: encode_moved(&moved), payload };
         let seq = cx.shared.record(record, Written { group: self.slot, entry: None });
         let Some(session) = &mut self.session else { return };
@@ -597,7 +607,8 @@ impl Group {
 
 /// Blocks for which there is room, as many as are asked for at a time or fewer.
 fn blocks_with_room(cx: &Cx<'_>) -> Option<u16> {
-    let mut most = (cx.shared.segment_bytes / 4 / BLOCK_BYTES).clamp(1, WANT_BLOCKS_MAX);
+    let piece = cx.shared.pace.piece().min(cx.shared.segment_bytes / 4);
+    let mut most = (piece / BLOCK_BYTES).clamp(1, WANT_BLOCKS_MAX);
     while most > 0 && !cx.shared.log.has_room_in_reserve(most as u32, false) {
         most /= 2;
     }

@@ -111,9 +111,6 @@ impl Group {
                 self.send_pages(cx, to, 0, Step::Behind);
             }
         }
-        for node in self.helping.keys().copied().collect::<Vec<_>>() {
-            self.serve(cx, node);
-        }
     }
 
     /// Forgets all sessions: it does not lead any more.
@@ -159,7 +156,10 @@ impl Group {
                     let (page, most) = ((volume, chunk), usize::from(most));
                     help.waiting.push_back(Wanted { ask, page, most, granules });
                 }
-                self.serve(cx, from.node);
+                // Behind those who wait for the pace already.
+                if !cx.shared.pace.has_waiting() {
+                    self.serve(cx, from.node);
+                }
             }
             _ => {}
         }
@@ -207,44 +207,50 @@ impl Group {
         true
     }
 
-    /// Starts the reads of what a follower waits for, as far as the shard's pace allows.
-    fn serve(&mut self, cx: &mut Cx<'_>, node: NodeId) {
-        let Some(to) = self.address_of(u64::from(node.0)) else { return };
-        while cx.shared.catch_up_bytes > 0
-            && let Some(help) = self.helping.get_mut(&node)
-            && let Some(wanted) = help.waiting.pop_front()
-        {
-            let (session, Wanted { ask, page, most, granules }) = (help.session, wanted);
-            let told = self.replica.tell(page, &granules, most);
-            let Told { changed_at, granules, blocks, plan } = told;
-            let bytes = blocks.len() * BLOCK_BYTES;
-            cx.shared.catch_up_bytes = cx.shared.catch_up_bytes.saturating_sub(bytes);
-            let (at, group) = (self.replica.applied(), self.slot);
-            let runs: Vec<_> = plan.reads().collect();
-            let (outstanding, failed) = (runs.len(), false);
-            let read = PageRead {
-                group,
-                to,
-                session,
-                ask,
-                page,
-                at,
-                changed_at,
-                granules,
-                blocks,
-                plan,
-                outstanding,
-                failed,
-            };
-            if runs.is_empty() {
-                self.send_blocks(cx, read);
-                continue;
-            }
-            let read = cx.shared.page_reads.insert(read);
-            for (run, location, blocks) in runs {
-                cx.read(LogRead::Page(read, run), location, blocks);
-            }
+    /// Starts the reads of what a follower waits for first, if the shard's pace allows. Whether it did.
+    fn serve(&mut self, cx: &mut Cx<'_>, node: NodeId) -> bool {
+        let Some(to) = self.address_of(u64::from(node.0)) else { return false };
+        let helps = self.leads() && !self.replica.is_fuzzy();
+        let Some(help) = self.helping.get_mut(&node).filter(|_| helps) else { return false };
+        if help.waiting.is_empty() || !cx.shared.pace.may() {
+            return false;
         }
+        let Some(wanted) = help.waiting.pop_front() else { return false };
+        let (session, Wanted { ask, page, most, granules }) = (help.session, wanted);
+        let Told { changed_at, granules, blocks, plan } = self.replica.tell(page, &granules, most);
+        cx.shared.pace.take(blocks.len() * BLOCK_BYTES);
+        let (at, group) = (self.replica.applied(), self.slot);
+        let runs: Vec<_> = plan.reads().collect();
+        let (outstanding, failed) = (runs.len(), false);
+        let read = PageRead {
+            group,
+            to,
+            session,
+            ask,
+            page,
+            at,
+            changed_at,
+            granules,
+            blocks,
+            plan,
+            outstanding,
+            failed,
+        };
+        if runs.is_empty() {
+            self.send_blocks(cx, read);
+            return true;
+        }
+        let read = cx.shared.page_reads.insert(read);
+        for (run, location, blocks) in runs {
+            cx.read(LogRead::Page(read, run), location, blocks);
+        }
+        true
+    }
+
+    /// Starts the reads of one piece for a follower that waits. Whether there was one, and it may move.
+    pub(super) fn serve_next(&mut self, cx: &mut Cx<'_>) -> bool {
+        let nodes: Vec<NodeId> = self.helping.keys().copied().collect();
+        nodes.into_iter().any(|node| self.serve(cx, node))
     }
 
     /// Sends blocks that were read. Nothing damaged is handed on as good.

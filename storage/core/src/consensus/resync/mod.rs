@@ -68,6 +68,17 @@ impl Group {
         }
     }
 
+    /// Moves the next piece of what waited for the pace of pages, for others or for this replica. Whether there was
+    /// one.
+    pub fn go_on_with_pages(&mut self, cx: &mut Cx<'_>) -> bool {
+        if self.serve_next(cx) {
+            return true;
+        }
+        let before = self.session.as_ref().map_or(0, Session::asks);
+        self.ask_more(cx);
+        self.session.as_ref().map_or(0, Session::asks) > before
+    }
+
     fn send_pages(&self, cx: &mut Cx<'_>, to: Address, session: u64, step: Step) {
         let message = Pages { group: self.id, term: self.term(), session, step };
         cx.send(to, Frame::Pages(Box::new(message)));

@@ -3,6 +3,7 @@
 mod changes;
 mod cluster;
 mod cuts;
+mod device;
 mod node;
 mod options;
 mod output;
@@ -107,6 +108,7 @@ async fn run(options: &Options) -> Result<(), Failure> {
     match &options.command {
         Command::Cluster(command) => cluster::run(options, &cluster, command).await,
         Command::Node(command) => node::run(options, &cluster, command).await,
+        Command::Device(command) => device::run(options, &cluster, command).await,
         Command::Volume(command) => volume::run(options, &cluster, command).await,
         Command::Space(command) => space::run(options, &cluster, command).await,
         Command::Scrub(command) => scrub::run(options, &cluster, command).await,

@@ -20,7 +20,7 @@ pub(crate) async fn run(
     cluster: &dial::Cluster,
     command: &NodeCommand,
 ) -> Result<(), Failure> {
-    let patient = dial::Cluster::new(cluster.addresses().to_vec(), options.timeout.max(PATIENCE));
+    let patient = patient(options, cluster);
     match command {
         NodeCommand::List => {
             let found = ask(cluster).await?;
@@ -30,11 +30,8 @@ pub(crate) async fn run(
         NodeCommand::Add { address, replaces, wait } => {
             let replaces = replaces.clone().unwrap_or_default();
             let request = AddNodeRequest { address: address.clone(), replaces };
-            let mut node = call!(patient, add_node, request)?;
-            if let Some(patience) = wait {
-                node = watch(options.output, cluster, node, *patience, &Wait::ForShare).await?;
-            }
-            said(options.output, &node)
+            let node = call!(patient, add_node, request)?;
+            wait_for_share(options, cluster, node, *wait).await
         }
         NodeCommand::Drain { node, cancel, wait } => {
             let request = DrainNodeRequest { node: node.clone(), cancel: *cancel };
@@ -57,6 +54,24 @@ pub(crate) async fn run(
             })
         }
     }
+}
+
+/// The cluster, asked for what takes a while.
+pub(crate) fn patient(options: &Options, cluster: &dial::Cluster) -> dial::Cluster {
+    dial::Cluster::new(cluster.addresses().to_vec(), options.timeout.max(PATIENCE))
+}
+
+/// Waits until a node that came has its share, if it is to be waited for, and tells of the node.
+pub(crate) async fn wait_for_share(
+    options: &Options,
+    cluster: &dial::Cluster,
+    mut node: Node,
+    wait: Option<Duration>,
+) -> Result<(), Failure> {
+    if let Some(patience) = wait {
+        node = watch(options.output, cluster, node, patience, &Wait::ForShare).await?;
+    }
+    said(options.output, &node)
 }
 
 async fn ask(cluster: &dial::Cluster) -> Result<Cluster, Failure> {

@@ -117,6 +117,14 @@ Examples:
   basalt node list
   basalt node list -o json | jq -r '.nodes[] | select(.draining and .going == 0) | .name'";
 
+const AFTER_DEVICE_REPLACE: &str = "\
+Each node has one device. When it failed: stop the node, move its data directory away, put a blank device in place of
+the old one, start the node with the same addresses, and give this command. The node begins anew under a new number
+and gets all groups that were on it from the other nodes.
+
+Example:
+  basalt device replace n3 --wait 3600";
+
 const AFTER_SPACE: &str = "\
 Space that volumes gave back is garbage first; the cleaner makes free space of it once that is short.
 
@@ -203,6 +211,9 @@ pub(crate) enum Command {
     /// Add, drain, replace and remove nodes.
     #[command(subcommand, after_help = AFTER_NODE)]
     Node(NodeCommand),
+    /// Show the nodes' devices, and replace one that failed.
+    #[command(subcommand)]
+    Device(DeviceCommand),
     /// Create, list, attach and delete volumes.
     #[command(subcommand)]
     Volume(VolumeCommand),
@@ -289,6 +300,22 @@ pub(crate) enum NodeCommand {
         /// Its name or number.
         #[arg(value_name = "NODE")]
         node: String,
+    },
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum DeviceCommand {
+    /// The devices, how they are and how full.
+    List,
+    /// Bring up again, on a blank device, what was on a node's device that failed.
+    #[command(after_help = AFTER_DEVICE_REPLACE)]
+    Replace {
+        /// The node's name or number.
+        #[arg(value_name = "NODE")]
+        node: String,
+        /// Wait so long until the groups have come.
+        #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+        wait: Option<Duration>,
     },
 }
 

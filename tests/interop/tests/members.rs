@@ -176,3 +176,33 @@ fn a_volume_outlives_all_the_nodes_that_it_began_with() -> Result<()> {
     ensure!(shown["attachment"].is_null(), "it was given back to nodes that are gone: {shown}");
     cluster.finish()
 }
+
+#[test]
+fn a_device_that_failed_is_replaced_by_one_command() -> Result<()> {
+    let mut cluster = start("device")?;
+    cluster.basalt(&["volume", "create", "still", "--size", "64MiB"])?;
+    let mut still = cluster.attach("still", "elsewhere", false)?;
+    let data = Data::write(&cluster, &still.uri("still"))?;
+    let replace = ["device", "replace", "node-3", "--wait", "180"];
+    let refused = cluster.basalt(&replace).err().context("its device is at work")?;
+    ensure!(format!("{refused:#}").contains("at work"), "{refused:#}");
+    // The node is stopped, and comes back with neither its records nor its data.
+    let at = cluster.place_of("node-3")?;
+    cluster.nodes[at].process.kill()?;
+    std::fs::remove_dir_all(&cluster.nodes[at].folder)?;
+    cluster.nodes[at].process.restart()?;
+    cluster.nodes[at].wait_answers()?;
+    cluster.basalt(&replace)?;
+    cluster.wait_healthy()?;
+    let list = cluster.basalt(&["device", "list"])?;
+    let devices = list["devices"].as_array().context("no devices")?;
+    ensure!(devices.len() == 3, "{list}");
+    ensure!(devices.iter().all(|device| device["state"] == "running"), "{list}");
+    // It counts: another one may be away now.
+    cluster.nodes[0].process.kill()?;
+    data.verify("with the new device in a quorum")?;
+    cluster.nodes[0].process.restart()?;
+    cluster.wait_healthy()?;
+    still.process.stop(PATIENCE)?;
+    cluster.finish()
+}

@@ -15,5 +15,5 @@ fn three_nodes_become_five_and_three_others_and_one_is_replaced() {
     println!("{}", members::HEAD);
     let phases = members::run("members", &plan, |phase| println!("{phase}"));
     let phases = phases.expect("nothing is lost and nothing fails");
-    assert_eq!(phases.len(), 5);
+    assert_eq!(phases.len(), 6);
 }

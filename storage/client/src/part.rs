@@ -15,6 +15,9 @@ use std::collections::VecDeque;
 /// room for others. 64 parts of a write are 64 MiB.
 pub(crate) const OP_PARTS_MAX: u32 = 64;
 
+/// Parts of a fill under way at a time: it is work in the background.
+const FILL_PARTS_MAX: u32 = 4;
+
 /// No part, no request.
 pub(crate) const NONE: u32 = u32::MAX;
 
@@ -39,6 +42,7 @@ pub(crate) enum Verb {
     Read(InOrder<Payload>, Payload),
     Write(Payload),
     Unmap,
+    Fill(SnapshotId),
     /// Of changes since a generation, if one is given.
     Extents(InOrder<(Runs, u64, u64)>, ExtentSum, Option<Generation>),
     Control(Control),
@@ -54,6 +58,7 @@ pub(crate) enum Control {
     DropSnapshot(Generation),
     Revert(Generation),
     Clone(SnapshotId),
+    Detach(SnapshotId),
 }
 
 impl Control {
@@ -130,7 +135,15 @@ impl Verb {
         match self {
             Verb::Read(_, data) => BlockResult::Data(data),
             Verb::Extents(_, sum, _) => BlockResult::Extents(sum.runs),
-            Verb::Write(_) | Verb::Unmap | Verb::Control(_) => BlockResult::Done,
+            Verb::Write(_) | Verb::Unmap | Verb::Fill(_) | Verb::Control(_) => BlockResult::Done,
+        }
+    }
+
+    /// Parts of it under way at a time.
+    pub fn parts_max(&self) -> u32 {
+        match self {
+            Verb::Fill(_) => FILL_PARTS_MAX,
+            _ => OP_PARTS_MAX,
         }
     }
 }
@@ -179,6 +192,7 @@ pub(crate) enum PartKind {
         checksums: Vec<u32>,
     },
     Unmap,
+    Fill(SnapshotId),
     Fence,
     Control(Control),
 }

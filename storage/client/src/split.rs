@@ -5,6 +5,8 @@ use basalt_wire::block::{BLOCK_BYTES, CHUNK_BLOCKS, COMMAND_BLOCKS_MAX};
 use basalt_wire::command::BlockRange;
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
+/// Blocks of a part of a fill: few enough that those who write meanwhile do not wait for it.
+const FILL_BLOCKS_MAX: u64 = 64;
 
 /// How a request is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +19,8 @@ pub(crate) enum Cut {
     Unmap,
     /// A question; the same.
     Extents,
+    /// A fill: whole blocks, for the blocks do not come from here.
+    Fill,
 }
 
 /// A part of a request.
@@ -71,7 +75,7 @@ impl Cursor {
         let left = self.end - self.next;
         let room = CHUNK_BLOCKS - block % CHUNK_BLOCKS;
         let (count, len) = match self.cut {
-            Cut::Read | Cut::Extents => {
+            Cut::Read | Cut::Extents | Cut::Fill => {
                 let count = (skip + left).div_ceil(BLOCK).min(room).min(self.cut.blocks_max());
                 (count, left.min(count * BLOCK - skip))
             }
@@ -91,6 +95,7 @@ impl Cursor {
 impl Cut {
     fn blocks_max(self) -> u64 {
         match self {
+            Cut::Fill => FILL_BLOCKS_MAX,
             Cut::Read | Cut::Write => u64::from(COMMAND_BLOCKS_MAX),
             Cut::Unmap | Cut::Extents => CHUNK_BLOCKS,
         }

@@ -125,6 +125,23 @@ pub enum BlockOp {
         /// The snapshot.
         parent: SnapshotId,
     },
+    /// Give the volume, a clone, blocks of its own in a range where it reads as the snapshot does, beside
+    /// whatever session it has and unnoticed by that. Only a view may ask for it. What was filled once is filled
+    /// for good.
+    Fill {
+        /// From where.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+        /// The snapshot.
+        parent: SnapshotId,
+    },
+    /// Make the volume, a clone that was filled as far as the snapshot reaches, hang on it no more. Only a view
+    /// may ask for it; answered when every group has done it. Asked again, it does no harm.
+    Detach {
+        /// The snapshot.
+        parent: SnapshotId,
+    },
 }
 
 /// The good end of a [`BlockOp`].

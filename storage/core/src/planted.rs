@@ -110,6 +110,10 @@ pub enum Bug {
     UnmappedShowsParent,
     /// A snapshot is dropped, a volume deleted or reverted behind the clones that hang on it.
     ClonesForgotten,
+    /// A fill gives a clone its parent's blocks where the clone has unmapped them.
+    FillShowsUnmapped,
+    /// A fill leaves out the last block that it was asked for.
+    FillShort,
     /// A write of a later generation is acknowledged although a gate is closed.
     GateLeaks,
     /// A leader that is much slower than the others goes on leading.

@@ -7,11 +7,13 @@
 //! number of commands (4 bytes); then each command: a tag; for a write or unmap volume, epoch and
 //! generation (unless the tag says that they are those of the write or unmap before), first block (8),
 //! count (2), and a write's checksums (4 each); for a fence or a revert volume, epoch and generation;
-//! for a delete the volume; for a freeze or the drop of a snapshot volume and generation; for a clone the
-//! volume, and volume and generation of its parent.
+//! for a delete the volume; for a freeze or the drop of a snapshot volume and generation; for a clone or
+//! a detach the volume, and volume and generation of its parent; for a fill the same, first block (8), count (2),
+//! a bit for each block whether it is filled, and the checksums of these (4 each).
 //! It has no checksum of its own: the frame and the log record that carry it do.
 
 use crate::block::{CHUNK_BLOCKS, COMMAND_BLOCKS_MAX};
+use crate::blockset::BlockSet;
 use crate::codec::CodecError;
 use crate::codec::body::{Reader, bounded, check_range, numbers};
 use crate::ids::{Epoch, Generation, SnapshotId, VolumeId};
@@ -99,6 +101,28 @@ pub enum Command {
         /// The snapshot.
         parent: SnapshotId,
     },
+    /// Give a clone blocks of its own where it reads as its parent does; what it was given, written or
+    /// unmapped before stays. The entry's payload holds `blocks.len()` blocks for it, all of them what the
+    /// snapshot holds.
+    Fill {
+        /// The clone.
+        volume: VolumeId,
+        /// The snapshot; of a volume that does not hang on it nothing is changed.
+        parent: SnapshotId,
+        /// Where.
+        range: BlockRange,
+        /// Which of these blocks.
+        blocks: BlockSet,
+        /// CRC-32C of each of them.
+        checksums: Vec<u32>,
+    },
+    /// Make a clone a volume like any other, that reads as zeros where it has nothing of its own.
+    Detach {
+        /// The clone.
+        volume: VolumeId,
+        /// The snapshot that it hangs on; it changes nothing if it does not.
+        parent: SnapshotId,
+    },
 }
 
 impl Command {
@@ -106,6 +130,7 @@ impl Command {
     pub fn payload_blocks(&self) -> u32 {
         match self {
             Command::Write { range, .. } => range.count,
+            Command::Fill { blocks, .. } => blocks.len(),
             _ => 0,
         }
     }
@@ -120,7 +145,9 @@ impl Command {
             | Command::Freeze { volume, .. }
             | Command::DropSnapshot { volume, .. }
             | Command::Revert { volume, .. }
-            | Command::Clone { volume, .. } => *volume,
+            | Command::Clone { volume, .. }
+            | Command::Fill { volume, .. }
+            | Command::Detach { volume, .. } => *volume,
         }
     }
 }
@@ -141,6 +168,8 @@ const FREEZE: u8 = 5;
 const DROP_SNAPSHOT: u8 = 6;
 const REVERT: u8 = 7;
 const CLONE: u8 = 8;
+const FILL: u8 = 9;
+const DETACH: u8 = 10;
 /// Set in the tag of a write or unmap whose volume, epoch and generation are those of the write or
 /// unmap before it. Nearly all of an entry's commands come from one session, and 15 bytes instead
 /// of 35 for a single block are room in the log's headers.
@@ -199,11 +228,19 @@ impl CommandPacker {
             Command::DropSnapshot { volume, generation } => {
                 self.put_snapshot(DROP_SNAPSHOT, *volume, *generation);
             }
-            Command::Clone { volume, parent } => {
-                self.out.put_u8(CLONE);
-                self.out.put_u64_le(volume.0);
-                self.out.put_u64_le(parent.volume.0);
-                self.out.put_u32_le(parent.generation.0);
+            Command::Clone { volume, parent } => self.put_clone(CLONE, *volume, *parent),
+            Command::Detach { volume, parent } => self.put_clone(DETACH, *volume, *parent),
+            Command::Fill { volume, parent, range, blocks, checksums } => {
+                assert!(
+                    (1..=COMMAND_BLOCKS_MAX).contains(&range.count)
+                        && checksums.len() == blocks.len() as usize,
+                    "one checksum a block"
+                );
+                self.put_clone(FILL, *volume, *parent);
+                self.out.put_u64_le(range.block);
+                self.out.put_u16_le(range.count as u16);
+                blocks.bytes(range.count).for_each(|byte| self.out.put_u8(byte));
+                checksums.iter().for_each(|checksum| self.out.put_u32_le(*checksum));
             }
         }
     }
@@ -234,6 +271,13 @@ impl CommandPacker {
         self.out.put_u8(tag);
         self.out.put_u64_le(volume.0);
         self.out.put_u32_le(generation.0);
+    }
+
+    fn put_clone(&mut self, tag: u8, volume: VolumeId, parent: SnapshotId) {
+        self.out.put_u8(tag);
+        self.out.put_u64_le(volume.0);
+        self.out.put_u64_le(parent.volume.0);
+        self.out.put_u32_le(parent.generation.0);
     }
 
     fn put_control(&mut self, tag: u8, volume: VolumeId, epoch: Epoch, generation: Generation) {
@@ -353,6 +397,26 @@ pub enum CommandView<'a> {
         /// The snapshot.
         parent: SnapshotId,
     },
+    /// As [`Command::Fill`].
+    Fill {
+        /// The clone.
+        volume: VolumeId,
+        /// The snapshot.
+        parent: SnapshotId,
+        /// Where.
+        range: BlockRange,
+        /// Which of these blocks.
+        blocks: BlockSet,
+        /// CRC-32C of each of them.
+        checksums: Checksums<'a>,
+    },
+    /// As [`Command::Detach`].
+    Detach {
+        /// The clone.
+        volume: VolumeId,
+        /// The snapshot.
+        parent: SnapshotId,
+    },
 }
 
 impl CommandView<'_> {
@@ -378,6 +442,11 @@ impl CommandView<'_> {
                 Command::Revert { volume, epoch, generation }
             }
             CommandView::Clone { volume, parent } => Command::Clone { volume, parent },
+            CommandView::Fill { volume, parent, range, blocks, checksums } => {
+                let checksums = checksums.iter().collect();
+                Command::Fill { volume, parent, range, blocks, checksums }
+            }
+            CommandView::Detach { volume, parent } => Command::Detach { volume, parent },
         }
     }
 
@@ -385,8 +454,36 @@ impl CommandView<'_> {
     pub fn payload_blocks(&self) -> u32 {
         match self {
             CommandView::Write { range, .. } => range.count,
+            CommandView::Fill { blocks, .. } => blocks.len(),
             _ => 0,
         }
+    }
+}
+
+impl<'a> CommandView<'a> {
+    /// The checksums of its payload blocks in order; nothing for a command without payload.
+    pub fn checksums(&self) -> Option<Checksums<'a>> {
+        match self {
+            CommandView::Write { checksums, .. } | CommandView::Fill { checksums, .. } => {
+                Some(*checksums)
+            }
+            _ => None,
+        }
+    }
+
+    /// Where its payload belongs: volume, block and checksum of each block in order.
+    pub fn payload(&self) -> impl Iterator<Item = (VolumeId, u64, u32)> + use<'a> {
+        let (volume, first, blocks, checksums) = match *self {
+            CommandView::Write { volume, range, checksums, .. } => {
+                (volume, range.block, BlockSet::first(range.count), checksums)
+            }
+            CommandView::Fill { volume, range, blocks, checksums, .. } => {
+                (volume, range.block, blocks, checksums)
+            }
+            _ => (VolumeId(0), 0, BlockSet::default(), Checksums(&[])),
+        };
+        let blocks = blocks.iter().map(move |block| first + u64::from(block));
+        blocks.zip(checksums.iter()).map(move |(block, checksum)| (volume, block, checksum))
     }
 }
 
@@ -396,7 +493,7 @@ pub struct Checksums<'a>(&'a [u8]);
 
 impl<'a> Checksums<'a> {
     /// The checksums in order.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = u32> + Clone + 'a {
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = u32> + Clone + use<'a> {
         numbers(self.0)
     }
 }
@@ -457,16 +554,20 @@ impl<'a> CommandReader<'a> {
     }
 
     fn read_control(&mut self, tag: u8) -> Result<CommandView<'a>, CodecError> {
-        bounded("command", u64::from(tag), u64::from(WRITE), u64::from(CLONE))?;
+        bounded("command", u64::from(tag), u64::from(WRITE), u64::from(DETACH))?;
         let r = &mut self.reader;
         let volume = VolumeId(r.u64("volume")?);
         if tag == DELETE {
             return Ok(CommandView::Delete { volume });
         }
-        if tag == CLONE {
+        if matches!(tag, CLONE | FILL | DETACH) {
             let (of, generation) = (VolumeId(r.u64("parent")?), Generation(r.u32("generation")?));
             let parent = SnapshotId { volume: of, generation };
-            return Ok(CommandView::Clone { volume, parent });
+            return match tag {
+                CLONE => Ok(CommandView::Clone { volume, parent }),
+                DETACH => Ok(CommandView::Detach { volume, parent }),
+                _ => self.read_fill(volume, parent),
+            };
         }
         if tag == FREEZE || tag == DROP_SNAPSHOT {
             let generation = Generation(r.u32("generation")?);
@@ -482,6 +583,27 @@ impl<'a> CommandReader<'a> {
         })
     }
 
+    fn read_fill(
+        &mut self,
+        volume: VolumeId,
+        parent: SnapshotId,
+    ) -> Result<CommandView<'a>, CodecError> {
+        const FIELD: &str = "fill's range";
+        let r = &mut self.reader;
+        let (block, count) = (r.u64(FIELD)?, u32::from(r.u16(FIELD)?));
+        check_range(FIELD, block, count, u64::from(COMMAND_BLOCKS_MAX))?;
+        let set = r.slice("blocks of a fill", count.div_ceil(8) as usize)?;
+        let blocks = BlockSet::from_bytes(count, set).ok_or(CodecError::OutOfBounds {
+            field: "blocks of a fill",
+            value: set.iter().map(|byte| u64::from(byte.count_ones())).sum(),
+            min: 1,
+            max: u64::from(count),
+        })?;
+        let checksums = Checksums(r.slice("checksums", blocks.len() as usize * 4)?);
+        let range = BlockRange { block, count };
+        Ok(CommandView::Fill { volume, parent, range, blocks, checksums })
+    }
+
     fn session_and_range(
         &mut self,
         tag: u8,
@@ -492,7 +614,7 @@ impl<'a> CommandReader<'a> {
         let session = match (tag & SAME_SESSION != 0, self.session) {
             (true, Some(session)) => session,
             (true, None) => {
-                let (value, min, max) = (u64::from(tag), u64::from(WRITE), u64::from(CLONE));
+                let (value, min, max) = (u64::from(tag), u64::from(WRITE), u64::from(DETACH));
                 return Err(CodecError::OutOfBounds { field: "first command", value, min, max });
             }
             (false, _) => (
@@ -572,6 +694,20 @@ mod tests {
                 let parent = SnapshotId { volume: VolumeId(of), generation: Generation(g) };
                 Command::Clone { volume: VolumeId(v), parent }
             }),
+            1 => any::<(u64, u64, u32)>().prop_map(|(v, of, g)| {
+                let parent = SnapshotId { volume: VolumeId(of), generation: Generation(g) };
+                Command::Detach { volume: VolumeId(v), parent }
+            }),
+            2 => (any::<(u64, u64, u32)>(), range(COMMAND_BLOCKS_MAX), any::<u64>()).prop_map(
+                |((v, of, g), range, bits)| {
+                    let parent = SnapshotId { volume: VolumeId(of), generation: Generation(g) };
+                    let mut blocks = BlockSet::first(1);
+                    let inside = (1..range.count).filter(|n| bits >> (n % 64) & 1 == 1);
+                    inside.for_each(|block| blocks.insert(block));
+                    let checksums = (0..blocks.len()).map(|n| n ^ g).collect();
+                    Command::Fill { volume: VolumeId(v), parent, range, blocks, checksums }
+                }
+            ),
         ]
     }
 
@@ -611,7 +747,7 @@ mod tests {
         assert_eq!(text(&[2, 0, 0, 0, 0, 0, 0, 0, 5]), "1 bytes follow the end of the commands");
         assert_eq!(
             text(&[2, 0, 0, 0, 1, 0, 0, 0, 0x81, 0, 0, 0, 0, 0, 0, 0, 0]),
-            "first command is 129, allowed is 1 to 8"
+            "first command is 129, allowed is 1 to 10"
         );
     }
 

@@ -16,7 +16,7 @@ use crate::repair::Repair;
 use bytes::Bytes;
 
 /// Version of this protocol. A node refuses a version that it does not know.
-pub const PROTOCOL_VERSION: u16 = 3;
+pub const PROTOCOL_VERSION: u16 = 4;
 
 /// Every message of the data path.
 #[derive(Clone, Debug, PartialEq)]
@@ -322,6 +322,23 @@ pub enum RequestOp {
         /// The term of the leader that the request is meant for.
         term: Term,
         /// The snapshot.
+        parent: SnapshotId,
+    },
+    /// Give a clone blocks of its own in a range where it reads as its parent does: the leader takes them
+    /// from the parent. Nobody has to be attached, and whoever is notices nothing.
+    Fill {
+        /// The term of the leader that the request is meant for.
+        term: Term,
+        /// The snapshot that the clone hangs on.
+        parent: SnapshotId,
+        /// At most [`crate::block::COMMAND_BLOCKS_MAX`] blocks.
+        range: BlockRange,
+    },
+    /// Make a clone that has been filled a volume like any other.
+    Detach {
+        /// The term of the leader that the request is meant for.
+        term: Term,
+        /// The snapshot that the clone hangs on.
         parent: SnapshotId,
     },
     /// Who leads the group.

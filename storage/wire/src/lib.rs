@@ -6,6 +6,7 @@
 //! * [`block`]: the 4 KiB block, its arithmetic and its checksum;
 //! * [`buffer`]: aligned memory for device transfers, and [`buffer::Payload`], block data in pieces;
 //! * [`io`]: device operations and their completions, shared by the real devices and the simulator;
+//! * [`blockset`]: some blocks of a range;
 //! * [`command`]: what a Raft entry of a volume group says (write, unmap, fence);
 //! * [`frame`]: the messages between nodes and between a client and a node;
 //! * [`pages`]: the messages that bring a replica up that is too far behind for the log;
@@ -18,6 +19,7 @@
 //! Every decoder validates before any field is used: bytes from disks, peers and clients are data.
 
 pub mod block;
+pub mod blockset;
 pub mod buffer;
 pub mod codec;
 pub mod command;

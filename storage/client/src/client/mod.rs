@@ -15,8 +15,7 @@ use crate::chunks::Chunks;
 use crate::group::{FenceState, Group};
 use crate::link::Link;
 use crate::part::{
-    Change, Control, ExtentSum, InOrder, NONE, OP_PARTS_MAX, Op, Part, PartKind, Sent, Verb,
-    block_checksums,
+    Change, Control, ExtentSum, InOrder, NONE, Op, Part, PartKind, Sent, Verb, block_checksums,
 };
 use crate::retry::Copies;
 use crate::slab::Slab;
@@ -91,8 +90,9 @@ impl VolumeClient {
     }
 
     /// A view of the snapshot of the configuration's generation. It fences nothing, so that any number
-    /// of them may be there beside the volume's session. It reads, takes and drops snapshots, and begins
-    /// a volume as a clone; a session that writes moves on to the next generation when it meets one that was frozen.
+    /// of them may be there beside the volume's session. It reads, takes and drops snapshots, begins
+    /// a volume as a clone and ends it as one; a session that writes moves on to the next generation when it
+    /// meets one that was frozen.
     pub fn view(config: VolumeConfig, tuning: Tuning, now: Time, out: &mut Out) -> VolumeClient {
         VolumeClient::make(config, tuning, true, now, out)
     }
@@ -259,6 +259,7 @@ impl VolumeClient {
                 (Verb::Write(data), Cut::Write, offset, len)
             }
             BlockOp::Unmap { offset, len } => (Verb::Unmap, Cut::Unmap, offset, len),
+            BlockOp::Fill { offset, len, parent } => (Verb::Fill(parent), Cut::Fill, offset, len),
             BlockOp::Extents { offset, len } => {
                 let verb = Verb::Extents(InOrder::new(), ExtentSum::default(), None);
                 (verb, Cut::Extents, offset, len)
@@ -292,8 +293,10 @@ impl VolumeClient {
             BlockOp::Read { .. } | BlockOp::Extents { .. } => return Ok(None),
             BlockOp::Changes { .. } | BlockOp::Flush => return Ok(None),
             BlockOp::Clone { parent } if self.view => Control::Clone(*parent),
-            BlockOp::Clone { .. } => {
-                return Err(BlockError::Io("a volume in use can not become a clone"));
+            BlockOp::Detach { parent } if self.view => Control::Detach(*parent),
+            BlockOp::Fill { .. } if self.view => return Ok(None),
+            BlockOp::Clone { .. } | BlockOp::Fill { .. } | BlockOp::Detach { .. } => {
+                return Err(BlockError::Io("clones are made and flattened beside their sessions"));
             }
             _ if self.view => return Err(BlockError::ReadOnly),
             BlockOp::Write { .. } | BlockOp::Unmap { .. } => return Ok(None),
@@ -321,7 +324,7 @@ impl VolumeClient {
 
     /// Starts as many parts as may be under way, and completes the request after its last one.
     fn advance(&mut self, id: u32, out: &mut Out) {
-        while self.ops[id].under_way < OP_PARTS_MAX {
+        while self.ops[id].under_way < self.ops[id].verb.parts_max() {
             let Some(piece) = self.ops[id].cursor.piece() else { break };
             let part = self.make_part(id, piece);
             self.start_part(part);
@@ -367,6 +370,7 @@ impl VolumeClient {
                     change(Some(payload))
                 }
             }
+            Verb::Fill(parent) => PartKind::Fill(*parent),
             Verb::Unmap if piece.is_whole() => PartKind::Unmap,
             Verb::Unmap => change(None),
             Verb::Control(_) => unreachable!("what is done to all groups is not cut"),

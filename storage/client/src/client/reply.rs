@@ -126,7 +126,7 @@ impl VolumeClient {
         let waiting: Vec<u32> = std::mem::take(&mut group.waiting).into();
         for id in waiting {
             match self.parts[id].kind {
-                PartKind::Write { .. } | PartKind::Unmap => {
+                PartKind::Write { .. } | PartKind::Unmap | PartKind::Fill(_) => {
                     self.fail_part(id, BlockError::NoSpace, out);
                 }
                 _ => self.group(number).waiting.push_back(id),

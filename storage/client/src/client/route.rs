@@ -178,6 +178,7 @@ impl VolumeClient {
                 payload: payload.clone(),
             },
             PartKind::Unmap => RequestOp::Unmap { term, generation, range },
+            PartKind::Fill(parent) => RequestOp::Fill { term, parent: *parent, range },
             PartKind::Fence => RequestOp::Fence { term, generation },
             PartKind::Control(Control::Delete) => RequestOp::Delete { term },
             PartKind::Control(Control::Freeze(generation)) => {
@@ -196,6 +197,9 @@ impl VolumeClient {
                 RequestOp::Revert { term, generation: *generation }
             }
             PartKind::Control(Control::Clone(parent)) => RequestOp::Clone { term, parent: *parent },
+            PartKind::Control(Control::Detach(parent)) => {
+                RequestOp::Detach { term, parent: *parent }
+            }
         }
     }
 

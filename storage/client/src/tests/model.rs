@@ -485,6 +485,8 @@ impl GroupModel {
             | RequestOp::DropSnapshot { term, .. }
             | RequestOp::Revert { term, .. }
             | RequestOp::Clone { term, .. }
+            | RequestOp::Fill { term, .. }
+            | RequestOp::Detach { term, .. }
             | RequestOp::Delete { term } => self.accept(node, *term, request),
             RequestOp::Read { range, floor, .. } => Some(self.read(node, *range, *floor)),
             RequestOp::Extents { range, floor, .. } => Some(self.extents(node, *range, *floor)),

@@ -6,7 +6,7 @@
 
 use crate::log::Location;
 use basalt_wire::block::{BLOCK_BYTES, crc32c};
-use basalt_wire::command::{CommandReader, CommandView};
+use basalt_wire::command::CommandReader;
 use basalt_wire::disk::batch::{BatchHeader, Descriptor};
 use basalt_wire::disk::moved::{MovedBlock, decode_moved};
 use basalt_wire::disk::{DiskFormatError, blocks_of};
@@ -209,9 +209,7 @@ fn written(data: &Bytes) -> Vec<(VolumeId, u64, u32)> {
     let Ok(reader) = CommandReader::new(data) else { return blocks };
     for command in reader {
         let Ok(command) = command else { return Vec::new() };
-        if let CommandView::Write { volume, range, checksums, .. } = command {
-            blocks.extend((range.block..).zip(checksums.iter()).map(|(b, sum)| (volume, b, sum)));
-        }
+        blocks.extend(command.payload());
     }
     blocks
 }

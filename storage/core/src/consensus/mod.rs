@@ -36,5 +36,5 @@ pub use group::{Group, Role};
 pub use health::{Impaired, OpenState};
 pub use propose::{Asker, Proposal};
 pub use resync::MovedCounts;
-pub use shared::{ClientRead, Cx, LogRead, Room, RoomState, Shared, Slab, Written};
+pub use shared::{ClientRead, Cx, Filling, LogRead, Room, RoomState, Shared, Slab, Written};
 pub use table::{Content, Slot, Table};

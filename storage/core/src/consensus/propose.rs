@@ -296,7 +296,11 @@ impl Group {
         // Generations and volumes are never used twice, so that a late copy does nothing.
         let any = matches!(
             command,
-            Command::Freeze { .. } | Command::DropSnapshot { .. } | Command::Clone { .. }
+            Command::Freeze { .. }
+                | Command::DropSnapshot { .. }
+                | Command::Clone { .. }
+                | Command::Fill { .. }
+                | Command::Detach { .. }
         );
         let session = match command {
             _ if any => Ok(()),
@@ -357,6 +361,10 @@ impl Group {
                     }
                     _ => here.max(there),
                 }
+            }
+            Command::Fill { blocks: filled, .. } => {
+                let there = self.full.values().max().copied().unwrap_or(Room::Yes);
+                cx.shared.room(blocks, || filled.len()).max(there)
             }
             _ => cx.shared.room(blocks, || 0),
         }

@@ -12,9 +12,12 @@ use crate::score::Scores;
 use crate::scrub::Target;
 use crate::shard::ProposedCounts;
 use basalt_wire::block::BLOCK_BYTES;
+use basalt_wire::blockset::BlockSet;
 use basalt_wire::command::BlockRange;
 use basalt_wire::frame::{Frame, Reply, ReplyResult};
-use basalt_wire::ids::{Address, GroupId, NodeId, RequestId, VolumeId};
+use basalt_wire::ids::{
+    Address, Epoch, GroupId, Incarnation, NodeId, RequestId, SnapshotId, Term, VolumeId,
+};
 use basalt_wire::io::DiskOp;
 use basalt_wire::time::Time;
 use std::collections::{BTreeSet, VecDeque};
@@ -60,7 +63,20 @@ pub struct Written {
     pub entry: Option<(u64, u64)>,
 }
 
-/// A client's read under way.
+/// A fill of a clone: what is proposed when its blocks were read.
+#[derive(Clone, Copy, Debug)]
+pub struct Filling {
+    /// The snapshot that holds the blocks.
+    pub parent: SnapshotId,
+    /// Which blocks of the range.
+    pub blocks: BlockSet,
+    /// The session of the request: its epoch and its link's number.
+    pub session: (Epoch, Incarnation),
+    /// The term of the leader that the request is meant for.
+    pub term: Term,
+}
+
+/// A read under way, of a client or for one.
 #[derive(Debug)]
 pub struct ClientRead {
     /// Where to answer.
@@ -75,6 +91,8 @@ pub struct ClientRead {
     pub range: BlockRange,
     /// What was read so far.
     pub plan: Plan,
+    /// Set if the blocks are not for the client, but for a clone.
+    pub filling: Option<Filling>,
     /// Reads not ended yet.
     pub outstanding: u32,
     /// Whether one of them failed.

@@ -109,6 +109,31 @@ impl VolumeIndex {
         (clean && dirty).then_some(chunk)
     }
 
+    /// Gives blocks of one chunk, each with its place, what their volume's parent holds, as far as they are
+    /// open. What was unmapped counts as open if it `shows`. Gives the chunk as [`VolumeIndex::map`] does.
+    pub fn fill(
+        &mut self,
+        chunk: u64,
+        blocks: impl Iterator<Item = (u64, BlockPlace)>,
+        shows: bool,
+        at: LogIndex,
+        usage: &mut Usage,
+    ) -> Option<u64> {
+        let fresh = self.fresh(chunk, at);
+        let page = self.pages.entry(chunk).or_default();
+        let (before, clean) = (page.footprint(), !page.is_dirty());
+        for (block, place) in blocks {
+            let (of, block) = split(BlockRange { block, count: 1 });
+            assert_eq!(of, chunk, "a fill keeps to one chunk");
+            if fresh >> (block / GRANULE_BLOCKS) & 1 == 1 {
+                page.fill(block, place, shows, at, usage);
+            }
+        }
+        let (after, dirty) = (page.footprint(), page.is_dirty());
+        self.account(before, after);
+        (clean && dirty).then_some(chunk)
+    }
+
     /// Makes a page known that changed at an entry, as a peer says, none of whose granules has seen that
     /// yet. Gives the chunk as [`VolumeIndex::map`] does.
     pub fn touch(&mut self, chunk: u64, at: LogIndex) -> Option<u64> {

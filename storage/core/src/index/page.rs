@@ -170,6 +170,16 @@ impl Page {
         }
     }
 
+    /// Whether there is an instant, now or in a snapshot, in which a block was neither written nor unmapped.
+    ///
+    /// There is one place that says so: a block that was covered once stays so, and what it was before its
+    /// first change is held by the oldest delta that holds it at all.
+    pub fn is_open(&self, block: usize) -> bool {
+        let oldest = self.versions.as_ref().and_then(|versions| versions.oldest(block));
+        let first = oldest.map_or_else(|| self.now(block), |delta| delta.get(block));
+        first.state() == BlockState::Open
+    }
+
     /// The blocks that read as zeros whatever a parent holds, in order.
     pub fn zeros(&self) -> impl Iterator<Item = usize> + '_ {
         self.zeros.iter().flat_map(|zeros| zeros.iter())
@@ -264,6 +274,41 @@ impl Page {
         }
         self.settle();
         self.changed(at, granules(block, count));
+    }
+
+    /// Gives a block its parent's place in the log where it is open, see [`Page::is_open`]. Nothing that was
+    /// read before reads otherwise, so nothing is kept; what was unmapped is open too if it `shows`.
+    pub(super) fn fill(
+        &mut self,
+        block: usize,
+        place: BlockPlace,
+        shows: bool,
+        at: LogIndex,
+        usage: &mut Usage,
+    ) {
+        let BlockPlace { segment, block: number, checksum } = place;
+        let packed = Packed { segment: segment.0, block: number, checksum };
+        let was = self.now(block);
+        let filled = match self.versions.as_mut().and_then(|v| v.oldest_mut(block)) {
+            Some(delta) => {
+                let filled = delta.fill(block, packed);
+                self.kept += u32::from(filled);
+                filled
+            }
+            None if was.state() == BlockState::Open || (shows && was.is_zeros()) => {
+                self.table.get_or_insert_with(empty_table)[block] = packed;
+                self.mapped += 1;
+                if let Some(zeros) = &mut self.zeros {
+                    zeros.take(block);
+                }
+                true
+            }
+            None => false,
+        };
+        if filled {
+            usage.add(segment, 1);
+            self.changed(at, granules(block, 1));
+        }
     }
 
     /// Drops a snapshot, whose blocks go to the next older one as far as it does not hold them. Only

@@ -102,7 +102,7 @@ impl Delta {
         self.held.get(block)
     }
 
-    fn get(&self, block: usize) -> Packed {
+    pub(super) fn get(&self, block: usize) -> Packed {
         match self.mapped.get(block) {
             true => self.places[self.mapped.rank(block)],
             false => self.unmapped(block),
@@ -125,6 +125,16 @@ impl Delta {
         } else if was.is_zeros() {
             self.zeros.get_or_insert_default().set(block);
         }
+    }
+
+    /// Gives a held block that is open a place; says whether it was.
+    pub(super) fn fill(&mut self, block: usize, place: Packed) -> bool {
+        let open = !self.mapped.get(block) && !self.unmapped(block).is_zeros();
+        if open {
+            self.places.insert(self.mapped.rank(block), place);
+            self.mapped.set(block);
+        }
+        open
     }
 
     fn thaw(self) -> Thawed {
@@ -189,6 +199,16 @@ impl Versions {
     pub(super) fn view(&self, snapshot: Generation, block: usize) -> Option<Packed> {
         let from = self.deltas.partition_point(|delta| delta.generation < snapshot);
         self.deltas[from..].iter().find(|delta| delta.holds(block)).map(|delta| delta.get(block))
+    }
+
+    /// The delta of the oldest snapshot that holds a block.
+    pub(super) fn oldest(&self, block: usize) -> Option<&Delta> {
+        self.deltas.iter().find(|delta| delta.holds(block))
+    }
+
+    /// The same, to be changed.
+    pub(super) fn oldest_mut(&mut self, block: usize) -> Option<&mut Delta> {
+        self.deltas.iter_mut().find(|delta| delta.holds(block))
     }
 
     /// Whether a block was changed behind a snapshot and before another one was frozen, or at all.

@@ -50,6 +50,7 @@ impl Replica {
     pub fn restore_volume(&mut self, id: VolumeId, record: &VolumeRecord) {
         let volume = self.volumes.entry(id).or_default();
         (volume.epoch, volume.deleted) = (record.epoch, record.deleted);
+        volume.detached = record.detached;
         volume.generations = Generations::from_record(record);
         self.set_parent(id, record.parent);
     }

@@ -70,6 +70,11 @@ impl Copies {
         match command {
             Command::Delete { .. } if newest.is_some() => return Err(Refusal::HasClones),
             Command::Delete { .. } => *copy = Copy { deleted: true, ..Copy::default() },
+            Command::Fill { .. } | Command::Detach { .. } if copy.deleted => {
+                return Err(Refusal::NoSnapshot);
+            }
+            Command::Fill { .. } => {}
+            Command::Detach { .. } => copy.parent = None,
             Command::Fence { .. } | Command::DropSnapshot { .. } if copy.deleted => {}
             Command::Freeze { .. } if copy.deleted => return Err(Refusal::NoSnapshot),
             _ if copy.deleted => return Err(Refusal::Fenced),
@@ -124,6 +129,10 @@ enum Turn {
     Apply(u64, Change),
     /// A volume becomes a clone of a snapshot of another, counted back from the current generation.
     Clone(u64, u64, u32),
+    /// Blocks of a chunk of a clone are filled.
+    Fill(u64, u64, u32),
+    /// A clone is filled and detached.
+    Flatten(u64),
     /// A volume is deleted.
     Delete(u64),
     /// A block is moved to another place.
@@ -137,6 +146,8 @@ fn turns() -> impl Strategy<Value = Turn> {
     prop_oneof![
         16 => (volume(), changes()).prop_map(|(id, change)| Turn::Apply(id, change)),
         5 => (volume(), volume(), 0u32..4).prop_map(|(id, of, back)| Turn::Clone(id, of, back)),
+        2 => (volume(), 0u64..2, 0u32..90).prop_map(|(id, chunk, n)| Turn::Fill(id, chunk, n)),
+        1 => volume().prop_map(Turn::Flatten),
         1 => volume().prop_map(Turn::Delete),
         2 => (volume(), 0u64..80, 0u32..1000).prop_map(|(id, block, at)| Turn::Move(id, block, at)),
         1 => Just(Turn::Restart),
@@ -185,6 +196,13 @@ impl World {
                 let parent = SnapshotId { volume: of, generation };
                 self.apply(&Command::Clone { volume: VolumeId(*id), parent })?;
             }
+            Turn::Fill(id, chunk, first) => {
+                let range = BlockRange { block: chunk * 1024 + u64::from(*first), count: 20 };
+                if let Some(fill) = fill_of(&self.replica, VolumeId(*id), range) {
+                    self.apply(&fill)?;
+                }
+            }
+            Turn::Flatten(id) => self.flatten(VolumeId(*id))?,
             Turn::Delete(id) => self.apply(&Command::Delete { volume: VolumeId(*id) })?,
             Turn::Move(id, block, at) => {
                 let (id, to) = (VolumeId(*id), Location { segment: SegmentId(20), block: *at });
@@ -196,6 +214,25 @@ impl World {
             Turn::Restart => self.restart()?,
         }
         Ok(())
+    }
+
+    fn flatten(&mut self, id: VolumeId) -> Result<(), TestCaseError> {
+        let Some(parent) = self.copies.0.get(&id).and_then(|copy| copy.parent) else {
+            return Ok(());
+        };
+        for part in 0..8 {
+            let range = BlockRange { block: part * 256, count: 256 };
+            if let Some(fill) = fill_of(&self.replica, id, range) {
+                self.apply(&fill)?;
+                // A late copy finds nothing to be filled.
+                let mapped = self.replica.mapped_blocks() + self.replica.kept_blocks();
+                self.apply(&fill)?;
+                let again = self.replica.mapped_blocks() + self.replica.kept_blocks();
+                prop_assert_eq!(mapped, again);
+            }
+            prop_assert_eq!(fill_of(&self.replica, id, range), None);
+        }
+        self.apply(&Command::Detach { volume: id, parent })
     }
 
     fn restart(&mut self) -> Result<(), TestCaseError> {
@@ -266,6 +303,14 @@ impl World {
     }
 }
 
+/// The fill that a leader with this replica would propose; nothing if all of the range is filled.
+pub(super) fn fill_of(replica: &Replica, volume: VolumeId, range: BlockRange) -> Option<Command> {
+    let parent = replica.volumes.get(&volume)?.parent?;
+    let (blocks, plan) = replica.plan_fill(volume, range);
+    let checksums = plan.checksums;
+    (!blocks.is_empty()).then_some(Command::Fill { volume, parent, range, blocks, checksums })
+}
+
 proptest! {
     #[test]
     fn clones_equal_copies(all in prop::collection::vec(turns(), 1..100)) {
@@ -302,6 +347,28 @@ fn a_chain_of_clones_ends_somewhere() {
     let location = Location { segment: SegmentId(0), block: 0 };
     world.replica.apply(index, &data, location, |_, o| outcome = Some(o)).unwrap();
     assert_eq!(outcome, Some(Err(Refusal::TooDeep)));
+}
+
+/// A clone that was detached before anybody attached it is a volume that is known: a late copy of the command
+/// that began it does not begin it again.
+#[test]
+fn a_detached_clone_stays_what_it_is() {
+    let mut world = World::new();
+    world.turn(&Turn::Apply(1, Change::Write(3, 2))).unwrap();
+    world.turn(&Turn::Apply(1, Change::Freeze)).unwrap();
+    world.turn(&Turn::Clone(2, 1, 1)).unwrap();
+    world.turn(&Turn::Flatten(2)).unwrap();
+    world.restart().unwrap();
+    world.turn(&Turn::Clone(2, 1, 1)).unwrap();
+    assert_eq!(world.replica.lineage(VolumeId(2)).count(), 1);
+    let parent = SnapshotId { volume: VolumeId(1), generation: Generation(0) };
+    world
+        .apply(&Command::DropSnapshot { volume: parent.volume, generation: parent.generation })
+        .unwrap();
+    world.turn(&Turn::Delete(1)).unwrap();
+    world.check().unwrap();
+    assert_eq!(world.replica.mapped_blocks(), 2);
+    assert_eq!(world.replica.check_fill(VolumeId(9), parent), Err(Refusal::Behind));
 }
 
 /// Whatever a peer says of parents, reading comes to an end, and a store that says it is refused.

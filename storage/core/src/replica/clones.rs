@@ -61,14 +61,29 @@ impl Layers<'_> {
 
     /// Where a block of the range stands, counted from the range's first; nothing if it reads as zeros.
     pub(super) fn place(&self, block: usize) -> Option<BlockPlace> {
-        for layer in self.own.iter().chain(&self.parents) {
-            match layer.page.state(layer.snapshot, self.first + block) {
-                BlockState::Open => {}
-                BlockState::Zeros => return None,
-                BlockState::At(place) => return Some(place),
-            }
+        self.find(self.own.iter().chain(&self.parents), block)
+    }
+
+    /// Where a block of the range stands that the volume, or a snapshot of it, has from its parent; nothing if
+    /// none has it from there, or it reads as zeros there. What is unmapped counts as shared if it `shows`.
+    pub(super) fn shared(&self, block: usize, shows: bool) -> Option<BlockPlace> {
+        let open = |layer: &Layer<'_>| {
+            let zeros = layer.page.state(None, self.first + block) == BlockState::Zeros;
+            layer.page.is_open(self.first + block) || (shows && zeros)
+        };
+        match self.own.as_ref().is_none_or(open) {
+            true => self.find(self.parents.iter(), block),
+            false => None,
         }
-        None
+    }
+
+    fn find<'a>(
+        &self,
+        layers: impl Iterator<Item = &'a Layer<'a>>,
+        block: usize,
+    ) -> Option<BlockPlace> {
+        let state = |layer: &Layer<'_>| layer.page.state(layer.snapshot, self.first + block);
+        layers.map(state).find(|state| *state != BlockState::Open)?.place()
     }
 
     /// Whether a block of the range was changed in the volume itself, as [`Page::changed_since`].

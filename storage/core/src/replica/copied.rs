@@ -1,6 +1,7 @@
 //! A replica that gets pages while the one that gives them goes on: whatever was copied when, it comes to
 //! the same in the end, and what was held already is not copied.
 
+use super::cloned::fill_of;
 use super::fuzzy::{Change, changes};
 use super::*;
 use basalt_wire::command::{Command, encode_commands};
@@ -22,6 +23,10 @@ enum Turn {
     Delete(u64),
     /// A volume becomes a clone of another's snapshot, counted back from the current generation.
     Clone(u64, u64, u32),
+    /// Blocks of a chunk of a clone are filled.
+    Fill(u64, u64, u32),
+    /// A clone is filled and detached.
+    Flatten(u64),
     /// The follower takes so many pages of an offer.
     Offer(usize),
     /// The follower asks for what it lacks, so many questions.
@@ -43,6 +48,8 @@ fn turns() -> impl Strategy<Value = Turn> {
         12 => (1u64..6, prop::collection::vec(changes(), 1..4)).prop_map(|(v, c)| Turn::Apply(v, c)),
         1 => (1u64..6).prop_map(Turn::Delete),
         2 => (1u64..6, 1u64..6, 0u32..3).prop_map(|(v, of, back)| Turn::Clone(v, of, back)),
+        2 => (1u64..6, 0u64..2, 0u32..90).prop_map(|(v, chunk, n)| Turn::Fill(v, chunk, n)),
+        1 => (1u64..6).prop_map(Turn::Flatten),
         6 => (1usize..3).prop_map(Turn::Offer),
         6 => (1usize..4).prop_map(Turn::Want),
         3 => Just(Turn::Answer),
@@ -253,6 +260,22 @@ impl World {
                 let generation = Generation(current.saturating_sub(*back));
                 let parent = SnapshotId { volume: of, generation };
                 self.lead(&[Command::Clone { volume, parent }]);
+            }
+            Turn::Fill(volume, chunk, first) => {
+                let range = BlockRange { block: chunk * 1024 + u64::from(*first), count: 20 };
+                let fill = fill_of(&self.leader, VolumeId(*volume), range);
+                self.lead(fill.as_slice());
+            }
+            Turn::Flatten(volume) => {
+                let id = VolumeId(*volume);
+                let parent = self.leader.volumes.get(&id).and_then(|volume| volume.parent);
+                let Some(parent) = parent else { return };
+                for part in 0..8 {
+                    let range = BlockRange { block: part * 256, count: 256 };
+                    let fill = fill_of(&self.leader, id, range);
+                    self.lead(fill.as_slice());
+                }
+                self.lead(&[Command::Detach { volume: id, parent }]);
             }
             Turn::Offer(most) if self.is_behind() => self.offer(*most),
             Turn::Want(count) if self.session.is_some() => {

@@ -1,6 +1,7 @@
 //! A checkpoint's pages may be ahead of its entries, each granule as far as it happened to be: entries
 //! that are applied once more over them give the state that they gave before.
 
+use super::cloned::fill_of;
 use super::*;
 use basalt_wire::command::{Command, encode_commands};
 use basalt_wire::disk::checkpoint::Record;
@@ -15,6 +16,10 @@ const G: GroupId = GroupId(1);
 enum Turn {
     /// An entry with these commands.
     Apply(Vec<Change>),
+    /// Blocks of a chunk are filled, if the volume is a clone.
+    Fill(u64, u32),
+    /// The clone is detached, filled or not.
+    Detach,
     /// A checkpoint begins: volumes are noted.
     Begin,
     /// Some granules are given to it.
@@ -47,6 +52,8 @@ pub(super) fn changes() -> impl Strategy<Value = Change> {
 fn turns() -> impl Strategy<Value = Turn> {
     prop_oneof![
         8 => prop::collection::vec(changes(), 1..4).prop_map(Turn::Apply),
+        2 => (0u64..2, 0u32..90).prop_map(|(chunk, first)| Turn::Fill(chunk, first)),
+        1 => Just(Turn::Detach),
         2 => Just(Turn::Begin),
         4 => (1usize..6).prop_map(Turn::Take),
         2 => (0u64..80, 0u32..1000).prop_map(|(block, at)| Turn::Move(block, at)),
@@ -123,6 +130,16 @@ impl World {
                 let current = self.replica.generations(V).map_or(0, |(current, _)| current.0);
                 let commands = Change::commands(changes, V, current, &mut self.checksum);
                 self.apply(&commands);
+            }
+            Turn::Fill(chunk, first) => {
+                let range = BlockRange { block: chunk * 1024 + u64::from(*first), count: 20 };
+                let fill = fill_of(&self.replica, V, range);
+                self.apply(fill.as_slice());
+            }
+            Turn::Detach => {
+                let parent = self.replica.volumes.get(&V).and_then(|volume| volume.parent);
+                let detach = parent.map(|parent| Command::Detach { volume: V, parent });
+                self.apply(detach.as_slice());
             }
             Turn::Begin => {
                 if self.job.is_none() {

@@ -37,7 +37,14 @@ impl Generations {
 
     pub(super) fn to_record(&self, epoch: Epoch, deleted: bool) -> VolumeRecord {
         let Generations { current, first, snapshots } = self.clone();
-        VolumeRecord { epoch, deleted, generation: current, first, snapshots, parent: None }
+        VolumeRecord {
+            epoch,
+            deleted,
+            generation: current,
+            first,
+            snapshots,
+            ..VolumeRecord::default()
+        }
     }
 
     /// Whether nothing is known of them.

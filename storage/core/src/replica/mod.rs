@@ -6,6 +6,7 @@
 
 mod changes;
 mod clones;
+mod flatten;
 mod generations;
 mod moves;
 mod pages;
@@ -39,6 +40,8 @@ struct Volume {
     generations: Generations,
     /// What a clone reads as where its index has nothing.
     parent: Option<SnapshotId>,
+    /// Whether it was a clone.
+    detached: bool,
     index: VolumeIndex,
     /// Granules of it that the store holds.
     stored: u64,
@@ -66,13 +69,15 @@ pub struct Replica {
 impl Volume {
     /// Whether no command has named it yet: only pages of it came from a peer.
     fn is_unknown(&self) -> bool {
-        let told = self.deleted || self.parent.is_some() || self.epoch > Epoch(0);
+        let cloned = self.parent.is_some() || self.detached;
+        let told = self.deleted || cloned || self.epoch > Epoch(0);
         !told && self.generations.are_untold()
     }
 
     fn record(&self) -> VolumeRecord {
-        let parent = self.parent;
-        VolumeRecord { parent, ..self.generations.to_record(self.epoch, self.deleted) }
+        let (parent, detached) = (self.parent, self.detached);
+        let record = self.generations.to_record(self.epoch, self.deleted);
+        VolumeRecord { parent, detached, ..record }
     }
 }
 
@@ -183,6 +188,11 @@ impl Replica {
                 self.revert(at, volume, epoch, generation)?;
             }
             CommandView::Clone { volume, parent } => self.begin_clone(volume, parent)?,
+            CommandView::Fill { volume, parent, range, .. } => {
+                let blocks = command.payload().map(|(_, block, checksum)| (block, checksum));
+                self.fill((volume, parent), range, blocks, first, at)?;
+            }
+            CommandView::Detach { volume, parent } => self.detach(volume, parent)?,
         }
         Ok(())
     }
@@ -296,7 +306,8 @@ impl Replica {
         for id in ids {
             let volume = &self.volumes[&id];
             digest = mix(digest, id.0);
-            digest = mix(digest, volume.epoch.0 << 1 | u64::from(volume.deleted));
+            let flags = u64::from(volume.detached) << 1 | u64::from(volume.deleted);
+            digest = mix(digest, volume.epoch.0 << 2 | flags);
             digest = volume.generations.numbers().fold(digest, mix);
             if let Some(parent) = volume.parent {
                 digest = mix(mix(digest, parent.volume.0), u64::from(parent.generation.0));
@@ -347,12 +358,10 @@ pub fn check_entry(
     let mut blocks = PayloadBlocks::new(payload);
     for command in CommandReader::new(data).map_err(|_| "the commands are malformed")? {
         let command = command.map_err(|_| "the commands are malformed")?;
-        if let CommandView::Write { checksums, .. } = command {
-            for checksum in checksums.iter() {
-                let block = blocks.next().ok_or("the payload is shorter than the commands ask")?;
-                if verify && block.checksum() != checksum {
-                    return Err("a block does not match its checksum");
-                }
+        for checksum in command.checksums().iter().flat_map(|checksums| checksums.iter()) {
+            let block = blocks.next().ok_or("the payload is shorter than the commands ask")?;
+            if verify && block.checksum() != checksum {
+                return Err("a block does not match its checksum");
             }
         }
     }

@@ -30,7 +30,7 @@ struct Run {
 }
 
 /// A read under way.
-#[derive(Debug)]
+#[derive(Default, Debug)]
 pub struct Plan {
     /// The index of the entry that changed the chunk last.
     pub index: LogIndex,

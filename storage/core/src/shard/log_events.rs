@@ -147,7 +147,7 @@ impl Shard {
 
     fn read_done(&mut self, now: Time, token: u64, result: Option<Bytes>, out: &mut Vec<Effect>) {
         match self.shared.log_reads.take(token as usize) {
-            Some(LogRead::Client(read, run)) => self.client_read(read, run, result, out),
+            Some(LogRead::Client(read, run)) => self.client_read(now, read, run, result, out),
             Some(LogRead::Page(read, run)) => self.page_read(now, read, run, result, out),
             Some(LogRead::Cleaner) => self.cleaner_read(now, result, out),
             Some(LogRead::Scrub) => self.scrub_read(now, result, out),
@@ -184,7 +184,14 @@ impl Shard {
         }
     }
 
-    fn client_read(&mut self, at: usize, run: usize, data: Option<Bytes>, out: &mut Vec<Effect>) {
+    fn client_read(
+        &mut self,
+        now: Time,
+        at: usize,
+        run: usize,
+        data: Option<Bytes>,
+        out: &mut Vec<Effect>,
+    ) {
         let Some(read) = self.shared.client_reads.get_mut(at) else { return };
         read.outstanding -= 1;
         match data {
@@ -194,7 +201,7 @@ impl Shard {
         if read.outstanding > 0 {
             return;
         }
-        let read = self.shared.client_reads.take(at).expect("seen above");
+        let mut read = self.shared.client_reads.take(at).expect("seen above");
         let served = self.by_id.get(&read.group).map(|slot| &self.groups[*slot].replica);
         if served.is_some_and(|replica| replica.is_fuzzy())
             && !self.shared.planted.is(Bug::FuzzyPagesServed)
@@ -206,10 +213,16 @@ impl Shard {
             return;
         }
         let trust = self.shared.planted.is(Bug::ReadUnverified);
-        let finished = if read.failed { None } else { read.plan.finish(trust).ok() };
-        let result = match finished {
-            Some((index, checksums, payload)) => ReplyResult::Data { index, checksums, payload },
-            None => {
+        let plan = std::mem::take(&mut read.plan);
+        let finished = if read.failed { None } else { plan.finish(trust).ok() };
+        let result = match (finished, read.filling) {
+            (Some((_, checksums, payload)), Some(filling)) => {
+                return self.propose_fill(now, &read, filling, (checksums, payload), out);
+            }
+            (Some((index, checksums, payload)), None) => {
+                ReplyResult::Data { index, checksums, payload }
+            }
+            (None, _) => {
                 mark!("damaged block read");
                 if let Some(slot) = self.by_id.get(&read.group) {
                     // Of a clone the block may be one that a volume above it holds.

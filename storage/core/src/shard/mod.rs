@@ -2,6 +2,7 @@
 
 mod checkpoints;
 mod cleaning;
+mod filling;
 mod log_events;
 mod members;
 mod request;

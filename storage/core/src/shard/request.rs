@@ -1,16 +1,17 @@
 //! Clients' requests: what is refused at once, what is read, what is proposed.
 
 use super::Shard;
-use crate::consensus::{ClientRead, Cx, LogRead, Proposal};
+use crate::consensus::{ClientRead, Cx, Filling, LogRead, Proposal};
 use crate::event::{Effect, LinkId};
 use crate::mark;
 use crate::planted::Bug;
 use basalt_wire::block::{BLOCK_BYTES, CHUNK_BLOCKS, COMMAND_BLOCKS_MAX};
+use basalt_wire::blockset::BlockSet;
 use basalt_wire::buffer::Payload;
 use basalt_wire::codec::BLOCK_END_MAX;
 use basalt_wire::command::{BlockRange, Command};
 use basalt_wire::frame::{Refusal, ReplyResult, Request, RequestOp};
-use basalt_wire::ids::{Generation, LogIndex, Term};
+use basalt_wire::ids::{Generation, LogIndex, SnapshotId, Term};
 use basalt_wire::time::Time;
 
 /// Whether a range has 1 to `most` blocks, all of one chunk.
@@ -30,6 +31,7 @@ enum Want {
     Change(Term, Command, Payload),
     CloseGate(Term, Generation),
     OpenGate(Term, Command),
+    Fill(Term, SnapshotId, BlockRange),
 }
 
 /// A change without blocks.
@@ -86,6 +88,10 @@ fn parse(request: Request) -> Result<Want, Refusal> {
             Ok(small(term, Command::Revert { volume, epoch, generation }))
         }
         RequestOp::Clone { term, parent } => Ok(small(term, Command::Clone { volume, parent })),
+        RequestOp::Detach { term, parent } => Ok(small(term, Command::Detach { volume, parent })),
+        RequestOp::Fill { term, parent, range } if is_range(range, COMMAND_BLOCKS_MAX) => {
+            Ok(Want::Fill(term, parent, range))
+        }
         _ => Err(Refusal::Invalid),
     }
 }
@@ -158,10 +164,20 @@ impl Shard {
                     volume,
                     range,
                     plan,
+                    filling: None,
                     outstanding: 0,
                     failed: false,
                 };
                 Ok(self.start_read(now, read, out))
+            }
+            Want::Fill(term, parent, range) => {
+                let filling = Filling {
+                    parent,
+                    blocks: BlockSet::default(),
+                    session: (epoch, incarnation),
+                    term,
+                };
+                self.start_fill(now, slot, (link, id), (volume, range), filling, out)
             }
             Want::CloseGate(term, generation) => {
                 if !self.groups[slot].leads() || term != self.groups[slot].term() {
@@ -194,6 +210,24 @@ impl Shard {
         proposal: Proposal,
         out: &mut Vec<Effect>,
     ) -> Result<Option<ReplyResult>, Refusal> {
+        if let Some(answer) = self.elsewhere(slot, term)? {
+            return Ok(Some(answer));
+        }
+        self.check_load(proposal.bytes())?;
+        if remote && !proposal.is_intact() {
+            return Err(Refusal::BadChecksum);
+        }
+        let mut cx = Cx { shared: &mut self.shared, now, out };
+        self.groups[slot].accept(&mut cx, proposal);
+        Ok(None)
+    }
+
+    /// Who leads, if a change that is meant for the leader of a term can not be proposed here.
+    pub(super) fn elsewhere(
+        &self,
+        slot: usize,
+        term: Term,
+    ) -> Result<Option<ReplyResult>, Refusal> {
         let group = &self.groups[slot];
         let right_term = term == group.term() || self.shared.planted.is(Bug::TermUnchecked);
         // Just handed over: the answer names the new leader as soon as it is known.
@@ -205,18 +239,18 @@ impl Shard {
             mark!("request for another leader");
             return Ok(Some(self.leader(slot)));
         }
-        if !self.shared.fits_surely(proposal.bytes()) {
+        Ok(None)
+    }
+
+    /// Whether so many bytes can be taken now.
+    pub(super) fn check_load(&self, bytes: usize) -> Result<(), Refusal> {
+        if !self.shared.fits_surely(bytes) {
             return Err(Refusal::Invalid);
         }
-        if self.is_busy(proposal.bytes()) {
+        if self.is_busy(bytes) {
             return Err(Refusal::Busy);
         }
-        if remote && !proposal.is_intact() {
-            return Err(Refusal::BadChecksum);
-        }
-        let mut cx = Cx { shared: &mut self.shared, now, out };
-        self.groups[slot].accept(&mut cx, proposal);
-        Ok(None)
+        Ok(())
     }
 
     /// A replica that is known to hold something else than its leader answers no reads.
@@ -232,7 +266,7 @@ impl Shard {
         ReplyResult::Leader { leader: group.leader(), term: group.term() }
     }
 
-    fn start_read(
+    pub(super) fn start_read(
         &mut self,
         now: Time,
         mut read: ClientRead,

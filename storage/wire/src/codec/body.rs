@@ -411,7 +411,8 @@ fn snapshot(r: &mut Reader<'_>) -> Result<Option<Generation>> {
 
 fn request_op(r: &mut Reader<'_>) -> Result<RequestOp> {
     let command_max = u64::from(COMMAND_BLOCKS_MAX);
-    Ok(match r.u8("operation")? {
+    let number = r.u8("operation")?;
+    Ok(match number {
         op::WRITE => {
             let (term, generation) = (r.term()?, generation(r)?);
             let range = r.range("write's range", command_max)?;
@@ -449,10 +450,17 @@ fn request_op(r: &mut Reader<'_>) -> Result<RequestOp> {
             since: generation(r)?,
         },
         op::REVERT => RequestOp::Revert { term: r.term()?, generation: generation(r)? },
-        op::CLONE => {
+        op::CLONE | op::FILL | op::DETACH => {
             let (term, generation) = (r.term()?, generation(r)?);
-            let volume = VolumeId(r.u64("parent")?);
-            RequestOp::Clone { term, parent: SnapshotId { volume, generation } }
+            let parent = SnapshotId { volume: VolumeId(r.u64("parent")?), generation };
+            match number {
+                op::CLONE => RequestOp::Clone { term, parent },
+                op::DETACH => RequestOp::Detach { term, parent },
+                _ => {
+                    let range = r.range("filled range", command_max)?;
+                    RequestOp::Fill { term, parent, range }
+                }
+            }
         }
         other => {
             let (value, max) = (u64::from(other), u64::from(op::MAX));

@@ -358,6 +358,15 @@ fn put_request(out: &mut BytesMut, request: &Request) {
             put_control(out, op::CLONE, *term, parent.generation);
             out.put_u64_le(parent.volume.0);
         }
+        RequestOp::Fill { term, parent, range } => {
+            put_control(out, op::FILL, *term, parent.generation);
+            out.put_u64_le(parent.volume.0);
+            put_range(out, *range);
+        }
+        RequestOp::Detach { term, parent } => {
+            put_control(out, op::DETACH, *term, parent.generation);
+            out.put_u64_le(parent.volume.0);
+        }
         RequestOp::Leader => out.put_u8(op::LEADER),
     }
 }

@@ -224,6 +224,8 @@ mod op {
     pub const REVERT: u8 = 10;
     pub const CHANGES: u8 = 11;
     pub const CLONE: u8 = 12;
+    pub const FILL: u8 = 13;
+    pub const DETACH: u8 = 14;
     pub const CLOSE_GATE: u8 = 16;
     pub const OPEN_GATE: u8 = 17;
     pub const MAX: u8 = OPEN_GATE;

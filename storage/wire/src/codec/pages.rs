@@ -110,6 +110,11 @@ pub(super) fn put(out: &mut BytesMut, pages: &Pages) {
     }
 }
 
+/// Whether a volume is, or was, a clone.
+const NO_CLONE: u8 = 0;
+const CLONE: u8 = 1;
+const DETACHED: u8 = 2;
+
 fn put_volume(out: &mut BytesMut, id: VolumeId, volume: &VolumeRecord) {
     out.put_u64_le(id.0);
     out.put_u64_le(volume.epoch.0);
@@ -118,10 +123,13 @@ fn put_volume(out: &mut BytesMut, id: VolumeId, volume: &VolumeRecord) {
     out.put_u32_le(volume.first.0);
     out.put_u16_le(volume.snapshots.len() as u16);
     volume.snapshots.iter().for_each(|snapshot| out.put_u32_le(snapshot.0));
-    out.put_u8(u8::from(volume.parent.is_some()));
-    if let Some(parent) = volume.parent {
-        out.put_u64_le(parent.volume.0);
-        out.put_u32_le(parent.generation.0);
+    match volume.parent {
+        Some(parent) => {
+            out.put_u8(CLONE);
+            out.put_u64_le(parent.volume.0);
+            out.put_u32_le(parent.generation.0);
+        }
+        None => out.put_u8(if volume.detached { DETACHED } else { NO_CLONE }),
     }
 }
 
@@ -248,8 +256,8 @@ fn volume(r: &mut Reader<'_>, id: VolumeId) -> Result<VolumeRecord, CodecError> 
     r.need("snapshots", u64::from(count) * 4)?;
     let snapshots =
         (0..count).map(|_| r.u32("generation").map(Generation)).collect::<Result<_, _>>()?;
-    let parent = parent(r, id)?;
-    let volume = VolumeRecord { epoch, deleted, generation, first, snapshots, parent };
+    let (parent, detached) = parent(r, id)?;
+    let volume = VolumeRecord { epoch, deleted, generation, first, snapshots, parent, detached };
     if !volume.is_sound() {
         let (value, max) = (u64::from(first.0), u64::from(generation.0));
         return Err(CodecError::OutOfBounds { field: "generation", value, min: 0, max });
@@ -257,17 +265,19 @@ fn volume(r: &mut Reader<'_>, id: VolumeId) -> Result<VolumeRecord, CodecError> 
     Ok(volume)
 }
 
-/// The parent of a volume, which is never the volume itself.
-fn parent(r: &mut Reader<'_>, id: VolumeId) -> Result<Option<SnapshotId>, CodecError> {
-    if !flag(r, "parent")? {
-        return Ok(None);
+/// The parent of a volume, which is never the volume itself, and whether it had one.
+fn parent(r: &mut Reader<'_>, id: VolumeId) -> Result<(Option<SnapshotId>, bool), CodecError> {
+    let kind = r.u8("parent")?;
+    bounded("parent", u64::from(kind), u64::from(NO_CLONE), u64::from(DETACHED))?;
+    if kind != CLONE {
+        return Ok((None, kind == DETACHED));
     }
     let (volume, generation) = (VolumeId(r.u64("parent")?), Generation(r.u32("generation")?));
     if volume == id {
         let (value, max) = (volume.0, u64::MAX);
         return Err(CodecError::OutOfBounds { field: "parent", value, min: 0, max });
     }
-    Ok(Some(SnapshotId { volume, generation }))
+    Ok((Some(SnapshotId { volume, generation }), false))
 }
 
 fn offer(r: &mut Reader<'_>) -> Result<Step, CodecError> {

@@ -207,6 +207,17 @@ fn request_op() -> impl Strategy<Value = RequestOp> {
             let (volume, generation) = (VolumeId(volume), Generation(generation));
             RequestOp::Clone { term: Term(term), parent: SnapshotId { volume, generation } }
         }),
+        any::<(u64, u64, u32)>().prop_map(|(term, volume, generation)| {
+            let (volume, generation) = (VolumeId(volume), Generation(generation));
+            RequestOp::Detach { term: Term(term), parent: SnapshotId { volume, generation } }
+        }),
+        (any::<(u64, u64, u32)>(), range(COMMAND_BLOCKS_MAX)).prop_map(
+            |((term, volume, generation), range)| {
+                let (volume, generation) = (VolumeId(volume), Generation(generation));
+                let parent = SnapshotId { volume, generation };
+                RequestOp::Fill { term: Term(term), parent, range }
+            }
+        ),
         Just(RequestOp::Leader),
     ]
 }
@@ -298,7 +309,8 @@ fn record(epoch: u64, deleted: bool) -> VolumeRecord {
     let (generation, first) = (Generation(9), Generation(2));
     let parent = SnapshotId { volume: VolumeId(5), generation: Generation(epoch as u32 % 7) };
     let parent = (!deleted && epoch.is_multiple_of(2)).then_some(parent);
-    VolumeRecord { epoch: Epoch(epoch), deleted, generation, first, snapshots, parent }
+    let detached = parent.is_none() && epoch.is_multiple_of(3);
+    VolumeRecord { epoch: Epoch(epoch), deleted, generation, first, snapshots, parent, detached }
 }
 
 fn pages() -> impl Strategy<Value = Frame> {

@@ -14,12 +14,12 @@
 //! | `P` group 4, volume 8, chunk 8, granule 1 | index of the last change 8, a slice of blocks; its deltas |
 //! | `V` group 4, volume 8 | epoch 8, flags 1, generation 4, first 4, parent 12 if any, each snapshot 4 |
 //!
-//! Flags: 1 for a volume that is deleted, 2 for one that has a parent: volume 8, generation 4. A slice of
-//! blocks: mask of those that are mapped 2, mask of those that a clone unmapped and that read as zeros
-//! whatever its parent holds 2, the places of the mapped ones, as `places.rs` says. A delta of a snapshot:
-//! generation 4, mask of the blocks that it holds 2, a slice. What a granule's blocks were in snapshots
-//! stands in its own record, so that the two are always of the same instant. An entry: term 8, segment 4,
-//! block of its batch 4, record 2, first payload block 4, payload blocks 4, type 1.
+//! Flags: 1 for a volume that is deleted, 2 for one that has a parent: volume 8, generation 4; 4 for one that
+//! had a parent. A slice of blocks: mask of those that are mapped 2, mask of those that a clone unmapped and
+//! that read as zeros whatever its parent holds 2, the places of the mapped ones, as `places.rs` says. A delta
+//! of a snapshot: generation 4, mask of the blocks that it holds 2, a slice. What a granule's blocks were in
+//! snapshots stands in its own record, so that the two are always of the same instant. An entry: term 8,
+//! segment 4, block of its batch 4, record 2, first payload block 4, payload blocks 4, type 1.
 //!
 //! The manifest: cluster 8, node 4, shard 2, device 8, segment_bytes 8, number 8; where replay begins:
 //! segment 4, segment sequence 8, block 4, batch 8, checksum of the batch before 4, boot 8; the last
@@ -60,6 +60,7 @@ const PARENT_BYTES: usize = 12;
 /// Flags of a volume.
 const DELETED: u8 = 1;
 const HAS_PARENT: u8 = 2;
+const DETACHED: u8 = 4;
 const MANIFEST_BYTES: usize = 38 + 36 + 12 + 4;
 const GROUP_BYTES: usize = 97;
 const SEGMENT_USE_BYTES: usize = 12;
@@ -248,16 +249,20 @@ pub struct VolumeRecord {
     pub snapshots: Vec<Generation>,
     /// The snapshot that a clone reads as where it was neither written nor unmapped itself.
     pub parent: Option<SnapshotId>,
+    /// Whether it was a clone: it has no parent any more.
+    pub detached: bool,
 }
 
 impl VolumeRecord {
-    /// Whether its generations are in order and within their bounds.
+    /// Whether its generations are in order and within their bounds, and it does not have a parent that it is
+    /// said to have no more.
     pub fn is_sound(&self) -> bool {
         let known = |g: &Generation| (self.first..self.generation).contains(g);
         self.first <= self.generation
             && self.snapshots.len() <= SNAPSHOTS_MAX
             && self.snapshots.windows(2).all(|w| w[0] < w[1])
             && self.snapshots.iter().all(known)
+            && !(self.detached && self.parent.is_some())
     }
 }
 
@@ -461,8 +466,9 @@ fn entries(body: &[u8]) -> Result<Vec<EntryPlace>, CheckpointError> {
 
 fn put_volume(v: &VolumeRecord, out: &mut Vec<u8>) {
     out.extend_from_slice(&v.epoch.0.to_le_bytes());
-    let parent = if v.parent.is_some() { HAS_PARENT } else { 0 };
-    out.push(parent | if v.deleted { DELETED } else { 0 });
+    let flag = |flag, set: bool| if set { flag } else { 0 };
+    let (deleted, parent) = (flag(DELETED, v.deleted), flag(HAS_PARENT, v.parent.is_some()));
+    out.push(deleted | parent | flag(DETACHED, v.detached));
     out.extend_from_slice(&v.generation.0.to_le_bytes());
     out.extend_from_slice(&v.first.0.to_le_bytes());
     if let Some(parent) = v.parent {
@@ -475,7 +481,7 @@ fn put_volume(v: &VolumeRecord, out: &mut Vec<u8>) {
 fn volume(body: &[u8]) -> Result<VolumeRecord, CheckpointError> {
     let tail = body.get(VOLUME_BYTES..).ok_or(CheckpointError::Length)?;
     let flags = body[8];
-    if flags & !(DELETED | HAS_PARENT) != 0 {
+    if flags & !(DELETED | HAS_PARENT | DETACHED) != 0 {
         return Err(CheckpointError::Field("flags"));
     }
     let (parent, tail) = match flags & HAS_PARENT {
@@ -496,6 +502,7 @@ fn volume(body: &[u8]) -> Result<VolumeRecord, CheckpointError> {
         first: Generation(field::u32(body, 13)),
         snapshots: tail.chunks_exact(4).map(|b| Generation(field::u32(b, 0))).collect(),
         parent,
+        detached: flags & DETACHED != 0,
     };
     if !volume.is_sound() {
         return Err(CheckpointError::Field("generation"));

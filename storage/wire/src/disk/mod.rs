@@ -96,7 +96,7 @@ pub fn payload_checksums(data: &Bytes) -> Vec<u32> {
     let Ok(commands) = decode_commands(data) else { return Vec::new() };
     let mut all = Vec::new();
     for command in commands {
-        if let Command::Write { checksums, .. } = command {
+        if let Command::Write { checksums, .. } | Command::Fill { checksums, .. } = command {
             all.extend(checksums);
         }
     }

@@ -156,9 +156,11 @@ impl World {
                 self.blocks.retain(|(of, _), _| *of != volume);
                 ReplyResult::Done { index }
             }
-            RequestOp::Revert { .. } | RequestOp::Changes { .. } | RequestOp::Clone { .. } => {
-                ReplyResult::Refused(Refusal::Invalid)
-            }
+            RequestOp::Fill { .. } => ReplyResult::Done { index },
+            RequestOp::Revert { .. }
+            | RequestOp::Changes { .. }
+            | RequestOp::Clone { .. }
+            | RequestOp::Detach { .. } => ReplyResult::Refused(Refusal::Invalid),
         };
         WireReply { id, group, result }
     }

@@ -136,3 +136,67 @@ fn a_damaged_block_that_was_read_through_a_clone_is_repaired() {
     let status = world.shard(2).status().scrub;
     assert_eq!((status.scrub.passes, status.repairs.repaired), (0, 1));
 }
+
+fn fill(world: &mut World, block: u64, count: u32) -> ReplyResult {
+    let range = BlockRange { block, count };
+    ask(world, CLONE, 0, |term| RequestOp::Fill { term, parent: PARENT, range })
+}
+
+fn detach(world: &mut World) -> ReplyResult {
+    ask(world, CLONE, 0, |term| RequestOp::Detach { term, parent: PARENT })
+}
+
+/// The leader gives a clone what it reads of its parent, beside the clone's session; then the parent may go.
+#[test]
+fn a_clone_is_filled_and_detached_beside_its_session() {
+    let mut world = with_snapshot();
+    assert_eq!(fill(&mut world, 0, 8), refused(Refusal::Behind), "nobody knows it");
+    index(&begin(&mut world, PARENT));
+    attach(&mut world);
+    let range = BlockRange { block: 5, count: 1 };
+    let unmap = |term| RequestOp::Unmap { term, generation: Generation(0), range };
+    index(&ask(&mut world, CLONE, 1, unmap));
+    let other = SnapshotId { volume: VolumeId(77), ..PARENT };
+    let wrong = |term| RequestOp::Fill { term, parent: other, range };
+    assert_eq!(ask(&mut world, CLONE, 0, wrong), refused(Refusal::Exists));
+    index(&fill(&mut world, 0, 4));
+    let leader = world.elect();
+    assert_eq!(world.shard(leader).status().mapped_blocks, 8 + 4);
+    index(&fill(&mut world, 0, 256));
+    let done = index(&fill(&mut world, 0, 256));
+    assert_eq!(world.shard(leader).status().mapped_blocks, 8 + 7);
+    let at = index(&detach(&mut world)).max(done);
+    index(&detach(&mut world));
+    assert_eq!(fill(&mut world, 0, 4), ReplyResult::Done { index: world.status(leader).applied });
+    let drop = |term| RequestOp::DropSnapshot { term, generation: Generation(0) };
+    let delete = |term| RequestOp::Delete { term };
+    index(&ask(&mut world, V, 1, drop));
+    index(&ask(&mut world, V, 1, delete));
+    assert_eq!(begin(&mut world, PARENT), refused(Refusal::Exists), "a late copy");
+    world.announce();
+    for n in 1..=3 {
+        assert_eq!(world.shard(n).status().mapped_blocks, 7, "node {n}");
+        assert_eq!(read(&mut world, n, 3, at), Ok(0x43), "node {n}");
+        assert_eq!(read(&mut world, n, 5, at), Ok(0), "node {n}");
+    }
+    world.check_converged();
+}
+
+/// What the leader can not read is repaired first: no clone gets other blocks than its parent held.
+#[test]
+fn a_damaged_block_is_not_filled() {
+    let mut world = with_snapshot();
+    index(&begin(&mut world, PARENT));
+    world.announce();
+    world.pass(ms(200));
+    let leader = world.elect();
+    let disk = &mut world.nodes.get_mut(&leader).unwrap().disk;
+    let mut blocks = disk.chunks_exact(BLOCK_BYTES);
+    let place = blocks.position(|block| block.iter().all(|byte| *byte == 0x45));
+    disk[place.expect("the block is on the device") * BLOCK_BYTES + 5] ^= 2;
+    assert_eq!(fill(&mut world, 0, 8), refused(Refusal::Damaged));
+    assert_eq!(world.shard(leader).status().mapped_blocks, 8);
+    world.pass(ms(200));
+    index(&fill(&mut world, 0, 8));
+    assert_eq!(world.shard(leader).status().mapped_blocks, 16);
+}

@@ -17,6 +17,7 @@ fn samples() -> Vec<Record> {
         first: Generation(1),
         snapshots: vec![Generation(2), Generation(8)],
         parent: None,
+        detached: false,
     };
     let parent = SnapshotId { volume: VolumeId(3), generation: Generation(4) };
     let clone = VolumeRecord { parent: Some(parent), ..volume.clone() };
@@ -77,7 +78,7 @@ fn samples() -> Vec<Record> {
         Record::Granule(GroupId(1), VolumeId(5), 1 << 40, 63, granule),
         Record::Granule(GroupId(1), VolumeId(5), 0, 0, Granule::default()),
         Record::Granule(GroupId(1), VolumeId(5), 0, 1, versions),
-        Record::Volume(GroupId(1), VolumeId(5), volume),
+        Record::Volume(GroupId(1), VolumeId(5), volume.clone()),
         Record::Volume(
             GroupId(1),
             VolumeId(6),
@@ -85,6 +86,7 @@ fn samples() -> Vec<Record> {
         ),
         Record::Members(GroupId(1), members),
         Record::Command(LogIndex(3), entry_of(ENTRY_KIND_MEMBERS, leave)),
+        Record::Volume(GroupId(1), VolumeId(8), VolumeRecord { detached: true, ..volume }),
         Record::Granule(GroupId(1), VolumeId(5), 0, 2, zeros),
         Record::Volume(GroupId(1), VolumeId(7), clone),
     ]
@@ -128,11 +130,15 @@ fn every_flipped_bit_and_every_cut_is_refused() {
 #[test]
 fn generations_that_contradict_each_other_are_refused() {
     let good = samples();
-    let spoils: [fn(&mut VolumeRecord); 4] = [
+    let spoils: [fn(&mut VolumeRecord); 5] = [
         |v| v.first = Generation(10),
         |v| v.snapshots[0] = Generation(8),
         |v| v.snapshots[1] = Generation(9),
         |v| v.snapshots[0] = Generation(0),
+        |v| {
+            v.parent = Some(SnapshotId { volume: VolumeId(3), generation: Generation(4) });
+            v.detached = true;
+        },
     ];
     for spoil in spoils {
         let Record::Volume(group, id, mut bad) = good[7].clone() else { panic!("the order") };

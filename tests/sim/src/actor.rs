@@ -277,14 +277,12 @@ impl World {
         let op: OpId = self.last_op;
         let call = self.moment();
         let asked_at = self.queue.now();
-        let volume_id = {
-            let volume = self.client(who).volume;
-            self.volumes[volume].id
-        };
+        let volume = self.client(who).volume;
+        let named = (self.volumes[volume].id, self.parent_of(volume));
         let nodes = self.nodes.len();
         let options = &self.options;
         let c = &mut self.clients[who - nodes];
-        let request = workload::request(&plan, options, volume_id, who as u32, op);
+        let request = workload::request(&plan, options, named, who as u32, op);
         c.pending.insert(u64::from(op), Pending { plan, call, asked_at });
         c.inbox.push(ClientEvent::Submit { tag: u64::from(op), op: request });
         self.trace(|| format!("client {who} submits {op} at moment {call}: {plan:?}"));
@@ -517,6 +515,10 @@ impl World {
                 let volume = self.client(who).volume;
                 self.clone_made(volume);
             }
+            (Kind::Fill | Kind::Detach, BlockResult::Done) => {
+                let volume = self.client(who).volume;
+                self.flatten_answered(volume, p.plan.kind, true);
+            }
             (Kind::Revert, BlockResult::Done) => self.reverted(who, &p.plan, p.call, end),
             (kind, result) => {
                 let text = format!("a {kind:?} was answered by {result:?}");
@@ -536,7 +538,7 @@ impl World {
             BlockError::NoSpace => self.declares_full() && p.plan.kind != Kind::Read,
             BlockError::Io(_) if p.plan.kind == Kind::Drop => {
                 let volume = self.client(who).volume;
-                self.is_kept_for_clones(volume, p.plan.unit)
+                self.may_be_kept_for_clones(volume, p.plan.unit)
             }
             BlockError::Io(_) if self.client(who).view.is_some() => {
                 self.client(who).view.is_some_and(|snapshot| self.is_gone(snapshot))
@@ -561,6 +563,10 @@ impl World {
             Kind::Unmap => self.note_writes(who, 0, p, NEVER, false),
             Kind::Read | Kind::Other | Kind::Revert | Kind::Clone => {}
             Kind::CloseGate | Kind::OpenGate => {}
+            Kind::Fill | Kind::Detach => {
+                let volume = self.client(who).volume;
+                self.flatten_answered(volume, p.plan.kind, false);
+            }
             Kind::Freeze | Kind::Drop => {
                 let volume = self.client(who).volume;
                 self.snapshot_answered(volume, &p.plan, NEVER, false);

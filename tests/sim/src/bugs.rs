@@ -3,7 +3,7 @@
 use basalt_core::planted::Bug;
 
 /// Every planted bug, with its name on the command line.
-pub const ALL: [(Bug, &str); 55] = [
+pub const ALL: [(Bug, &str); 57] = [
     (Bug::AckBeforeDurable, "ack-before-durable"),
     (Bug::NoFlush, "no-flush"),
     (Bug::DurableOutOfOrder, "durable-out-of-order"),
@@ -56,6 +56,8 @@ pub const ALL: [(Bug, &str); 55] = [
     (Bug::CloneReadsParentNow, "clone-reads-parent-now"),
     (Bug::UnmappedShowsParent, "unmapped-shows-parent"),
     (Bug::ClonesForgotten, "clones-forgotten"),
+    (Bug::FillShowsUnmapped, "fill-shows-unmapped"),
+    (Bug::FillShort, "fill-short"),
     (Bug::GateLeaks, "gate-leaks"),
     (Bug::SlowLeaderStays, "slow-leader-stays"),
     (Bug::HandsOverWhenAllSlow, "hands-over-when-all-slow"),

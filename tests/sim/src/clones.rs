@@ -9,7 +9,8 @@ use crate::event::Who;
 use crate::stamp::OpId;
 use crate::workload::{Kind, Plan, windows};
 use crate::world::{Volume, World};
-use basalt_wire::block::BLOCK_BYTES;
+use basalt_wire::block::{BLOCK_BYTES, CHUNK_BLOCKS};
+use basalt_wire::ids::{Generation, SnapshotId, VolumeId};
 
 /// A clone in the making.
 pub struct Making {
@@ -27,12 +28,35 @@ pub struct Making {
     made: bool,
 }
 
+/// A clone that is to hang on its parent no more.
+pub struct Flattening {
+    /// Its place among the volumes.
+    volume: usize,
+    /// Who asks for it, beside whatever session the clone has.
+    who: Who,
+    /// What is asked for, or was.
+    step: Step,
+    /// Whether it was given up, for want of room.
+    over: bool,
+}
+
+/// What is done to a clone that is flattened.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// Its windows are filled in pieces that fit into a segment.
+    Pieces,
+    /// All of it is filled, where nothing can be left.
+    Whole,
+    /// It is detached.
+    Detach,
+}
+
 impl World {
     /// Begins a clone of a complete snapshot, to be attached by a session with so many operations. Gives its
     /// place among the volumes.
     pub fn begin_clone(&mut self, snapshot: usize, budget: u32) -> usize {
         let of = self.snapshots[snapshot].volume;
-        let (parent, lineage) = (self.volumes[of].id, self.volumes[of].lineage);
+        let lineage = self.volumes[of].lineage;
         let volume = self.volumes.len();
         self.volumes.push(Volume {
             lineage,
@@ -41,12 +65,9 @@ impl World {
             begun: false,
             ..Volume::new(volume as u64 + 1, &self.options)
         });
-        self.snapshots[snapshot].cloned = true;
         let maker = self.attach_maker(volume);
         self.volumes[volume].client = maker;
-        let generation = u64::from(self.snapshots[snapshot].generation);
-        let plan = Plan { kind: Kind::Clone, unit: generation, count: parent as u32 };
-        self.submit_plan(maker, plan);
+        self.submit_plan(maker, Plan { kind: Kind::Clone, unit: 0, count: 0 });
         let reader = self.attach_view(snapshot, 0);
         let per_block = (BLOCK_BYTES / self.options.unit) as u64;
         for (low, high) in windows(&self.options, self.snapshots[snapshot].chunks) {
@@ -116,8 +137,99 @@ impl World {
         self.volumes.iter().any(|volume| volume.above == Some(snapshot) && !volume.begun)
     }
 
+    /// The snapshot that a volume is a clone of, or was before it was flattened.
+    pub fn parent_of(&self, volume: usize) -> Option<SnapshotId> {
+        let snapshot = &self.snapshots[self.volumes[volume].above?];
+        let volume = VolumeId(self.volumes[snapshot.volume].id);
+        Some(SnapshotId { volume, generation: Generation(snapshot.generation) })
+    }
+
+    /// Whether some clone hangs on a snapshot for sure.
+    pub fn holds_clones(&self, snapshot: usize) -> bool {
+        self.volumes.iter().any(|volume| volume.above == Some(snapshot) && !volume.detaching)
+    }
+
+    /// Whether some clone may hang on a snapshot.
+    pub fn may_hold_clones(&self, snapshot: usize) -> bool {
+        self.volumes.iter().any(|volume| volume.above == Some(snapshot) && !volume.detached)
+    }
+
+    /// Whether a volume is a clone that nobody flattens yet.
+    pub fn may_flatten(&self, volume: usize) -> bool {
+        let under_way = self.flattenings.iter().any(|other| other.volume == volume);
+        let volume = &self.volumes[volume];
+        // A copy of a drop that was refused for its sake may still be on its way.
+        let free = volume.above.is_some_and(|above| !self.snapshots[above].asked_in_vain);
+        free && volume.begun && !volume.detaching && !under_way
+    }
+
+    /// Whether a snapshot can be dropped in vain: clones hang on it for sure, and will for good.
+    pub fn may_drop_in_vain(&self, snapshot: usize) -> bool {
+        let of = |flattening: &Flattening| self.volumes[flattening.volume].above == Some(snapshot);
+        let made = !self.is_being_cloned(snapshot);
+        made && self.holds_clones(snapshot) && !self.flattenings.iter().any(of)
+    }
+
+    /// Begins to flatten a clone.
+    pub fn begin_flatten(&mut self, volume: usize) {
+        let snapshot = self.volumes[volume].above.expect("it is a clone");
+        let who = self.attach_maker(volume);
+        self.flattenings.push(Flattening { volume, who, step: Step::Pieces, over: false });
+        let per_block = (BLOCK_BYTES / self.options.unit) as u64;
+        // What one entry takes: three quarters of a segment.
+        let most = (self.options.segment / BLOCK_BYTES as u64 / 2).max(1);
+        for (low, high) in windows(&self.options, self.snapshots[snapshot].chunks) {
+            for first in (low..high).step_by(most as usize) {
+                let (unit, count) = (first * per_block, most.min(high - first) * per_block);
+                let plan = Plan { kind: Kind::Fill, unit, count: count as u32 };
+                self.submit_plan(who, plan);
+            }
+        }
+    }
+
+    /// A step of flattening a clone came to its end.
+    pub fn flatten_answered(&mut self, volume: usize, kind: Kind, well: bool) {
+        let under_way = self.flattenings.iter_mut().find(|flattening| flattening.volume == volume);
+        // The others of some pieces may be answered after it was given up for one of them.
+        let Some(flattening) = under_way else { return };
+        flattening.over |= !well || kind == Kind::Detach;
+        if kind == Kind::Detach {
+            self.volumes[volume].detached = well;
+        }
+    }
+
+    /// Goes on with clones of which a step came to its end.
+    pub fn drive_flattenings(&mut self) {
+        if self.ending.is_some() {
+            return;
+        }
+        self.flattenings.retain(|flattening| !flattening.over);
+        for at in 0..self.flattenings.len() {
+            let Flattening { volume, who, step, .. } = self.flattenings[at];
+            if self.client(who).pending() > 0 {
+                continue;
+            }
+            let (next, kind, count) = match step {
+                Step::Pieces => {
+                    let above = self.volumes[volume].above.expect("it is a clone");
+                    let units = CHUNK_BLOCKS as usize * BLOCK_BYTES / self.options.unit;
+                    (Step::Whole, Kind::Fill, self.snapshots[above].chunks * units as u32)
+                }
+                Step::Whole => (Step::Detach, Kind::Detach, 0),
+                Step::Detach => continue,
+            };
+            if kind == Kind::Detach {
+                self.volumes[volume].detaching = true;
+                self.counts.flattened += 1;
+            }
+            self.flattenings[at].step = next;
+            self.submit_plan(who, Plan { kind, unit: 0, count });
+        }
+    }
+
     /// Tries in vain to drop a snapshot that clones hang on.
     pub fn drop_in_vain(&mut self, who: Who, snapshot: usize) {
+        self.snapshots[snapshot].asked_in_vain = true;
         let unit = u64::from(self.snapshots[snapshot].generation);
         self.submit_plan(who, Plan { kind: Kind::Drop, unit, count: 1 });
     }

@@ -79,6 +79,7 @@ impl World {
         self.watch_nodes();
         self.drive_moves();
         self.drive_clones();
+        self.drive_flattenings();
         match self.ending {
             None if self.scripted => {}
             None => {

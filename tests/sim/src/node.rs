@@ -475,8 +475,11 @@ impl World {
             | RequestOp::DropSnapshot { term, .. }
             | RequestOp::Revert { term, .. }
             | RequestOp::Clone { term, .. }
+            | RequestOp::Detach { term, .. }
             | RequestOp::Delete { term } => *term,
-            RequestOp::Read { .. }
+            // Where nothing is left to fill the answer names an entry of any term.
+            RequestOp::Fill { .. }
+            | RequestOp::Read { .. }
             | RequestOp::Extents { .. }
             | RequestOp::Changes { .. }
             // A gate is no entry.
@@ -489,11 +492,12 @@ impl World {
         let (group, volume, epoch) = (request.group.0, request.volume.0, request.epoch.0);
         let judged = match &request.op {
             RequestOp::Fence { .. } => self.raft.fenced(group, volume, epoch, index),
-            // Whoever knows of a volume may take and drop its snapshots, and clone them.
+            // Whoever knows of a volume may take and drop its snapshots, clone them, and flatten clones.
             RequestOp::Freeze { .. }
             | RequestOp::OpenGate { .. }
             | RequestOp::DropSnapshot { .. }
-            | RequestOp::Clone { .. } => Ok(()),
+            | RequestOp::Clone { .. }
+            | RequestOp::Detach { .. } => Ok(()),
             _ => self.raft.written(group, volume, epoch, index),
         };
         if let Err(text) = judged {

@@ -73,6 +73,8 @@ pub struct Counts {
     pub cuts_given_up: u64,
     /// Clones that were handed out.
     pub clones: u64,
+    /// Clones that were flattened.
+    pub flattened: u64,
     /// See [`Counts::snapshots`].
     pub snapshot_units: u64,
     /// Groups that moved to other nodes.

@@ -101,6 +101,7 @@ impl Series {
         c.cuts += o.cuts;
         c.cuts_given_up += o.cuts_given_up;
         c.clones += o.clones;
+        c.flattened += o.flattened;
         c.snapshot_units += o.snapshot_units;
         c.checked.units += o.checked.units;
         c.checked.searched += o.checked.searched;

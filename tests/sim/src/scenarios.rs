@@ -113,11 +113,8 @@ pub fn all() -> Vec<Scenario> {
         s("damaged-block-that-is-read-is-repaired", 6, scrub::repaired_when_read),
         s("repair-takes-only-what-has-its-checksum", 6, scrub::two_copies),
         s("power-cuts-and-writes-while-damage-is-repaired", 8, scrub::cuts_and_writes),
-        s("clones-go-their-own-ways-while-leaders-die", 8, clones::leaders_die),
-        s("clones-survive-power-cuts-and-checkpoints", 8, clones::power_cuts),
-        s("follower-away-while-clones-begin", 8, clones::follower_away),
     ];
-    all.extend(snapshots::all().into_iter().chain(together::all()));
+    all.extend(snapshots::all().into_iter().chain(together::all()).chain(clones::all()));
     all
 }
 

@@ -38,8 +38,8 @@ pub struct Snapshot {
     /// Whether it was to be dropped, and whether that was answered.
     dropping: bool,
     dropped: bool,
-    /// Whether a clone of it was begun: it stays for good.
-    pub cloned: bool,
+    /// Whether somebody was to drop it although clones hang on it.
+    pub asked_in_vain: bool,
     /// What was read of it.
     content: BTreeMap<u64, OpId>,
 }
@@ -101,6 +101,10 @@ impl World {
             self.begin_clone(at, budget);
             return;
         }
+        if self.may_flatten(volume) && self.fault_rng.chance(0.3) {
+            self.begin_flatten(volume);
+            return;
+        }
         let others = self.volumes_to_cut();
         if others.len() > 1 && others.contains(&volume) && self.fault_rng.chance(0.3) {
             self.begin_cut(&others);
@@ -115,10 +119,10 @@ impl World {
             4..=6 if !there.is_empty() => {
                 let at = *self.fault_rng.pick(&there);
                 let by = self.somebody(at);
-                match self.snapshots[at].cloned {
+                match self.may_hold_clones(at) {
                     false => self.drop_snapshot(by, at),
-                    true if self.is_being_cloned(at) => {}
-                    true => self.drop_in_vain(by, at),
+                    true if self.may_drop_in_vain(at) => self.drop_in_vain(by, at),
+                    true => {}
                 }
             }
             _ if !there.is_empty() => {
@@ -178,7 +182,7 @@ impl World {
             asked: false,
             dropping: false,
             dropped: false,
-            cloned: false,
+            asked_in_vain: false,
             content: BTreeMap::new(),
         });
         self.snapshots.len() - 1
@@ -200,8 +204,10 @@ impl World {
 
     /// A session completed or dropped a snapshot, or could not.
     pub fn snapshot_answered(&mut self, volume: usize, plan: &Plan, end: Moment, well: bool) {
-        let this = |s: &&mut Snapshot| s.volume == volume && u64::from(s.generation) == plan.unit;
-        let Some(snapshot) = self.snapshots.iter_mut().find(this) else { return };
+        let this = |s: &Snapshot| s.volume == volume && u64::from(s.generation) == plan.unit;
+        let Some(at) = self.snapshots.iter().position(this) else { return };
+        let cloned = self.holds_clones(at);
+        let snapshot = &mut self.snapshots[at];
         match plan.kind {
             Kind::Freeze => {
                 snapshot.asked = false;
@@ -209,7 +215,7 @@ impl World {
                     snapshot.done.get_or_insert(end);
                 }
             }
-            _ if snapshot.cloned && well => {
+            _ if cloned && well => {
                 let text = format!("snapshot {} was dropped below its clones", plan.unit);
                 self.fail(Class::Snapshot, text);
             }
@@ -235,10 +241,11 @@ impl World {
         }
     }
 
-    /// Whether a snapshot of this generation stays for its clones.
-    pub fn is_kept_for_clones(&self, volume: usize, generation: u64) -> bool {
-        let mut all = self.snapshots.iter();
-        all.any(|s| s.volume == volume && u64::from(s.generation) == generation && s.cloned)
+    /// Whether a snapshot of this generation may stay for its clones.
+    pub fn may_be_kept_for_clones(&self, volume: usize, generation: u64) -> bool {
+        let this = |s: &Snapshot| s.volume == volume && u64::from(s.generation) == generation;
+        let all = self.snapshots.iter().enumerate();
+        all.filter(|(_, s)| this(s)).any(|(at, _)| self.may_hold_clones(at))
     }
 
     /// Whether a read of a snapshot may find it gone.

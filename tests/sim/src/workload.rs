@@ -6,7 +6,7 @@ use crate::stamp::{OpId, Stamp};
 use basalt_client::BlockOp;
 use basalt_wire::block::{BLOCK_BYTES, CHUNK_BLOCKS};
 use basalt_wire::buffer::{IoBuf, Payload};
-use basalt_wire::ids::{Generation, SnapshotId, VolumeId};
+use basalt_wire::ids::{Generation, SnapshotId};
 
 /// What an operation does to the units that it covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,9 +29,12 @@ pub enum Kind {
     Drop,
     /// Brings all back: reverts to the snapshot of the generation that `unit` says.
     Revert,
-    /// Touches none: begins the volume as a clone of the snapshot of the volume whose id `count` says, of
-    /// the generation that `unit` says.
+    /// Touches none: begins the volume as a clone of the snapshot above it.
     Clone,
+    /// Touches none: gives the volume blocks of its own where it reads as the snapshot above it does.
+    Fill,
+    /// Touches none: the volume hangs on the snapshot above it no more.
+    Detach,
 }
 
 /// An operation before it is submitted.
@@ -84,8 +87,15 @@ pub fn plan(o: &Options, chunks: u32, rng: &mut Rng) -> Plan {
     Plan { kind, unit, count: units as u32 }
 }
 
-/// The request that carries out a plan.
-pub fn request(plan: &Plan, o: &Options, volume: u64, client: u32, op: OpId) -> BlockOp {
+/// The request that carries out a plan for a volume, below which a snapshot may stand.
+pub fn request(
+    plan: &Plan,
+    o: &Options,
+    (volume, above): (u64, Option<SnapshotId>),
+    client: u32,
+    op: OpId,
+) -> BlockOp {
+    let parent = || above.expect("only clones are asked so");
     let bytes = o.unit as u64;
     let (offset, len) = (plan.unit * bytes, u64::from(plan.count) * bytes);
     match plan.kind {
@@ -95,11 +105,9 @@ pub fn request(plan: &Plan, o: &Options, volume: u64, client: u32, op: OpId) -> 
         Kind::CloseGate => BlockOp::CloseGate { generation: Generation(plan.unit as u32) },
         Kind::OpenGate => BlockOp::OpenGate { generation: Generation(plan.unit as u32) },
         Kind::Drop => BlockOp::DropSnapshot { generation: Generation(plan.unit as u32) },
-        Kind::Clone => {
-            let (volume, generation) =
-                (VolumeId(u64::from(plan.count)), Generation(plan.unit as u32));
-            BlockOp::Clone { parent: SnapshotId { volume, generation } }
-        }
+        Kind::Clone => BlockOp::Clone { parent: parent() },
+        Kind::Fill => BlockOp::Fill { offset, len, parent: parent() },
+        Kind::Detach => BlockOp::Detach { parent: parent() },
         Kind::Revert => BlockOp::Revert { generation: Generation(plan.unit as u32) },
         Kind::Other if op.is_multiple_of(2) => BlockOp::Flush,
         Kind::Other => BlockOp::Extents { offset, len },

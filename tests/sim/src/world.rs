@@ -4,7 +4,7 @@ use crate::actor::{Attributed, Latency, SimClient};
 use crate::check::oracle::Oracle;
 use crate::check::raft::RaftMonitor;
 use crate::check::register::Moment;
-use crate::clones::Making;
+use crate::clones::{Flattening, Making};
 use crate::disk::{Disk, DiskOptions};
 use crate::ending::{CHECK_EVERY, Ending, Probe, Stage};
 use crate::event::{Ev, Who};
@@ -43,6 +43,10 @@ pub struct Volume {
     pub lineage: u64,
     /// The place of the snapshot that it is a clone of.
     pub above: Option<usize>,
+    /// Whether it was to hang on that no more, and whether that was answered.
+    pub detaching: bool,
+    /// See `detaching`.
+    pub detached: bool,
     /// Whether it may be attached: a clone, once all groups have begun it.
     pub begun: bool,
     /// The epoch given out last.
@@ -66,6 +70,8 @@ impl Volume {
             id,
             lineage: id,
             above: None,
+            detaching: false,
+            detached: false,
             begun: true,
             epoch: 0,
             chunks: o.first_chunks(),
@@ -97,6 +103,8 @@ pub struct World {
     pub together: Vec<Together>,
     /// The clones in the making.
     pub makings: Vec<Making>,
+    /// The clones that are being flattened.
+    pub flattenings: Vec<Flattening>,
     /// Where the groups are.
     pub map: Arc<PoolMap>,
     /// Where they are to be.
@@ -175,6 +183,7 @@ impl World {
             snapshots: Vec::new(),
             together: Vec::new(),
             makings: Vec::new(),
+            flattenings: Vec::new(),
             map: Arc::new(map),
             moves: Moves::new(&groups),
             oracle: Oracle::new(options.unit),

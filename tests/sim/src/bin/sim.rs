@@ -210,7 +210,7 @@ fn one(args: &One) -> Result<bool, String> {
     println!(
         "{} events, {:.1} simulated s, {} operations answered, {} with errors, {} sessions, {} faults, \
          {} node starts, {} units judged ({} searched, {} skipped), {} snapshots with {} units read, \
-         {} cuts and {} given up, {} clones, {} groups moved, trace {:016x}",
+         {} cuts and {} given up, {} clones, {} of them flattened, {} groups moved, trace {:016x}",
         c.events,
         c.simulated as f64 / 1e9,
         c.done,
@@ -226,6 +226,7 @@ fn one(args: &One) -> Result<bool, String> {
         c.cuts,
         c.cuts_given_up,
         c.clones,
+        c.flattened,
         c.moves,
         outcome.trace_hash
     );

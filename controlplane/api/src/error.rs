@@ -31,13 +31,17 @@ pub fn code_of(reason: ErrorReason) -> Code {
         | ErrorReason::LaterSnapshots
         | ErrorReason::NodeInUse
         | ErrorReason::TooFewNodes
+        | ErrorReason::HasClones
+        | ErrorReason::CloneTooDeep
         | ErrorReason::NotBootstrapped
         | ErrorReason::AlreadyBootstrapped => Code::FailedPrecondition,
         ErrorReason::EtagMismatch
         | ErrorReason::AttachmentChanged
         | ErrorReason::CutGivenUp
         | ErrorReason::VolumeBusy => Code::Aborted,
-        ErrorReason::NodeUnreachable | ErrorReason::NoQuorum => Code::Unavailable,
+        ErrorReason::NodeUnreachable | ErrorReason::NoQuorum | ErrorReason::VolumeCreating => {
+            Code::Unavailable
+        }
         ErrorReason::Limit => Code::ResourceExhausted,
     }
 }
@@ -85,8 +89,7 @@ mod tests {
 
     #[test]
     fn every_reason_has_a_code_of_its_own_choosing() {
-        for number in 1.. {
-            let Ok(reason) = ErrorReason::try_from(number) else { break };
+        for reason in (1..1000).filter_map(|number| ErrorReason::try_from(number).ok()) {
             assert_ne!(code_of(reason), Code::Internal, "{reason:?}");
             assert_eq!(reason_of(&status(reason, "x", &[])), Some(reason));
         }

@@ -102,6 +102,9 @@ impl MetaState {
         if self.cut(delete.cut).next().is_none() {
             return Err(Refused::cut_not_found(delete.cut));
         }
+        for snapshot in self.cut(delete.cut) {
+            self.check_no_clones(&snapshot.volume_id, Some(&snapshot.id))?;
+        }
         for snapshot in self.snapshots.values_mut().filter(|s| s.cut == delete.cut) {
             if !snapshot.deleting {
                 snapshot.deleting = true;

@@ -5,6 +5,7 @@
 //! same entries holds the same state. A change names itself by a request id; its effect is kept with
 //! the id, and proposing it again, after a lost answer, gives the same outcome and changes nothing.
 
+mod clones;
 mod cuts;
 pub mod layout;
 mod members;
@@ -17,12 +18,14 @@ mod state;
 
 pub use basalt_api::meta::v1::entry::Op;
 pub use basalt_api::meta::v1::{
-    AddMember, AttachVolume, AttachmentRecord, Barrier, CreateCut, CreateSnapshot, CreateVolume,
-    DeleteCut, DeleteSnapshot, DeleteVolume, DetachVolume, DrainMember, Entry, GiveUpCut,
-    InitCluster, MoveGroup, NewSnapshot, PurgeSnapshot, PurgeVolume, RaiseEpoch, RemoveMember,
-    ResizeVolume, RevertRecord, RevertVolume, SettleCut, SettleGroup, SettleRevert, SettleSnapshot,
+    AddMember, AttachVolume, AttachmentRecord, Barrier, CloneParent, CloneSource, CreateCut,
+    CreateSnapshot, CreateVolume, DeleteCut, DeleteSnapshot, DeleteVolume, DetachVolume,
+    DrainMember, Entry, FlattenVolume, GiveUpCut, InitCluster, MoveGroup, NewSnapshot,
+    PurgeSnapshot, PurgeVolume, RaiseEpoch, RemoveMember, ResizeVolume, RevertRecord, RevertVolume,
+    SettleClone, SettleCut, SettleFlatten, SettleGroup, SettleRevert, SettleSnapshot,
     SnapshotRecord, UpdateMember, VolumeRecord,
 };
+pub use clones::{CLONE_DEPTH_MAX, FLATTEN_DEPTH};
 pub use rules::{check_host, check_size, check_snapshot_id, check_volume_id};
 pub use snapshots::etag_of_snapshot;
 pub use state::{ENTRY_VERSION, MetaState, Outcome, Refused, decode, encode, etag_of};

@@ -30,6 +30,7 @@ impl MetaState {
             .filter(|snapshot| !snapshot.deleting)
             .ok_or_else(|| Refused::snapshot_not_found(&revert.id, &revert.snapshot))?;
         let generation = snapshot.generation;
+        self.check_no_clones_behind(&revert.id, generation)?;
         if volume.revert.is_some() || !snapshot.ready || self.cut_under_way(number).is_some() {
             return Err(Refused::volume_busy(volume, "reverted"));
         }

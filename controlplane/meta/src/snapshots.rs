@@ -53,9 +53,14 @@ impl MetaState {
 
     /// What has to be done next to each volume that stays, if it is about a snapshot.
     pub(crate) fn unsettled(&self) -> Vec<&SnapshotRecord> {
-        let stays = |number: u64| self.volume_by_number(number).is_some_and(|v| !v.deleting);
+        // A clone begins before anything else is said of it to any group.
+        let stays =
+            |number: u64| self.volume_by_number(number).is_some_and(|v| !v.deleting && !v.cloning);
+        // One on which clones hang that are being deleted waits for their end.
+        let held =
+            |s: &SnapshotRecord| s.deleting && self.holds_clones(s.volume, Some(s.generation));
         let mut found: Vec<&SnapshotRecord> = Vec::new();
-        for snapshot in self.snapshots.values().filter(|s| !s.ready || s.deleting) {
+        for snapshot in self.snapshots.values().filter(|s| (!s.ready || s.deleting) && !held(s)) {
             let known = found.last().is_some_and(|last| last.volume == snapshot.volume);
             if !known && stays(snapshot.volume) {
                 found.push(snapshot);
@@ -95,6 +100,7 @@ impl MetaState {
         index: u64,
         delete: DeleteSnapshot,
     ) -> Result<Outcome, Refused> {
+        self.check_no_clones(&delete.volume, Some(&delete.id))?;
         let number = find(&mut self.volumes, &delete.volume)?.number;
         let range = (number, 0)..=(number, u32::MAX);
         let mut all = self.snapshots.range_mut(range).map(|(_, snapshot)| snapshot);
@@ -123,7 +129,8 @@ impl MetaState {
     pub(crate) fn purge_snapshot(&mut self, purge: PurgeSnapshot) -> Result<Outcome, Refused> {
         // A record that is gone already is what was wanted.
         let key = (purge.volume, purge.generation);
-        if self.snapshots.get(&key).is_some_and(|snapshot| snapshot.deleting) {
+        let held = self.holds_clones(purge.volume, Some(purge.generation));
+        if !held && self.snapshots.get(&key).is_some_and(|snapshot| snapshot.deleting) {
             self.snapshots.remove(&key);
         }
         Ok(Outcome::Nothing)

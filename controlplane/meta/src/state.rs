@@ -176,6 +176,9 @@ impl MetaState {
             Op::RemoveMember(remove) => self.remove_member(&remove),
             Op::MoveGroup(to) => self.move_group(to),
             Op::SettleGroup(settle) => self.settle_group(&settle),
+            Op::SettleClone(settle) => self.settle_clone(index, &settle),
+            Op::FlattenVolume(flatten) => self.flatten_volume(index, &flatten),
+            Op::SettleFlatten(settle) => self.settle_flatten(index, &settle),
         };
         result.unwrap_or_else(Outcome::Refused)
     }
@@ -227,7 +230,10 @@ impl MetaState {
             refusal(ErrorReason::InvalidField, message, vec![("field", field.to_owned())])
         };
         rules::check_volume_id(&create.id).map_err(|e| invalid("volume_id", e))?;
-        rules::check_size(create.size_bytes).map_err(|e| invalid("size_bytes", e))?;
+        let clone = create.source.as_ref().map(|source| self.clone_of(source, create.size_bytes));
+        let clone = clone.transpose()?;
+        let size_bytes = clone.as_ref().map_or(create.size_bytes, |clone| clone.size_bytes);
+        rules::check_size(size_bytes).map_err(|e| invalid("size_bytes", e))?;
         rules::check_labels(create.labels.iter()).map_err(|e| invalid("labels", e))?;
         if let Some(known) = self.volumes.get(&create.id) {
             let state = if known.deleting { ", and is being deleted" } else { "" };
@@ -245,8 +251,8 @@ impl MetaState {
         let volume = VolumeRecord {
             number: self.last_volume,
             id: create.id.clone(),
-            size_bytes: create.size_bytes,
-            lineage: self.last_volume,
+            size_bytes,
+            lineage: clone.as_ref().map_or(self.last_volume, |clone| clone.lineage),
             epoch: 0,
             generation: 0,
             deleting: false,
@@ -254,6 +260,9 @@ impl MetaState {
             attachment: None,
             create_time_ms: now_ms,
             revision: index,
+            cloning: clone.is_some(),
+            parent: clone.map(|clone| clone.parent),
+            flattening: false,
             revert: None,
         };
         self.volumes.insert(create.id, volume.clone());
@@ -261,6 +270,7 @@ impl MetaState {
     }
 
     fn delete_volume(&mut self, index: u64, delete: DeleteVolume) -> Result<Outcome, Refused> {
+        self.check_no_clones(&delete.id, None)?;
         let volume = find(&mut self.volumes, &delete.id)?;
         check_etag(volume, &delete.etag)?;
         if let Some(attachment) = &volume.attachment {
@@ -332,7 +342,10 @@ impl MetaState {
     }
 
     fn purge_volume(&mut self, number: u64) -> Result<Outcome, Refused> {
-        // A record that is gone already is what was wanted.
+        // A record that is gone already is what was wanted, and one that clones hang on stays.
+        if self.holds_clones(number, None) {
+            return Ok(Outcome::Nothing);
+        }
         self.volumes.retain(|_, v| v.number != number || !v.deleting);
         if self.volume_by_number(number).is_none() {
             self.snapshots.retain(|(volume, _), _| *volume != number);
@@ -354,6 +367,7 @@ impl MetaState {
         if volume.deleting {
             return Err(being_deleted(&attach.id, "attached"));
         }
+        crate::clones::check_begun(volume)?;
         if volume.revert.is_some() {
             return Err(Refused::volume_busy(volume, "attached"));
         }

@@ -56,7 +56,7 @@ fn create(id: &str) -> Op {
     Op::CreateVolume(CreateVolume {
         id: id.to_owned(),
         size_bytes: 1 << 30,
-        labels: BTreeMap::new(),
+        ..CreateVolume::default()
     })
 }
 
@@ -214,7 +214,7 @@ fn bad_fields_are_refused_by_name() {
         assert_eq!(m.reason(create(id)), ErrorReason::InvalidField, "{id:?}");
     }
     for size_bytes in [0, 1, 4095, u64::MAX] {
-        let op = CreateVolume { id: "a".to_owned(), size_bytes, labels: BTreeMap::new() };
+        let op = CreateVolume { id: "a".to_owned(), size_bytes, ..CreateVolume::default() };
         assert_eq!(m.reason(Op::CreateVolume(op)), ErrorReason::InvalidField, "{size_bytes}");
     }
     m.volume(create("demo"));
@@ -228,7 +228,7 @@ fn any_op() -> impl Strategy<Value = Op> {
     let host = prop::sample::select(vec!["h1", "h2", "h3"]).prop_map(str::to_owned);
     prop_oneof![
         2 => id.clone().prop_map(|id| Op::CreateVolume(CreateVolume {
-            id, size_bytes: 4096, labels: BTreeMap::new()
+            id, size_bytes: 4096, ..CreateVolume::default()
         })),
         6 => (id.clone(), host.clone(), any::<bool>(), any::<bool>()).prop_map(
             |(id, host, r#move, renew)| Op::AttachVolume(AttachVolume {

@@ -1,5 +1,6 @@
 //! The administrative API.
 
+use crate::clones::complete;
 use crate::cuts;
 use crate::daemon::Daemon;
 use crate::metadata::Metadata;
@@ -10,15 +11,16 @@ use basalt_api::v1::{
     AddNodeRequest, AttachVolumeRequest, AttachVolumeResponse, Attachment, BootstrapRequest,
     Cluster, Consistency, CreateCutRequest, CreateSnapshotRequest, CreateVolumeRequest, Cut,
     DeleteCutRequest, DeleteCutResponse, DeleteSnapshotRequest, DeleteVolumeRequest,
-    DetachVolumeRequest, DrainNodeRequest, GetClusterRequest, GetCutRequest, GetPoolMapRequest,
-    GetSnapshotRequest, GetVolumeRequest, ListChangesRequest, ListChangesResponse,
-    ListSnapshotsRequest, ListSnapshotsResponse, ListVolumesRequest, ListVolumesResponse, Node,
-    PoolMap, RemoveNodeRequest, RemoveNodeResponse, ResizeVolumeRequest, RevertVolumeRequest,
-    Snapshot, StartScrubRequest, StartScrubResponse, Volume, volume,
+    DetachVolumeRequest, DrainNodeRequest, FlattenVolumeRequest, GetClusterRequest, GetCutRequest,
+    GetPoolMapRequest, GetSnapshotRequest, GetVolumeRequest, ListChangesRequest,
+    ListChangesResponse, ListSnapshotsRequest, ListSnapshotsResponse, ListVolumesRequest,
+    ListVolumesResponse, Node, PoolMap, RemoveNodeRequest, RemoveNodeResponse, ResizeVolumeRequest,
+    RevertVolumeRequest, Snapshot, StartScrubRequest, StartScrubResponse, Volume, volume,
 };
 use basalt_meta::{
-    AttachVolume, CreateSnapshot, CreateVolume, DeleteSnapshot, DeleteVolume, DetachVolume, Op,
-    Outcome, Refused, ResizeVolume, RevertVolume, SnapshotRecord, VolumeRecord, etag_of,
+    AttachVolume, CloneSource, CreateSnapshot, CreateVolume, DeleteSnapshot, DeleteVolume,
+    DetachVolume, FlattenVolume, Op, Outcome, Refused, ResizeVolume, RevertVolume, SnapshotRecord,
+    VolumeRecord, etag_of,
 };
 use std::sync::Arc;
 use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
@@ -101,6 +103,7 @@ impl Admin for AdminService {
             id: request.volume_id,
             size_bytes: request.size_bytes,
             labels: request.labels,
+            source: source_of(&request.source_snapshot)?,
         });
         let volume = self.change(&request.request_id, op).await?;
         Ok(Response::new(volume_of(&volume)))
@@ -111,9 +114,11 @@ impl Admin for AdminService {
         request: Request<GetVolumeRequest>,
     ) -> Result<Response<Volume>, Status> {
         let id = id_of(&request.get_ref().name)?;
-        let metadata = self.daemon.engine()?.metadata.clone();
-        metadata.barrier().await?;
-        find(&metadata, id).map(Response::new)
+        let engine = self.daemon.engine()?;
+        engine.metadata.barrier().await?;
+        let mut volume = find(&engine.metadata, id)?;
+        crate::clones::ask_progress(&engine, &mut volume).await;
+        Ok(Response::new(volume))
     }
 
     async fn list_volumes(
@@ -133,7 +138,7 @@ impl Admin for AdminService {
         };
         let mut volumes: Vec<Volume> = metadata.look(|state| {
             let found = state.volumes_after(&after).filter(asked);
-            found.take(size + 1).map(volume_of).collect()
+            found.take(size + 1).map(|volume| complete(state, volume)).collect()
         });
         let more = volumes.len() > size;
         volumes.truncate(size);
@@ -154,6 +159,21 @@ impl Admin for AdminService {
         });
         let volume = self.change(&request.request_id, op).await?;
         Ok(Response::new(volume_of(&volume)))
+    }
+
+    async fn flatten_volume(
+        &self,
+        request: Request<FlattenVolumeRequest>,
+    ) -> Result<Response<Volume>, Status> {
+        let request = request.into_inner();
+        let op = Op::FlattenVolume(FlattenVolume {
+            id: id_of(&request.name)?.to_owned(),
+            etag: request.etag,
+            cancel: request.cancel,
+        });
+        let volume = self.change(&request.request_id, op).await?;
+        let metadata = self.daemon.engine()?.metadata.clone();
+        Ok(Response::new(metadata.look(|state| complete(state, &volume))))
     }
 
     async fn delete_volume(
@@ -354,9 +374,11 @@ impl Admin for AdminService {
 pub fn volume_of(record: &VolumeRecord) -> Volume {
     let state = match record {
         VolumeRecord { deleting: true, .. } => volume::State::Deleting,
+        VolumeRecord { cloning: true, .. } => volume::State::Creating,
         VolumeRecord { revert: Some(_), .. } => volume::State::Reverting,
         _ => volume::State::Ready,
     };
+    let source = record.parent.as_ref();
     let attachment = record.attachment.as_ref().map(|a| Attachment {
         host: a.host.clone(),
         epoch: a.epoch,
@@ -374,12 +396,25 @@ pub fn volume_of(record: &VolumeRecord) -> Volume {
         attachment,
         create_time_ms: record.create_time_ms,
         etag: etag_of(record),
+        source_snapshot: source
+            .map_or_else(String::new, |of| snapshots::path_of(&of.volume_id, &of.snapshot_id)),
+        clone_depth: u32::from(record.parent.is_some()),
+        flattening: None,
     }
+}
+
+/// The snapshot that a volume is to be a clone of, if it is to be one.
+fn source_of(name: &str) -> Result<Option<CloneSource>, Status> {
+    if name.is_empty() {
+        return Ok(None);
+    }
+    let (volume, snapshot) = snapshots::ids_of(name)?;
+    Ok(Some(CloneSource { volume: volume.to_owned(), snapshot: snapshot.to_owned() }))
 }
 
 fn find(metadata: &Metadata, id: &str) -> Result<Volume, Status> {
     metadata
-        .look(|state| state.volume(id).map(volume_of))
+        .look(|state| state.volume(id).map(|volume| complete(state, volume)))
         .ok_or_else(|| status_of(Refused::volume_not_found(id)))
 }
 

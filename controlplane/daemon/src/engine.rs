@@ -1,6 +1,7 @@
 //! A running member of a cluster: its reactor, its mirror of the metadata group, its reconciler.
 
 use crate::checkpoints::Checkpoints;
+use crate::clones::FlattenProgress;
 use crate::metadata::Metadata;
 use crate::moves;
 use crate::options::Options;
@@ -58,6 +59,8 @@ pub struct Engine {
     pub store: Arc<Store>,
     /// What the door tells.
     pub door: Arc<Door>,
+    /// The clones that it flattens.
+    pub flattening: FlattenProgress,
     /// Held while a replica is remembered or forgotten and the shard is told: both have one order.
     pub replicas: tokio::sync::Mutex<()>,
     spec: Mutex<ClusterSpec>,
@@ -98,6 +101,7 @@ impl Engine {
             reactor,
             store,
             door,
+            flattening: FlattenProgress::default(),
             replicas: tokio::sync::Mutex::default(),
             spec: Mutex::new(spec),
             failed,

@@ -17,6 +17,7 @@ pub mod admin;
 pub mod bootstrap;
 pub mod changes;
 mod checkpoints;
+mod clones;
 pub mod cuts;
 pub mod daemon;
 pub mod engine;

@@ -2,6 +2,7 @@
 //! leaders, and now and then without a reason; it looks at the present state only, never at what
 //! woke it, and each step may be repeated.
 
+use crate::clones::Clones;
 use crate::engine::{DOOR, Engine};
 use crate::keeping::Keeping;
 use crate::retry::Retries;
@@ -44,6 +45,7 @@ struct Reconciler {
     deletion: Option<(u64, oneshot::Receiver<bool>)>,
     keeping: Keeping,
     reverting: Reverting,
+    clones: Clones,
 }
 
 /// What the door was told of a volume.
@@ -66,6 +68,7 @@ pub async fn run(weak: Weak<Engine>) {
         deletion: None,
         keeping: Keeping::default(),
         reverting: Reverting::default(),
+        clones: Clones::default(),
     };
     loop {
         let Some(engine) = weak.upgrade() else { return };
@@ -77,11 +80,8 @@ pub async fn run(weak: Weak<Engine>) {
         drop(engine);
         let now = Instant::now();
         let rest = now + if clean { RESYNC } else { PAUSE };
-        let tries = [
-            reconciler.retries.next(now),
-            reconciler.keeping.next(now),
-            reconciler.reverting.next(now),
-        ];
+        let Reconciler { retries, keeping, reverting, clones, .. } = &reconciler;
+        let tries = [retries.next(now), keeping.next(now), reverting.next(now), clones.next(now)];
         let rest = tries.into_iter().flatten().fold(rest, Instant::min);
         let mut deletion = reconciler.deletion.as_mut().map(|(_, end)| end);
         tokio::select! {
@@ -126,6 +126,7 @@ impl Reconciler {
         self.preferences(engine);
         clean &= self.keeping.pass(engine).await;
         clean &= self.reverting.pass(engine).await;
+        clean &= self.clones.pass(engine).await;
         clean & self.deletions(engine).await
     }
 
@@ -343,9 +344,7 @@ impl Reconciler {
         if !engine.metadata.leads() {
             return true;
         }
-        let next = engine.metadata.look(|state| {
-            state.volumes().find(|volume| volume.deleting).map(|volume| volume.number)
-        });
+        let next = engine.metadata.look(|state| state.volume_to_delete().map(|v| v.number));
         match next {
             Some(number) => self.delete(engine, number).await,
             None => true,

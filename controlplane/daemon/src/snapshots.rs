@@ -17,7 +17,7 @@ pub fn shown(record: &SnapshotRecord) -> Snapshot {
         _ => snapshot::State::Creating,
     };
     Snapshot {
-        name: format!("volumes/{}{PART}{}", record.volume_id, record.id),
+        name: path_of(&record.volume_id, &record.id),
         generation: record.generation,
         size_bytes: record.size_bytes,
         state: state.into(),
@@ -26,6 +26,11 @@ pub fn shown(record: &SnapshotRecord) -> Snapshot {
         etag: etag_of_snapshot(record),
         cut: crate::cuts::name_of(record.cut),
     }
+}
+
+/// The name of a snapshot of a volume.
+pub fn path_of(volume: &str, id: &str) -> String {
+    format!("volumes/{volume}{PART}{id}")
 }
 
 /// The volume and the snapshot that a name names.

@@ -5,7 +5,7 @@ use crate::engine::Engine;
 use basalt_api::dial;
 use basalt_api::v1::{
     Cluster, ClusterSpec, GetReportRequest, Group, Health, LogCounts, Member, Node, NodeReport,
-    Placement, Replica, Resync, Score, Scrub, Space, VolumeSpace,
+    Placement, Replica, Resync, Score, Scrub, Space, VolumeFlattening, VolumeSpace,
 };
 use basalt_core::score::{ScoreStatus, WAY_FREE};
 use basalt_core::shard::{GroupRole, Phase, ScrubStatus, ShardStatus};
@@ -60,7 +60,10 @@ pub async fn report(daemon: &Daemon) -> Result<NodeReport, Status> {
         }
     }
     let metadata_applied = engine.metadata.look(|state| state.applied());
-    Ok(NodeReport { node: Some(node), replicas, metadata_applied })
+    let flattening = engine.flattening.list().into_iter();
+    let flattening =
+        flattening.map(|(volume, of)| VolumeFlattening { volume, progress: Some(of) }).collect();
+    Ok(NodeReport { node: Some(node), replicas, metadata_applied, flattening })
 }
 
 /// The cluster as this node and those that it reaches see it.
@@ -502,7 +505,8 @@ mod tests {
 
     fn view(from: u32, leader: u32, term: u64) -> NodeReport {
         let replica = Replica { group: "0".to_owned(), leader, term, ..Replica::default() };
-        NodeReport { node: Some(node(from, true)), replicas: vec![replica], metadata_applied: 0 }
+        let node = Some(node(from, true));
+        NodeReport { node, replicas: vec![replica], ..NodeReport::default() }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The command line of Basalt: clusters, their nodes, volumes and their snapshots.
 
 mod changes;
+mod clones;
 mod cluster;
 mod cuts;
 mod device;

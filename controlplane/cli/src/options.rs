@@ -39,7 +39,9 @@ Examples:
   basalt volume attach demo --host node-b --move";
 
 const AFTER_CREATE: &str = "\
-A new volume reads as zeros and takes no space.
+A new volume reads as zeros and takes no space. With --from it is a clone of a snapshot: it may be written
+to at once, takes the space of what is written to it, and nothing that happens to the other volume shows
+in it. That snapshot, and its volume, can not be deleted before the clone is, or is flattened.
 
 Examples:
   basalt volume create demo --size 1GiB
@@ -61,6 +63,17 @@ connect from then on; those that are connected keep the size that they were told
 Examples:
   basalt volume resize demo --size 20GiB
   basalt volume resize demo --size +10GiB";
+
+const AFTER_FLATTEN: &str = "\
+A clone reads as its snapshot wherever it was not written to, so that the snapshot and its volume stay
+as long as the clone needs them. Flattening gives the clone blocks of its own for all that, in the
+background, attached or not; then it takes the space of a volume of its own, and the snapshot may be
+deleted. A clone of a clone, and so on, more than 8 deep is flattened by itself; there can be 16.
+
+Examples:
+  basalt volume flatten test --wait 3600 && basalt snapshot delete demo@monday
+  basalt volume show test                    # how far it is
+  basalt volume flatten test --cancel";
 
 const AFTER_STATUS: &str = "\
 Without --groups only groups with a problem, and such as move, are shown.
@@ -351,9 +364,12 @@ pub(crate) enum VolumeCommand {
         /// Its name: 1 to 63 of a-z, 0-9 and '-', a letter first.
         #[arg(value_parser = new_volume_id)]
         name: String,
-        /// Its size, such as 1GiB.
-        #[arg(long, value_name = "SIZE", value_parser = volume_size)]
-        size: u64,
+        /// Its size, such as 1GiB. A clone has that of its snapshot if none is given, and never less.
+        #[arg(long, value_name = "SIZE", value_parser = volume_size, required_unless_present = "from")]
+        size: Option<u64>,
+        /// Make it a clone of a snapshot: it begins with that content, at once and without a copy.
+        #[arg(long, value_name = "VOLUME@SNAPSHOT", value_parser = snapshot_name)]
+        from: Option<SnapshotName>,
         /// A label; may be given several times.
         #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
         labels: Vec<(String, String)>,
@@ -378,6 +394,21 @@ pub(crate) enum VolumeCommand {
         /// Its new size, such as 20GiB, or how much it gets more, such as +10GiB.
         #[arg(long, value_name = "SIZE", value_parser = new_size)]
         size: NewSize,
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Make a clone a volume of its own, that needs its snapshot no more.
+    #[command(after_help = AFTER_FLATTEN)]
+    Flatten {
+        /// Its name.
+        #[arg(value_parser = volume_id)]
+        name: String,
+        /// Call it off: it stays a clone.
+        #[arg(long, conflicts_with = "wait")]
+        cancel: bool,
+        /// Wait so long until it is done.
+        #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+        wait: Option<Duration>,
         #[command(flatten)]
         change: Change,
     },
@@ -568,8 +599,15 @@ mod tests {
         else {
             panic!("another command")
         };
-        assert_eq!((name.as_str(), size), ("demo", 1 << 30));
+        assert_eq!((name.as_str(), size), ("demo", Some(1 << 30)));
         assert_eq!(label_map(&labels)["a"], "b");
+
+        let options = parse("basalt volume create test --from demo@monday").unwrap();
+        let Command::Volume(VolumeCommand::Create { size, from, .. }) = options.command else {
+            panic!("another command")
+        };
+        let from = from.map(|from| from.to_string());
+        assert_eq!((size, from.as_deref()), (None, Some("demo@monday")));
 
         let options = parse("basalt --cluster a:1,b:2 volume show volumes/demo").unwrap();
         assert_eq!(options.cluster, ["a:1", "b:2"]);
@@ -627,6 +665,8 @@ mod tests {
             ("basalt volume create demo --size 1GB", "decimal"),
             ("basalt volume create demo", "--size"),
             ("basalt volume create Demo --size 1GiB", "a letter first"),
+            ("basalt volume create test --from demo", "demo@monday"),
+            ("basalt volume flatten test --cancel --wait 5", "--wait"),
             ("basalt volume create demo- --size 1GiB", "no '-' last"),
             ("basalt volume create demo --size 1000", "multiple of 4KiB"),
             ("basalt volume create demo --size 1025TiB", "1024TiB"),

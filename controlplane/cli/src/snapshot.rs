@@ -179,7 +179,7 @@ pub(crate) async fn rest(poll: Duration) -> Duration {
     (poll * 2).min(POLL_MAX)
 }
 
-fn full(name: &SnapshotName) -> String {
+pub(crate) fn full(name: &SnapshotName) -> String {
     format!("{}/snapshots/{}", path(&name.volume), name.id)
 }
 

@@ -2,7 +2,7 @@
 
 use crate::options::{Change, NewSize, Options, VolumeCommand, label_map};
 use crate::output::{self, Progress};
-use crate::{Failure, call};
+use crate::{Failure, call, clones, snapshot};
 use basalt_api::dial::{Cluster, plain};
 use basalt_api::error::{self, reason_of};
 use basalt_api::random::request_id;
@@ -25,17 +25,25 @@ pub(crate) async fn run(
     command: &VolumeCommand,
 ) -> Result<(), Failure> {
     match command {
-        VolumeCommand::Create { name, size, labels, change } => {
+        VolumeCommand::Create { name, size, from, labels, change } => {
             let request = CreateVolumeRequest {
                 volume_id: name.clone(),
-                size_bytes: *size,
+                size_bytes: size.unwrap_or_default(),
                 labels: label_map(labels),
                 request_id: change.id(),
+                source_snapshot: from.as_ref().map_or_else(String::new, snapshot::full),
             };
-            let volume = call!(cluster, create_volume, request)?;
+            let created = call!(cluster, create_volume, request)?;
+            let volume = clones::wait_ready(options, cluster, name, created).await?;
             output::write(options.output, &document(&volume), || {
-                format!("volume {name} created: {}", show(volume.size_bytes))
+                let of = clones::snapshot_of(&volume);
+                let of = of.map_or_else(String::new, |of| format!(", a clone of {of}"));
+                format!("volume {name} created: {}{of}", show(volume.size_bytes))
             })
+        }
+        VolumeCommand::Flatten { name, cancel, wait, change } => {
+            let volume = clones::flatten(options, cluster, name, (*cancel, *wait), change).await?;
+            output::write(options.output, &document(&volume), || clones::outcome(name, &volume))
         }
         VolumeCommand::List => list(options, cluster).await,
         VolumeCommand::Show { name } => {
@@ -113,7 +121,7 @@ pub(crate) async fn run(
     }
 }
 
-async fn get(cluster: &Cluster, name: &str) -> Result<Volume, Failure> {
+pub(crate) async fn get(cluster: &Cluster, name: &str) -> Result<Volume, Failure> {
     Ok(call!(cluster, get_volume, GetVolumeRequest { name: path(name) })?)
 }
 
@@ -140,12 +148,13 @@ async fn list(options: &Options, cluster: &Cluster) -> Result<(), Failure> {
                 show(volume.size_bytes),
                 state(volume).to_owned(),
                 volume.attachment.as_ref().map_or("-".to_owned(), |a| a.host.clone()),
+                clones::snapshot_of(volume).unwrap_or_else(|| "-".to_owned()),
                 volume.epoch.to_string(),
                 output::time(volume.create_time_ms),
             ]
         };
         output::table(
-            &["NAME", "SIZE", "STATE", "ATTACHED TO", "EPOCH", "CREATED"],
+            &["NAME", "SIZE", "STATE", "ATTACHED TO", "CLONE OF", "EPOCH", "CREATED"],
             &volumes.iter().map(row).collect::<Vec<_>>(),
         )
     })
@@ -310,6 +319,7 @@ fn state(volume: &Volume) -> &'static str {
         volume::State::Ready if volume.attachment.is_some() => "attached",
         volume::State::Ready => "ready",
         volume::State::Deleting => "deleting",
+        volume::State::Creating => "creating",
         volume::State::Reverting => "reverting",
         volume::State::Unspecified => "unknown",
     }
@@ -320,6 +330,14 @@ fn document(volume: &Volume) -> Value {
         .attachment
         .as_ref()
         .map(|a| json!({ "host": a.host, "epoch": a.epoch, "since": output::time(a.since_ms) }));
+    let flattening = volume.flattening.as_ref().map(|f| {
+        json!({
+            "done_bytes": f.done_bytes,
+            "total_bytes": f.total_bytes,
+            "problem": f.problem,
+            "automatic": f.automatic,
+        })
+    });
     json!({
         "name": volume.name,
         "id": volume.id,
@@ -330,6 +348,9 @@ fn document(volume: &Volume) -> Value {
         "state": state(volume),
         "labels": volume.labels,
         "attachment": attachment,
+        "source_snapshot": clones::snapshot_of(volume),
+        "clone_depth": volume.clone_depth,
+        "flattening": flattening,
         "create_time": output::time(volume.create_time_ms),
         "etag": volume.etag,
     })
@@ -341,11 +362,21 @@ fn text(volume: &Volume) -> String {
     let attached = volume.attachment.as_ref().map_or("to nobody".to_owned(), |a| {
         format!("to {} since {}, epoch {}", a.host, output::time(a.since_ms), a.epoch)
     });
+    let clone = match (clones::snapshot_of(volume), &volume.flattening) {
+        (None, _) => "no".to_owned(),
+        (Some(of), None) => format!("of {of}, depth {}", volume.clone_depth),
+        (Some(of), Some(_)) => format!(
+            "of {of}, depth {}; being flattened: {}",
+            volume.clone_depth,
+            clones::how_far(volume)
+        ),
+    };
     let rows = [
         ("name", short(volume).to_owned()),
         ("size", format!("{} ({} bytes)", show(volume.size_bytes), volume.size_bytes)),
         ("state", state(volume).to_owned()),
         ("attached", attached),
+        ("clone", clone),
         ("labels", if labels.is_empty() { "none".to_owned() } else { labels.join(", ") }),
         ("id", volume.id.to_string()),
         ("created", output::time(volume.create_time_ms)),

@@ -4,6 +4,7 @@
 //! * [`rounds`]: nodes are killed and stopped while fio writes and verifies.
 //! * [`snapshots`]: many of them, under load.
 //! * [`cuts`]: snapshots of several volumes together.
+//! * [`clones`]: volumes that begin as a snapshot of another, and become their own.
 //! * [`absence`]: a node that was away.
 //! * [`fill`]: devices without room.
 //! * [`overwrite`]: devices that are nearly full, for a long time.
@@ -14,6 +15,7 @@
 
 pub mod absence;
 mod api;
+pub mod clones;
 pub mod cuts;
 pub mod fill;
 pub mod load;

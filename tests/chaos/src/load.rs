@@ -17,8 +17,12 @@ const DEPTH: usize = 32;
 /// A client of one volume.
 pub struct Load {
     client: NbdClient,
-    /// How often each block was written.
+    /// How often each block was written; 0 for one that reads as zeros.
     versions: Vec<u32>,
+    /// The same when the volume was kept as a snapshot.
+    kept: Vec<u32>,
+    /// No block is written as this version or a lower one: those are of the volume that it was cloned from.
+    below: u32,
     random: Random,
     rate: Option<u64>,
 }
@@ -31,7 +35,26 @@ impl Load {
     pub fn open(port: u16, volume: &str, bytes: u64, rate: Option<u64>, seed: u64) -> Result<Load> {
         let client = NbdClient::open(port, volume, PATIENCE)?;
         let versions = vec![0; (bytes / BLOCK) as usize];
-        Ok(Load { client, versions, random: Random::new(seed), rate })
+        let (kept, random) = (Vec::new(), Random::new(seed));
+        Ok(Load { client, versions, kept, below: 0, random, rate })
+    }
+
+    /// The volume is kept as a snapshot as it is now.
+    pub fn keep(&mut self) {
+        self.kept.clone_from(&self.versions);
+    }
+
+    /// Opens a clone of what was kept, of so many bytes. Each has a number of its own, from 1, and writes
+    /// nothing that another one has written.
+    ///
+    /// # Errors
+    /// If it is not served.
+    pub fn fork(&self, port: u16, volume: &str, bytes: u64, number: u32) -> Result<Load> {
+        let seed = u64::from(number);
+        let mut load = Load::open(port, volume, bytes, self.rate, seed)?;
+        load.versions[..self.kept.len()].copy_from_slice(&self.kept);
+        load.below = number << 24;
+        Ok(load)
     }
 
     /// Writes every block once.
@@ -65,7 +88,7 @@ impl Load {
                     continue;
                 }
                 let version = &mut self.versions[block as usize];
-                *version += 1;
+                *version = (*version).max(self.below) + 1;
                 let number = self.client.send_write(block * BLOCK, &content(block, *version))?;
                 under_way.insert(number, (block, Instant::now()));
                 sent += 1;
@@ -120,6 +143,9 @@ impl Load {
 }
 
 fn content(block: u64, version: u32) -> Vec<u8> {
+    if version == 0 {
+        return vec![0; BLOCK as usize];
+    }
     let mut random = Random::new(block << 32 | u64::from(version));
     (0..BLOCK / 8).flat_map(|_| random.bits().to_le_bytes()).collect()
 }

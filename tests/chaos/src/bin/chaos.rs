@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use basalt_chaos::absence::{self, Reach};
+use basalt_chaos::clones;
 use basalt_chaos::cuts;
 use basalt_chaos::fill;
 use basalt_chaos::members;
@@ -19,6 +20,7 @@ Examples:
   chaos rounds --rounds 25 --seed 3 -o json > rounds-3.json
   chaos summary rounds-*.json
   chaos absence --volume-mib 1024
+  chaos clones --volume-mib 256
   chaos fill --times 50
   chaos members --volume-mib 1024
   chaos overwrite --full 80 --times 10
@@ -73,6 +75,21 @@ enum Command {
         #[arg(long, default_value = "1024")]
         volume_mib: u64,
         /// Seed of what is drawn.
+        #[arg(long, default_value = "1")]
+        seed: u64,
+    },
+    /// Volumes are cloned, flattened and deleted under load, while nodes die.
+    Clones {
+        /// MiB of the volume.
+        #[arg(long, default_value = "256")]
+        volume_mib: u64,
+        /// Writes a second to each volume at most; as many as go without it.
+        #[arg(long)]
+        rate: Option<u64>,
+        /// Seconds of each step.
+        #[arg(long, default_value = "10")]
+        rest: u64,
+        /// Seed of the blocks.
         #[arg(long, default_value = "1")]
         seed: u64,
     },
@@ -208,6 +225,11 @@ fn main() -> Result<()> {
             for reach in [Reach::Entries, Reach::Pages] {
                 println!("{}", absence::run("chaos-absence", reach, volume_mib << 20, 100, seed)?);
             }
+        }
+        Command::Clones { volume_mib, rate, rest, seed } => {
+            let (volume_bytes, rest) = (volume_mib << 20, Duration::from_secs(rest));
+            let plan = clones::Plan { volume_bytes, rate, rest, seed };
+            print!("{}", clones::run("chaos-clones", &plan, |said| eprintln!("{said}"))?);
         }
         Command::Fill { times, seed } => {
             fill::run("chaos-fill", times, seed, |round| println!("{round:?}"))?;

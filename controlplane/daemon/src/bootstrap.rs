@@ -1,8 +1,12 @@
 //! Making a cluster of nodes that belong to none.
 //!
-//! The asked node describes all others, plans the layout and lets each of them join. Every node
-//! that joined holds the whole plan, so that an attempt that broke off is continued with the same
-//! plan by asking again with the same list.
+//! The asked node describes all others and plans the layout. Then every node is *prepared*: it remembers the
+//! plan and does nothing. Only when all are, they begin, one after the other. An attempt that broke off is
+//! continued with the same plan by asking again with the same list.
+//!
+//! So once a node has begun, every one of them was prepared; one that knows nothing of it then has lost its
+//! store. It may have voted before, and must not do so a second time: it is refused here, and
+//! replaced by a node of another number instead.
 
 use crate::daemon::Daemon;
 use crate::options::Options;
@@ -66,7 +70,7 @@ pub async fn bootstrap(daemon: &Arc<Daemon>, request: BootstrapRequest) -> Resul
         described.push(describe(address).await?);
     }
     let spec = match described.iter().find_map(|d| d.cluster.clone()) {
-        Some(begun) => go_on(begun, &request.nodes, &described)?,
+        Some(planned) => go_on(planned, &request.nodes, &described)?,
         None => fresh(&request, &described)?,
     };
     if !spec.members.iter().any(|m| m.name == daemon.name()) {
@@ -76,8 +80,10 @@ pub async fn bootstrap(daemon: &Arc<Daemon>, request: BootstrapRequest) -> Resul
         );
         return Err(error::invalid("nodes", message));
     }
-    for (address, member) in request.nodes.iter().zip(&spec.members) {
-        join(address, &spec, member.node).await?;
+    for prepare in [true, false] {
+        for (address, member) in request.nodes.iter().zip(&spec.members) {
+            join(address, &spec, member.node, prepare).await?;
+        }
     }
     first_record(daemon).await
 }
@@ -112,17 +118,21 @@ fn fresh(
 }
 
 fn go_on(
-    begun: ClusterSpec,
+    planned: ClusterSpec,
     addresses: &[String],
     described: &[DescribeResponse],
 ) -> Result<ClusterSpec, Status> {
     let belongs = |node: &DescribeResponse| {
-        node.cluster.as_ref().is_none_or(|cluster| cluster.id == begun.id)
+        node.cluster.as_ref().is_none_or(|cluster| cluster.id == planned.id)
     };
-    let same = begun.members.len() == described.len()
-        && begun.members.iter().zip(described).all(|(m, d)| m.name == d.name && belongs(d));
-    if same {
-        return Ok(begun);
+    let same = planned.members.len() == described.len()
+        && planned.members.iter().zip(described).all(|(m, d)| m.name == d.name && belongs(d));
+    let has_begun = described.iter().any(|d| d.begun);
+    let lost = addresses.iter().zip(described).find(|(_, d)| has_begun && d.cluster.is_none());
+    match lost {
+        Some((address, node)) if same => return Err(lost_its_store(&planned, address, node)),
+        None if same => return Ok(planned),
+        _ => {}
     }
     let who: Vec<String> = addresses
         .iter()
@@ -141,12 +151,29 @@ fn go_on(
     Err(error::status(ErrorReason::AlreadyBootstrapped, message, &[]))
 }
 
-/// Has a node begin as a member.
+fn lost_its_store(spec: &ClusterSpec, address: &str, node: &DescribeResponse) -> Status {
+    let name = &node.name;
+    let message = format!(
+        "the node '{name}' at {address} is a member of cluster {:016x}, which has begun, and knows nothing of \
+         it: it has lost its data directory, and with it the votes that it may have given. It can not go on \
+         as the member that it was; bring it back as a new one in its place (basalt node add {address} \
+         --replaces {name})",
+        spec.id
+    );
+    error::status(ErrorReason::NodeExists, message, &[("node", name.clone())])
+}
+
+/// Has a node begin as a member, or only remember that it is to become one.
 ///
 /// # Errors
 /// As the node says, or if it does not answer.
-pub async fn join(address: &str, spec: &ClusterSpec, node: u32) -> Result<(), Status> {
-    let request = JoinRequest { cluster: Some(spec.clone()), node };
+pub async fn join(
+    address: &str,
+    spec: &ClusterSpec,
+    node: u32,
+    prepare: bool,
+) -> Result<(), Status> {
+    let request = JoinRequest { cluster: Some(spec.clone()), node, prepare };
     match dial::peer(address, JOIN)?.join(request).await {
         Ok(_) => Ok(()),
         Err(status) if error::reason_of(&status).is_some() => Err(status),
@@ -195,4 +222,50 @@ fn unreachable(address: &str, status: &Status) -> Status {
         dial::plain(status)
     );
     error::status(ErrorReason::NodeUnreachable, message, &[("address", address.to_owned())])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn described(name: &str, cluster: Option<u64>, begun: bool) -> DescribeResponse {
+        let cluster = cluster.map(|id| spec(id, &["a", "b", "c"]));
+        DescribeResponse { name: name.to_owned(), cluster, begun, ..DescribeResponse::default() }
+    }
+
+    fn spec(id: u64, names: &[&str]) -> ClusterSpec {
+        let member = |(node, name): (u32, &&str)| Member {
+            node,
+            name: (*name).to_owned(),
+            ..Member::default()
+        };
+        ClusterSpec { id, members: (1..).zip(names).map(member).collect(), ..Default::default() }
+    }
+
+    fn judge(nodes: [DescribeResponse; 3]) -> Result<ClusterSpec, ErrorReason> {
+        let addresses: Vec<String> = (1..=3).map(|n| format!("127.0.0.1:{n}")).collect();
+        let planned = spec(7, &["a", "b", "c"]);
+        go_on(planned, &addresses, &nodes).map_err(|s| error::reason_of(&s).expect("a reason"))
+    }
+
+    #[test]
+    fn what_broke_off_goes_on_and_a_node_that_may_have_voted_does_not_begin_anew() {
+        let planned = Ok(spec(7, &["a", "b", "c"]));
+        let [prepared, begun] = [false, true].map(|b| move |name| described(name, Some(7), b));
+        let blank = |name| described(name, None, false);
+        // Broke off while nodes were prepared: none has promised anything.
+        assert_eq!(judge([prepared("a"), blank("b"), blank("c")]), planned);
+        assert_eq!(judge([blank("a"), blank("b"), prepared("c")]), planned);
+        // Broke off while they began, or did not break off at all.
+        assert_eq!(judge([begun("a"), prepared("b"), prepared("c")]), planned);
+        assert_eq!(judge([begun("a"), begun("b"), begun("c")]), planned);
+        // Somebody has begun, so all had been prepared.
+        assert_eq!(judge([begun("a"), begun("b"), blank("c")]), Err(ErrorReason::NodeExists));
+        assert_eq!(judge([blank("a"), prepared("b"), begun("c")]), Err(ErrorReason::NodeExists));
+        let other = described("c", Some(8), false);
+        let elsewhere = judge([begun("a"), begun("b"), other]);
+        assert_eq!(elsewhere, Err(ErrorReason::AlreadyBootstrapped));
+        let order = judge([begun("b"), begun("a"), begun("c")]);
+        assert_eq!(order, Err(ErrorReason::AlreadyBootstrapped));
+    }
 }

@@ -7,7 +7,7 @@ use crate::engine::{Engine, identity_of};
 use crate::incoming::Incoming;
 use crate::options::Options;
 use crate::peer::PeerService;
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use basalt_api::error;
 use basalt_api::v1::admin_server::AdminServer;
 use basalt_api::v1::peer_server::PeerServer;
@@ -106,11 +106,23 @@ impl Daemon {
         self.store.identity().ok().flatten().map_or(0, |identity| identity.node)
     }
 
-    /// Makes this node a member. The same again is done already.
+    /// Whether this node ever began as a member.
+    pub fn has_begun(&self) -> bool {
+        self.engine().is_ok() || self.store.identity().ok().flatten().is_some_and(|id| id.begun)
+    }
+
+    /// Makes this node a member, or only has it remember that it is to become one (`prepare`). The same again
+    /// is done already.
     ///
     /// # Errors
-    /// If it belongs to another cluster, or can not run as this member.
-    pub async fn join(self: &Arc<Daemon>, spec: ClusterSpec, node: u32) -> Result<(), Status> {
+    /// If it belongs to another cluster, can not run as this member, or is to begin as a founder without having
+    /// been prepared: then it has lost its store, and what it promised with it.
+    pub async fn join(
+        self: &Arc<Daemon>,
+        spec: ClusterSpec,
+        node: u32,
+        prepare: bool,
+    ) -> Result<(), Status> {
         let _one_at_a_time = self.joining.lock().await;
         layout::validate(&spec).map_err(|problem| error::invalid("cluster", problem))?;
         let own = crate::bootstrap::own_member(&self.options, node).map_err(Status::internal)?;
@@ -126,20 +138,31 @@ impl Daemon {
         }
         let daemon = self.clone();
         let runtime = tokio::runtime::Handle::current();
-        let started = tokio::task::spawn_blocking(move || -> Result<Arc<Engine>> {
+        let started = tokio::task::spawn_blocking(move || -> Result<Option<Arc<Engine>>> {
             let _inside = runtime.enter();
             let identity = identity_of(&spec, node);
+            let blank = daemon.store.identity()?.is_none();
+            ensure!(!blank || prepare || !identity.is_founder(), "{}", lost(node));
             daemon.store.adopt(identity.clone())?;
-            Engine::start(daemon.options.clone(), daemon.store.clone(), &identity)
+            if prepare {
+                return Ok(None);
+            }
+            daemon.store.begin()?;
+            Engine::start(daemon.options.clone(), daemon.store.clone(), &identity).map(Some)
         });
         let engine = started
             .await
             .map_err(|e| Status::internal(e.to_string()))?
             .map_err(|problem| join_failed(&self.name, &problem))?;
+        let Some(engine) = engine else { return Ok(()) };
         tracing::info!(node, cluster = format!("{:016x}", engine.cluster()), "joined the cluster");
         self.engine.send_replace(Some(engine));
         Ok(())
     }
+}
+
+fn lost(node: u32) -> String {
+    format!("it knows nothing of its cluster, whose node {node} may have voted already")
 }
 
 fn join_failed(name: &str, problem: &anyhow::Error) -> Status {
@@ -192,7 +215,7 @@ async fn run_with(mut options: Options, store: &Arc<Store>) -> Result<()> {
         engine: watch::channel(None).0,
         joining: Mutex::new(()),
     });
-    if let Some(identity) = identity {
+    if let Some(identity) = identity.filter(|identity| identity.begun) {
         tracing::info!(node = identity.node, boots, "opening the device");
         let (options, store) = (daemon.options.clone(), store.clone());
         let runtime = tokio::runtime::Handle::current();

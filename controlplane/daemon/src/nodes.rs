@@ -52,7 +52,7 @@ pub async fn add(daemon: &Arc<Daemon>, request: AddNodeRequest) -> Result<Node, 
 
 /// Has a node begin as the member that it is; one that has begun is left alone.
 async fn start(address: &str, spec: &ClusterSpec, member: &Member) -> Result<(), Status> {
-    bootstrap::join(address, spec, member.node).await.map_err(|status| {
+    bootstrap::join(address, spec, member.node, false).await.map_err(|status| {
         let message = format!(
             "the node '{}' is a member with number {}, but could not start as one ({}); set that \
              right and give the same command again, or take it out (basalt node drain {}, then \

@@ -48,13 +48,14 @@ impl Peer for PeerService {
             device_bytes: device.metadata().map_or(0, |meta| meta.len()),
             cluster: self.daemon.spec(),
             node,
+            begun: self.daemon.has_begun(),
         }))
     }
 
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
         let request = request.into_inner();
         let spec = request.cluster.unwrap_or_default();
-        self.daemon.join(spec, request.node).await?;
+        self.daemon.join(spec, request.node, request.prepare).await?;
         Ok(Response::new(JoinResponse {}))
     }
 

@@ -249,7 +249,11 @@ impl Cluster {
         self.ask(&self.nodes[at].address(), words)
     }
 
-    fn ask(&self, addresses: &str, words: &[&str]) -> Result<Value> {
+    /// As [`Cluster::basalt`], asking the nodes at some addresses.
+    ///
+    /// # Errors
+    /// If it fails; the error has its message.
+    pub fn ask(&self, addresses: &str, words: &[&str]) -> Result<Value> {
         let text = run("basalt", &[&["--cluster", addresses, "-o", "json"], words].concat())?;
         serde_json::from_str(&text).with_context(|| format!("basalt printed: {text}"))
     }

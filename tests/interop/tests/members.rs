@@ -156,6 +156,40 @@ fn a_lost_machine_is_replaced() -> Result<()> {
 }
 
 #[test]
+fn a_node_that_lost_all_it_knew_does_not_vote_again_under_its_number() -> Result<()> {
+    let mut cluster = start("amnesia")?;
+    let (still, _) = volumes(&cluster, 0)?;
+    let data = Data::write(&cluster, &still.uri("still"))?;
+    // Its machine gets a new disk, and comes up with its old name and addresses.
+    cluster.nodes[2].process.kill()?;
+    std::fs::remove_dir_all(&cluster.nodes[2].folder)?;
+    cluster.nodes[2].process.restart()?;
+    cluster.nodes[2].wait_answers()?;
+    let addresses: Vec<String> = cluster.nodes.iter().map(|node| node.address()).collect();
+    let mut words = vec!["cluster", "bootstrap"];
+    words.extend(addresses.iter().flat_map(|address| ["--node", address]));
+    let refused = cluster.basalt(&words).err().context("it was taken for what it was")?;
+    ensure!(format!("{refused:#}").contains("--replaces node-3"), "{refused:#}");
+
+    // Asked of the others: it belongs to no cluster itself.
+    let others = cluster.nodes[..2].iter().map(|node| node.address()).collect::<Vec<_>>().join(",");
+    cluster.ask(&others, &["node", "add", &addresses[2], "--replaces", "node-3"])?;
+    let old = |node: &Value| node["id"] == 3;
+    wait_until("the new node has taken over", MOVES, || {
+        let list = cluster.ask(&others, &["node", "list"])?;
+        let named = list.pointer("/nodes").and_then(Value::as_array).context("no nodes")?;
+        Ok(named.len() == 3 && named.iter().all(|node| !old(node)))
+    })?;
+    settle(&cluster, "node-3", 16)?;
+    data.verify("replaced by itself")?;
+    cluster.nodes[0].process.kill()?;
+    data.verify("with the new node in a quorum")?;
+    cluster.nodes[0].process.restart()?;
+    cluster.wait_healthy()?;
+    cluster.finish()
+}
+
+#[test]
 fn a_volume_outlives_all_the_nodes_that_it_began_with() -> Result<()> {
     let mut cluster = start("generations")?;
     cluster.basalt(&["volume", "create", "still", "--size", "64MiB"])?;

@@ -66,6 +66,7 @@ enum Call {
     Identity(Reply<Option<Identity>>),
     Adopt(Identity, Reply<()>),
     Update(Identity, Reply<()>),
+    Begin(Reply<()>),
     Hold(ReplicaRecord, Reply<ReplicaRecord>),
     Release(u32, Reply<()>),
     Boot(Reply<u64>),
@@ -119,12 +120,22 @@ impl Store {
         self.call(|reply| Call::Adopt(identity, reply))
     }
 
-    /// Replaces what may change: the members and their addresses. The replicas stay as they are stored.
+    /// Replaces what may change: the members and their addresses. What the node holds, and whether it has
+    /// begun, stays as it is stored.
     ///
     /// # Errors
     /// [`StoreError::Belongs`] if cluster or node id differ from the stored ones.
     pub fn update(&self, identity: Identity) -> Result<(), StoreError> {
         self.call(|reply| Call::Update(identity, reply))
+    }
+
+    /// Remembers that the node begins as the member that it is, before it does: from then on it may have
+    /// promised something that must not be forgotten.
+    ///
+    /// # Errors
+    /// If it can not be written, or the node is no member of a cluster.
+    pub fn begin(&self) -> Result<(), StoreError> {
+        self.call(Call::Begin)
     }
 
     /// Remembers that a group has a replica here, and gives what is remembered: of one that is held
@@ -214,6 +225,7 @@ fn run(path: &Path, opened: &Reply<()>, incoming: &mpsc::Receiver<Call>) {
             Call::Identity(reply) => drop(reply.send(database.identity())),
             Call::Adopt(identity, reply) => drop(reply.send(database.adopt(&identity))),
             Call::Update(identity, reply) => drop(reply.send(database.update(&identity))),
+            Call::Begin(reply) => drop(reply.send(database.begin())),
             Call::Hold(replica, reply) => drop(reply.send(database.hold(replica))),
             Call::Release(group, reply) => drop(reply.send(database.release(group))),
             Call::Boot(reply) => drop(reply.send(database.boot())),
@@ -268,12 +280,21 @@ impl Database {
         if (known.cluster, known.node) != (identity.cluster, identity.node) {
             return Err(StoreError::Belongs { cluster: known.cluster, node: known.node });
         }
-        let renewed = Identity { replicas: known.replicas.clone(), ..identity.clone() };
+        let (replicas, begun) = (known.replicas.clone(), known.begun);
+        let renewed = Identity { replicas, begun, ..identity.clone() };
         if renewed == *known { Ok(()) } else { self.write(IDENTITY, &renewed) }
     }
 
     fn member(&self) -> Result<Identity, StoreError> {
         self.identity()?.ok_or(StoreError::NoMember)
+    }
+
+    fn begin(&self) -> Result<(), StoreError> {
+        let known = self.member()?;
+        if known.begun {
+            return Ok(());
+        }
+        self.write(IDENTITY, &Identity { begun: true, ..known })
     }
 
     fn hold(&self, replica: ReplicaRecord) -> Result<ReplicaRecord, StoreError> {

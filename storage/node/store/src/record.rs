@@ -26,6 +26,8 @@ pub struct Identity {
     pub metadata: Vec<u32>,
     /// The groups that have a replica here.
     pub replicas: Vec<ReplicaRecord>,
+    /// Whether the node ever began as this member. Until then it has promised nothing to anybody.
+    pub begun: bool,
 }
 
 /// A group that has a replica on the node.
@@ -57,7 +59,8 @@ pub struct MemberRecord {
 }
 
 impl Identity {
-    /// An identity of the present version: that of a node that holds the groups which it founded.
+    /// An identity of the present version: that of a node that holds the groups which it founded, and
+    /// has not begun.
     pub fn new(
         cluster: u64,
         node: u32,
@@ -71,7 +74,13 @@ impl Identity {
         let replicas = founded.map(|(_, group)| ReplicaRecord { group, term: 0, index: 0 });
         let replicas = replicas.collect();
         let version = Identity::VERSION;
-        Identity { version, cluster, node, group_count, members, groups, metadata, replicas }
+        let begun = false;
+        Identity { version, cluster, node, group_count, members, groups, metadata, replicas, begun }
+    }
+
+    /// Whether it is a founder of any group.
+    pub fn is_founder(&self) -> bool {
+        self.groups.iter().chain([&self.metadata]).any(|founders| founders.contains(&self.node))
     }
 
     /// The replica of a group here.
@@ -102,7 +111,7 @@ pub(crate) trait Versioned: Serialize + DeserializeOwned {
 }
 
 impl Versioned for Identity {
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
 }
 
 impl Versioned for Boots {

@@ -82,6 +82,25 @@ fn replicas_come_and_go_and_outlive_a_change_of_addresses() {
 }
 
 #[test]
+fn a_member_that_has_begun_stays_one() {
+    let scratch = Scratch::new("begun");
+    let begun = |store: &Store| store.identity().expect("reads").expect("a member").begun;
+    {
+        let store = Store::open(&scratch.0).expect("opens");
+        assert!(matches!(store.begin(), Err(StoreError::NoMember)));
+        store.adopt(identity(8, 1)).expect("the first");
+        assert!(!begun(&store), "it was told of its cluster only");
+    }
+    let store = Store::open(&scratch.0).expect("opens again");
+    assert!(!begun(&store));
+    store.begin().expect("writes");
+    store.begin().expect("written already");
+    store.update(identity(8, 9)).expect("a new address");
+    store.adopt(identity(8, 10)).expect("a bootstrap that goes on");
+    assert!(begun(&store));
+}
+
+#[test]
 fn a_second_user_is_refused() {
     let scratch = Scratch::new("lock");
     let _first = Store::open(&scratch.0).expect("opens");

@@ -113,6 +113,36 @@ const IDLE_TURNS_MAX: u32 = 20_000;
 /// Frames between peers within a simulated second that lead to no disk operation at all.
 const FRAMES_IN_VAIN_MAX: u32 = 3_000;
 
+/// Finds reads that a replica answered while its pages were ahead of what it has applied: they mix the future
+/// and the past. What counts is its state when it answered, before and after one event: pages may be ahead from
+/// a later event of the same turn on.
+struct FuzzyWatch {
+    before: Vec<GroupId>,
+    judged: usize,
+    found: Option<GroupId>,
+}
+
+impl FuzzyWatch {
+    fn new(shard: &Shard) -> FuzzyWatch {
+        FuzzyWatch { before: shard.fuzzy_groups(), judged: 0, found: None }
+    }
+
+    /// After an event, with all effects of the turn so far.
+    fn look(&mut self, shard: &Shard, effects: &[Effect]) {
+        let now = shard.fuzzy_groups();
+        let fuzzy = |group: &GroupId| self.before.contains(group) && now.contains(group);
+        for effect in &effects[self.judged..] {
+            if let Effect::Reply { reply: Reply { group, result, .. }, .. } = effect
+                && matches!(result, ReplyResult::Data { .. } | ReplyResult::Extents { .. })
+                && fuzzy(group)
+            {
+                self.found = Some(*group);
+            }
+        }
+        (self.before, self.judged) = (now, effects.len());
+    }
+}
+
 impl World {
     /// Starts a node's process, if it is down and may run.
     pub fn start_node(&mut self, n: Who) {
@@ -281,11 +311,19 @@ impl World {
         let Some(shard) = &mut node.shard else { return };
         let local = node.clock.read(now);
         let mut effects = std::mem::take(&mut self.spare_effects);
+        let mut watch = FuzzyWatch::new(shard);
         for (event, known) in node.inbox.drain(..) {
             node.known = node.known.max(known);
             shard.handle(local, event, &mut effects);
+            watch.look(shard, &effects);
         }
         shard.end_turn(local, &mut effects);
+        watch.look(shard, &effects);
+        if let Some(group) = watch.found {
+            let text = format!("node {n} reads group {group} behind its own pages");
+            self.fail(Class::Raft, text);
+        }
+        let node = &mut self.nodes[n];
         if node.hold_next {
             // The process is stopped between deciding and doing.
             node.hold_next = false;
@@ -432,7 +470,6 @@ impl World {
             return;
         }
         let link = link.0 as LinkIndex;
-        self.judge_fuzzy(n, &reply);
         if let Some(request) = self.requests.remove(&(link, reply.id.0)) {
             self.judge_reply(&request, &reply);
         }
@@ -440,16 +477,6 @@ impl World {
         self.trace(|| format!("node {n} -> link {link} {}", brief(&frame)));
         if self.net.is_open(link, 1) {
             encoder_for(sends, link, 1).push(&frame);
-        }
-    }
-
-    /// A replica whose pages are ahead of what it has applied reads the future and the past mixed.
-    fn judge_fuzzy(&mut self, n: Who, reply: &Reply) {
-        let read = matches!(reply.result, ReplyResult::Data { .. } | ReplyResult::Extents { .. });
-        let shard = self.nodes[n].shard.as_ref();
-        if read && shard.is_some_and(|shard| shard.is_fuzzy(reply.group)) {
-            let text = format!("node {n} reads group {} behind its own pages", reply.group);
-            self.fail(Class::Raft, text);
         }
     }
 

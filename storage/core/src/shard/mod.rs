@@ -253,9 +253,9 @@ impl Shard {
         Some((replica.applied(), replica.digest()))
     }
 
-    /// Whether a replica's pages may hold entries that it has not applied: then it serves no read.
-    pub fn is_fuzzy(&self, group: GroupId) -> bool {
-        self.by_id.get(&group).is_some_and(|slot| self.groups[*slot].replica.is_fuzzy())
+    /// The groups whose pages may hold entries that they have not applied: they serve no reads.
+    pub fn fuzzy_groups(&self) -> Vec<GroupId> {
+        self.groups.iter().filter(|group| group.replica.is_fuzzy()).map(|group| group.id).collect()
     }
 
     fn serves(&self) -> bool {

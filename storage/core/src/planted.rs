@@ -86,6 +86,8 @@ pub enum Bug {
     RepairUnverified,
     /// The scrub does not look at blocks that are kept for snapshots.
     ScrubSkipsKept,
+    /// A replica that differs from another one takes over what that one holds, whatever the others say.
+    MendsWithoutMajority,
     /// A change of members does without a majority of the former voters.
     JointSkipped,
     /// A learner is made a voter whatever it lacks.

@@ -7,6 +7,7 @@
 //! which.
 
 use crate::buffer::Payload;
+use crate::codec::volume_bytes;
 use crate::disk::checkpoint::{GRANULE_BLOCKS, VolumeRecord};
 use crate::ids::{Generation, GroupId, LogIndex, Term, VolumeId};
 use crate::membership::Membership;
@@ -19,6 +20,10 @@ pub const WANT_GRANULES_MAX: usize = 16;
 pub const WANT_BLOCKS_MAX: usize = 256;
 /// Volumes of which one answer tells.
 pub const VOLUMES_MAX: usize = 1_000;
+/// Bytes that one answer takes for them at most, but that it tells of one in any case.
+pub const VOLUMES_BYTES_MAX: usize = 256 << 10;
+/// Blocks of which one question says that they are held, but that it asks for one granule in any case.
+pub const WANT_HELD_MAX: usize = 64 << 10;
 
 /// One message of a session, between the replicas of a group.
 #[derive(Clone, Debug, PartialEq)]
@@ -93,7 +98,23 @@ pub enum Step {
         /// The granules, rising; 1 to [`WANT_GRANULES_MAX`].
         granules: Vec<HeldBlocks>,
     },
-    /// The leader's answer: the first of the granules, as they are by now.
+    /// The same from a replica that differs from the majority of its group, to one that does not; in no session
+    /// of the leader's. The answer is [`Step::Blocks`].
+    Mend {
+        /// Counts the questions.
+        ask: u32,
+        /// The granules are to be told as of this entry or a later one.
+        at: LogIndex,
+        /// As in [`Step::Want`].
+        volume: VolumeId,
+        /// See `volume`.
+        chunk: u64,
+        /// See `volume`.
+        most: u16,
+        /// See `volume`.
+        granules: Vec<HeldBlocks>,
+    },
+    /// The answer: the first of the granules, as they are by now.
     Blocks {
         /// As in the question.
         ask: u32,
@@ -159,6 +180,28 @@ pub struct DeltaSums {
     pub sums: [Option<u32>; GRANULE_BLOCKS],
     /// As in [`GranuleSums`], of the held blocks.
     pub zeros: u16,
+}
+
+/// How many of some volumes one answer tells of, from the first on.
+pub fn volumes_that_fit(volumes: &[(VolumeId, VolumeRecord)]) -> usize {
+    let mut bytes = 0;
+    let fits = |(_, volume): &&(VolumeId, VolumeRecord)| {
+        bytes += volume_bytes(volume);
+        bytes <= VOLUMES_BYTES_MAX
+    };
+    let count = volumes.iter().take(VOLUMES_MAX).take_while(fits).count();
+    count.max(volumes.len().min(1))
+}
+
+/// How many of some granules one question asks for, from the first on.
+pub fn granules_that_fit(granules: &[HeldBlocks]) -> usize {
+    let mut held = 0;
+    let fits = |granule: &&HeldBlocks| {
+        held += granule.blocks.len();
+        held <= WANT_HELD_MAX
+    };
+    let count = granules.iter().take(WANT_GRANULES_MAX).take_while(fits).count();
+    count.max(granules.len().min(1))
 }
 
 impl GranuleSums {

@@ -289,13 +289,18 @@ impl World {
                 }
             }
             Stage::Converge if self.is_converged() => {
-                self.compare_digests();
+                if self.diverged.is_empty() {
+                    self.compare_digests();
+                }
                 self.judge_kept();
+                self.diverge_at_the_end();
                 self.ask_scrubs();
                 Ending { stage: Stage::Scrub, deadline: now + self.patience(SCRUB_BOUND), ..ending }
             }
             Stage::Scrub if self.scrubs_are_over() => {
                 self.judge_places();
+                self.judge_mended();
+                self.compare_digests();
                 self.ask_replicas();
                 Ending {
                     stage: Stage::Probe,
@@ -447,8 +452,14 @@ impl World {
                 self.fail(Class::Raft, format!("node {n} miscounts its live blocks"));
             }
         }
-        for group in 0..self.options.groups {
-            let group = GroupId(group);
+        if let Some(text) = self.difference() {
+            self.fail(Class::Divergence, text);
+        }
+    }
+
+    /// Two replicas that applied the same and do not hold the same.
+    pub fn difference(&self) -> Option<String> {
+        for group in (0..self.options.groups).map(GroupId) {
             let digests: Vec<(Who, (LogIndex, u64))> = (0..self.nodes.len())
                 .filter(|n| !self.nodes[*n].mute)
                 .filter_map(|n| Some((n, self.nodes[n].shard.as_ref()?.digest(group)?)))
@@ -456,11 +467,11 @@ impl World {
             for pair in digests.windows(2) {
                 let ((a, (i, x)), (b, (j, y))) = (pair[0], pair[1]);
                 if i == j && x != y {
-                    let text = format!("nodes {a} and {b} differ in group {group} at index {i}");
-                    self.fail(Class::Divergence, text);
+                    return Some(format!("nodes {a} and {b} differ in group {group} at index {i}"));
                 }
             }
         }
+        None
     }
 
     /// Asks every replica for every block that may have been written.

@@ -109,12 +109,9 @@ pub fn all() -> Vec<Scenario> {
         s("planned-moves-hold-up-nobody", 4, members::quiet_moves),
         s("old-members-left-behind", 6, members::left_behind),
         s("vote-that-only-a-checkpoint-remembers", 9, votes::behind_a_checkpoint),
-        s("one-damaged-copy-of-everything-is-repaired-by-a-scrub", 10, scrub::one_copy_of_all),
-        s("damaged-block-that-is-read-is-repaired", 6, scrub::repaired_when_read),
-        s("repair-takes-only-what-has-its-checksum", 6, scrub::two_copies),
-        s("power-cuts-and-writes-while-damage-is-repaired", 8, scrub::cuts_and_writes),
     ];
-    all.extend(snapshots::all().into_iter().chain(together::all()).chain(clones::all()));
+    all.extend(snapshots::all().into_iter().chain(together::all()));
+    all.extend(clones::all().into_iter().chain(scrub::all()));
     all
 }
 

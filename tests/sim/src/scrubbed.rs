@@ -2,12 +2,14 @@
 
 use crate::event::Who;
 use crate::report::Class;
+use crate::rng::Rng;
 use crate::world::World;
 use basalt_core::event::Event;
-use basalt_core::shard::ScrubStatus;
+use basalt_core::shard::{GroupRole, ScrubStatus};
 use basalt_wire::block::crc32c;
 use basalt_wire::disk::block_offset;
 use basalt_wire::disk::moved::MovedBlock;
+use basalt_wire::ids::GroupId;
 
 impl World {
     /// What a node says of its scrub; nothing if it does not take part.
@@ -28,13 +30,19 @@ impl World {
     /// Whether all nodes have looked at all of their blocks since they were asked to, and nothing waits for
     /// a repair. On a device that may be full there is no room for repairs.
     pub fn scrubs_are_over(&self) -> bool {
-        (0..self.nodes.len()).all(|n| {
-            self.scrub_status(n).is_none_or(|status| {
-                let looked = status.scrub.asked > self.nodes[n].scrubs;
-                let repaired = status.repairs.waiting == 0 || self.declares_full();
-                looked && repaired
+        let doubts = |n| self.scrub_status(n).is_some_and(|status| status.differing_pages > 0);
+        let agree = self.diverged.is_empty()
+            || self.is_converged()
+                && self.difference().is_none()
+                && !(0..self.nodes.len()).any(doubts);
+        agree
+            && (0..self.nodes.len()).all(|n| {
+                self.scrub_status(n).is_none_or(|status| {
+                    let looked = status.scrub.asked > self.nodes[n].scrubs;
+                    let repaired = status.repairs.waiting == 0 || self.declares_full();
+                    looked && repaired
+                })
             })
-        })
     }
 
     /// The live blocks of a node, and where each stands on its disk.
@@ -66,6 +74,62 @@ impl World {
             }
             if let Some((block, offset)) = self.damaged_places(n).first() {
                 let text = format!("node {n} is not repaired: {block:?} at {offset}");
+                self.fail(Class::Content, text);
+            }
+        }
+    }
+
+    /// Makes a replica forget some blocks, as a fault of memory or program would. Says how many.
+    pub fn forget_blocks(&mut self, n: Who, holds: impl Fn(GroupId, &MovedBlock) -> bool) -> usize {
+        let Some(shard) = &mut self.nodes[n].shard else { return 0 };
+        let mut some: Vec<_> = shard.places().into_iter().filter(|(g, b)| holds(*g, b)).collect();
+        some.retain(|(group, block)| shard.forget_block(*group, block.volume, block.block));
+        if !some.is_empty() {
+            self.trace(|| format!("node {n} forgets {some:?}"));
+            self.diverged.push((n, self.nodes[n].boot));
+        }
+        some.len()
+    }
+
+    /// At the end of some runs one replica of each group forgets a few blocks: it must come to hold again
+    /// what the others hold, before it is asked for anything.
+    pub fn diverge_at_the_end(&mut self) {
+        let mut rng = Rng::stream(self.options.seed, "divergence", 0);
+        let sound = |w: &World, n: Who| w.scrub_status(n).is_some() && !w.nodes[n].mute;
+        let all = (0..self.nodes.len()).all(|n| sound(self, n));
+        let free = self.diverged.is_empty() && !self.scripted && !self.declares_full();
+        if !all || !free || rng.chance(0.5) {
+            return;
+        }
+        for group in (0..self.options.groups).map(GroupId) {
+            let voters = self.voters_of(group);
+            if voters.len() < 3 {
+                continue;
+            }
+            let n = *rng.pick(&voters);
+            let (every, at) = (rng.within(1, 20), rng.below(20));
+            self.forget_blocks(n, |g, block| g == group && (block.block + at) % every == 0);
+        }
+    }
+
+    /// The nodes that vote in a group, as its leader says.
+    fn voters_of(&self, group: GroupId) -> Vec<Who> {
+        let statuses = self.nodes.iter().filter_map(|node| Some(node.shard.as_ref()?.status()));
+        let mut groups = statuses.flat_map(|status| status.groups);
+        let led = groups.find(|g| g.group == group && g.role == GroupRole::Leader);
+        let voters = led.map_or(Vec::new(), |g| g.members.voters);
+        voters.into_iter().map(crate::node::node_of).collect()
+    }
+
+    /// Every replica that was made to differ must have been mended, and no other one.
+    pub fn judge_mended(&mut self) {
+        for n in 0..self.nodes.len() {
+            let boot = self.nodes[n].boot;
+            let Some(status) = self.scrub_status(n) else { continue };
+            let diverged = self.diverged.iter().any(|d| d.0 == n);
+            let now = self.diverged.contains(&(n, boot));
+            if now && status.mended.pages == 0 || !diverged && status.mended.pages > 0 {
+                let text = format!("node {n} was made to differ: {diverged}, and is {status:?}");
                 self.fail(Class::Content, text);
             }
         }

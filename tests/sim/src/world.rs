@@ -141,6 +141,8 @@ pub struct World {
     pub damaged: bool,
     /// Whether that is so on all nodes, no block on two of them.
     pub all_damaged: bool,
+    /// Nodes on which replicas were made to hold something else than the others, and in which boot.
+    pub diverged: Vec<(Who, u32)>,
     /// What took place.
     pub counts: Counts,
     /// Number of the operation submitted last.
@@ -202,6 +204,7 @@ impl World {
             ended_full: false,
             damaged: false,
             all_damaged: false,
+            diverged: Vec::new(),
             counts: Counts::default(),
             last_op: 0,
             frames_in_vain: (0, 0),
@@ -532,6 +535,7 @@ impl World {
     pub fn declares_damage(&self, n: Who) -> bool {
         let f = self.options.families;
         self.all_damaged
+            || !self.diverged.is_empty()
             || n == self.options.victim as usize && (self.damaged || f.has(Family::ReadFault))
     }
 

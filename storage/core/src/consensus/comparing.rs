@@ -3,16 +3,16 @@
 //!
 //! Every two seconds a leader tells the digests of the pages that changed since the last round, and of some
 //! others in turn, as of what it has applied. A follower looks at each page once it has applied as
-//! much, if the page has not changed since. Nothing is kept up to date for this while entries are applied:
+//! much, if the page has not changed since; if it differs, see [`super::mending`]. Nothing is kept up to date for this while entries are applied:
 //! a digest is made of a page when it is asked for.
 
 use super::group::Group;
 use super::shared::Cx;
 use crate::mark;
-use basalt_wire::digests::{Digests, PageDigest};
+use basalt_wire::digests::{Digests, DigestsKind, PageDigest};
 use basalt_wire::frame::Frame;
-use basalt_wire::ids::{Address, LogIndex, VolumeId};
-use std::collections::BTreeSet;
+use basalt_wire::ids::{Address, LogIndex, NodeId, VolumeId};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Time between two rounds, in ticks: two seconds.
 const ROUND_TICKS: u64 = 40;
@@ -31,15 +31,32 @@ pub struct Comparing {
     /// page, in a sweep that began when the second entry was applied last.
     told: LogIndex,
     sweep: Option<(LogIndex, (VolumeId, u64))>,
+    /// Whether all pages are to be compared at once, and what was applied when that began.
+    all: Option<LogIndex>,
     /// The next of the other pages.
     others: (VolumeId, u64),
     /// What a follower can not look at yet.
     waiting: Option<Digests>,
+    /// Others' questions that can not be answered yet, by who asked: the last one of each.
+    asked: BTreeMap<NodeId, (Address, Digests)>,
     /// Pages that differ from the leader's.
     differ: BTreeSet<(VolumeId, u64)>,
 }
 
-type Page = (VolumeId, u64);
+impl Comparing {
+    /// Whether all pages are being compared.
+    pub(super) fn is_busy(&self) -> bool {
+        self.all.is_some()
+    }
+
+    /// A page is what the majority holds, whatever the leader does.
+    pub(super) fn is_right(&mut self, page: Page) {
+        self.differ.remove(&page);
+    }
+}
+
+/// A page of a volume.
+pub(super) type Page = (VolumeId, u64);
 
 fn behind((volume, chunk): Page) -> Page {
     (volume, chunk + 1)
@@ -55,6 +72,9 @@ impl Group {
         let first = self.comparing.next == 0;
         let after = if first { u64::from(self.id.0) % ROUND_TICKS } else { 0 };
         self.comparing.next = cx.shared.tick + ROUND_TICKS + after;
+        if self.comparing.all.is_some() {
+            self.comparing.next = cx.shared.tick + 1;
+        }
         if first || !self.leads() || self.replica.is_fuzzy() {
             return;
         }
@@ -72,7 +92,8 @@ impl Group {
         if pages.is_empty() {
             return;
         }
-        let digests = Digests { group: self.id, at: self.replica.applied(), pages };
+        let (kind, at) = (DigestsKind::Round, self.replica.applied());
+        let digests = Digests { group: self.id, kind, at, pages };
         let peers: Vec<Address> =
             self.peers().filter(|peer| !cx.shared.down.contains(&peer.node)).collect();
         for peer in peers {
@@ -80,13 +101,29 @@ impl Group {
         }
     }
 
+    /// Has all pages compared, one round each tick, as soon as this replica leads. Wakes the group: while it sleeps
+    /// nothing is compared.
+    pub fn compare_all(&mut self, cx: &mut Cx<'_>) {
+        if self.raft.is_none() {
+            return;
+        }
+        self.wake(cx);
+        let Comparing { told, sweep, all, next, .. } = &mut self.comparing;
+        (*told, *sweep) = (LogIndex(0), None);
+        *all = Some(self.replica.applied());
+        *next = cx.shared.tick.max(1);
+    }
+
     fn pages_to_compare(&mut self) -> BTreeSet<Page> {
-        let Comparing { told, sweep, others, .. } = &mut self.comparing;
+        let Comparing { told, sweep, others, all, .. } = &mut self.comparing;
         let (at, from) = sweep.unwrap_or((self.replica.applied(), (VolumeId(0), 0)));
         let changed = self.replica.pages_from(*told, from, CHANGED_MAX);
         match changed.last().filter(|_| changed.len() == CHANGED_MAX) {
             Some(last) => *sweep = Some((at, behind(*last))),
-            None => (*told, *sweep) = (at, None),
+            None => {
+                (*told, *sweep) = (at, None);
+                *all = all.filter(|begun| at < *begun);
+            }
         }
         let more = self.replica.pages_from(LogIndex(0), *others, OTHERS_MAX);
         let last = more.last().filter(|_| more.len() == OTHERS_MAX);
@@ -94,23 +131,65 @@ impl Group {
         changed.into_iter().chain(more).collect()
     }
 
-    /// Takes a leader's digests.
+    /// Takes digests of another replica: a leader's round, a question, or the answer to one.
     pub fn digests(&mut self, cx: &mut Cx<'_>, from: Address, digests: Digests) {
-        if self.leader() == Some(from.node) && !self.leads() {
-            self.comparing.waiting = Some(digests);
-            self.compare(cx);
+        if !self.is_member(from) || from.node == self.me {
+            mark!("digests of no member");
+            return;
+        }
+        match digests.kind {
+            DigestsKind::Round => {
+                if self.leader() == Some(from.node) && !self.leads() {
+                    self.comparing.waiting = Some(digests);
+                }
+            }
+            DigestsKind::Ask => {
+                self.wake(cx);
+                self.comparing.asked.insert(from.node, (from, digests));
+            }
+            DigestsKind::Answer => self.take_answer(cx, from, &digests),
+        }
+        self.compare(cx);
+    }
+
+    /// Compares what others told, once as much is applied here.
+    pub(super) fn compare(&mut self, cx: &mut Cx<'_>) {
+        // What a replica is told while it is brought up it looks at when that is over.
+        if !self.has_settled_pages() {
+            return;
+        }
+        let applied = self.replica.applied();
+        let is_due = |digests: &Digests| digests.at <= applied;
+        let round = self.comparing.waiting.take_if(|digests| is_due(digests));
+        let asked = &mut self.comparing.asked;
+        let asked: Vec<_> = asked.extract_if(.., |_, (_, digests)| is_due(digests)).collect();
+        for (_, (from, digests)) in asked {
+            self.answer(cx, from, digests);
+        }
+        if let Some(digests) = round {
+            self.compare_round(cx, digests);
         }
     }
 
-    /// Compares what a leader told, once as much is applied here.
-    pub(super) fn compare(&mut self, cx: &mut Cx<'_>) {
-        let applied = self.replica.applied();
-        let ready = |digests: &mut Digests| digests.at <= applied;
-        let Some(digests) = self.comparing.waiting.take_if(ready) else { return };
-        let brought_up = self.session.is_some() || self.limbo.is_some() || self.impaired.is_some();
-        if brought_up || self.replica.is_fuzzy() {
-            return;
+    /// Tells another replica what it asked for, and looks into it if there is a difference.
+    fn answer(&mut self, cx: &mut Cx<'_>, to: Address, asked: Digests) {
+        let mut pages = Vec::new();
+        for PageDigest { volume, chunk, digest: theirs } in asked.pages {
+            let own = self.replica.page_digest_at(volume, chunk, asked.at);
+            if let Some(digest) = own {
+                pages.push(PageDigest { volume, chunk, digest });
+                if digest != theirs {
+                    self.mending.suspect((volume, chunk));
+                }
+            }
         }
+        if !pages.is_empty() {
+            let digests = Digests { kind: DigestsKind::Answer, pages, ..asked };
+            cx.send(to, Frame::Digests(Box::new(digests)));
+        }
+    }
+
+    fn compare_round(&mut self, cx: &mut Cx<'_>, digests: Digests) {
         for PageDigest { volume, chunk, digest } in digests.pages {
             let same = match self.replica.page_digest_at(volume, chunk, digests.at) {
                 Some(own) => own == digest,
@@ -119,8 +198,11 @@ impl Group {
             let page = (volume, chunk);
             if same {
                 self.comparing.differ.remove(&page);
-            } else if self.comparing.differ.len() < DIFFER_MAX && self.comparing.differ.insert(page)
-            {
+                self.mending.agrees(page);
+                continue;
+            }
+            self.mending.suspect(page);
+            if self.comparing.differ.len() < DIFFER_MAX && self.comparing.differ.insert(page) {
                 mark!("replica differs from its leader");
                 let (group, at, me) = (self.id, digests.at, self.me);
                 let text = format!(
@@ -132,13 +214,14 @@ impl Group {
         }
     }
 
-    /// Pages that are known to differ from the leader's.
+    /// Pages that are known to differ from the leader's, or from another replica's.
     pub fn differing_pages(&self) -> usize {
-        self.comparing.differ.len()
+        self.comparing.differ.union(&self.mending.suspects()).count()
     }
 
-    /// Whether it follows, and is known to hold something else than its leader.
+    /// Whether it is known to hold something else than the majority, or follows and holds something else
+    /// than its leader.
     pub fn differs(&self) -> bool {
-        !self.comparing.differ.is_empty() && !self.leads()
+        self.mending.is_wrong() || !self.comparing.differ.is_empty() && !self.leads()
     }
 }

@@ -82,6 +82,7 @@ impl Group {
         self.help_others(cx);
         self.tick_session(cx);
         self.tell_digests(cx);
+        self.tick_mending(cx);
         self.watch_pace(cx);
         self.place_leader(cx);
         self.catch_up(cx);
@@ -518,7 +519,9 @@ impl Group {
         if self.members.is_joint() {
             return;
         }
-        if !idle || self.asleep || !self.leads() || !self.is_settled() || cx.shared.draining {
+        let compared = self.comparing.is_busy() || self.mending.is_busy();
+        let busy = compared || cx.shared.draining;
+        if !idle || self.asleep || !self.leads() || !self.is_settled() || busy {
             return;
         }
         let raft = &self.raft.as_ref().expect("it leads").raft;
@@ -559,6 +562,7 @@ impl Group {
             && self.term() == term
             && self.impaired.is_none()
             && self.is_settled()
+            && !self.mending.is_busy()
             && self.replica.applied() == commit;
         if agrees {
             self.asleep = true;

@@ -6,6 +6,7 @@ use super::election::Election;
 use super::gates::Gates;
 use super::health::{Impaired, OpenState};
 use super::members::{addresses_of, check_content};
+use super::mending::Mending;
 use super::outbox::Outbox;
 use super::propose::{Asker, Pending, Proposal};
 use super::ready::Held;
@@ -131,6 +132,7 @@ pub struct Group {
     /// The entry for which leadership was left to others, because it is damaged here and a follower needs it.
     pub(super) left_for: BTreeMap<NodeId, u64>,
     pub(super) comparing: Comparing,
+    pub(super) mending: Mending,
     /// The tick until which this leader holds that somebody needs pages.
     pub(super) needed_until: u64,
 }
@@ -186,6 +188,7 @@ impl Group {
             page_damage: false,
             left_for: BTreeMap::new(),
             comparing: Comparing::default(),
+            mending: Mending::default(),
             needed_until: 0,
         }
     }
@@ -278,6 +281,7 @@ impl Group {
         self.raft = None;
         self.end_help(cx);
         self.end_session(cx);
+        self.stop_mending();
         self.outboxes.clear();
         self.staged.clear();
         self.held.clear();
@@ -358,7 +362,10 @@ impl Group {
                 }
             }
             MessageType::MsgAppendResponse | MessageType::MsgHeartbeatResponse => {
-                self.note_room(from.node, message.priority);
+                // What was under way when its link broke would stand for ever if it does not come back.
+                if !cx.shared.down.contains(&from.node) {
+                    self.note_room(from.node, message.priority);
+                }
                 if library.reject && !self.fit_rejection(cx, &mut library) {
                     return Ok(());
                 }
@@ -703,6 +710,8 @@ impl Group {
             group.propose(cx);
             group.ready(cx);
             group.compare(cx);
+            group.give_copies(cx);
+            group.go_on_mending(cx);
             group.plan_announcement(cx);
             group.doze(cx);
             // Members that came with pages are those of a checkpoint that is on its way.

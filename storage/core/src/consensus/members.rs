@@ -298,6 +298,7 @@ impl Group {
     pub fn retire(&mut self, cx: &mut Cx<'_>) {
         mark!("replica retired");
         self.end_session(cx);
+        self.stop_mending();
         self.end_help(cx);
         self.limbo = None;
         self.incoming = Default::default();

@@ -12,10 +12,12 @@ mod moves;
 mod pages;
 mod places;
 mod read;
+mod watch;
 
 pub use changes::DirtyPages;
 pub use pages::Told;
 pub use read::{Plan, ReadError};
+use watch::Watch;
 
 use crate::index::{BlockPlace, BlockState, Usage, VolumeIndex};
 use crate::log::Location;
@@ -64,6 +66,7 @@ pub struct Replica {
     seen: LogIndex,
     /// Blocks from a peer that are not put to use yet.
     staged: Staged,
+    watch: Watch,
 }
 
 impl Volume {
@@ -107,6 +110,7 @@ impl Replica {
             changes: Changes::default(),
             seen: LogIndex(0),
             staged: Staged::default(),
+            watch: Watch::default(),
         }
     }
 
@@ -134,6 +138,7 @@ impl Replica {
         for command in CommandReader::new(data)? {
             let command = command?;
             let first = BlockPlace { segment: location.segment, block, checksum: 0 };
+            self.watch.note(&command);
             block += command.payload_blocks();
             let result = self.apply_command(index, &command, first);
             outcome(&command, result);

@@ -68,6 +68,11 @@ impl Replica {
         .collect()
     }
 
+    /// Whether a volume was heard of.
+    pub fn knows(&self, id: VolumeId) -> bool {
+        self.volumes.contains_key(&id)
+    }
+
     /// A digest of what a page holds: of the checksums of its blocks, those kept for snapshots included. 0 for
     /// a page that holds nothing.
     pub fn page_digest(&self, id: VolumeId, chunk: u64) -> u64 {
@@ -92,5 +97,18 @@ impl Replica {
             return None;
         }
         Some(self.page_digest(id, chunk))
+    }
+
+    /// Has a block forgotten, as by a fault of memory or program: nothing notices at once. False if
+    /// it was not mapped, or counts as seen of a later entry.
+    #[cfg(any(test, feature = "planted"))]
+    pub(crate) fn forget_block(&mut self, id: VolumeId, block: u64) -> bool {
+        let before = self.mapped_blocks();
+        let Some(volume) = self.volumes.get_mut(&id) else { return false };
+        let at = volume.index.changed_at(block / CHUNK_BLOCKS);
+        let page =
+            volume.index.unmap(BlockRange { block, count: 1 }, false, at, None, &mut self.usage);
+        self.changes.pages.extend(page.map(|chunk| (id, chunk)));
+        self.mapped_blocks() < before
     }
 }

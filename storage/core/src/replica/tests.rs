@@ -197,13 +197,3 @@ fn a_deleted_volume_leaves_nothing_live() {
     assert_eq!((replica.usage().total(), replica.blocks_by_volume().len()), (0, 0));
     assert_eq!(replica.moved(&[moved_block(10, 1, (2, 40))], at(7, 0)), 0);
 }
-
-impl Replica {
-    /// Has a block forgotten, as by a bug: nothing else notices.
-    pub(crate) fn forget_block(&mut self, id: VolumeId, block: u64, at: LogIndex) {
-        let volume = self.volumes.get_mut(&id).expect("a volume");
-        let page =
-            volume.index.unmap(BlockRange { block, count: 1 }, false, at, None, &mut self.usage);
-        self.changes.pages.extend(page.map(|chunk| (id, chunk)));
-    }
-}

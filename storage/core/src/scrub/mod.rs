@@ -130,6 +130,7 @@ pub struct Scrub {
     spent: u64,
     counts: ScrubCounts,
     last: Option<PassReport>,
+    began: bool,
     ended: bool,
 }
 
@@ -148,6 +149,7 @@ impl Scrub {
             spent: 0,
             counts: ScrubCounts::default(),
             last: None,
+            began: false,
             ended: false,
         }
     }
@@ -160,6 +162,11 @@ impl Scrub {
     /// The pass that ended last.
     pub fn last(&self) -> Option<PassReport> {
         self.last
+    }
+
+    /// The beginning of a pass, told once.
+    pub fn take_begin(&mut self) -> bool {
+        std::mem::take(&mut self.began)
     }
 
     /// The end of a pass, told once.
@@ -188,6 +195,7 @@ impl Scrub {
 
     fn begin(&mut self, now: Time, groups: usize, asked: bool) {
         self.due = (!self.pace.every.is_zero()).then(|| now + self.pace.every);
+        self.began = true;
         if groups == 0 {
             // There is nothing to look at.
             self.counts.passes += 1;

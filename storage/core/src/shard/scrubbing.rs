@@ -2,7 +2,7 @@
 
 use super::{ScrubStatus, Shard};
 use crate::cleaner;
-use crate::consensus::{Cx, Group, LogRead, Written};
+use crate::consensus::{Cx, Group, LogRead, MendedCounts, Written};
 use crate::event::Effect;
 use crate::index::BlockPlace;
 use crate::log::Location;
@@ -80,6 +80,10 @@ impl Shard {
         if let Some((at, blocks)) = self.scrub.next_read(now, &index, (live, busy, held)) {
             let mut cx = Cx { shared: &mut self.shared, now, out };
             cx.read(LogRead::Scrub, at, blocks);
+        }
+        if self.scrub.take_begin() {
+            // What replicas hold is compared as well: those of groups that sleep are not otherwise.
+            self.each(now, out, |group, cx| group.compare_all(cx));
         }
         if let Some(report) = self.scrub.take_end() {
             let counts = self.repairs.counts();
@@ -245,8 +249,27 @@ impl Shard {
             given: self.given,
             position: position.map(|at| (self.groups[at.slot].id, at.page)),
             last: self.scrub.last(),
+            mended: self.mended(),
             differing_pages: self.groups.iter().map(|group| group.differing_pages() as u64).sum(),
         }
+    }
+
+    fn mended(&self) -> MendedCounts {
+        self.groups.iter().map(Group::mended).fold(MendedCounts::default(), |sum, counts| {
+            MendedCounts {
+                pages: sum.pages + counts.pages,
+                blocks: sum.blocks + counts.blocks,
+                undecided: sum.undecided + counts.undecided,
+            }
+        })
+    }
+
+    /// Has a replica forget a block, as a fault of memory or program would: for tests of what is done about
+    /// that. False if it was not mapped.
+    #[cfg(feature = "planted")]
+    pub fn forget_block(&mut self, group: GroupId, volume: VolumeId, block: u64) -> bool {
+        let slot = self.by_id[&group];
+        self.groups[slot].replica.forget_block(volume, block)
     }
 
     /// Where every live block of the device stands, those kept for snapshots included. Walks the whole

@@ -2,7 +2,7 @@
 
 use super::{Space, VolumeSpace};
 use crate::cleaner::CleanerCounts;
-use crate::consensus::MovedCounts;
+use crate::consensus::{MendedCounts, MovedCounts};
 use crate::log::{LogCounts, OpenReport};
 use crate::score::ScoreStatus;
 use crate::scrub::{PassReport, RepairCounts, ScrubCounts};
@@ -131,8 +131,10 @@ pub struct ScrubStatus {
     pub position: Option<(GroupId, Option<(VolumeId, u64)>)>,
     /// The pass that ended last.
     pub last: Option<PassReport>,
-    /// Pages of replicas that follow which are known to differ from their leaders'.
+    /// Pages that are known to differ from those of other replicas, and are not settled yet.
     pub differing_pages: u64,
+    /// What became of pages that differed from the majority's.
+    pub mended: MendedCounts,
 }
 
 /// What leaders proposed: `commands / entries` is how well a turn's requests are packed.

@@ -3,15 +3,27 @@
 use super::body::{Reader, bounded};
 use super::{BLOCK_END_MAX, CodecError};
 use crate::block::CHUNK_BLOCKS;
-use crate::digests::{DIGESTS_MAX, Digests, PageDigest};
+use crate::digests::{DIGESTS_MAX, Digests, DigestsKind, PageDigest};
 use crate::ids::{GroupId, LogIndex, VolumeId};
 use bytes::{BufMut, BytesMut};
 
 const PAGE_BYTES: u64 = 24;
 
+/// Numbers of the kinds.
+mod kind {
+    pub const ROUND: u8 = 1;
+    pub const ASK: u8 = 2;
+    pub const ANSWER: u8 = 3;
+}
+
 /// Appends the body.
 pub(super) fn put(out: &mut BytesMut, digests: &Digests) {
     out.put_u32_le(digests.group.0);
+    out.put_u8(match digests.kind {
+        DigestsKind::Round => kind::ROUND,
+        DigestsKind::Ask => kind::ASK,
+        DigestsKind::Answer => kind::ANSWER,
+    });
     out.put_u64_le(digests.at.0);
     out.put_u16_le(digests.pages.len() as u16);
     for page in &digests.pages {
@@ -23,7 +35,17 @@ pub(super) fn put(out: &mut BytesMut, digests: &Digests) {
 
 /// Reads the body.
 pub(super) fn parse(r: &mut Reader<'_>) -> Result<Digests, CodecError> {
-    let (group, at) = (GroupId(r.u32("group")?), LogIndex(r.u64("index")?));
+    let group = GroupId(r.u32("group")?);
+    let kind = match r.u8("kind of digests")? {
+        kind::ROUND => DigestsKind::Round,
+        kind::ASK => DigestsKind::Ask,
+        kind::ANSWER => DigestsKind::Answer,
+        other => {
+            let (field, max) = ("kind of digests", u64::from(kind::ANSWER));
+            return Err(CodecError::OutOfBounds { field, value: u64::from(other), min: 1, max });
+        }
+    };
+    let at = LogIndex(r.u64("index")?);
     let count = r.u16("page count")?;
     bounded("page count", u64::from(count), 1, DIGESTS_MAX as u64)?;
     r.need("pages", u64::from(count) * PAGE_BYTES)?;
@@ -37,5 +59,5 @@ pub(super) fn parse(r: &mut Reader<'_>) -> Result<Digests, CodecError> {
         }
         pages.push(PageDigest { volume, chunk, digest: r.u64("digest")? });
     }
-    Ok(Digests { group, at, pages })
+    Ok(Digests { group, kind, at, pages })
 }

@@ -36,6 +36,7 @@ mod tests;
 
 pub use decode::Decoder;
 pub use encode::Encoder;
+pub(crate) use pages::volume_bytes;
 
 use crate::block::{BLOCK_BYTES, COMMAND_BLOCKS_MAX};
 

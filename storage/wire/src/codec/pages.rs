@@ -23,9 +23,13 @@ mod step {
     pub const WANT: u8 = 6;
     pub const BLOCKS: u8 = 7;
     pub const STOP: u8 = 8;
+    pub const MEND: u8 = 9;
+    pub const MAX: u8 = MEND;
 }
 
 const VOLUME_BYTES: u64 = 28;
+/// What a volume takes besides that began as a clone.
+const PARENT_BYTES: usize = 12;
 const PAGE_BYTES: u64 = 32;
 const HELD_BYTES: u64 = 3;
 const PAIR_BYTES: u64 = 5;
@@ -79,19 +83,12 @@ pub(super) fn put(out: &mut BytesMut, pages: &Pages) {
         }
         Step::Want { ask, volume, chunk, most, granules } => {
             out.put_u8(step::WANT);
-            out.put_u32_le(*ask);
-            out.put_u64_le(volume.0);
-            out.put_u64_le(*chunk);
-            out.put_u16_le(*most);
-            out.put_u8(granules.len() as u8);
-            for granule in granules {
-                out.put_u8(granule.number);
-                out.put_u16_le(granule.blocks.len() as u16);
-                for (block, sum) in &granule.blocks {
-                    out.put_u8(*block);
-                    out.put_u32_le(*sum);
-                }
-            }
+            put_want(out, *ask, (*volume, *chunk), *most, granules);
+        }
+        Step::Mend { ask, at, volume, chunk, most, granules } => {
+            out.put_u8(step::MEND);
+            out.put_u64_le(at.0);
+            put_want(out, *ask, (*volume, *chunk), *most, granules);
         }
         Step::Blocks { ask, at, changed_at, granules, blocks, payload: _ } => {
             out.put_u8(step::BLOCKS);
@@ -114,6 +111,34 @@ pub(super) fn put(out: &mut BytesMut, pages: &Pages) {
 const NO_CLONE: u8 = 0;
 const CLONE: u8 = 1;
 const DETACHED: u8 = 2;
+
+fn put_want(
+    out: &mut BytesMut,
+    ask: u32,
+    (volume, chunk): (VolumeId, u64),
+    most: u16,
+    granules: &[HeldBlocks],
+) {
+    out.put_u32_le(ask);
+    out.put_u64_le(volume.0);
+    out.put_u64_le(chunk);
+    out.put_u16_le(most);
+    out.put_u8(granules.len() as u8);
+    for granule in granules {
+        out.put_u8(granule.number);
+        out.put_u16_le(granule.blocks.len() as u16);
+        for (block, sum) in &granule.blocks {
+            out.put_u8(*block);
+            out.put_u32_le(*sum);
+        }
+    }
+}
+
+/// Bytes that a volume takes in a body.
+pub(crate) fn volume_bytes(volume: &VolumeRecord) -> usize {
+    let parent = if volume.parent.is_some() { PARENT_BYTES } else { 0 };
+    VOLUME_BYTES as usize + 4 * volume.snapshots.len() + parent
+}
 
 fn put_volume(out: &mut BytesMut, id: VolumeId, volume: &VolumeRecord) {
     out.put_u64_le(id.0);
@@ -174,11 +199,19 @@ pub(super) fn parse(r: &mut Reader<'_>) -> Result<Pages, CodecError> {
             chunk: chunk(r)?,
         },
         step::OFFER => offer(r)?,
-        step::WANT => want(r)?,
+        step::WANT => {
+            let (ask, (volume, chunk), most, granules) = want(r)?;
+            Step::Want { ask, volume, chunk, most, granules }
+        }
+        step::MEND => {
+            let at = LogIndex(r.u64("index")?);
+            let (ask, (volume, chunk), most, granules) = want(r)?;
+            Step::Mend { ask, at, volume, chunk, most, granules }
+        }
         step::BLOCKS => blocks(r)?,
         step::STOP => Step::Stop,
         other => {
-            let (value, max) = (u64::from(other), u64::from(step::STOP));
+            let (value, max) = (u64::from(other), u64::from(step::MAX));
             return Err(CodecError::OutOfBounds { field: "step", value, min: 1, max });
         }
     };
@@ -303,7 +336,9 @@ fn offer(r: &mut Reader<'_>) -> Result<Step, CodecError> {
     Ok(Step::Offer { ask, at, more, pages })
 }
 
-fn want(r: &mut Reader<'_>) -> Result<Step, CodecError> {
+type Want = (u32, (VolumeId, u64), u16, Vec<HeldBlocks>);
+
+fn want(r: &mut Reader<'_>) -> Result<Want, CodecError> {
     let (ask, volume) = (r.u32("ask")?, VolumeId(r.u64("volume")?));
     let chunk = chunk(r)?;
     bounded("chunk", chunk, 0, BLOCK_END_MAX / CHUNK_BLOCKS - 1)?;
@@ -326,7 +361,7 @@ fn want(r: &mut Reader<'_>) -> Result<Step, CodecError> {
         }
         granules.push(HeldBlocks { number, blocks });
     }
-    Ok(Step::Want { ask, volume, chunk, most, granules })
+    Ok((ask, (volume, chunk), most, granules))
 }
 
 fn blocks(r: &mut Reader<'_>) -> Result<Step, CodecError> {

@@ -3,7 +3,7 @@ mod replicas;
 use super::*;
 use crate::buffer::Payload;
 use crate::command::BlockRange;
-use crate::digests::{Digests, PageDigest};
+use crate::digests::{Digests, DigestsKind, PageDigest};
 use crate::disk::checkpoint::VolumeRecord;
 use crate::frame::{
     Frame, Hello, NodeScore, PROTOCOL_VERSION, RaftEntry, RaftMessage, Refusal, Reply, ReplyResult,
@@ -317,7 +317,7 @@ fn pages() -> impl Strategy<Value = Frame> {
     let numbers = any::<(u64, u64, u32)>();
     let some = prop::collection::btree_map(0..16u8, prop::option::of(any::<u32>()), 1..9);
     let volumes = prop::collection::btree_map(any::<u64>(), any::<(u64, bool)>(), 0..5);
-    (numbers, some, volumes, any::<u8>(), 0..8).prop_map(|((a, b, ask), some, vs, seed, which)| {
+    (numbers, some, volumes, any::<u8>(), 0..9).prop_map(|((a, b, ask), some, vs, seed, which)| {
         let (at, volume, chunk) = (LogIndex(a), VolumeId(b), a % (1 << 41));
         let mapped = || some.iter().filter_map(|(block, sum)| Some((*block, (*sum)?)));
         let step = match which {
@@ -348,6 +348,11 @@ fn pages() -> impl Strategy<Value = Frame> {
                 let most = u16::from(seed) + 1;
                 Step::Want { ask, volume, chunk, most, granules: vec![held(0), held(63)] }
             }
+            7 => {
+                let granules = vec![HeldBlocks { number: 9, blocks: mapped().collect() }];
+                let most = u16::from(seed) + 1;
+                Step::Mend { ask, at, volume, chunk, most, granules }
+            }
             6 => {
                 let payload = blocks(mapped().count(), seed);
                 let sent = mapped().map(|(block, sum)| (u16::from(block) * 4, sum)).collect();
@@ -376,10 +381,12 @@ fn repair() -> impl Strategy<Value = Frame> {
 fn digests() -> impl Strategy<Value = Frame> {
     let pages = prop::collection::btree_map((any::<u64>(), 0..1u64 << 41), any::<u64>(), 1..20);
     (any::<(u32, u64)>(), pages).prop_map(|((group, at), pages)| {
+        let kinds = [DigestsKind::Round, DigestsKind::Ask, DigestsKind::Answer];
         let page =
             |((volume, chunk), digest)| PageDigest { volume: VolumeId(volume), chunk, digest };
         let pages = pages.into_iter().map(page).collect();
-        Frame::Digests(Box::new(Digests { group: GroupId(group), at: LogIndex(at), pages }))
+        let (kind, group) = (kinds[group as usize % 3], GroupId(group));
+        Frame::Digests(Box::new(Digests { group, kind, at: LogIndex(at), pages }))
     })
 }
 
@@ -481,6 +488,14 @@ fn samples() -> Vec<Frame> {
             chunk: 3,
             most: 256,
             granules: vec![held(0, vec![]), held(63, vec![(0, 9), (0, 9), (15, 8)])],
+        }),
+        page_message(Step::Mend {
+            ask: 6,
+            at: LogIndex(9),
+            volume: VolumeId(1),
+            chunk: 3,
+            most: 1,
+            granules: vec![held(63, vec![(15, 8)])],
         }),
         page_message(Step::Blocks {
             ask: 5,

@@ -1,6 +1,6 @@
 //! Damage that nobody reads is found, and repaired from who has it intact.
 
-use super::{dice, with_checkpoints};
+use super::{Scenario, dice, with_checkpoints};
 use crate::disk::Image;
 use crate::event::Who;
 use crate::options::{Families, Family};
@@ -11,6 +11,18 @@ use crate::workload::Kind;
 use crate::world::World;
 use basalt_core::event::Event;
 use basalt_wire::disk::moved::MovedBlock;
+
+/// All of them.
+pub fn all() -> Vec<Scenario> {
+    let s = |name, seeds, play| Scenario { name, play, seeds };
+    vec![
+        s("one-damaged-copy-of-everything-is-repaired-by-a-scrub", 10, one_copy_of_all),
+        s("damaged-block-that-is-read-is-repaired", 6, repaired_when_read),
+        s("repair-takes-only-what-has-its-checksum", 6, two_copies),
+        s("power-cuts-and-writes-while-damage-is-repaired", 8, cuts_and_writes),
+        s("replica-that-differs-is-made-to-agree", 9, made_to_agree),
+    ]
+}
 
 /// Blocks that are written.
 const BLOCKS: u64 = 96;
@@ -94,7 +106,7 @@ fn read_all(s: &mut Script) {
 
 /// One copy of everything is damaged, each block on another node than its neighbours, in one way per seed.
 /// Reads go on. One pass repairs it all.
-pub fn one_copy_of_all(set: Setup) -> World {
+fn one_copy_of_all(set: Setup) -> World {
     let mut s = written(set, true);
     let old: Vec<Image> = (0..3).map(|n| s.world.nodes[n].disk.image()).collect();
     let kind = set.seed % 5;
@@ -127,7 +139,7 @@ pub fn one_copy_of_all(set: Setup) -> World {
 
 /// What is damaged is read by a client: it gets it from another replica, and the copy is repaired although
 /// no pass is under way.
-pub fn repaired_when_read(set: Setup) -> World {
+fn repaired_when_read(set: Setup) -> World {
     let mut s = written(set, true);
     let image = s.world.nodes[0].disk.image();
     for n in 0..3 {
@@ -145,7 +157,7 @@ pub fn repaired_when_read(set: Setup) -> World {
 }
 
 /// Some blocks are damaged on two nodes, and intact on the third: they must come from there.
-pub fn two_copies(set: Setup) -> World {
+fn two_copies(set: Setup) -> World {
     let mut s = written(set, true);
     let image = s.world.nodes[0].disk.image();
     let intact = (set.seed % 3) as Who;
@@ -159,7 +171,7 @@ pub fn two_copies(set: Setup) -> World {
 }
 
 /// Power fails on one node after the other while damage is repaired and the blocks are overwritten.
-pub fn cuts_and_writes(set: Setup) -> World {
+fn cuts_and_writes(set: Setup) -> World {
     let mut s = written(set, false);
     let mut dice = dice(set.seed);
     let image = s.world.nodes[0].disk.image();
@@ -187,4 +199,31 @@ fn overwrite(s: &mut Script, dice: &mut Rng) {
         let block = dice.below(BLOCKS);
         s.ask(Kind::Write, block % 2 * 1024 + block / 2, 1);
     }
+}
+
+/// One replica of each group forgets blocks, those of a leader included. While others are written it comes to
+/// hold what the majority does, snapshots included, and nobody else is touched.
+fn made_to_agree(set: Setup) -> World {
+    let mut s = written(set, true);
+    let mut dice = dice(set.seed);
+    s.wait("the replicas agree", 20_000, |w, _| w.is_converged());
+    let n = (set.seed % 3) as Who;
+    let forgotten = s.world.forget_blocks(n, |_, block| block.block % 3 == set.seed % 2);
+    s.must(forgotten > 0, || "nothing was forgotten".to_owned());
+    let agrees = |w: &World| {
+        let status = w.scrub_status(n).expect("it runs");
+        status.mended.pages >= 2 && status.differing_pages == 0
+    };
+    for _ in 0..100 {
+        if agrees(&s.world) {
+            break;
+        }
+        overwrite(&mut s, &mut dice);
+        s.pass(dice.within(1, 200));
+        s.wait_answers(60_000);
+    }
+    s.wait("the replica agrees", 30_000, move |w, _| agrees(w));
+    s.world.judge_mended();
+    read_all(&mut s);
+    s.end()
 }

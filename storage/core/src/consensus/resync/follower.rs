@@ -16,7 +16,7 @@ use basalt_wire::disk::moved::{MovedBlock, encode_moved};
 use basalt_wire::ids::{Address, LogIndex, Term, VolumeId};
 use basalt_wire::membership::Membership;
 use basalt_wire::pages::{
-    GranuleSums, PageDigests, Pages, Step, WANT_BLOCKS_MAX, WANT_GRANULES_MAX,
+    GranuleSums, PageDigests, Pages, Step, WANT_BLOCKS_MAX, WANT_GRANULES_MAX, granules_that_fit,
 };
 use raft::StateRole;
 use raft::eraftpb::{self, MessageType, Snapshot};
@@ -83,22 +83,22 @@ struct Asked {
 
 /// Granules that the leader told, whose blocks are on their way to the device.
 #[derive(Debug)]
-struct Fill {
-    seq: RecordSeq,
-    location: Option<Location>,
-    told: ToldPage,
-    blocks: Vec<(u16, u32)>,
+pub(in super::super) struct Fill {
+    pub seq: RecordSeq,
+    pub location: Option<Location>,
+    pub told: ToldPage,
+    pub blocks: Vec<(u16, u32)>,
 }
 
 /// Granules of a page as the leader told them.
 #[derive(Debug)]
-struct ToldPage {
-    page: (VolumeId, u64),
-    at: LogIndex,
-    changed_at: LogIndex,
-    granules: Vec<GranuleSums>,
+pub(in super::super) struct ToldPage {
+    pub page: (VolumeId, u64),
+    pub at: LogIndex,
+    pub changed_at: LogIndex,
+    pub granules: Vec<GranuleSums>,
     /// The granules that were asked for and not told.
-    left: Vec<u8>,
+    pub left: Vec<u8>,
 }
 
 impl Session {
@@ -192,6 +192,7 @@ impl Group {
             return;
         }
         mark!("session of pages opened");
+        self.stop_mending();
         cx.shared.sessions += 1;
         cx.shared.messages += 1;
         let id = cx.shared.draw([u64::from(self.id.0), cx.shared.messages, cx.now.0]);
@@ -242,7 +243,9 @@ impl Group {
         let step = match (&asked.wanted, session.untold, session.cursor) {
             (Some(wanted), ..) => {
                 let ((volume, chunk), most) = (wanted.page, wanted.most);
-                let granules = self.replica.held(wanted.page, &wanted.granules);
+                let mut granules = self.replica.held(wanted.page, &wanted.granules);
+                // The others are asked for with the next question.
+                granules.truncate(granules_that_fit(&granules));
                 Step::Want { ask, volume, chunk, most, granules }
             }
             (None, None, Some((volume, chunk))) => {
@@ -406,7 +409,9 @@ impl Group {
     ) {
         let Some(session) = &mut self.session else { return };
         let asked = session.asked.get(&ask).and_then(|asked| asked.wanted.as_ref());
-        let Some(wanted) = asked.filter(|wanted| fits(wanted, &told.granules, &blocks)) else {
+        let Some(wanted) =
+            asked.filter(|wanted| fits((&wanted.granules, wanted.most), &told.granules, &blocks))
+        else {
             return;
         };
         if session.start.is_none_or(|(start, _)| told.at < start) {
@@ -470,6 +475,7 @@ impl Group {
 
     /// Notes where blocks from the leader stand.
     pub fn fill_placed(&mut self, seq: RecordSeq, location: Location) {
+        self.copy_placed(seq, location);
         let Some(session) = &mut self.session else { return };
         if let Some(fill) = session.fills.iter_mut().find(|fill| fill.seq == seq) {
             fill.location = Some(location);
@@ -606,7 +612,7 @@ impl Group {
 }
 
 /// Blocks for which there is room, as many as are asked for at a time or fewer.
-fn blocks_with_room(cx: &Cx<'_>) -> Option<u16> {
+pub(in super::super) fn blocks_with_room(cx: &Cx<'_>) -> Option<u16> {
     let piece = cx.shared.pace.piece().min(cx.shared.segment_bytes / 4);
     let mut most = (piece / BLOCK_BYTES).clamp(1, WANT_BLOCKS_MAX);
     while most > 0 && !cx.shared.log.has_room_in_reserve(most as u32, false) {
@@ -617,13 +623,17 @@ fn blocks_with_room(cx: &Cx<'_>) -> Option<u16> {
 
 /// Whether an answer is one to a question: the first of the granules asked for, no more blocks than may
 /// come, all of them in these granules.
-fn fits(wanted: &Wanted, granules: &[GranuleSums], blocks: &[(u16, u32)]) -> bool {
+pub(in super::super) fn fits(
+    (wanted, most): (&[u8], u16),
+    granules: &[GranuleSums],
+    blocks: &[(u16, u32)],
+) -> bool {
     let numbers = granules.iter().map(|granule| granule.number);
     let told =
         |block: u16| granules.iter().any(|g| u16::from(g.number) == block / GRANULE_BLOCKS as u16);
-    granules.len() <= wanted.granules.len()
-        && numbers.eq(wanted.granules.iter().copied().take(granules.len()))
-        && blocks.len() <= usize::from(wanted.most)
+    granules.len() <= wanted.len()
+        && numbers.eq(wanted.iter().copied().take(granules.len()))
+        && blocks.len() <= usize::from(most)
         && blocks.iter().all(|(block, _)| told(*block))
 }
 

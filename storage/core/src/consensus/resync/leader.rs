@@ -12,7 +12,7 @@ use basalt_wire::command::BlockRange;
 use basalt_wire::disk::checkpoint::VolumeRecord;
 use basalt_wire::ids::{Address, LogIndex, NodeId, Term, VolumeId};
 use basalt_wire::membership::Membership;
-use basalt_wire::pages::{GranuleSums, HeldBlocks, OFFER_PAGES_MAX, Pages, Step, VOLUMES_MAX};
+use basalt_wire::pages::{GranuleSums, HeldBlocks, OFFER_PAGES_MAX, Pages, Step, volumes_that_fit};
 use bytes::Bytes;
 use std::collections::VecDeque;
 
@@ -53,6 +53,8 @@ pub struct PageRead {
     pub group: usize,
     to: Address,
     session: u64,
+    /// Whether it is for a session of this leader's.
+    helped: bool,
     ask: u32,
     /// The page.
     page: (VolumeId, u64),
@@ -181,7 +183,7 @@ impl Group {
         let Some(help) = self.helping.get(&to.node) else { return };
         let first = help.volumes.partition_point(|(id, _)| *id < from);
         let rest = &help.volumes[first..];
-        let volumes = rest[..rest.len().min(VOLUMES_MAX)].to_vec();
+        let volumes = rest[..volumes_that_fit(rest)].to_vec();
         let more = rest.len() > volumes.len();
         let (start, start_term) = (LogIndex(help.start), Term(help.start_term));
         let members = help.members.clone();
@@ -217,7 +219,31 @@ impl Group {
         }
         let Some(wanted) = help.waiting.pop_front() else { return false };
         let (session, Wanted { ask, page, most, granules }) = (help.session, wanted);
-        let Told { changed_at, granules, blocks, plan } = self.replica.tell(page, &granules, most);
+        self.read_granules(cx, (to, session, true), (ask, page, most, &granules));
+        true
+    }
+
+    /// Gives granules to a replica that differs from the majority, if the shard's pace allows.
+    pub(in super::super) fn give_granules(
+        &mut self,
+        cx: &mut Cx<'_>,
+        to: Address,
+        session: u64,
+        (ask, page, most, granules): (u32, (VolumeId, u64), usize, Vec<HeldBlocks>),
+    ) {
+        if cx.shared.pace.may() {
+            self.read_granules(cx, (to, session, false), (ask, page, most, &granules));
+        }
+    }
+
+    /// Starts the reads of what a replica asked for.
+    fn read_granules(
+        &mut self,
+        cx: &mut Cx<'_>,
+        (to, session, helped): (Address, u64, bool),
+        (ask, page, most, granules): (u32, (VolumeId, u64), usize, &[HeldBlocks]),
+    ) {
+        let Told { changed_at, granules, blocks, plan } = self.replica.tell(page, granules, most);
         cx.shared.pace.take(blocks.len() * BLOCK_BYTES);
         let (at, group) = (self.replica.applied(), self.slot);
         let runs: Vec<_> = plan.reads().collect();
@@ -226,6 +252,7 @@ impl Group {
             group,
             to,
             session,
+            helped,
             ask,
             page,
             at,
@@ -238,13 +265,12 @@ impl Group {
         };
         if runs.is_empty() {
             self.send_blocks(cx, read);
-            return true;
+            return;
         }
         let read = cx.shared.page_reads.insert(read);
         for (run, location, blocks) in runs {
             cx.read(LogRead::Page(read, run), location, blocks);
         }
-        true
     }
 
     /// Starts the reads of one piece for a follower that waits. Whether there was one, and it may move.
@@ -256,9 +282,21 @@ impl Group {
     /// Sends blocks that were read. Nothing damaged is handed on as good.
     pub fn send_blocks(&mut self, cx: &mut Cx<'_>, read: PageRead) {
         let PageRead {
-            to, session, ask, page, at, changed_at, granules, blocks, plan, failed, ..
+            to,
+            session,
+            helped,
+            ask,
+            page,
+            at,
+            changed_at,
+            granules,
+            blocks,
+            plan,
+            failed,
+            ..
         } = read;
-        if self.helping.get(&to.node).is_none_or(|help| help.session != session) {
+        let ended = |help: &Help| help.session != session;
+        if helped && self.helping.get(&to.node).is_none_or(ended) {
             return;
         }
         let trust = cx.shared.planted.is(Bug::RebuildFromCorrupt);
@@ -268,7 +306,7 @@ impl Group {
             let ((volume, chunk), count) = (page, CHUNK_BLOCKS as u32);
             let range = BlockRange { block: chunk * CHUNK_BLOCKS, count };
             cx.shared.suspects.push(Target { slot: self.slot, volume, range });
-            if !std::mem::replace(&mut self.page_damage, true) {
+            if helped && !std::mem::replace(&mut self.page_damage, true) {
                 let text = format!(
                     "group {}: a block that node {} needs is damaged here; another leader is tried",
                     self.id, to.node

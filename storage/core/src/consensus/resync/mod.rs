@@ -19,6 +19,7 @@
 mod follower;
 mod leader;
 
+pub(super) use follower::{Fill, ToldPage, blocks_with_room, fits};
 pub use follower::{Incoming, Session};
 pub use leader::{Help, PageRead};
 
@@ -55,6 +56,9 @@ impl Group {
             mark!("page message of another term");
             return;
         }
+        if self.take_mending(cx, from, &message) {
+            return;
+        }
         if self.leads() {
             if !self.is_member(from) {
                 mark!("page message of no member");
@@ -79,7 +83,7 @@ impl Group {
         self.session.as_ref().map_or(0, Session::asks) > before
     }
 
-    fn send_pages(&self, cx: &mut Cx<'_>, to: Address, session: u64, step: Step) {
+    pub(super) fn send_pages(&self, cx: &mut Cx<'_>, to: Address, session: u64, step: Step) {
         let message = Pages { group: self.id, term: self.term(), session, step };
         cx.send(to, Frame::Pages(Box::new(message)));
     }

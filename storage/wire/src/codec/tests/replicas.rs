@@ -1,13 +1,16 @@
 //! Messages by which replicas bring each other up, repair and compare.
 
 use super::*;
+use crate::disk::checkpoint::SNAPSHOTS_MAX;
+use crate::pages::{WANT_HELD_MAX, granules_that_fit, volumes_that_fit};
 
 pub(super) fn repair_message(step: RepairStep) -> Frame {
     Frame::Repair(Box::new(Repair { group: GroupId(4), request: 9, step }))
 }
 
 pub(super) fn digest_message(pages: Vec<PageDigest>) -> Frame {
-    Frame::Digests(Box::new(Digests { group: GroupId(4), at: LogIndex(9), pages }))
+    let (group, kind, at) = (GroupId(4), DigestsKind::Ask, LogIndex(9));
+    Frame::Digests(Box::new(Digests { group, kind, at, pages }))
 }
 
 pub(super) fn page_digest(volume: u64, chunk: u64) -> PageDigest {
@@ -164,4 +167,49 @@ fn the_digest_of_a_granule_tells_its_parts_apart() {
     ];
     let digests: std::collections::BTreeSet<u64> = all.iter().map(GranuleSums::digest).collect();
     assert_eq!((digests.len(), all[0].digest()), (all.len(), 0));
+}
+
+/// As many volumes as there may be, each with as many snapshots as it may have.
+#[test]
+fn a_state_of_any_size_is_told_in_frames_that_are_taken() {
+    let snapshots: Vec<Generation> = (1..=SNAPSHOTS_MAX as u32).map(Generation).collect();
+    let generation = Generation(SNAPSHOTS_MAX as u32 + 1);
+    let full = VolumeRecord { snapshots, generation, ..VolumeRecord::default() };
+    let record = |id: u64| if id % 3 == 0 { VolumeRecord::default() } else { full.clone() };
+    let all: Vec<_> = (0..4_000).map(|id| (VolumeId(id), record(id))).collect();
+    let (mut rest, mut told, mut parts) = (&all[..], Vec::new(), 0);
+    while !rest.is_empty() {
+        let (now, later) = rest.split_at(volumes_that_fit(rest));
+        let step = Step::Begin {
+            start: LogIndex(9),
+            start_term: Term(3),
+            members: members(),
+            from: now[0].0,
+            more: !later.is_empty(),
+            volumes: now.to_vec(),
+        };
+        let frames = decode(&wire(&[page_message(step)])).expect("a frame within its bounds");
+        let Some(Frame::Pages(message)) = frames.first() else { panic!("{frames:?}") };
+        let Step::Begin { volumes, .. } = &message.step else { panic!("{message:?}") };
+        told.extend(volumes.clone());
+        (rest, parts) = (later, parts + 1);
+    }
+    assert_eq!(told, all);
+    assert!((40..60).contains(&parts), "{parts} parts");
+    // One that is alone too large for the bound would be told all the same.
+    assert_eq!((volumes_that_fit(&all[1..2]), volumes_that_fit(&[])), (1, 0));
+}
+
+/// Every block of each granule was written again after each of as many snapshots as there may be.
+#[test]
+fn questions_for_granules_of_any_history_are_taken() {
+    let blocks: Vec<(u8, u32)> =
+        (0..16).flat_map(|block| (0..=SNAPSHOTS_MAX as u32).map(move |sum| (block, sum))).collect();
+    let granules: Vec<HeldBlocks> = (0..16).map(|number| held(number, blocks.clone())).collect();
+    let fit = granules_that_fit(&granules);
+    assert_eq!(fit, 3);
+    let (volume, granules) = (VolumeId(1), granules[..fit].to_vec());
+    let step = Step::Want { ask: 5, volume, chunk: 3, most: 256, granules };
+    assert!(decode(&wire(&[page_message(step)])).is_ok());
+    assert_eq!(granules_that_fit(&[held(3, vec![(0, 1); WANT_HELD_MAX + 1])]), 1);
 }

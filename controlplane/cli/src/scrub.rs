@@ -66,12 +66,19 @@ fn text(nodes: &[Node]) -> String {
             scrub.blocks_repaired,
             scrub.blocks_waiting,
             scrub.blocks_lost,
+            scrub.differing_pages,
+            scrub.mended_pages,
+            scrub.headers_bad,
+            scrub.records_bad,
         ];
         let words = [node.name.clone(), state.to_owned()].into_iter();
         words.chain(numbers.iter().map(u64::to_string)).collect()
     };
     output::table(
-        &["NODE", "STATE", "PASSES", "VERIFIED", "BAD", "REPAIRED", "WAITING", "LOST"],
+        &[
+            "NODE", "STATE", "PASSES", "VERIFIED", "BAD", "REPAIRED", "WAITING", "LOST", "DIFFER",
+            "MENDED", "HEADERS", "RECORDS",
+        ],
         &nodes.iter().map(row).collect::<Vec<_>>(),
     )
 }
@@ -89,6 +96,14 @@ pub(crate) fn document(scrub: &Scrub) -> Value {
         "blocks_lost": scrub.blocks_lost,
         "blocks_given": scrub.blocks_given,
         "differing_pages": scrub.differing_pages,
+        "mended_pages": scrub.mended_pages,
+        "mended_blocks": scrub.mended_blocks,
+        "undecided_pages": scrub.undecided_pages,
+        "records_verified": scrub.records_verified,
+        "records_bad": scrub.records_bad,
+        "headers_verified": scrub.headers_verified,
+        "headers_bad": scrub.headers_bad,
+        "segments_emptied": scrub.segments_emptied,
         "last_pass_milliseconds": scrub.last_pass_milliseconds,
         "last_pass_verified": scrub.last_pass_verified,
         "last_pass_bad": scrub.last_pass_bad,

@@ -1,6 +1,6 @@
 //! Where the shard's checkpoints are kept: in the node's store.
 
-use basalt_core::checkpoint::{Change, Changes, Loader};
+use basalt_core::checkpoint::{Change, Changes, Loader, Verified};
 use basalt_node::CheckpointStore;
 use basalt_store::Store;
 use std::sync::Arc;
@@ -15,7 +15,8 @@ impl CheckpointStore for Checkpoints {
 
     fn save(&mut self, changes: &Changes) -> Result<(), String> {
         let changes = changes.clone();
-        let saved = self.0.save_checkpoint(move |batch| {
+        let whole = matches!(changes.iter().next(), Some(Change::DeletePrefix(b"")));
+        let saved = self.0.save_checkpoint(whole, move |batch| {
             for change in changes.iter() {
                 match change {
                     Change::Put { key, value } => batch.put(key, value),
@@ -24,5 +25,9 @@ impl CheckpointStore for Checkpoints {
             }
         });
         saved.map_err(|e| e.to_string())
+    }
+
+    fn verify(&mut self, from: &[u8], bytes: u64) -> Result<Verified, String> {
+        self.0.verify_checkpoint(from, bytes, Verified::add)
     }
 }

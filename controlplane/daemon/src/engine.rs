@@ -109,6 +109,7 @@ impl Engine {
         tokio::spawn(hear(Arc::downgrade(&engine), engine.metadata.clone(), incoming));
         tokio::spawn(reconcile::run(Arc::downgrade(&engine)));
         tokio::spawn(moves::run(Arc::downgrade(&engine)));
+        tokio::spawn(crate::scrub::remember(Arc::downgrade(&engine)));
         Ok(engine)
     }
 
@@ -382,7 +383,11 @@ fn shard_setup(
         limits: Limits { log_retain_bytes: options.log_retain, ..Limits::default() },
         seed: basalt_api::random::random(),
         checkpoint_bytes: options.checkpoint_every,
-        scrub: Scrubbing::WEEKLY,
+        scrub: Scrubbing {
+            every: options.scrub_interval,
+            resume: crate::scrub::resumed(store)?,
+            ..Scrubbing::ASKED
+        },
         planted: Planted::default(),
     };
     let format = if opened { FormatPolicy::Never } else { FormatPolicy::IfBlank };

@@ -9,6 +9,7 @@ use basalt_wire::disk::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_UNIT, SUPERBLOCK_AREA_B
 use clap::Parser;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 const AFTER: &str = "\
 Examples:
@@ -66,6 +67,11 @@ pub struct Options {
     /// room. A node that needs older entries is brought up by comparing pages, which moves what differs.
     #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = basalt_api::size::parse)]
     pub log_retain: u64,
+
+    /// Time in which the node reads and verifies all that it holds, again and again, such as 7d or 12h; 0 leaves it
+    /// to 'basalt scrub start'. Damage is looked for at an even pace over nine tenths of it.
+    #[arg(long, value_name = "TIME", default_value = "7d", value_parser = interval)]
+    pub scrub_interval: Duration,
 
     /// Name of the node, unique in its cluster. Default: the machine's name.
     #[arg(long, env = "BASALT_NAME", value_name = "NAME")]
@@ -215,6 +221,31 @@ const SEGMENTS_MIN: u64 = 8;
 const DEVICE_MARGIN: u64 = 1 << 20;
 const SEGMENT_MIN: u64 = 1 << 20;
 
+/// The shortest time in which a node may be told to look at all that it holds.
+const INTERVAL_MIN: Duration = Duration::from_secs(60);
+const INTERVAL_MAX: Duration = Duration::from_secs(365 * 86_400);
+
+fn interval(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("'{text}' is no time: give a number and s, m, h or d, such as 7d, or 0");
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let (number, unit) = text.split_at(text.len() - text.chars().last().map_or(0, char::len_utf8));
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        "d" => 86_400,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let time = number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(wrong)?;
+    if !(INTERVAL_MIN..=INTERVAL_MAX).contains(&time) {
+        return Err(format!("{text} is not from 1m to 365d; 0 is for never"));
+    }
+    Ok(time)
+}
+
 fn segment_size(text: &str) -> Result<u64, String> {
     let bytes = basalt_api::size::parse(text)?;
     let cut = bytes.is_multiple_of(SEGMENT_BYTES_UNIT);
@@ -262,6 +293,20 @@ mod tests {
         ] {
             let error = parse(extra).expect("parsed").check().expect_err(named);
             assert!(error.contains(named), "{extra:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn times_are_numbers_with_units() {
+        for (text, seconds) in
+            [("0", 0), ("60s", 60), ("90m", 5_400), ("12h", 43_200), ("7d", 604_800)]
+        {
+            assert_eq!(interval(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        for text in
+            ["", "7", "d", "-1d", "1.5d", "7w", "7ä", "59s", "366d", "99999999999999999999d"]
+        {
+            interval(text).expect_err(text);
         }
     }
 

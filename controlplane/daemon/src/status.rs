@@ -243,7 +243,7 @@ fn scrub_of(status: &ScrubStatus) -> Scrub {
     let last = status.last.as_ref();
     Scrub {
         passes: scrub.passes,
-        running: status.position.is_some(),
+        running: status.position.is_some() || status.surveying,
         blocks_verified: scrub.verified,
         blocks_bad: scrub.bad,
         blocks_repaired: repairs.repaired,
@@ -255,6 +255,14 @@ fn scrub_of(status: &ScrubStatus) -> Scrub {
         last_pass_verified: last.map_or(0, |pass| pass.verified),
         last_pass_bad: last.map_or(0, |pass| pass.bad),
         differing_pages: status.differing_pages,
+        mended_pages: status.mended.pages,
+        mended_blocks: status.mended.blocks,
+        undecided_pages: status.mended.undecided,
+        records_verified: status.survey.records,
+        records_bad: status.survey.records_bad,
+        headers_verified: status.survey.headers,
+        headers_bad: status.survey.headers_bad,
+        segments_emptied: status.emptied,
     }
 }
 

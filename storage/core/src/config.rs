@@ -1,7 +1,7 @@
 //! What a shard is told at its start.
 
 use crate::planted::Planted;
-use basalt_wire::ids::{Address, ClusterId, GroupId, LogIndex, NodeId, Term};
+use basalt_wire::ids::{Address, ClusterId, GroupId, LogIndex, NodeId, Term, VolumeId};
 use std::time::Duration;
 
 /// Everything that a shard needs to know before it opens its device.
@@ -146,6 +146,28 @@ pub struct Scrubbing {
     pub busy_bytes: u64,
     /// The same while there are none.
     pub idle_bytes: u64,
+    /// How far an earlier start had come; nothing if that is not known.
+    pub resume: Option<ScrubResume>,
+}
+
+/// How far a shard had come with looking for damage when it was stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScrubResume {
+    /// The time since the last pass began.
+    pub since: Duration,
+    /// Where it stands, if it is not over.
+    pub place: Option<ScrubPlace>,
+}
+
+/// Where a pass stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScrubPlace {
+    /// The group that it is at.
+    pub group: GroupId,
+    /// The first page of it that was not looked at.
+    pub page: (VolumeId, u64),
+    /// Groups that are not looked at yet, with this one.
+    pub left: usize,
 }
 
 impl Scrubbing {
@@ -153,6 +175,10 @@ impl Scrubbing {
     pub const WEEKLY: Scrubbing =
         Scrubbing { every: Duration::from_secs(7 * 86_400), ..Scrubbing::ASKED };
     /// No pass but those that are asked for.
-    pub const ASKED: Scrubbing =
-        Scrubbing { every: Duration::ZERO, busy_bytes: 32 << 20, idle_bytes: 256 << 20 };
+    pub const ASKED: Scrubbing = Scrubbing {
+        every: Duration::ZERO,
+        busy_bytes: 32 << 20,
+        idle_bytes: 256 << 20,
+        resume: None,
+    };
 }

@@ -86,6 +86,10 @@ pub enum Bug {
     RepairUnverified,
     /// The scrub does not look at blocks that are kept for snapshots.
     ScrubSkipsKept,
+    /// The scrub takes any header for good.
+    HeadersUnchecked,
+    /// The store takes any record for good when it is looked at.
+    RecordsUnchecked,
     /// A replica that differs from another one takes over what that one holds, whatever the others say.
     MendsWithoutMajority,
     /// A change of members does without a majority of the former voters.

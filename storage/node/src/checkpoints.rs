@@ -51,6 +51,10 @@ fn run(mut store: Box<dyn CheckpointStore>, incoming: &Receiver<StoreOp>, mailbo
                 catch_unwind(AssertUnwindSafe(|| load(&mut *store)))
                     .unwrap_or_else(|_| Err(panicked())),
             ),
+            StoreOp::Verify { from, bytes } => StoreDone::Verified(
+                catch_unwind(AssertUnwindSafe(|| store.verify(&from, bytes)))
+                    .unwrap_or_else(|_| Err(panicked())),
+            ),
             StoreOp::Save(changes) => StoreDone::Saved(
                 catch_unwind(AssertUnwindSafe(|| store.save(&changes)))
                     .unwrap_or_else(|_| Err(panicked())),

@@ -1,7 +1,7 @@
 //! What a reactor is told at its start, and why a start can fail.
 
 use crate::tenant::Tenant;
-use basalt_core::checkpoint::{Changes, Loader};
+use basalt_core::checkpoint::{Changes, Loader, Verified};
 use basalt_core::config::ShardConfig;
 use basalt_core::event::Effect;
 use basalt_device::DeviceSpec;
@@ -91,6 +91,13 @@ pub trait CheckpointStore: Send {
     /// # Errors
     /// If they may not be durable.
     fn save(&mut self, changes: &Changes) -> Result<(), String>;
+
+    /// Reads records from a key on, about so many bytes, past what is cached, and sees whether they are as they
+    /// were written.
+    ///
+    /// # Errors
+    /// If one is not, or can not be read.
+    fn verify(&mut self, from: &[u8], bytes: u64) -> Result<Verified, String>;
 }
 
 /// Whether a device may be formatted at start.

@@ -18,6 +18,11 @@ fn rotted_headers_cost_what_the_decision_table_says() {
 }
 
 #[test]
+fn what_only_a_start_needs_is_found_before_it() {
+    rot::ahead("rot-ahead", 1, |said| println!("{said}")).expect("no start needs it");
+}
+
+#[test]
 fn an_older_image_of_a_device_is_noticed_and_nothing_wrong_is_read() {
     for fate in [Fate::Healed, Fate::Mute, Fate::Refused] {
         let tell = |said: &str| println!("{fate:?}: {said}");

@@ -3,7 +3,7 @@
 use basalt_core::planted::Bug;
 
 /// Every planted bug, with its name on the command line.
-pub const ALL: [(Bug, &str); 58] = [
+pub const ALL: [(Bug, &str); 60] = [
     (Bug::AckBeforeDurable, "ack-before-durable"),
     (Bug::NoFlush, "no-flush"),
     (Bug::DurableOutOfOrder, "durable-out-of-order"),
@@ -44,6 +44,8 @@ pub const ALL: [(Bug, &str); 58] = [
     (Bug::BadBlockCopiedOn, "bad-block-copied-on"),
     (Bug::RepairUnverified, "repair-unverified"),
     (Bug::ScrubSkipsKept, "scrub-skips-kept"),
+    (Bug::HeadersUnchecked, "headers-unchecked"),
+    (Bug::RecordsUnchecked, "records-unchecked"),
     (Bug::MendsWithoutMajority, "mends-without-majority"),
     (Bug::JointSkipped, "joint-skipped"),
     (Bug::PromotesEarly, "promotes-early"),

@@ -44,8 +44,8 @@ pub struct SimNode {
     pub shard: Option<Shard>,
     /// Counts its starts.
     pub boot: u32,
-    /// Scrubs that were asked for and were over when it was asked for one last.
-    pub scrubs: u64,
+    /// Scrubs and surveys that were asked for and were over when it was asked for one last.
+    pub scrubs: (u64, u64),
     /// Its clock.
     pub clock: Clock,
     /// Its clock's speed.
@@ -83,7 +83,7 @@ impl SimNode {
             store,
             shard: None,
             boot: 0,
-            scrubs: 0,
+            scrubs: (0, 0),
             clock: Clock::new(0, 0, rate),
             rate,
             peers: vec![None; nodes],

@@ -1,14 +1,16 @@
 //! Damage that is looked for: what a scrub must have made of the devices.
 
 use crate::event::Who;
+use crate::options::Family;
 use crate::report::Class;
 use crate::rng::Rng;
 use crate::world::World;
 use basalt_core::event::Event;
 use basalt_core::shard::{GroupRole, ScrubStatus};
-use basalt_wire::block::crc32c;
-use basalt_wire::disk::block_offset;
+use basalt_wire::block::{BLOCK_BYTES, crc32c};
+use basalt_wire::disk::batch::BatchHeader;
 use basalt_wire::disk::moved::MovedBlock;
+use basalt_wire::disk::{block_offset, segment_count};
 use basalt_wire::ids::GroupId;
 
 impl World {
@@ -22,7 +24,8 @@ impl World {
     /// Has all nodes look at all of their blocks.
     pub fn ask_scrubs(&mut self) {
         for n in 0..self.nodes.len() {
-            self.nodes[n].scrubs = self.scrub_status(n).map_or(0, |status| status.scrub.asked);
+            let status = self.scrub_status(n).unwrap_or_default();
+            self.nodes[n].scrubs = (status.scrub.asked, status.survey.asked);
             self.give(n, Event::Scrub, 0);
         }
     }
@@ -38,7 +41,8 @@ impl World {
         agree
             && (0..self.nodes.len()).all(|n| {
                 self.scrub_status(n).is_none_or(|status| {
-                    let looked = status.scrub.asked > self.nodes[n].scrubs;
+                    let (scrubs, surveys) = self.nodes[n].scrubs;
+                    let looked = status.scrub.asked > scrubs && status.survey.asked > surveys;
                     let repaired = status.repairs.waiting == 0 || self.declares_full();
                     looked && repaired
                 })
@@ -97,7 +101,9 @@ impl World {
         let mut rng = Rng::stream(self.options.seed, "divergence", 0);
         let sound = |w: &World, n: Who| w.scrub_status(n).is_some() && !w.nodes[n].mute;
         let all = (0..self.nodes.len()).all(|n| sound(self, n));
-        let free = self.diverged.is_empty() && !self.scripted && !self.declares_full();
+        // A page of which another copy is damaged as well may be beyond help.
+        let harmed = self.damaged || self.options.families.has(Family::Damage);
+        let free = self.diverged.is_empty() && !self.scripted && !harmed && !self.declares_full();
         if !all || !free || rng.chance(0.5) {
             return;
         }
@@ -133,5 +139,29 @@ impl World {
                 self.fail(Class::Content, text);
             }
         }
+    }
+
+    /// The headers of batches in the closed segments of a node, the closing ones not, and where each stands on its
+    /// disk.
+    pub fn closed_headers(&self, n: Who) -> Vec<(BatchHeader, u64)> {
+        let (o, disk) = (&self.options, &self.nodes[n].disk);
+        let blocks = (o.segment / BLOCK_BYTES as u64) as u32;
+        let mut all = Vec::new();
+        for segment in 0..segment_count(o.device, o.segment) {
+            let (mut found, mut at) = (Vec::new(), 0);
+            while at < blocks {
+                let offset = block_offset(o.segment, segment, at);
+                let pieces = (0..(blocks - at).min(8))
+                    .map_while(|i| disk.content_at(offset + u64::from(i) * BLOCK_BYTES as u64));
+                let bytes: Vec<u8> = pieces.flat_map(|piece| piece.to_vec()).collect();
+                let Ok(header) = BatchHeader::decode(&bytes) else { break };
+                at += header.blocks();
+                found.push((header, offset));
+            }
+            // What stands behind the closing batch is of an earlier use.
+            let end = found.iter().position(|(header, _)| header.is_closing());
+            all.extend(found.into_iter().take(end.unwrap_or(0)));
+        }
+        all
     }
 }

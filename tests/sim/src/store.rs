@@ -4,9 +4,9 @@
 use crate::event::{Ev, Who};
 use crate::rng::Rng;
 use crate::world::World;
-use basalt_core::checkpoint::{Change, Changes, Loader, Snapshot, StoreDone, StoreOp};
+use basalt_core::checkpoint::{Change, Changes, Loader, Snapshot, StoreDone, StoreOp, Verified};
 use basalt_core::event::Event;
-use basalt_core::planted::Planted;
+use basalt_core::planted::{Bug, Planted};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -37,6 +37,9 @@ impl Store {
     fn perform(&mut self, planted: Planted) -> Option<StoreDone> {
         Some(match self.waiting.pop_front()? {
             StoreOp::Load => StoreDone::Loaded(self.load(planted)),
+            StoreOp::Verify { from, bytes } => {
+                StoreDone::Verified(self.verify(from, bytes, planted))
+            }
             StoreOp::Save(changes) => {
                 self.save(&changes);
                 StoreDone::Saved(Ok(()))
@@ -48,6 +51,21 @@ impl Store {
         let mut loader = Loader::new(planted);
         self.content.iter().try_for_each(|(key, value)| loader.add(key, value))?;
         loader.finish()
+    }
+
+    fn verify(&self, from: Vec<u8>, bytes: u64, planted: Planted) -> Result<Verified, String> {
+        let mut verified = Verified::default();
+        let blind = planted.is(Bug::RecordsUnchecked);
+        for (key, value) in self.content.range(from..) {
+            match verified.add(key, value) {
+                Err(_) if blind => {}
+                added => added?,
+            }
+            if verified.bytes >= bytes {
+                return Ok(verified);
+            }
+        }
+        Ok(Verified { next: None, ..verified })
     }
 
     fn save(&mut self, changes: &Changes) {
@@ -74,7 +92,7 @@ impl Store {
             match op {
                 StoreOp::Save(changes) if self.rng.chance(0.5) => self.save(&changes),
                 StoreOp::Save(_) => break,
-                StoreOp::Load => {}
+                StoreOp::Load | StoreOp::Verify { .. } => {}
             }
         }
         self.waiting.clear();
@@ -95,6 +113,20 @@ impl Store {
                 true
             }
         }
+    }
+
+    /// A bit of a record flips. False if there is none.
+    pub fn rot(&mut self) -> bool {
+        if self.content.is_empty() {
+            return false;
+        }
+        let at = self.rng.below(self.content.len() as u64) as usize;
+        let value = self.content.values_mut().nth(at).expect("counted just now");
+        let mut bytes = value.to_vec();
+        let bit = self.rng.below(bytes.len() as u64 * 8) as usize;
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        *value = bytes.into();
+        true
     }
 
     /// A record is damaged, or lost, or stands under another's key.
@@ -147,6 +179,7 @@ impl World {
                     let number = found.as_ref().map(|s| s.as_ref().map(|s| s.manifest.number));
                     format!("node {n} store gives checkpoint {number:?}")
                 }
+                StoreDone::Verified(result) => format!("node {n} store verifies: {result:?}"),
                 StoreDone::Saved(_) => format!("node {n} store holds a new checkpoint"),
             });
             self.give(n, Event::Store(done), 0);

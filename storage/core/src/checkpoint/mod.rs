@@ -29,6 +29,8 @@ pub use loader::{GroupSnapshot, Loader, Snapshot};
 pub use outlook::{pinned_from, replay_from, would_be_pinned_from};
 pub use taker::{Departed, Taker};
 
+use basalt_wire::disk::checkpoint::Record;
+
 /// What the driver is to do with its store, one after the other.
 #[derive(Debug)]
 pub enum StoreOp {
@@ -36,6 +38,40 @@ pub enum StoreOp {
     Load,
     /// Make the changes durable, all or none. Answered by [`StoreDone::Saved`].
     Save(Changes),
+    /// Read records from a key on, and see whether they are as they were written. Answered by
+    /// [`StoreDone::Verified`].
+    Verify {
+        /// The first key.
+        from: Vec<u8>,
+        /// Bytes that are read, and no more than a record beyond.
+        bytes: u64,
+    },
+}
+
+/// Records that the store has read and that are as they should be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Verified {
+    /// How many.
+    pub records: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// The next key, if there are more.
+    pub next: Option<Vec<u8>>,
+}
+
+impl Verified {
+    /// Counts a record.
+    ///
+    /// # Errors
+    /// If it is damaged.
+    pub fn add(&mut self, key: &[u8], value: &[u8]) -> Result<(), String> {
+        Record::decode(key, value).map_err(|e| e.to_string())?;
+        self.records += 1;
+        self.bytes += (key.len() + value.len()) as u64;
+        // The first key behind it.
+        self.next = Some([key, &[0]].concat());
+        Ok(())
+    }
 }
 
 /// The end of a [`StoreOp`].
@@ -45,4 +81,6 @@ pub enum StoreDone {
     Loaded(Result<Option<Box<Snapshot>>, String>),
     /// Whether the changes are durable.
     Saved(Result<(), String>),
+    /// What was read, or what is damaged.
+    Verified(Result<Verified, String>),
 }

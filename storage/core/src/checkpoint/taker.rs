@@ -42,6 +42,8 @@ pub struct Taker {
     number: u64,
     /// Whether what the store holds is not known: it is emptied with the next one.
     fresh: bool,
+    /// Whether what it holds is damaged, so that the next one holds everything again.
+    anew: bool,
     /// Segments that the durable checkpoint does not need.
     released: Vec<SegmentUse>,
     /// Whether one is wanted before its time.
@@ -107,6 +109,7 @@ impl Taker {
             reached: 0,
             number: 0,
             fresh: true,
+            anew: false,
             released: Vec::new(),
             asked: false,
             last: None,
@@ -121,6 +124,11 @@ impl Taker {
     /// Has the next checkpoint begin at once.
     pub fn ask(&mut self) {
         self.asked = true;
+    }
+
+    /// Has the next checkpoint begin at once and hold everything, as if the store held nothing.
+    pub fn write_anew(&mut self) {
+        (self.anew, self.asked) = (true, true);
     }
 
     /// Whether one is being taken or was asked for.
@@ -304,7 +312,12 @@ impl Taker {
     fn begin(&mut self, groups: &mut [Group], cx: &mut Cx<'_>, (from, reached): (ChainPlace, u64)) {
         mark!("checkpoint begun");
         let mut changes = Changes::default();
-        if self.fresh {
+        let anew = std::mem::take(&mut self.anew);
+        if anew {
+            mark!("checkpoint written anew");
+            groups.iter_mut().for_each(Group::store_is_lost);
+        }
+        if self.fresh || anew {
             changes.delete_prefix(b"");
         }
         let retention = Retention::of(cx.shared, groups.len());

@@ -157,10 +157,29 @@ impl Cleaner {
         self.walk = Some(Walk::new(victim.segment, victim.seq, segment_blocks));
     }
 
+    /// Whether it works on no segment.
+    pub fn is_free(&self) -> bool {
+        self.walk.is_none() && !self.reading
+    }
+
+    /// Begins with a segment of which the live blocks are known, in the order of their places: its headers do not
+    /// tell all of them. It is emptied whatever room there is.
+    pub fn begin_listed(
+        &mut self,
+        victim: Victim,
+        segment_blocks: u32,
+        live: VecDeque<(GroupId, MovedBlock)>,
+    ) {
+        self.live = victim.live;
+        self.counts.victims += 1;
+        self.walk = Some(Walk::listed(victim.segment, victim.seq, segment_blocks, live));
+    }
+
     /// The next piece to be read, if the pace, the memory and the reads in flight allow one.
     pub fn next_read(&mut self) -> Option<(Location, u32)> {
         let walk = self.walk.as_ref()?;
-        if self.reading || self.allowance <= 0 || self.moving_bytes >= MOVING_BYTES_MAX {
+        let paced = self.allowance <= 0 && !walk.is_listed();
+        if self.reading || paced || self.moving_bytes >= MOVING_BYTES_MAX {
             return None;
         }
         let (block, blocks) = walk.next_read()?;

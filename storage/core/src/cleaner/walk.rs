@@ -57,6 +57,7 @@ pub struct Walk {
     /// Live blocks of the batch before `end` that were not come to yet.
     wanted: VecDeque<(GroupId, MovedBlock)>,
     end: u32,
+    listed: bool,
 }
 
 impl Walk {
@@ -75,7 +76,26 @@ impl Walk {
             need: 1,
             wanted,
             end: 0,
+            listed: false,
         }
+    }
+
+    /// Through these live blocks of a segment, in the order of their places.
+    pub fn listed(
+        segment: SegmentId,
+        seq: u64,
+        segment_blocks: u32,
+        live: VecDeque<(GroupId, MovedBlock)>,
+    ) -> Walk {
+        let new = Walk::new(segment, seq, segment_blocks);
+        let mut walk = Walk { wanted: live, end: segment_blocks, listed: true, ..new };
+        walk.jump();
+        walk
+    }
+
+    /// Whether the live blocks were known when it began.
+    pub fn is_listed(&self) -> bool {
+        self.listed
     }
 
     /// The next piece to be read: its first block and its blocks. Nothing at the end of the segment.

@@ -86,6 +86,12 @@ impl Group {
         slot.map(|slot| slot.data_at)
     }
 
+    /// The store is emptied: all that it held is given to the next checkpoint.
+    pub fn store_is_lost(&mut self) {
+        self.stored = (0, 0);
+        self.replica.store_is_lost();
+    }
+
     /// Notes the instant.
     pub fn freeze(&mut self, retention: &Retention<'_>, out: &mut Changes) -> Frozen {
         let applied = self.replica.applied().0;

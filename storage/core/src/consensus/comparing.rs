@@ -2,9 +2,10 @@
 //! is read by chance (invariant I6).
 //!
 //! Every two seconds a leader tells the digests of the pages that changed since the last round, and of some
-//! others in turn, as of what it has applied. A follower looks at each page once it has applied as
-//! much, if the page has not changed since; if it differs, see [`super::mending`]. Nothing is kept up to date for this while entries are applied:
-//! a digest is made of a page when it is asked for.
+//! others in turn, as of what it has applied; of all pages one after the other when a scrub begins. A follower
+//! looks at each page once it has applied as much, if the page has not changed since; if it differs, see
+//! [`super::mending`]. Nothing is kept up to date for this while entries are applied: a digest is made of a page
+//! when it is asked for.
 
 use super::group::Group;
 use super::shared::Cx;

@@ -63,6 +63,8 @@ pub struct Mending {
     after: u64,
     inquiry: Option<Inquiry>,
     copy: Option<Copy>,
+    /// Who could not give a page: another one is asked, if there is one.
+    avoid: Option<NodeId>,
     /// Counts the questions.
     asks: u32,
     /// Questions that wait until as much is applied here, by who asked: the last one of each.
@@ -81,6 +83,9 @@ struct Inquiry {
     until: u64,
 }
 
+/// Granules, and the blocks that came with them: number in the chunk, CRC-32C, content.
+type Came = (ToldPage, Vec<(u16, u32)>, Payload);
+
 /// A page that is being copied.
 #[derive(Debug)]
 struct Copy {
@@ -96,7 +101,7 @@ struct Copy {
     again_at: u64,
     tries: u32,
     /// What came, until as much is applied here.
-    told: Option<(ToldPage, Vec<(u16, u32)>, Payload)>,
+    told: Option<Came>,
     /// What came and is written, until it is durable.
     fill: Option<Fill>,
     blocks: u64,
@@ -249,8 +254,11 @@ impl Group {
             return;
         }
         // A leader tells what it has soonest.
-        let leader = self.leader().filter(|leader| holders.contains(leader));
-        let from = leader.or_else(|| holders.iter().copied().find(|node| *node != self.me));
+        let avoid = self.mending.avoid.take();
+        let others = || holders.iter().copied().filter(|node| *node != self.me);
+        let leader = others().find(|node| Some(*node) == self.leader());
+        let willing = leader.into_iter().chain(others()).find(|node| Some(*node) != avoid);
+        let from = willing.or(leader).or(others().next());
         if let Some(from) = from.and_then(|node| self.address_of(u64::from(node.0))) {
             self.begin_copy(cx, page, from);
         }
@@ -297,6 +305,7 @@ impl Group {
         }
         copy.tries += 1;
         if copy.tries >= TRIES_MAX {
+            self.mending.avoid = Some(copy.from.node);
             self.stop_mending();
             self.mending.after = cx.shared.tick + REST_TICKS;
             return;
@@ -326,6 +335,10 @@ impl Group {
     /// Takes a message about mending, if it is one.
     pub(super) fn take_mending(&mut self, cx: &mut Cx<'_>, from: Address, message: &Pages) -> bool {
         match &message.step {
+            Step::Mend { .. } if !self.is_member(from) => {
+                mark!("page message of no member");
+                true
+            }
             Step::Mend { .. } => {
                 self.mending.waiting.insert(from.node, (from, message.clone()));
                 self.wake(cx);
@@ -367,6 +380,7 @@ impl Group {
         let Step::Blocks { ask, at, changed_at, granules, blocks, payload } = &message.step else {
             // It can not be given: another one is asked, after an inquiry.
             mark!("page that is mended is damaged elsewhere");
+            self.mending.avoid = Some(copy.from.node);
             self.stop_mending();
             return;
         };

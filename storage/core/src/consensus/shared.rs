@@ -121,6 +121,8 @@ pub enum LogRead {
     Page(usize, usize),
     /// Blocks that the scrub verifies.
     Scrub,
+    /// A header that the scrub looks at.
+    Header,
     /// A block for another replica's repair: position of what is given.
     Repair(usize),
 }

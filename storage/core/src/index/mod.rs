@@ -314,6 +314,12 @@ impl VolumeIndex {
         Some((number, fresh, granule))
     }
 
+    /// No checkpoint holds anything any more. Gives the chunks that changed since.
+    pub fn store_is_lost(&mut self) -> Vec<u64> {
+        let pages = self.pages.iter_mut();
+        pages.filter_map(|(chunk, page)| page.store_is_lost().then_some(*chunk)).collect()
+    }
+
     /// Takes a granule of a chunk from a checkpoint that is of the entries up to `applied`.
     pub fn restore(
         &mut self,

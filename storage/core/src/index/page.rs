@@ -468,6 +468,12 @@ impl Page {
         Some((number as u8, fresh, self.granule(number as u8)))
     }
 
+    /// No checkpoint holds any of its granules any more. Says whether it is to be given to one.
+    pub(super) fn store_is_lost(&mut self) -> bool {
+        self.dirty |= std::mem::take(&mut self.stored);
+        self.is_dirty()
+    }
+
     /// A granule as it is now.
     pub(super) fn granule(&self, number: u8) -> Granule {
         let mut granule = Granule { changed_at: self.changed_at, ..Granule::default() };

@@ -14,6 +14,18 @@ impl Replica {
         std::mem::take(&mut self.changes.pages)
     }
 
+    /// The store is emptied: all that it held has changed since.
+    pub fn store_is_lost(&mut self) {
+        self.changes.stored = 0;
+        (self.changes.pages, self.changes.volumes) = (Vec::new(), Vec::new());
+        for (id, volume) in &mut self.volumes {
+            volume.stored = 0;
+            self.changes.volumes.push(*id);
+            let pages = volume.index.store_is_lost();
+            self.changes.pages.extend(pages.into_iter().map(|chunk| (*id, chunk)));
+        }
+    }
+
     /// The records of the volumes that changed since this was asked last, as of what is applied now,
     /// and the deleted ones among them, whose granules are not needed any more.
     pub fn take_dirty_volumes(&mut self, group: GroupId) -> (Vec<Record>, Vec<VolumeId>) {

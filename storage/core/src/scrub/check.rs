@@ -55,6 +55,11 @@ impl Check {
         self.reading.is_some()
     }
 
+    /// Whether all is read.
+    pub fn is_done(&self) -> bool {
+        self.runs.is_empty() && self.reading.is_none()
+    }
+
     /// What is to be read next; nothing at the end.
     pub fn next_read(&mut self) -> Option<(Location, u32)> {
         let run = self.runs.pop_front()?;

@@ -10,23 +10,26 @@
 //! * What a client, a follower or the cleaner finds damaged is looked at before the pass goes on.
 //! * A pass is paced so that it takes nearly as long as there is until the next; one that is asked
 //!   for goes as fast as [`Scrubbing`] allows.
-//! * Where a pass stands is kept in memory. A start begins a new one at a group that is drawn anew, so
-//!   that shards that start often do not always look at the same part.
+//! * Where a pass stands is told with the shard's state. Whoever remembers it has the next start go on
+//!   there; else that begins a new one at a group that is drawn anew, so that shards that start
+//!   often do not always look at the same part.
 
 mod check;
 mod repairs;
+mod survey;
 #[cfg(test)]
 mod tests;
 
 pub use repairs::{Given, RepairCounts, Repairs, Todo};
+pub use survey::{BadHeader, Step, Survey, SurveyCounts};
 
-use crate::config::Scrubbing;
+use crate::config::{ScrubResume, Scrubbing};
 use crate::log::Location;
 use crate::mark;
 use basalt_wire::block::{BLOCK_BYTES, CHUNK_BLOCKS};
 use basalt_wire::command::BlockRange;
 use basalt_wire::disk::moved::MovedBlock;
-use basalt_wire::ids::VolumeId;
+use basalt_wire::ids::{GroupId, VolumeId};
 use basalt_wire::time::Time;
 use bytes::Bytes;
 use check::Check;
@@ -66,6 +69,8 @@ pub trait Known {
 /// What was done since the shard was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ScrubCounts {
+    /// Passes that began.
+    pub begun: u64,
     /// Passes that are over, and those of them that were asked for.
     pub passes: u64,
     /// See `passes`.
@@ -81,9 +86,13 @@ pub struct ScrubCounts {
 struct Pass {
     asked: bool,
     began: Time,
+    /// What it took before the shard was opened.
+    earlier: Duration,
     /// The group that is walked through, and how many there are to come.
     slot: usize,
     left: usize,
+    /// The page that was looked up last.
+    at: Option<(VolumeId, u64)>,
     /// Pages of it that are known and not looked at, and the first that is not looked up.
     pages: VecDeque<(VolumeId, u64)>,
     from: Option<(VolumeId, u64)>,
@@ -109,6 +118,8 @@ pub struct Position {
     pub slot: usize,
     /// The first page that is not looked at; nothing if the group is nearly done.
     pub page: Option<(VolumeId, u64)>,
+    /// Groups that are not looked at yet, with this one.
+    pub left: usize,
 }
 
 /// The scrub of one shard.
@@ -130,7 +141,7 @@ pub struct Scrub {
     spent: u64,
     counts: ScrubCounts,
     last: Option<PassReport>,
-    began: bool,
+    began: Option<bool>,
     ended: bool,
 }
 
@@ -149,9 +160,41 @@ impl Scrub {
             spent: 0,
             counts: ScrubCounts::default(),
             last: None,
-            began: false,
+            began: None,
             ended: false,
         }
+    }
+
+    /// Goes on where an earlier start had come to: with a group at a position, of so many. If there is no such
+    /// group any more the pass begins anew.
+    pub fn resume(
+        &mut self,
+        now: Time,
+        resume: ScrubResume,
+        slot_of: impl Fn(GroupId) -> Option<usize>,
+        groups: usize,
+    ) {
+        let Some(due) = &mut self.due else { return };
+        let due_in = self.pace.every.saturating_sub(resume.since);
+        let Some(place) = resume.place else {
+            *due = now + due_in;
+            return;
+        };
+        let Some(slot) = slot_of(place.group).filter(|_| place.left > 0) else { return };
+        mark!("scrub goes on where it was");
+        self.began = Some(false);
+        *due = now + due_in;
+        self.pass = Some(Pass {
+            asked: false,
+            began: now,
+            earlier: resume.since,
+            slot,
+            left: place.left.min(groups),
+            at: None,
+            pages: VecDeque::new(),
+            from: Some(place.page),
+            before: self.counts,
+        });
     }
 
     /// What was done so far.
@@ -164,9 +207,9 @@ impl Scrub {
         self.last
     }
 
-    /// The beginning of a pass, told once.
-    pub fn take_begin(&mut self) -> bool {
-        std::mem::take(&mut self.began)
+    /// The beginning of a pass, told once, and whether it was asked for.
+    pub fn take_begin(&mut self) -> Option<bool> {
+        self.began.take()
     }
 
     /// The end of a pass, told once.
@@ -177,7 +220,11 @@ impl Scrub {
     /// Where the pass under way is.
     pub fn position(&self) -> Option<Position> {
         let pass = self.pass.as_ref()?;
-        Some(Position { slot: pass.slot, page: pass.pages.front().copied().or(pass.from) })
+        // What is not all read is begun anew.
+        let reads = |check: &Check| self.paced && !check.is_done();
+        let reading = pass.at.filter(|_| self.check.as_ref().is_some_and(reads));
+        let page = reading.or(pass.pages.front().copied()).or(pass.from);
+        Some(Position { slot: pass.slot, page, left: pass.left })
     }
 
     /// Begins a pass over everything at once, as fast as may be.
@@ -195,7 +242,8 @@ impl Scrub {
 
     fn begin(&mut self, now: Time, groups: usize, asked: bool) {
         self.due = (!self.pace.every.is_zero()).then(|| now + self.pace.every);
-        self.began = true;
+        self.began = Some(asked);
+        self.counts.begun += 1;
         if groups == 0 {
             // There is nothing to look at.
             self.counts.passes += 1;
@@ -205,7 +253,9 @@ impl Scrub {
         mark!("scrub begins a pass");
         let (slot, from) = (self.first % groups, Some((VolumeId(0), 0)));
         let (pages, before) = (VecDeque::new(), self.counts);
-        self.pass = Some(Pass { asked, began: now, slot, left: groups, pages, from, before });
+        let (began, earlier, left) = (now, Duration::ZERO, groups);
+        let at = None;
+        self.pass = Some(Pass { asked, began, earlier, slot, left, at, pages, from, before });
         (self.next_at, self.spent) = (now, 0);
     }
 
@@ -257,6 +307,7 @@ impl Scrub {
             && let Some(pass) = &mut self.pass
         {
             if let Some((volume, chunk)) = pass.pages.pop_front() {
+                pass.at = Some((volume, chunk));
                 let range = BlockRange { block: chunk * CHUNK_BLOCKS, count: CHUNK_BLOCKS as u32 };
                 return Some(Target { slot: pass.slot, volume, range });
             }
@@ -283,7 +334,7 @@ impl Scrub {
         self.counts.passes += 1;
         self.counts.asked += u64::from(pass.asked);
         self.last = Some(PassReport {
-            took: now.since(pass.began),
+            took: now.since(pass.began) + pass.earlier,
             verified: self.counts.verified - pass.before.verified,
             bad: self.counts.bad - pass.before.bad,
         });

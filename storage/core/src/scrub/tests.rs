@@ -1,4 +1,5 @@
 use super::*;
+use crate::config::ScrubPlace;
 use crate::log::RecordSeq;
 use basalt_wire::block::crc32c;
 use basalt_wire::buffer::Payload;
@@ -252,4 +253,54 @@ fn questions_and_memory_are_bounded() {
         repairs.refused(Time(1), peer(2), request);
     }
     assert_eq!(plan(&mut repairs, Time(1)).len(), 10);
+}
+
+/// Stopped after any number of reads, and started again each time, a pass sees every block.
+#[test]
+fn a_pass_goes_on_where_an_earlier_start_had_come_to() {
+    let pace = Scrubbing { every: Duration::from_secs(1000), ..Scrubbing::WEEKLY };
+    let slot_of = |group: GroupId| (group.0 < 3).then_some(group.0 as usize);
+    // The blocks of a page stand in three runs at most, and a page is begun anew.
+    for reads in 3..9 {
+        let (mut fake, mut resume, mut verified, mut starts) = (filled(), None, 0, 0);
+        loop {
+            let now = Time(7) + Duration::from_secs(starts);
+            let mut scrub = Scrub::new(pace, 1, now);
+            if let Some(resume) = resume {
+                scrub.resume(now, resume, slot_of, 3);
+            }
+            for _ in 0..reads {
+                let Some((at, blocks)) = scrub.next_read(now, &fake, (1000, true, false)) else {
+                    break;
+                };
+                let piece = fake.read(at, blocks);
+                scrub.take(piece.as_ref(), &fake);
+            }
+            verified += scrub.counts().verified;
+            starts += 1;
+            assert!(starts < 100, "no pass ends");
+            let since = Duration::from_secs(starts);
+            let Some(at) = scrub.position() else {
+                assert_eq!((scrub.counts().passes, scrub.take_end().is_some()), (1, true));
+                // The next one is due when it would have been.
+                let ended = ScrubResume { since, place: None };
+                let mut next = Scrub::new(pace, 0, now);
+                next.resume(now, ended, slot_of, 3);
+                let due = now + (pace.every - since);
+                assert_eq!(next.deadline(false), Some(due));
+                break;
+            };
+            let (group, left) = (GroupId(at.slot as u32), at.left);
+            let page = at.page.unwrap_or((VolumeId(u64::MAX), u64::MAX));
+            resume = Some(ScrubResume { since, place: Some(ScrubPlace { group, page, left }) });
+        }
+        assert!(verified >= 201, "{verified} blocks with {reads} reads a start");
+        assert!(starts > 1, "{starts} starts");
+    }
+    // A group that is gone: it begins anew.
+    let mut scrub = Scrub::new(pace, 0, Time(7));
+    let place = ScrubPlace { group: GroupId(9), page: (VolumeId(0), 0), left: 2 };
+    let since = Duration::from_secs(1);
+    scrub.resume(Time(7), ScrubResume { since, place: Some(place) }, slot_of, 3);
+    assert_eq!((scrub.position(), scrub.deadline(false)), (None, Some(Time(7))));
 }

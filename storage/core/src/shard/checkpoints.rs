@@ -2,7 +2,7 @@
 
 use super::{Phase, Shard};
 use crate::checkpoint::{Snapshot, StoreDone, StoreOp};
-use crate::config::{GroupConfig, ShardConfig};
+use crate::config::{GroupConfig, Scrubbing, ShardConfig};
 use crate::consensus::{Cx, OpenState};
 use crate::event::Effect;
 use crate::log::{self, HardState, Log, OpenReport};
@@ -28,6 +28,11 @@ pub(super) struct Start {
 }
 
 impl Start {
+    /// How damage is looked for.
+    pub(super) fn scrubbing(&self) -> Scrubbing {
+        self.config.scrub
+    }
+
     pub(super) fn new(config: ShardConfig, now: Time) -> Start {
         let (took, asked, damaged) = (Duration::ZERO, false, false);
         Start { config, began: now, took, asked, snapshot: None, judged: None, damaged }
@@ -63,6 +68,7 @@ impl Shard {
                 self.open_log(out);
             }
             StoreDone::Loaded(_) => {}
+            StoreDone::Verified(result) => self.records_verified(&result, out),
             StoreDone::Saved(result) => {
                 let mut cx = Cx { shared: &mut self.shared, now, out };
                 self.taker.saved(result, &mut self.groups, &mut cx);

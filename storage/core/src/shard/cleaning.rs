@@ -31,10 +31,10 @@ struct Outlook {
 }
 
 /// What the index and the log say to the cleaner.
-struct Known<'a> {
-    groups: &'a [Group],
-    by_id: &'a FxHashMap<GroupId, usize>,
-    log: &'a Log,
+pub(super) struct Known<'a> {
+    pub(super) groups: &'a [Group],
+    pub(super) by_id: &'a FxHashMap<GroupId, usize>,
+    pub(super) log: &'a Log,
 }
 
 impl Judge for Known<'_> {
@@ -258,6 +258,7 @@ impl Shard {
         if !segments.is_empty() {
             mark!("segments given back");
             self.cleaner.released(&segments);
+            self.survey.released(&segments);
             self.shared.log.release(&segments);
         }
     }

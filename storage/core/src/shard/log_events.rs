@@ -150,6 +150,7 @@ impl Shard {
             Some(LogRead::Client(read, run)) => self.client_read(now, read, run, result, out),
             Some(LogRead::Page(read, run)) => self.page_read(now, read, run, result, out),
             Some(LogRead::Cleaner) => self.cleaner_read(now, result, out),
+            Some(LogRead::Header) => self.header_read(result.as_ref(), out),
             Some(LogRead::Scrub) => self.scrub_read(now, result, out),
             Some(LogRead::Repair(at)) => self.copy_read(now, at, result, out),
             read => self.entry_read(now, read, None, result, out),

@@ -10,6 +10,7 @@ mod scores;
 mod scrubbing;
 mod space;
 mod status;
+mod surveying;
 #[cfg(test)]
 mod tests;
 
@@ -24,7 +25,7 @@ use crate::consensus::{Cx, Group, OpenState, Proposal, Shared, Slab};
 use crate::event::{Effect, Event, ProposeError};
 use crate::log::{Log, LogEvent, OpenReport};
 use crate::planted::Bug;
-use crate::scrub::{Repairs, Scrub};
+use crate::scrub::{Repairs, Scrub, Survey};
 use basalt_wire::frame::{Frame, Refusal, Reply, ReplyResult};
 use basalt_wire::ids::{Address, GroupId, LogIndex};
 use basalt_wire::io::{DiskDone, DiskOp};
@@ -33,6 +34,7 @@ use bytes::Bytes;
 use checkpoints::Start;
 use rustc_hash::FxHashMap;
 use scrubbing::Give;
+use surveying::Evacuation;
 
 /// The longest command of the metadata group, in bytes.
 const METADATA_BYTES_MAX: usize = 1 << 20;
@@ -69,6 +71,8 @@ pub struct Shard {
     repairs: Repairs,
     /// The group whose turn it is to move a piece of pages.
     page_turn: usize,
+    survey: Survey,
+    evacuation: Evacuation,
     /// Blocks that are read for other replicas' repairs.
     gives: Slab<Give>,
     /// Those that were given.
@@ -105,7 +109,11 @@ impl Shard {
         }
         let taker = Taker::new(&config);
         let first = shared.draw([SCRUB_SEED, 0, now.0]);
-        let scrub = Scrub::new(config.scrub, (first >> 32) as usize, now);
+        let mut scrub = Scrub::new(config.scrub, (first >> 32) as usize, now);
+        if let Some(resume) = config.scrub.resume {
+            let slot_of = |id| groups.iter().position(|group| group.id == id);
+            scrub.resume(now, resume, slot_of, groups.len());
+        }
         let repairs = Repairs::new(shared.draw([SCRUB_SEED, 1, now.0]));
         let next_tick = now + config.timing.tick;
         let mut shard = Shard {
@@ -126,6 +134,8 @@ impl Shard {
             scrub,
             repairs,
             page_turn: 0,
+            survey: Survey::default(),
+            evacuation: Evacuation::default(),
             gives: Slab::default(),
             given: 0,
             departed: Departed::new(),
@@ -183,6 +193,7 @@ impl Shard {
             self.go_on_with_pages(now, out);
             self.clean(now, out);
             self.look_for_damage(now, out);
+            self.look_around(now, out);
             self.repair(now, out);
             for _ in 0..ROUNDS_MAX {
                 self.gather();
@@ -213,7 +224,8 @@ impl Shard {
         let seal = self.shared.log.seal_deadline();
         let scrub = self.scrub.deadline(self.repairs.is_backlogged());
         let (repairs, pages) = (self.repairs.deadline(), self.shared.pace.deadline());
-        [clock, groups, seal, scrub, repairs, pages].into_iter().flatten().min()
+        let others = [repairs, pages, self.survey_deadline()];
+        [clock, groups, seal, scrub].into_iter().chain(others).flatten().min()
     }
 
     /// The shard's state.

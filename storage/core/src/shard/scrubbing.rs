@@ -2,6 +2,7 @@
 
 use super::{ScrubStatus, Shard};
 use crate::cleaner;
+use crate::config::ScrubPlace;
 use crate::consensus::{Cx, Group, LogRead, MendedCounts, Written};
 use crate::event::Effect;
 use crate::index::BlockPlace;
@@ -81,7 +82,8 @@ impl Shard {
             let mut cx = Cx { shared: &mut self.shared, now, out };
             cx.read(LogRead::Scrub, at, blocks);
         }
-        if self.scrub.take_begin() {
+        if let Some(asked) = self.scrub.take_begin() {
+            self.begin_survey(now, asked);
             // What replicas hold is compared as well: those of groups that sleep are not otherwise.
             self.each(now, out, |group, cx| group.compare_all(cx));
         }
@@ -247,7 +249,15 @@ impl Shard {
             scrub: self.scrub.counts(),
             repairs: self.repairs.counts(),
             given: self.given,
-            position: position.map(|at| (self.groups[at.slot].id, at.page)),
+            survey: self.survey.counts(),
+            surveying: self.survey.is_running(),
+            emptied: self.evacuation.begun,
+            position: position.map(|at| ScrubPlace {
+                group: self.groups[at.slot].id,
+                // Behind all pages there are.
+                page: at.page.unwrap_or((VolumeId(u64::MAX), u64::MAX)),
+                left: at.left,
+            }),
             last: self.scrub.last(),
             mended: self.mended(),
             differing_pages: self.groups.iter().map(|group| group.differing_pages() as u64).sum(),

@@ -2,10 +2,11 @@
 
 use super::{Space, VolumeSpace};
 use crate::cleaner::CleanerCounts;
+use crate::config::ScrubPlace;
 use crate::consensus::{MendedCounts, MovedCounts};
 use crate::log::{LogCounts, OpenReport};
 use crate::score::ScoreStatus;
-use crate::scrub::{PassReport, RepairCounts, ScrubCounts};
+use crate::scrub::{PassReport, RepairCounts, ScrubCounts, SurveyCounts};
 use basalt_wire::ids::{GroupId, LogIndex, NodeId, Term, VolumeId};
 use basalt_wire::membership::Membership;
 use std::collections::BTreeMap;
@@ -127,8 +128,14 @@ pub struct ScrubStatus {
     pub repairs: RepairCounts,
     /// Blocks given to other replicas for their repairs.
     pub given: u64,
-    /// Where the pass under way is: the group, and its next page if it is not nearly done.
-    pub position: Option<(GroupId, Option<(VolumeId, u64)>)>,
+    /// What looking at the store's records and at headers came to.
+    pub survey: SurveyCounts,
+    /// Whether that is under way.
+    pub surveying: bool,
+    /// Segments with damaged headers of which what is live was, or is, moved elsewhere.
+    pub emptied: u64,
+    /// Where the pass under way stands.
+    pub position: Option<ScrubPlace>,
     /// The pass that ended last.
     pub last: Option<PassReport>,
     /// Pages that are known to differ from those of other replicas, and are not settled yet.

@@ -9,17 +9,18 @@
 mod checkpoint;
 mod record;
 
-pub use checkpoint::CheckpointBatch;
-pub use record::{Identity, MemberRecord, ReplicaRecord};
+pub use checkpoint::{AddRecord, CheckpointBatch};
+pub use record::{Identity, MemberRecord, ReplicaRecord, ScrubPlaceRecord, ScrubRecord};
 
 use record::Boots;
-use rocksdb::{DB, DEFAULT_COLUMN_FAMILY_NAME, LogLevel, Options, WriteBatch, WriteOptions};
+use rocksdb::{DB, LogLevel, Options, WriteBatch, WriteOptions};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
 const IDENTITY: &[u8] = b"identity";
 const BOOTS: &[u8] = b"boots";
+const SCRUB: &[u8] = b"scrub";
 
 /// Why the store can not be used.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -72,7 +73,10 @@ enum Call {
     Boot(Reply<u64>),
     Opened(Reply<bool>),
     MarkOpened(Reply<()>),
-    Save(checkpoint::Fill, Reply<()>),
+    Scrubbed(Reply<Option<ScrubRecord>>),
+    NoteScrub(ScrubRecord, Reply<()>),
+    Save(bool, checkpoint::Fill, Reply<()>),
+    Verify { from: Vec<u8>, bytes: u64, pieces: checkpoint::Pieces, reply: Reply<()> },
     Scan(checkpoint::Pieces, Reply<()>),
     Close,
 }
@@ -180,6 +184,22 @@ impl Store {
         self.call(Call::MarkOpened)
     }
 
+    /// How far the node had come with looking for damage; nothing if that was never noted.
+    ///
+    /// # Errors
+    /// If it can not be read.
+    pub fn scrubbed(&self) -> Result<Option<ScrubRecord>, StoreError> {
+        self.call(Call::Scrubbed)
+    }
+
+    /// Notes how far it has come.
+    ///
+    /// # Errors
+    /// If it can not be written.
+    pub fn note_scrub(&self, record: ScrubRecord) -> Result<(), StoreError> {
+        self.call(|reply| Call::NoteScrub(record, reply))
+    }
+
     /// Ends what was asked for before, closes the database and waits for its thread; whoever calls
     /// later hears that it is closed. A process that ends without having closed its databases may
     /// take away, on one thread, what RocksDB still uses on another.
@@ -206,15 +226,16 @@ impl Drop for Store {
 }
 
 fn run(path: &Path, opened: &Reply<()>, incoming: &mpsc::Receiver<Call>) {
-    let families = [
-        (DEFAULT_COLUMN_FAMILY_NAME, options()),
-        (checkpoint::FAMILY, checkpoint::options(&options())),
-    ];
-    let database = match DB::open_cf_with_opts(&options(), path, families) {
-        Ok(database) => Database { database, path: path.to_owned() },
+    let families = checkpoint::families(path, &options());
+    let opened_here = DB::open_cf_descriptors(&options(), path, families);
+    let database = opened_here
+        .map_err(|e| StoreError::Database { path: path.to_owned(), reason: e.to_string() })
+        .map(|database| Database { database, family: String::new(), path: path.to_owned() })
+        .and_then(|mut database| database.settle_families().map(|()| database));
+    let mut database = match database {
+        Ok(database) => database,
         Err(error) => {
-            let reason = error.to_string();
-            let _ = opened.send(Err(StoreError::Database { path: path.to_owned(), reason }));
+            let _ = opened.send(Err(error));
             return;
         }
     };
@@ -231,7 +252,14 @@ fn run(path: &Path, opened: &Reply<()>, incoming: &mpsc::Receiver<Call>) {
             Call::Boot(reply) => drop(reply.send(database.boot())),
             Call::Opened(reply) => drop(reply.send(database.opened())),
             Call::MarkOpened(reply) => drop(reply.send(database.mark_opened())),
-            Call::Save(fill, reply) => drop(reply.send(database.save(fill))),
+            Call::Scrubbed(reply) => drop(reply.send(database.read(SCRUB))),
+            Call::NoteScrub(record, reply) => drop(reply.send(database.write(SCRUB, &record))),
+            Call::Save(whole, fill, reply) => drop(reply.send(database.save(whole, fill))),
+            Call::Verify { from, bytes, pieces, reply } => {
+                let read = database.verify(&from, bytes, &pieces);
+                drop(pieces);
+                drop(reply.send(read));
+            }
             Call::Scan(pieces, reply) => drop(reply.send(database.scan(&pieces))),
             Call::Close => return,
         }
@@ -257,6 +285,8 @@ fn options() -> Options {
 
 struct Database {
     database: DB,
+    /// The column family that holds the checkpoint.
+    family: String,
     path: PathBuf,
 }
 

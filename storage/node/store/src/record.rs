@@ -89,6 +89,39 @@ impl Identity {
     }
 }
 
+/// How far the node has come with looking for damage.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScrubRecord {
+    /// Version of the record.
+    pub(crate) version: u32,
+    /// When the last pass began, in seconds since 1970.
+    pub began: u64,
+    /// Where it stands, if it is not over.
+    pub place: Option<ScrubPlaceRecord>,
+}
+
+/// Where a pass stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScrubPlaceRecord {
+    /// The group that it is at.
+    pub group: u32,
+    /// The volume that it is at.
+    pub volume: u64,
+    /// The first chunk of it that was not looked at.
+    pub chunk: u64,
+    /// Groups that are not looked at yet, with this one.
+    pub left: u64,
+}
+
+impl ScrubRecord {
+    /// A record of the present version.
+    pub fn new(began: u64, place: Option<ScrubPlaceRecord>) -> ScrubRecord {
+        ScrubRecord { version: ScrubRecord::VERSION, began, place }
+    }
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Boots {
@@ -112,6 +145,10 @@ pub(crate) trait Versioned: Serialize + DeserializeOwned {
 
 impl Versioned for Identity {
     const VERSION: u32 = 3;
+}
+
+impl Versioned for ScrubRecord {
+    const VERSION: u32 = 1;
 }
 
 impl Versioned for Boots {

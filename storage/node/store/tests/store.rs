@@ -1,6 +1,8 @@
 //! The store on a real directory.
 
-use basalt_store::{Identity, MemberRecord, ReplicaRecord, Store, StoreError};
+use basalt_store::{
+    Identity, MemberRecord, ReplicaRecord, ScrubPlaceRecord, ScrubRecord, Store, StoreError,
+};
 use std::path::PathBuf;
 
 struct Scratch(PathBuf);
@@ -101,6 +103,21 @@ fn a_member_that_has_begun_stays_one() {
 }
 
 #[test]
+fn the_place_of_a_scrub_survives() {
+    let scratch = Scratch::new("scrub");
+    let place = ScrubPlaceRecord { group: 3, volume: u64::MAX, chunk: 7, left: 2 };
+    {
+        let store = Store::open(&scratch.0).expect("opens");
+        assert_eq!(store.scrubbed().expect("reads"), None);
+        store.note_scrub(ScrubRecord::new(77, Some(place))).expect("writes");
+    }
+    let store = Store::open(&scratch.0).expect("opens again");
+    assert_eq!(store.scrubbed().expect("reads"), Some(ScrubRecord::new(77, Some(place))));
+    store.note_scrub(ScrubRecord::new(78, None)).expect("writes");
+    assert_eq!(store.scrubbed().expect("reads"), Some(ScrubRecord::new(78, None)));
+}
+
+#[test]
 fn a_second_user_is_refused() {
     let scratch = Scratch::new("lock");
     let _first = Store::open(&scratch.0).expect("opens");
@@ -120,4 +137,79 @@ fn a_closed_store_lets_go_of_its_directory() {
     let again = Store::open(&scratch.0).expect("free, though the first one is still there");
     assert_eq!(again.boot().expect("counted"), 2);
     store.close();
+}
+
+type Seen = Vec<(Vec<u8>, usize)>;
+
+fn note(seen: &mut Seen, key: &[u8], value: &[u8]) -> Result<(), String> {
+    seen.push((key.to_vec(), value.len()));
+    Ok(())
+}
+
+/// Bytes that can not be made shorter.
+fn noise(seed: u64, count: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 32) as u8
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+#[test]
+fn damage_in_a_file_is_found_and_goes_with_a_checkpoint_that_is_whole() {
+    let scratch = Scratch::new("rot");
+    let key = |n: u32| [b"P".as_slice(), &n.to_be_bytes()].concat();
+    let save = |store: &Store, whole, count: u32, seed: u64| {
+        store.save_checkpoint(whole, move |batch| {
+            batch.delete_prefix(b"");
+            (0..count).for_each(|n| batch.put(&key(n), &noise(seed + u64::from(n), 1000)));
+        })
+    };
+    {
+        let store = Store::open(&scratch.0).expect("opens");
+        save(&store, true, 2000, 7).expect("kept");
+        store.close();
+    }
+    // What an opening finds in its log it puts into files.
+    let store = Store::open(&scratch.0).expect("opens again");
+    let all: Seen = store.verify_checkpoint(b"", u64::MAX, note).expect("as it was written");
+    assert_eq!((all.len(), all[0].1), (2000, 1000));
+    let some: Seen = store.verify_checkpoint(&key(5), 2_500, note).expect("as it was written");
+    assert_eq!(some.iter().map(|one| one.0.clone()).collect::<Vec<_>>(), [5, 6, 7].map(key));
+
+    let files = || {
+        let entries = std::fs::read_dir(&scratch.0).expect("a directory").flatten();
+        let tables = entries.filter(|e| e.path().extension().is_some_and(|ext| ext == "sst"));
+        let mut sizes: Vec<_> =
+            tables.map(|e| (e.metadata().map_or(0, |meta| meta.len()), e.path())).collect();
+        sizes.sort_unstable();
+        sizes
+    };
+    let (size, path) = files().pop().expect("a table");
+    assert!(size > 1_000_000, "{size}");
+    let mut bytes = std::fs::read(&path).expect("readable");
+    bytes[size as usize / 3] ^= 0x10;
+    std::fs::write(&path, bytes).expect("writable");
+    let found = store.verify_checkpoint::<Seen>(b"", u64::MAX, note).expect_err("damage");
+    assert!(found.contains("orruption"), "{found}");
+
+    save(&store, true, 1500, 9).expect("kept");
+    let all: Seen = store.verify_checkpoint(b"", u64::MAX, note).expect("all is new");
+    assert_eq!(all.len(), 1500);
+    assert!(!path.exists() || files().iter().all(|(_, other)| *other != path));
+    save(&store, false, 10, 11).expect("what changes it goes to the new one");
+    store.close();
+    let store = Store::open(&scratch.0).expect("opens a third time");
+    let mut count = 0;
+    store
+        .read_checkpoint(|_, value| {
+            count += 1;
+            assert_eq!(value.len(), 1000);
+            Ok(())
+        })
+        .expect("reads");
+    assert_eq!(count, 10, "the last one deleted what was before");
 }

@@ -61,7 +61,7 @@ pub fn headers(name: &str, seed: u64, tell: impl Fn(&str)) -> Result<()> {
 
 impl Course {
     /// Flips a bit in the header of a batch that wrote blocks, and gives the bytes of log from there on.
-    fn rot_header(
+    pub(super) fn rot_header(
         &self,
         node: usize,
         choose: impl Fn(Vec<&BatchHeader>) -> Option<&BatchHeader>,

@@ -4,8 +4,10 @@
 //! Which place of which device holds a block is read from the log's batches offline; the damage is written past
 //! the daemon and past the page cache, while the nodes are down, one after the other is, or all run.
 //!
-//! [`headers`] damages headers of batches, and [`older`] puts an older image of a whole device back.
+//! [`headers`] damages headers of batches, [`ahead`] what only a start needs while the nodes run, and [`older`]
+//! puts an older image of a whole device back.
 
+mod ahead;
 mod damage;
 mod disk;
 mod headers;
@@ -14,6 +16,7 @@ mod older;
 mod places;
 mod report;
 
+pub use ahead::ahead;
 pub use damage::{Damage, Kind};
 pub use headers::headers;
 pub use older::{Fate, older};

@@ -21,6 +21,8 @@ pub fn all() -> Vec<Scenario> {
         s("repair-takes-only-what-has-its-checksum", 6, two_copies),
         s("power-cuts-and-writes-while-damage-is-repaired", 8, cuts_and_writes),
         s("replica-that-differs-is-made-to-agree", 9, made_to_agree),
+        s("damaged-headers-are-found-before-a-start-needs-them", 9, rotten_headers),
+        s("damaged-record-of-a-checkpoint-is-written-anew", 6, rotten_record),
     ]
 }
 
@@ -224,6 +226,78 @@ fn made_to_agree(set: Setup) -> World {
     }
     s.wait("the replica agrees", 30_000, move |w, _| agrees(w));
     s.world.judge_mended();
+    read_all(&mut s);
+    s.end()
+}
+
+/// The number of a node's last checkpoint.
+fn checkpoint(w: &World, n: Who) -> u64 {
+    w.nodes[n].shard.as_ref().map_or(0, |shard| shard.status().checkpoint)
+}
+
+/// A power cut, and a start that must use a checkpoint.
+fn start_from_checkpoint(s: &mut Script, n: Who) {
+    s.power_cut(n, crate::disk::CutPolicy::ALL[0]);
+    s.start(n);
+    s.wait("the replicas agree", 30_000, |w, _| w.is_converged());
+    let report = s.world.nodes[n].shard.as_ref().and_then(|shard| shard.status().open_report);
+    let used = report.as_ref().is_some_and(|report| report.checkpoint.is_some());
+    s.must(used, || format!("the checkpoint was not used: {report:?}"));
+}
+
+/// Headers rot on one node, in segments that are closed. A scrub finds them; what stands behind them is moved, and
+/// a start comes by none of them.
+fn rotten_headers(set: Setup) -> World {
+    let mut s = written(set, set.seed.is_multiple_of(2));
+    let mut dice = dice(set.seed);
+    s.wait("the replicas agree", 20_000, |w, _| w.is_converged());
+    let n = (set.seed % 3) as Who;
+    let headers = s.world.closed_headers(n);
+    s.must(headers.len() > 3, || format!("only {} headers", headers.len()));
+    s.world.all_damaged = true;
+    let mut rotten = Vec::new();
+    for _ in 0..3 {
+        let (header, offset) = dice.pick(&headers);
+        let segment = header.fields.segment;
+        if !rotten.contains(&segment) {
+            s.world.nodes[n].disk.rot_at(*offset);
+            rotten.push(segment);
+        }
+    }
+    let before = checkpoint(&s.world, n);
+    s.world.ask_scrubs();
+    let live = |w: &World| {
+        let stands = |block: &MovedBlock| block.from.map(|(segment, _)| segment.0);
+        let live = w.live_places(n).into_iter().filter_map(|(block, _)| stands(&block));
+        live.filter(|segment| rotten.contains(segment)).count()
+    };
+    s.wait("all is looked at", 30_000, |w, _| w.scrubs_are_over());
+    let survey = s.world.scrub_status(n).expect("it runs").survey;
+    let found = rotten.len() as u64;
+    s.must(survey.headers_bad >= found, || format!("{found} headers rotted, {survey:?}"));
+    s.wait("nothing stands in these segments", 30_000, |w, _| live(w) == 0);
+    s.wait("a checkpoint is taken", 30_000, |w, _| checkpoint(w, n) > before);
+    start_from_checkpoint(&mut s, n);
+    read_all(&mut s);
+    s.end()
+}
+
+/// A record of a node's checkpoint rots. A scrub finds it, all of it is written anew, and the next start uses it.
+fn rotten_record(set: Setup) -> World {
+    let mut s = written(set, true);
+    s.wait("the replicas agree", 20_000, |w, _| w.is_converged());
+    let n = (set.seed % 3) as Who;
+    s.world.all_damaged = true;
+    let rotted = s.world.nodes[n].store.rot();
+    s.must(rotted, || "there is no checkpoint".to_owned());
+    let before = checkpoint(&s.world, n);
+    s.world.ask_scrubs();
+    s.wait("all is looked at", 30_000, |w, _| w.scrubs_are_over());
+    let survey = s.world.scrub_status(n).expect("it runs").survey;
+    s.must(survey.records_bad > 0, || format!("nothing was found: {survey:?}"));
+    s.wait("a checkpoint is taken", 30_000, |w, _| checkpoint(w, n) > before);
+    s.pass(2_000);
+    start_from_checkpoint(&mut s, n);
     read_all(&mut s);
     s.end()
 }

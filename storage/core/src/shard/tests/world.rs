@@ -1,6 +1,6 @@
 //! Three shards, an instant network and memory for disks: small, deterministic, and stopped at will.
 
-use crate::checkpoint::{Change, Changes, Loader, Snapshot, StoreDone, StoreOp};
+use crate::checkpoint::{Change, Changes, Loader, Snapshot, StoreDone, StoreOp, Verified};
 use crate::config::{GroupConfig, Limits, Scrubbing, ShardConfig, Timing};
 use crate::event::{Effect, Event, LinkId};
 use crate::planted::Planted;
@@ -292,6 +292,14 @@ impl World {
             Effect::Disk(op) => self.nodes.get_mut(&n).unwrap().ops.push_back(op),
             Effect::Store(StoreOp::Save(changes)) => {
                 self.nodes.get_mut(&n).unwrap().saves.push_back(changes);
+            }
+            Effect::Store(StoreOp::Verify { from, .. }) => {
+                let mut verified = Verified::default();
+                let records = self.nodes[&n].store.range(from..);
+                let mut added = records.map(|(key, value)| verified.add(key, value));
+                let result = added.find_map(Result::err).map_or(Ok(()), Err);
+                let result = result.map(|()| Verified { next: None, ..verified });
+                self.event(n, Event::Store(StoreDone::Verified(result)));
             }
             Effect::Store(StoreOp::Load) => {
                 let loaded = load(&self.nodes[&n].store);

@@ -1,0 +1,192 @@
+//! Looking after what is needed only when something fails: the store's records, the headers in closed segments.
+
+use super::Shard;
+use super::cleaning::Known;
+use crate::checkpoint::{StoreOp, Verified};
+use crate::cleaner::Victim;
+use crate::consensus::{Cx, Group, LogRead};
+use crate::event::Effect;
+use crate::log::{Log, SegmentState};
+use crate::mark;
+use crate::planted::Bug;
+use crate::scrub::{BadHeader, Step};
+use basalt_wire::block::CHUNK_BLOCKS;
+use basalt_wire::command::BlockRange;
+use basalt_wire::disk::checkpoint::SegmentUse;
+use basalt_wire::disk::moved::MovedBlock;
+use basalt_wire::ids::{GroupId, LogIndex, VolumeId};
+use basalt_wire::time::Time;
+use bytes::Bytes;
+use std::collections::VecDeque;
+
+/// Pages that one turn looks through for live blocks of a segment.
+const PAGES_MAX: usize = 64;
+/// Segments that wait to be emptied. Others are found again by the next pass.
+const HOLLOW_MAX: usize = 64;
+
+/// Finds what is live in segments that their headers do not tell it of any more.
+#[derive(Debug, Default)]
+pub(super) struct Evacuation {
+    waiting: VecDeque<SegmentUse>,
+    search: Option<Search>,
+    /// Segments of which everything that is live was handed to the cleaner.
+    pub(super) begun: u64,
+}
+
+/// The walk through the index.
+#[derive(Debug)]
+struct Search {
+    used: SegmentUse,
+    slot: usize,
+    page: (VolumeId, u64),
+    found: Vec<(GroupId, MovedBlock)>,
+}
+
+fn is_closed(log: &Log, used: &SegmentUse) -> bool {
+    let segment = log.segments().and_then(|segments| segments.get(used.segment));
+    segment.is_some_and(|s| s.seq == used.seq && s.state == SegmentState::Closed)
+}
+
+impl Evacuation {
+    pub(super) fn is_busy(&self) -> bool {
+        self.search.is_some() || !self.waiting.is_empty()
+    }
+
+    fn add(&mut self, used: SegmentUse) {
+        let under_way = self.search.as_ref().is_some_and(|search| search.used == used);
+        if !under_way && !self.waiting.contains(&used) && self.waiting.len() < HOLLOW_MAX {
+            self.waiting.push_back(used);
+        }
+    }
+
+    /// Looks through some pages. Gives the live blocks of a segment in the order of their places, when all were
+    /// looked at.
+    fn advance(&mut self, groups: &[Group]) -> Option<(SegmentUse, Vec<(GroupId, MovedBlock)>)> {
+        let search = match &mut self.search {
+            Some(search) => search,
+            None => {
+                let (used, page) = (self.waiting.pop_front()?, (VolumeId(0), 0));
+                self.search.insert(Search { used, slot: 0, page, found: Vec::new() })
+            }
+        };
+        let Some(group) = groups.get(search.slot) else {
+            let mut search = self.search.take()?;
+            search.found.sort_unstable_by_key(|(_, block)| block.from);
+            return Some((search.used, search.found));
+        };
+        let pages = group.replica.pages_from(LogIndex(0), search.page, PAGES_MAX);
+        for (volume, chunk) in &pages {
+            let (block, count) = (chunk * CHUNK_BLOCKS, CHUNK_BLOCKS as u32);
+            let places = group.replica.places(*volume, BlockRange { block, count }, true);
+            let inside = places.into_iter().filter(|place| {
+                place.from.is_some_and(|(segment, _)| segment == search.used.segment)
+            });
+            search.found.extend(inside.map(|place| (group.id, place)));
+        }
+        match pages.last().filter(|_| pages.len() == PAGES_MAX) {
+            Some((volume, chunk)) => search.page = (*volume, chunk + 1),
+            None => (search.slot, search.page) = (search.slot + 1, (VolumeId(0), 0)),
+        }
+        None
+    }
+}
+
+impl Shard {
+    /// Begins to look, with a pass over the blocks.
+    pub(super) fn begin_survey(&mut self, now: Time, asked: bool) {
+        let closed = (!self.taker.is_on()).then(|| self.closed());
+        self.survey.begin(now, asked, closed);
+    }
+
+    /// The closed segments of which all is durable: what was written last to one may still be on its way.
+    fn closed(&self) -> Vec<SegmentUse> {
+        let log = &self.shared.log;
+        let Some(segments) = log.segments() else { return Vec::new() };
+        let before = match log.durable_place() {
+            Some(place) => place.segment_seq,
+            None if log.is_writing() => 0,
+            None => u64::MAX,
+        };
+        segments.closed().filter(|used| used.seq < before).collect()
+    }
+
+    /// Goes on with it.
+    pub(super) fn look_around(&mut self, now: Time, out: &mut Vec<Effect>) {
+        self.evacuate();
+        if self.survey.is_due_again() {
+            self.begin_survey(now, true);
+        }
+        let busy = self.shared.pending_requests + self.shared.client_reads.len() > 0;
+        let pace = self.start.scrubbing();
+        let rate = if busy { pace.busy_bytes } else { pace.idle_bytes };
+        let (blocks, log) = (self.shared.log.segment_blocks(), &self.shared.log);
+        match self.survey.next(now, rate, blocks, |used| is_closed(log, used)) {
+            Some(Step::Verify { from, bytes }) => {
+                out.push(Effect::Store(StoreOp::Verify { from, bytes }));
+            }
+            Some(Step::Read(at, blocks)) => {
+                Cx { shared: &mut self.shared, now, out }.read(LogRead::Header, at, blocks);
+            }
+            None => {}
+        }
+    }
+
+    /// The store has looked at some of its records.
+    pub(super) fn records_verified(
+        &mut self,
+        result: &Result<Verified, String>,
+        out: &mut Vec<Effect>,
+    ) {
+        let closed = self.closed();
+        if !self.survey.verified(result, closed) {
+            return;
+        }
+        let Err(reason) = result else { return };
+        let text = format!(
+            "the checkpoint in the store is damaged ({reason}): all of it is written anew from memory"
+        );
+        out.push(Effect::Notice { alarm: true, text });
+        self.taker.write_anew();
+    }
+
+    /// A header was read, or can not be read.
+    pub(super) fn header_read(&mut self, piece: Option<&Bytes>, out: &mut Vec<Effect>) {
+        let known = Known { groups: &self.groups, by_id: &self.by_id, log: &self.shared.log };
+        let lenient = self.shared.planted.is(Bug::HeadersUnchecked);
+        let blocks = self.shared.log.segment_blocks();
+        let bad = self.survey.take(piece, &known, blocks, lenient);
+        let Some(BadHeader { used, block }) = bad else { return };
+        let text = format!(
+            "segment {}: the header at block {block} is damaged; what is live in the segment is moved \
+             elsewhere, and a checkpoint is taken, so that no start needs it",
+            used.segment
+        );
+        out.push(Effect::Notice { alarm: true, text });
+        if self.taker.is_on() {
+            self.taker.ask();
+            self.evacuation.add(used);
+        }
+    }
+
+    /// Has the cleaner move what is live in a segment with a damaged header.
+    fn evacuate(&mut self) {
+        if !self.evacuation.is_busy() || !self.cleaner.is_free() {
+            return;
+        }
+        let Some((used, live)) = self.evacuation.advance(&self.groups) else { return };
+        if !is_closed(&self.shared.log, &used) || live.is_empty() {
+            return;
+        }
+        mark!("segment with a damaged header is emptied");
+        self.evacuation.begun += 1;
+        let victim = Victim { segment: used.segment, seq: used.seq, live: live.len() as u32 };
+        let blocks = self.shared.log.segment_blocks();
+        self.cleaner.begin_listed(victim, blocks, live.into());
+    }
+
+    /// When [`Shard::look_around`] must be called, unless something else happens before.
+    pub(super) fn survey_deadline(&self) -> Option<Time> {
+        let busy = self.evacuation.is_busy() && self.cleaner.is_free();
+        if busy || self.survey.is_due_again() { Some(Time::ZERO) } else { self.survey.deadline() }
+    }
+}

@@ -83,21 +83,12 @@ pub async fn run(weak: Weak<Engine>) {
         let Reconciler { retries, keeping, reverting, clones, .. } = &reconciler;
         let tries = [retries.next(now), keeping.next(now), reverting.next(now), clones.next(now)];
         let rest = tries.into_iter().flatten().fold(rest, Instant::min);
-        let mut deletion = reconciler.deletion.as_mut().map(|(_, end)| end);
         tokio::select! {
             _ = changes.changed() => {}
             _ = elections.changed() => {}
             () = door.changed.notified() => {}
-            () = ended(&mut deletion) => {}
             () = sleep_until(rest) => {}
         }
-    }
-}
-
-async fn ended(deletion: &mut Option<&mut oneshot::Receiver<bool>>) {
-    match deletion {
-        Some(end) if !end.is_terminated() => drop(end.await),
-        _ => std::future::pending().await,
     }
 }
 
@@ -372,6 +363,7 @@ impl Reconciler {
         });
         engine.reactor.tenant(DOOR, Box::new(DoorCommand::Delete { config, reply }));
         let (end, told) = oneshot::channel();
+        let door = engine.door.clone();
         tokio::spawn(async move {
             let problem = match outcome.await {
                 Ok(Ok(())) => None,
@@ -384,6 +376,7 @@ impl Reconciler {
             }
             // The reconciler may be gone.
             let _ = end.send(problem.is_none());
+            door.changed.notify_one();
         });
         self.deletion = Some((number, told));
         true

@@ -31,6 +31,11 @@ impl MetaState {
             .ok_or_else(|| Refused::snapshot_not_found(&revert.id, &revert.snapshot))?;
         let generation = snapshot.generation;
         self.check_no_clones_behind(&revert.id, generation)?;
+        let held = |dropped: &SnapshotRecord| self.holds_clones(number, Some(dropped.generation));
+        // Clones that are left are being deleted, and the groups refuse until they are.
+        if self.snapshots_after(number, Some(generation)).any(held) {
+            return Err(Refused::volume_busy(volume, "reverted"));
+        }
         if volume.revert.is_some() || !snapshot.ready || self.cut_under_way(number).is_some() {
             return Err(Refused::volume_busy(volume, "reverted"));
         }

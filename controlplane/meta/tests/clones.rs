@@ -2,10 +2,10 @@
 
 use basalt_api::v1::ErrorReason;
 use basalt_meta::{
-    AttachVolume, CLONE_DEPTH_MAX, CloneSource, CreateSnapshot, CreateVolume, DeleteSnapshot,
-    DeleteVolume, ENTRY_VERSION, Entry, FLATTEN_DEPTH, FlattenVolume, MetaState, Op, Outcome,
-    PurgeSnapshot, PurgeVolume, Refused, ResizeVolume, SettleClone, SettleFlatten, SettleSnapshot,
-    VolumeRecord, encode,
+    AttachVolume, CLONE_DEPTH_MAX, CloneSource, CreateCut, CreateSnapshot, CreateVolume, DeleteCut,
+    DeleteSnapshot, DeleteVolume, ENTRY_VERSION, Entry, FLATTEN_DEPTH, FlattenVolume, MetaState,
+    NewSnapshot, Op, Outcome, PurgeSnapshot, PurgeVolume, Refused, ResizeVolume, RevertVolume,
+    SettleClone, SettleCut, SettleFlatten, SettleSnapshot, VolumeRecord, encode,
 };
 use proptest::prelude::*;
 
@@ -256,6 +256,45 @@ fn any_op() -> impl Strategy<Value = Op> {
         2 => (1u64..12).prop_map(|volume| Op::PurgeVolume(PurgeVolume { volume })),
         2 => id().prop_map(attach),
     ]
+}
+
+#[test]
+fn nothing_goes_back_behind_a_clone() {
+    let mut m = Machine::with_snapshot();
+    m.snapshot("demo", "tuesday");
+    m.clone_of("test", "demo", "tuesday");
+    let revert = |to: &str| {
+        let (id, snapshot) = ("demo".to_owned(), to.to_owned());
+        Op::RevertVolume(RevertVolume { id, snapshot, drop_later: true, ..RevertVolume::default() })
+    };
+    let refused = m.refused(revert("monday"));
+    assert_eq!(refused.reason, ErrorReason::HasClones);
+    assert!(refused.message.contains("test"), "{}", refused.message);
+    m.volume(delete("test"));
+    assert_eq!(m.refused(revert("monday")).reason, ErrorReason::VolumeBusy, "it is there yet");
+    m.run(Op::PurgeVolume(PurgeVolume { volume: m.number("test") }));
+    m.volume(revert("monday"));
+}
+
+#[test]
+fn a_cut_stays_while_a_clone_hangs_on_one_of_it() {
+    let mut m = Machine::default();
+    m.volume(create("a", SIZE));
+    m.volume(create("b", SIZE));
+    let member = |volume: &str| NewSnapshot { volume: volume.to_owned(), id: "x".to_owned() };
+    let snapshots = vec![member("a"), member("b")];
+    let Outcome::Cut(taken) = m.run(Op::CreateCut(CreateCut { snapshots, ..CreateCut::default() }))
+    else {
+        panic!("not cut")
+    };
+    let cut = taken[0].cut;
+    let refused = m.refused(clone("test", "b", "x", 0));
+    assert_eq!(refused.reason, ErrorReason::VolumeBusy, "it may still be given up");
+    m.run(Op::SettleCut(SettleCut { cut }));
+    m.clone_of("test", "b", "x");
+    let refused = m.refused(Op::DeleteCut(DeleteCut { cut }));
+    assert_eq!(refused.reason, ErrorReason::HasClones);
+    assert!(refused.message.contains("test"), "{}", refused.message);
 }
 
 proptest! {

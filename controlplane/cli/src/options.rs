@@ -368,7 +368,7 @@ pub(crate) enum VolumeCommand {
         #[arg(long, value_name = "SIZE", value_parser = volume_size, required_unless_present = "from")]
         size: Option<u64>,
         /// Make it a clone of a snapshot: it begins with that content, at once and without a copy.
-        #[arg(long, value_name = "VOLUME@SNAPSHOT", value_parser = snapshot_name)]
+        #[arg(long, value_name = "VOLUME@SNAPSHOT", value_parser = snapshots::snapshot_name)]
         from: Option<SnapshotName>,
         /// A label; may be given several times.
         #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]

@@ -133,7 +133,7 @@ impl std::fmt::Display for SnapshotName {
     }
 }
 
-fn snapshot_name(text: &str) -> Result<SnapshotName, String> {
+pub(super) fn snapshot_name(text: &str) -> Result<SnapshotName, String> {
     let parts = text
         .strip_prefix("volumes/")
         .and_then(|rest| rest.split_once("/snapshots/"))

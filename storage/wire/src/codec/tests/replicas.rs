@@ -175,7 +175,8 @@ fn a_state_of_any_size_is_told_in_frames_that_are_taken() {
     let snapshots: Vec<Generation> = (1..=SNAPSHOTS_MAX as u32).map(Generation).collect();
     let generation = Generation(SNAPSHOTS_MAX as u32 + 1);
     let full = VolumeRecord { snapshots, generation, ..VolumeRecord::default() };
-    let record = |id: u64| if id % 3 == 0 { VolumeRecord::default() } else { full.clone() };
+    let record =
+        |id: u64| if id.is_multiple_of(3) { VolumeRecord::default() } else { full.clone() };
     let all: Vec<_> = (0..4_000).map(|id| (VolumeId(id), record(id))).collect();
     let (mut rest, mut told, mut parts) = (&all[..], Vec::new(), 0);
     while !rest.is_empty() {

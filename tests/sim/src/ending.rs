@@ -327,6 +327,13 @@ impl World {
                 self.ended_full = true;
                 Ending { stage: Stage::Done, ..ending }
             }
+            _ if now > ending.deadline && ending.frozen.is_some_and(|n| self.two_are_out(n)) => {
+                self.trace(|| "two are out: the frozen node comes back".to_owned());
+                self.heal_network();
+                (0..self.nodes.len()).for_each(|n| self.make_well(n));
+                let deadline = now + self.patience(ANSWER_BOUND);
+                Ending { deadline, frozen: None, ..ending }
+            }
             _ if now > ending.deadline => {
                 let text = self.explain(&ending);
                 self.fail(Class::Liveness, text);
@@ -340,6 +347,29 @@ impl World {
     /// Whether a session that has begun waits for a read: a full device is no reason for that.
     fn reads_hang(&self) -> bool {
         self.clients.iter().any(|c| c.ready.is_some() && c.lost.is_none() && c.waits_for_read())
+    }
+
+    /// Whether a group has no majority because another of its voters lacks entries that it once had, beside the
+    /// frozen node: such a voter takes part again when a leader has told it, and there is none. That is one
+    /// failure more than a group survives. It must go on when the node is back.
+    fn two_are_out(&self, frozen: Who) -> bool {
+        let running = (0..self.nodes.len()).filter(|n| *n != frozen);
+        let status = |n: Who| Some((n, self.nodes[n].shard.as_ref()?.status()));
+        let all: Vec<_> = running.filter_map(status).collect();
+        let replicas = || all.iter().flat_map(|(n, s)| s.groups.iter().map(|g| (*n, g)));
+        let newest = |g: &GroupStatus| {
+            replicas().all(|(_, other)| other.group != g.group || other.applied <= g.applied)
+        };
+        replicas().filter(|(_, g)| newest(g)).any(|(_, g)| {
+            let voters = &g.members.voters;
+            let of_group = |(n, other): &(Who, &GroupStatus)| {
+                other.group == g.group && voters.contains(&address(*n))
+            };
+            let (impaired, sound): (Vec<_>, Vec<_>) = replicas()
+                .filter(of_group)
+                .partition(|(_, other)| other.role == GroupRole::Impaired);
+            !impaired.is_empty() && sound.len() * 2 <= voters.len()
+        })
     }
 
     fn explain(&self, ending: &Ending) -> String {

@@ -43,7 +43,8 @@ impl Shard {
         Ok(self.start_read(now, read, out))
     }
 
-    /// Proposes a fill whose blocks were read. Whether this replica still leads is seen then.
+    /// Proposes a fill whose blocks were read. Whether this replica still leads is seen then, and whether what
+    /// came meanwhile leaves room for them now.
     pub(super) fn propose_fill(
         &mut self,
         now: Time,
@@ -53,10 +54,16 @@ impl Shard {
         out: &mut Vec<Effect>,
     ) {
         let (link, id) = (read.link, read.id);
-        let Some(slot) = self.by_id.get(&read.group).copied() else {
-            let result = ReplyResult::Refused(Refusal::NotHere);
-            return out
-                .push(Effect::Reply { link, reply: Reply { id, group: read.group, result } });
+        let slot = self.by_id.get(&read.group).copied().ok_or(Refusal::NotHere);
+        let slot = slot.and_then(|slot| self.check_load(payload.len()).map(|()| slot));
+        let slot = match slot {
+            Ok(slot) => slot,
+            Err(refusal) => {
+                mark!("blocks of a fill were read in vain");
+                let result = ReplyResult::Refused(refusal);
+                let reply = Reply { id, group: read.group, result };
+                return out.push(Effect::Reply { link, reply });
+            }
         };
         let Filling { parent, blocks, session: (epoch, incarnation), term } = filling;
         let (volume, range) = (read.volume, read.range);

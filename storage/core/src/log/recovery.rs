@@ -71,6 +71,8 @@ pub struct Recovery {
     damaged_heads: Vec<u32>,
     /// Why the log can not be recovered from where it began.
     refused: Option<String>,
+    /// The place that was read once more because of what it held.
+    doubted: Option<(u32, u32)>,
 }
 
 /// A batch that is known to have been durable, whatever the log says now: a checkpoint stands for it.
@@ -194,6 +196,7 @@ impl Recovery {
             segments,
             damaged_heads: Vec::new(),
             refused: None,
+            doubted: None,
         }
     }
 
@@ -239,6 +242,7 @@ impl Recovery {
                 self.begin_scan(Header::Unreadable);
                 Step::Again
             }
+            HeaderView::Bad(_) if self.doubts((segment, block)) => Step::Again,
             HeaderView::Bad(error) => {
                 self.begin_scan(classify(error));
                 Step::Again
@@ -247,12 +251,23 @@ impl Recovery {
                 self.accept(header, events);
                 Step::Again
             }
+            HeaderView::Good(_) if self.doubts((segment, block)) => Step::Again,
             HeaderView::Good(_) => {
                 mark!("log.stale_header");
                 self.begin_scan(Header::Stale);
                 Step::Again
             }
         }
+    }
+
+    /// Whether what was read of a place is still to be doubted: a device may give something else once. What
+    /// decides that the log ends is read twice, for the last batch may hold a vote that was given.
+    fn doubts(&mut self, place: (u32, u32)) -> bool {
+        if self.doubted.replace(place) == Some(place) {
+            return false;
+        }
+        self.window.read_anew();
+        true
     }
 
     /// Whether a valid header is that of the batch expected at the tail.
@@ -480,11 +495,14 @@ impl Recovery {
         }
         settle.ordinal = 0;
         settle.blocks = 0;
+        let first = header.fields;
+        if facts.payload == Payload::Bad && self.doubts((first.segment, first.block)) {
+            return Step::Again;
+        }
         match decide(facts) {
             Verdict::TornTail => {
                 mark!("log.torn_payload");
                 self.report.torn += self.waiting.len() as u64;
-                let first = header.fields;
                 self.waiting.clear();
                 self.tail.segment = first.segment;
                 self.tail.segment_seq = first.segment_seq;

@@ -290,6 +290,13 @@ impl Window {
         }
     }
 
+    /// Nothing that was read counts any more: what is asked for next is read again.
+    pub fn read_anew(&mut self) {
+        self.pieces.clear();
+        self.single = None;
+        self.last = None;
+    }
+
     /// Recovery goes back to a place before the one that it asked for last, and walks on from there.
     pub fn go_back(&mut self) {
         self.pieces.clear();

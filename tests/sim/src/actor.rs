@@ -21,6 +21,9 @@ use basalt_wire::ids::{Address, Epoch, Generation, NodeId, VolumeId};
 use rustc_hash::FxHashMap;
 use std::sync::Arc;
 
+/// How long a session stays that has nothing to do, in nanoseconds.
+const LINGERS: Instant = 500 * MILLI;
+
 const CHUNK_BYTES: u64 = CHUNK_BLOCKS * BLOCK_BYTES as u64;
 
 /// An operation under way.
@@ -51,6 +54,8 @@ pub struct SimClient {
     pub ready: Option<Moment>,
     /// Why the session is over, if it is.
     pub lost: Option<BlockError>,
+    /// Whether its process has ended, and its links with it.
+    pub left: bool,
     /// Chunks of the volume that it has heard of.
     pub chunks: u32,
     /// Operations that it may still submit.
@@ -79,7 +84,7 @@ impl SimClient {
     /// volume that grew too, or is over.
     pub fn is_settled(&self) -> bool {
         let begun = self.ready.is_some() && self.inbox.is_empty() && self.client.is_fenced();
-        self.pending.is_empty() && (begun || self.lost.is_some())
+        self.pending.is_empty() && (begun || self.lost.is_some() || self.left)
     }
 
     /// Whether a read is under way.
@@ -169,6 +174,7 @@ impl World {
             epoch,
             ready: None,
             lost: None,
+            left: false,
             chunks: view.map_or(volume_chunks, |at| self.snapshots[at].chunks),
             budget,
             paused_until: 0,
@@ -229,7 +235,7 @@ impl World {
             return;
         }
         self.client(who).think_armed = false;
-        if self.ending.is_some() {
+        if self.ending.is_some() || self.leaves(who) {
             return;
         }
         let room = self.options.depth as usize;
@@ -237,7 +243,7 @@ impl World {
         while burst > 0 && self.client(who).pending.len() < room {
             let c = self.client(who);
             if c.budget == 0 || c.lost.is_some() {
-                return;
+                break;
             }
             c.budget -= 1;
             burst -= 1;
@@ -248,17 +254,50 @@ impl World {
 
     fn think_later(&mut self, who: Who) {
         let think = self.options.think;
+        let scripted = self.scripted;
         let c = self.client(who);
-        if c.think_armed || c.budget == 0 || c.lost.is_some() {
+        let done = c.budget == 0 || c.lost.is_some();
+        if c.think_armed || c.left || scripted && done {
             return;
         }
         c.think_armed = true;
+        if done {
+            self.queue.push_in(LINGERS, Ev::Think { who });
+            return;
+        }
         // Now and then the user is away long enough for groups to fall asleep.
         let pause = match c.rng.chance(0.005) {
             true => c.rng.within(500, 4_000) * MILLI,
             false => c.rng.exponential(think as f64),
         };
         self.queue.push_in(pause, Ev::Think { who });
+    }
+
+    /// A session that was asked for everything, got every answer, and that nobody counts on any more ends
+    /// with its process, as those of a real cluster do: its links close. Says whether it is over.
+    fn leaves(&mut self, who: Who) -> bool {
+        let scripted = self.scripted;
+        let c = self.client(who);
+        let idle = c.pending.is_empty() && c.inbox.is_empty();
+        let done = c.lost.is_some() || c.budget == 0;
+        if scripted || c.left || !idle || !done || self.counts_on(who) {
+            return self.client(who).left;
+        }
+        self.trace(|| format!("client {who} leaves"));
+        self.client(who).left = true;
+        for (_, link) in std::mem::take(&mut self.client(who).links) {
+            let keep = self.draw_keep();
+            self.net.close(link, 0, keep, false, &mut self.queue);
+        }
+        true
+    }
+
+    /// Whether a session may still be asked for something.
+    fn counts_on(&self, who: Who) -> bool {
+        self.volumes.iter().any(|volume| volume.client == who)
+            || self.together.iter().any(|cut| cut.needs(who))
+            || self.makings.iter().any(|making| making.needs(who))
+            || self.flattenings.iter().any(|flattening| flattening.needs(who))
     }
 
     fn submit(&mut self, who: Who) {
@@ -273,6 +312,7 @@ impl World {
 
     /// A user asks for something.
     pub fn submit_plan(&mut self, who: Who, plan: Plan) {
+        assert!(!self.client(who).left, "client {who} is asked for something after it left");
         self.last_op += 1;
         let op: OpId = self.last_op;
         let call = self.moment();
@@ -306,6 +346,9 @@ impl World {
             return;
         }
         c.turn_armed = false;
+        if c.left {
+            return;
+        }
         let local = c.clock.read(now);
         let mut effects = Vec::new();
         for event in std::mem::take(&mut c.inbox) {

@@ -40,6 +40,20 @@ pub struct Flattening {
     over: bool,
 }
 
+impl Making {
+    /// Whether a session works for it.
+    pub fn needs(&self, who: Who) -> bool {
+        self.maker == who || self.reader == who
+    }
+}
+
+impl Flattening {
+    /// Whether a session works for it.
+    pub fn needs(&self, who: Who) -> bool {
+        self.who == who
+    }
+}
+
 /// What is done to a clone that is flattened.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Step {

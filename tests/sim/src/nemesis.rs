@@ -169,8 +169,11 @@ impl World {
         }
         let both = self.fault_rng.chance(0.6);
         let mut pairs = Vec::new();
+        let nodes = self.nodes.len();
         for a in 0..all {
-            for b in (0..all).filter(|b| side[a] && !side[*b]) {
+            // Clients have no links with each other.
+            let others = if a < nodes { all } else { nodes };
+            for b in (0..others).filter(|b| side[a] && !side[*b]) {
                 pairs.push((a, b));
                 if both {
                     pairs.push((b, a));
@@ -184,9 +187,7 @@ impl World {
     /// Keeps bytes of some pairs from passing, for a while.
     pub fn cut_network(&mut self, pairs: Vec<(Who, Who)>, length: u64) {
         self.trace(|| format!("cut {pairs:?} for {} ms", length / MILLI));
-        for (from, to) in &pairs {
-            self.net.block(*from, *to, &mut self.queue);
-        }
+        self.net.block(&pairs, &mut self.queue);
         let fault = self.cuts.len() as u32;
         self.cuts.push(pairs);
         self.queue.push_in(length, Ev::Heal { fault });
@@ -194,9 +195,8 @@ impl World {
 
     /// Ends a network fault, if it still lasts.
     pub fn heal(&mut self, fault: u32) {
-        for (from, to) in std::mem::take(&mut self.cuts[fault as usize]) {
-            self.net.unblock(from, to, &mut self.queue);
-        }
+        let pairs = std::mem::take(&mut self.cuts[fault as usize]);
+        self.net.unblock(&pairs, &mut self.queue);
     }
 
     fn damage(&mut self) {

@@ -12,7 +12,7 @@ use basalt_wire::buffer::IoBuf;
 use basalt_wire::codec::{DecodeLimits, Decoder};
 use basalt_wire::frame::Frame;
 use bytes::Bytes;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 /// Number of a link, never used twice in a run.
 pub type LinkIndex = u32;
@@ -111,7 +111,10 @@ pub struct NetOptions {
 /// All links of the world.
 pub struct Net {
     options: NetOptions,
-    links: Vec<Option<Box<Link>>>,
+    /// Those that stand or are being made.
+    links: BTreeMap<LinkIndex, Box<Link>>,
+    /// How many were dialled so far.
+    dialled: LinkIndex,
     /// How many times slower the links of each are.
     gray: Vec<f64>,
     /// How many faults keep bytes from one to another, by sender and receiver.
@@ -122,7 +125,14 @@ pub struct Net {
 impl Net {
     /// A network with no links.
     pub fn new(options: NetOptions, rng: Rng) -> Net {
-        Net { options, links: Vec::new(), gray: Vec::new(), blocked: Vec::new(), rng }
+        Net {
+            options,
+            links: BTreeMap::new(),
+            dialled: 0,
+            gray: Vec::new(),
+            blocked: Vec::new(),
+            rng,
+        }
     }
 
     /// How links behave, to be changed by faults.
@@ -132,7 +142,7 @@ impl Net {
 
     /// Links that stand or are being made.
     pub fn live(&self) -> impl Iterator<Item = LinkIndex> + '_ {
-        (0..self.links.len() as u32).filter(|i| self.links[*i as usize].is_some())
+        self.links.keys().copied()
     }
 
     /// The two sides of a link.
@@ -146,7 +156,7 @@ impl Net {
     }
 
     fn get(&self, link: LinkIndex) -> Option<&Link> {
-        self.links.get(link as usize)?.as_deref()
+        self.links.get(&link).map(Box::as_ref)
     }
 
     fn is_blocked(&self, from: Who, to: Who) -> bool {
@@ -155,7 +165,8 @@ impl Net {
 
     /// Starts making a link.
     pub fn dial(&mut self, from: Who, to: Who, kind: LinkKind, queue: &mut Queue<Ev>) -> LinkIndex {
-        let index = self.links.len() as LinkIndex;
+        let index = self.dialled;
+        self.dialled += 1;
         let limits = match kind {
             LinkKind::Peer => DecodeLimits::PEER,
             LinkKind::Client => DecodeLimits::CLIENT,
@@ -168,14 +179,15 @@ impl Net {
             stalled_until: 0,
             decoder: Decoder::new(limits),
         };
-        self.links.push(Some(Box::new(Link {
+        let made = Box::new(Link {
             ends: [from, to],
             kind,
             state: State::Dialing,
             open: [true, false],
             local: false,
             streams: [stream(), stream()],
-        })));
+        });
+        self.links.insert(index, made);
         let delay = 2 * self.delay_between([from, to]);
         queue.push_in(delay, Ev::Connect { link: index });
         index
@@ -183,7 +195,7 @@ impl Net {
 
     /// Says that a link runs within one machine: nothing on it is damaged.
     pub fn set_local(&mut self, link: LinkIndex) {
-        if let Some(l) = self.links[link as usize].as_mut() {
+        if let Some(l) = self.links.get_mut(&link) {
             l.local = true;
         }
     }
@@ -220,10 +232,10 @@ impl Net {
             return Connected::Waiting;
         }
         if !listening {
-            self.links[link as usize] = None;
+            self.links.remove(&link);
             return Connected::Refused;
         }
-        let l = self.links[link as usize].as_mut().expect("looked up above");
+        let l = self.links.get_mut(&link).expect("looked up above");
         l.state = State::Open;
         l.open = [true, true];
         Connected::Open
@@ -245,7 +257,7 @@ impl Net {
         let delay = if local { self.delay() } else { self.delay_between(ends) };
         let pieces = self.cut_up(pieces, local);
         let per_byte = self.options.per_byte;
-        let l = self.links[link as usize].as_mut().expect("it is open");
+        let l = self.links.get_mut(&link).expect("it is open");
         let stream = &mut l.streams[usize::from(end)];
         let mut due = stream.last_due.max(now + delay);
         for piece in pieces {
@@ -292,7 +304,7 @@ impl Net {
         let receiver = 1 - dir;
         let (from, to) = (l.ends[usize::from(dir)], l.ends[usize::from(receiver)]);
         let blocked = self.is_blocked(from, to);
-        let l = self.links[link as usize].as_mut().expect("looked up above");
+        let l = self.links.get_mut(&link).expect("looked up above");
         let open = l.open[usize::from(receiver)];
         let stream = &mut l.streams[usize::from(dir)];
         stream.armed = false;
@@ -336,12 +348,12 @@ impl Net {
         silent: bool,
         queue: &mut Queue<Ev>,
     ) {
-        let Some(l) = self.links.get_mut(link as usize).and_then(Option::as_mut) else { return };
+        let Some(l) = self.links.get_mut(&link) else { return };
         if l.state == State::Dialing {
             // The accepting side knows nothing of it yet; if its process is gone, the attempt will be
             // refused.
             if end == 0 {
-                self.links[link as usize] = None;
+                self.links.remove(&link);
             }
             return;
         }
@@ -373,7 +385,7 @@ impl Net {
     fn forget_if_done(&mut self, link: LinkIndex) {
         let Some(l) = self.get(link) else { return };
         if l.open == [false, false] {
-            self.links[link as usize] = None;
+            self.links.remove(&link);
         }
     }
 
@@ -386,59 +398,55 @@ impl Net {
         })
     }
 
-    /// Both ends of the links between two will look whether they are silent, when the patience of
-    /// their drivers ends.
-    fn watch_silence(&self, a: Who, b: Who, queue: &mut Queue<Ev>) {
-        for link in self.live() {
-            if self.ends(link).is_some_and(|e| e == [a, b] || e == [b, a]) {
-                watch(link, queue);
-            }
-        }
-    }
-
     /// Keeps bytes of one direction of one link from arriving for a while; other links between the
     /// same two are not concerned.
     pub fn stall(&mut self, link: LinkIndex, dir: End, until: Instant, queue: &mut Queue<Ev>) {
-        if let Some(l) = self.links.get_mut(link as usize).and_then(Option::as_mut) {
+        if let Some(l) = self.links.get_mut(&link) {
             l.streams[usize::from(dir)].stalled_until = until;
             watch(link, queue);
         }
     }
 
-    /// Keeps bytes of one from reaching another, until [`Net::unblock`] is called as often.
-    pub fn block(&mut self, from: Who, to: Who, queue: &mut Queue<Ev>) {
-        let size = from.max(to) + 1;
-        if self.blocked.len() < size {
-            self.blocked.resize(size, Vec::new());
+    /// Keeps bytes of each pair's first from reaching its second, until [`Net::unblock`] is called as often.
+    pub fn block(&mut self, pairs: &[(Who, Who)], queue: &mut Queue<Ev>) {
+        for (from, to) in pairs {
+            let size = from.max(to) + 1;
+            if self.blocked.len() < size {
+                self.blocked.resize(size, Vec::new());
+            }
+            if self.blocked[*from].len() < size {
+                self.blocked[*from].resize(size, 0);
+            }
+            self.blocked[*from][*to] += 1;
         }
-        if self.blocked[from].len() < size {
-            self.blocked[from].resize(size, 0);
+        // Both ends will look whether their link is silent, when the patience of their drivers ends.
+        for (link, l) in &self.links {
+            let [a, b] = l.ends;
+            if self.is_blocked(a, b) || self.is_blocked(b, a) {
+                watch(*link, queue);
+            }
         }
-        self.blocked[from][to] += 1;
-        self.watch_silence(from, to, queue);
     }
 
     /// Takes back one [`Net::block`]. What was stuck arrives soon.
-    pub fn unblock(&mut self, from: Who, to: Who, queue: &mut Queue<Ev>) {
-        self.blocked[from][to] -= 1;
-        if self.blocked[from][to] > 0 {
-            return;
+    pub fn unblock(&mut self, pairs: &[(Who, Who)], queue: &mut Queue<Ev>) {
+        for (from, to) in pairs {
+            self.blocked[*from][*to] -= 1;
         }
-        for (index, link) in self.links.iter_mut().enumerate() {
-            let Some(l) = link else { continue };
+        for (link, l) in &mut self.links {
             for dir in 0..2u8 {
                 let stream = &mut l.streams[usize::from(dir)];
-                let way = (l.ends[usize::from(dir)], l.ends[usize::from(1 - dir)]);
-                if stream.stuck && way == (from, to) && !stream.armed {
+                let (from, to) = (l.ends[usize::from(dir)], l.ends[usize::from(1 - dir)]);
+                let blocked = self.blocked.get(from).and_then(|row| row.get(to));
+                if stream.stuck && !stream.armed && blocked.is_none_or(|n| *n == 0) {
                     stream.armed = true;
-                    let link = index as LinkIndex;
                     // The longer a connection was cut, the longer it waits before it tries again; each
                     // has its own timer.
                     let retransmit = match self.rng.chance(0.3) {
                         true => self.rng.log_uniform(1e6, 8e9) as u64,
                         false => self.rng.below(100 * MILLI),
                     };
-                    queue.push_in(retransmit, Ev::Deliver { link, dir });
+                    queue.push_in(retransmit, Ev::Deliver { link: *link, dir });
                 }
             }
         }
@@ -534,11 +542,11 @@ mod tests {
         let old = net.dial(0, 1, LinkKind::Client, &mut queue);
         let new = net.dial(0, 1, LinkKind::Client, &mut queue);
         arrived(&mut net, &mut queue);
-        net.block(0, 1, &mut queue);
+        net.block(&[(0, 1)], &mut queue);
         net.send(old, 0, ping(1), &mut queue);
         assert_eq!(arrived(&mut net, &mut queue), vec![]);
         net.close(old, 0, 256, false, &mut queue);
-        net.unblock(0, 1, &mut queue);
+        net.unblock(&[(0, 1)], &mut queue);
         net.send(new, 0, ping(2), &mut queue);
         let mut got = arrived(&mut net, &mut queue);
         got.sort_unstable();

@@ -36,6 +36,11 @@ impl Together {
         self.over
     }
 
+    /// Whether a session is one of its views, and may still be asked.
+    pub fn needs(&self, who: Who) -> bool {
+        !self.over && self.views.contains(&who)
+    }
+
     /// Whether all volumes have ended a step, and the next one is to be taken by hand.
     pub fn is_due(&self) -> bool {
         self.due

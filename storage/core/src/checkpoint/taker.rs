@@ -209,6 +209,7 @@ impl Taker {
 
     /// Does what one turn may do.
     pub fn end_turn(&mut self, groups: &mut [Group], departed: &Departed, cx: &mut Cx<'_>) {
+        self.asked |= std::mem::take(&mut cx.shared.debt_paid);
         match &mut self.stage {
             Stage::Idle => self.start(groups, cx),
             Stage::Waiting { .. }

@@ -332,6 +332,8 @@ impl Group {
         if impaired.restarted && !impaired.mute && own_term && holds {
             mark!("impaired replica is sound again");
             self.impaired = None;
+            // Otherwise a start would find it in debt again, perhaps when another one has lost something.
+            cx.shared.debt_paid = true;
             let text = format!("group {}: everything that was lost is here again", self.id);
             cx.notice(false, text);
         }

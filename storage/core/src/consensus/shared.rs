@@ -259,6 +259,8 @@ pub struct Shared {
     pub choked: BTreeSet<NodeId>,
     /// Where damage was met, for the scrub to look at.
     pub suspects: Vec<Target>,
+    /// Whether a replica holds again what it had lost, and what it would start from does not say so yet.
+    pub debt_paid: bool,
 }
 
 impl Shared {
@@ -303,6 +305,7 @@ impl Shared {
             choked: BTreeSet::new(),
             scores: Scores::new(config.address.node, config.timing.tick, config.planted),
             suspects: Vec::new(),
+            debt_paid: false,
         }
     }
 

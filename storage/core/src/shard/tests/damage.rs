@@ -70,6 +70,50 @@ fn a_damaged_entry_of_the_log_is_fetched_from_the_peers() {
 }
 
 #[test]
+fn a_replica_that_holds_again_what_it_lost_is_sound_after_the_next_start_too() {
+    let mut world = World::new(Options { checkpoint_bytes: 1 << 30, ..Options::default() });
+    world.fence(1);
+    index(&world.write(1, 0, 0x40));
+    let leader = world.elect();
+    let (a, b) = others(leader);
+    world.pass(ms(1000));
+    let older = world.nodes[&a].disk.clone();
+    for i in 1..20 {
+        index(&world.write(1, i, 0x40 + i as u8));
+    }
+    world.pass(ms(1000));
+    world.crash(a);
+    world.nodes.get_mut(&a).unwrap().disk = older;
+    world.isolate(a, true);
+    world.start(a);
+    world.nodes.get_mut(&a).unwrap().writes_held = true;
+    world.isolate(a, false);
+    for _ in 0..200 {
+        if world.status(a).role == GroupRole::Impaired {
+            break;
+        }
+        world.pass(ms(10));
+    }
+    assert_eq!(world.status(a).role, GroupRole::Impaired, "{:#?}", world.notices);
+    // A checkpoint says so.
+    world.isolate(a, true);
+    world.nodes.get_mut(&a).unwrap().writes_held = false;
+    world.nodes.get_mut(&a).unwrap().shard.as_mut().unwrap().taker.ask();
+    world.pass(ms(1000));
+    assert_eq!(world.shard(a).status().checkpoint, 1);
+    world.isolate(a, false);
+    world.pass(ms(2000));
+    assert_eq!(world.status(a).role, GroupRole::Follower, "{:#?}", world.notices);
+    // Now another one is gone for good.
+    world.crash(a);
+    world.crash(leader);
+    world.start(a);
+    assert_ne!(world.status(a).role, GroupRole::Impaired, "{:#?}", world.notices);
+    world.pass(ms(5000));
+    assert!([a, b].contains(&world.elect()));
+}
+
+#[test]
 fn a_leader_that_came_with_a_lost_change_of_members_hears_of_the_loss() {
     let mut world = members::world(6, 0);
     world.fence(1);

@@ -108,6 +108,8 @@ impl SimNode {
     }
 }
 
+/// By how much a node's turn may be late, as one in a hundred is: the machine had something else to do. In nanoseconds.
+pub const LATE_TURN: Instant = 3 * MILLI;
 /// Turns in a row that nothing but timers may cause within a simulated second.
 const IDLE_TURNS_MAX: u32 = 20_000;
 /// Frames between peers within a simulated second that lead to no disk operation at all.
@@ -261,7 +263,7 @@ impl World {
     fn wake_node(&mut self, n: Who) {
         if !std::mem::replace(&mut self.nodes[n].turn_armed, true) {
             let delay = match self.rng.chance(0.01) {
-                true => self.rng.below(3 * MILLI),
+                true => self.rng.below(LATE_TURN),
                 false => self.rng.below(20 * MICRO),
             };
             let boot = self.nodes[n].boot;

@@ -1,10 +1,11 @@
 //! A device or a peer that works, and is a hundred times slower than the others: slow is worse than dead.
 //!
 //! While a client writes and reads at an even pace, the slowest hundredth of its operations may take three
-//! times what it takes in health, from five seconds after something became slow.
+//! times what it takes in health, from five seconds after something became slow. With one replica less to choose
+//! from it meets more of the turns that are late for no fault of anybody: these count as health.
 
 use crate::event::Who;
-use crate::node::{address, node_of};
+use crate::node::{LATE_TURN, address, node_of};
 use crate::queue::Instant;
 use crate::script::{Script, Setup};
 use crate::workload::Kind;
@@ -60,7 +61,7 @@ fn holds_within_three_times(s: &mut Script, harm: impl FnOnce(&mut Script, Who))
     let began = load(s, MEASURED, EVERY);
     s.wait_answers(20_000);
     let gray = p99(s, began);
-    s.must(gray <= 3 * healthy, || {
+    s.must(gray <= 3 * healthy.max(LATE_TURN), || {
         format!(
             "p99 was {} us in health, and {} us with {leader} slow",
             healthy / 1_000,

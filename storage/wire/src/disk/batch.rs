@@ -5,7 +5,7 @@
 //! | 0..8 | magic | tells a header from payload |
 //! | 8..12 | CRC-32C of the header's blocks from byte 12 on | torn and rotten headers are recognised |
 //! | 12..14 | version | another layout is refused |
-//! | 14..16 | flags | closing, seal, predecessor lost |
+//! | 14..16 | flags | closing, seal, predecessor lost, copies |
 //! | 16..24 | device id | content of another device or an earlier life is foreign |
 //! | 24..32 | segment sequence | content of an earlier use of the segment is stale |
 //! | 32..36 | segment | a misdirected write is recognised by its place |
@@ -31,6 +31,10 @@
 //! index or commit 8, first payload block (or vote) 4, payload blocks 4, byte of the data in the header
 //! 4, its length 4. Moved blocks have neither type nor term nor index, and no summary: what they say may
 //! be lost.
+//!
+//! A batch of copies has the same form and is no part of the chain: it holds moved blocks alone, its
+//! sequence is that of the batch that the log writes next, and predecessor, durable mark and next segment
+//! are zero.
 
 use super::moved::decode_moved;
 use super::{DiskFormatError, FORMAT_VERSION, blocks_of, field, is_blank, payload_checksums};
@@ -58,7 +62,9 @@ pub const FLAG_CLOSING: u16 = 1;
 pub const FLAG_SEAL: u16 = 2;
 /// The predecessor was already lost when this batch was written; its summary is empty for that.
 pub const FLAG_PREDECESSOR_LOST: u16 = 4;
-const FLAGS_KNOWN: u16 = FLAG_CLOSING | FLAG_SEAL | FLAG_PREDECESSOR_LOST;
+/// The batch stands in a copy segment: it holds blocks that were copied there, and is no part of the log.
+pub const FLAG_COPIES: u16 = 8;
+const FLAGS_KNOWN: u16 = FLAG_CLOSING | FLAG_SEAL | FLAG_PREDECESSOR_LOST | FLAG_COPIES;
 
 const SUMMARY_ENTRIES: u32 = 1;
 const SUMMARY_HARD_STATE: u32 = 2;
@@ -69,7 +75,7 @@ const KIND_MOVED: u8 = 3;
 /// The fixed fields of a batch header.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BatchFields {
-    /// [`FLAG_CLOSING`], [`FLAG_SEAL`], [`FLAG_PREDECESSOR_LOST`].
+    /// [`FLAG_CLOSING`], [`FLAG_SEAL`], [`FLAG_PREDECESSOR_LOST`], [`FLAG_COPIES`].
     pub flags: u16,
     /// The device's id.
     pub device: u64,
@@ -423,6 +429,11 @@ impl BatchHeader {
         self.fields.flags & FLAG_CLOSING != 0
     }
 
+    /// Whether it is a batch of copies, which is no part of the log.
+    pub fn holds_copies(&self) -> bool {
+        self.fields.flags & FLAG_COPIES != 0
+    }
+
     /// A record by its ordinal.
     pub fn record(&self, ordinal: u32) -> Option<Descriptor<Bytes>> {
         if ordinal >= self.records {
@@ -461,6 +472,9 @@ impl BatchHeader {
         for i in 0..self.records as usize {
             let b = &self.bytes[start + i * DESCRIPTOR_BYTES..][..DESCRIPTOR_BYTES];
             match b[0] {
+                KIND_ENTRY | KIND_HARD_STATE if self.holds_copies() => {
+                    return Err(DiskFormatError::Field("record among copies"));
+                }
                 KIND_HARD_STATE => continue,
                 KIND_ENTRY if field::u64(b, 16) == 0 => {
                     return Err(DiskFormatError::Field("entry index"));
@@ -522,6 +536,12 @@ fn validate_fixed(
     }
     if f.flags & !FLAGS_KNOWN != 0 {
         return Err(DiskFormatError::Field("flags"));
+    }
+    if f.flags & FLAG_COPIES != 0 {
+        let apart = f.flags == FLAG_COPIES && summaries == 0;
+        if !apart || f.previous_crc != 0 || f.durable != 0 || f.next_segment != 0 {
+            return Err(DiskFormatError::Field("batch of copies"));
+        }
     }
     if f.seq == 0 {
         return Err(DiskFormatError::Field("batch sequence"));
@@ -710,6 +730,35 @@ mod tests {
             let mut bad = good.clone();
             bad[bit / 8] ^= 1 << (bit % 8);
             assert!(BatchHeader::decode(&bad).is_err(), "bit {bit} was flipped and not noticed");
+        }
+    }
+
+    #[test]
+    fn a_batch_of_copies_holds_nothing_else() {
+        let group = GroupId(1);
+        let data = Bytes::from_static(b"any");
+        let moved = Descriptor::Moved { group, payload_block: 0, payload_blocks: 0, data };
+        let hard = Descriptor::HardState { group, state: HardStateFields::default() };
+        let copies =
+            BatchFields { flags: FLAG_COPIES, seq: 9, segment_seq: 1, ..BatchFields::default() };
+        let decoded =
+            |fields: &BatchFields, summaries: &[GroupSummary], record: &Descriptor<Bytes>| {
+                let records = std::slice::from_ref(record);
+                BatchHeader::decode(&encoded(fields, summaries, records).0)
+            };
+        assert!(decoded(&copies, &[], &moved).expect("it is what it should be").holds_copies());
+        assert!(decoded(&copies, &[], &hard).is_err());
+        assert!(decoded(&copies, &[GroupSummary::default()], &moved).is_err());
+        let spoils: [fn(&mut BatchFields); 4] = [
+            |f| f.flags |= FLAG_CLOSING,
+            |f| f.previous_crc = 1,
+            |f| f.durable = 1,
+            |f| f.next_segment = 1,
+        ];
+        for spoil in spoils {
+            let mut bad = copies;
+            spoil(&mut bad);
+            assert!(decoded(&bad, &[], &moved).is_err(), "{bad:?}");
         }
     }
 

@@ -26,13 +26,14 @@
 //! batch that the checkpoint stands for: batch 8, its checksum 4; number of groups 4, for each group 4,
 //! applied 8, end 8, hard state's term 8, vote 4, commit 8, volumes 8, granules 8, first entry 8, term of
 //! the entry before it 8, ahead 8, owed 8, its term 8, gone 1; number of segments that it needs 4, for each
-//! its id 4 and the sequence of its use 8.
+//! its id 4, with the highest bit set if it is a copy segment, and the sequence of its use 8: those of the
+//! log first.
 
 mod places;
 
 use crate::block::crc32c;
 use crate::disk::batch::HardStateFields;
-use crate::disk::field;
+use crate::disk::{SEGMENTS_MAX, field};
 use crate::ids::{
     Address, ClusterId, Epoch, Generation, GroupId, LogIndex, NodeId, SegmentId, ShardId,
     SnapshotId, Term, VolumeId,
@@ -64,6 +65,10 @@ const DETACHED: u8 = 4;
 const MANIFEST_BYTES: usize = 38 + 36 + 12 + 4;
 const GROUP_BYTES: usize = 97;
 const SEGMENT_USE_BYTES: usize = 12;
+/// Stands in the id of a copy segment, which has fewer bits.
+const COPY_SEGMENT: u32 = 1 << 31;
+
+const _: () = assert!(SEGMENTS_MAX < COPY_SEGMENT);
 
 /// Why a record was not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -170,9 +175,12 @@ pub struct Manifest {
     pub until: (u64, u32),
     /// The groups.
     pub groups: Vec<GroupManifest>,
-    /// The segments that it needs besides those that the log visits from `from` on, in order of their
-    /// ids. All others of the device may be written to.
+    /// The segments of the log that it needs besides those that the log visits from `from` on, in order of
+    /// their ids.
     pub segments: Vec<SegmentUse>,
+    /// The copy segments that it needs, in order of their ids. All other segments of the device may be
+    /// written to.
+    pub copies: Vec<SegmentUse>,
 }
 
 /// An entry of a group, as a run of entries says it.
@@ -587,9 +595,11 @@ fn put_manifest(m: &Manifest, out: &mut Vec<u8>) {
         }
         out.push(u8::from(g.gone));
     }
-    out.extend_from_slice(&(m.segments.len() as u32).to_le_bytes());
-    for used in &m.segments {
-        out.extend_from_slice(&used.segment.0.to_le_bytes());
+    let copies = m.copies.iter().map(|used| (used, COPY_SEGMENT));
+    let segments = m.segments.iter().map(|used| (used, 0)).chain(copies);
+    out.extend_from_slice(&((m.segments.len() + m.copies.len()) as u32).to_le_bytes());
+    for (used, kind) in segments {
+        out.extend_from_slice(&(used.segment.0 | kind).to_le_bytes());
         out.extend_from_slice(&used.seq.to_le_bytes());
     }
 }
@@ -607,8 +617,13 @@ fn manifest(b: &[u8]) -> Result<Manifest, CheckpointError> {
     if segments.len() as u64 != u64::from(field::u32(b, segments_at)) * SEGMENT_USE_BYTES as u64 {
         return Err(CheckpointError::Length);
     }
-    let used =
-        |b: &[u8]| SegmentUse { segment: SegmentId(field::u32(b, 0)), seq: field::u64(b, 4) };
+    let used = |b: &[u8]| SegmentUse {
+        segment: SegmentId(field::u32(b, 0) & !COPY_SEGMENT),
+        seq: field::u64(b, 4),
+    };
+    let (copies, segments): (Vec<&[u8]>, Vec<&[u8]>) = segments
+        .chunks_exact(SEGMENT_USE_BYTES)
+        .partition(|b| field::u32(b, 0) & COPY_SEGMENT != 0);
     let group = |b: &[u8]| GroupManifest {
         group: GroupId(field::u32(b, 0)),
         applied: LogIndex(field::u64(b, 4)),
@@ -643,7 +658,8 @@ fn manifest(b: &[u8]) -> Result<Manifest, CheckpointError> {
         },
         until: (field::u64(b, 74), field::u32(b, 82)),
         groups: b[MANIFEST_BYTES..segments_at].chunks_exact(GROUP_BYTES).map(group).collect(),
-        segments: segments.chunks_exact(SEGMENT_USE_BYTES).map(used).collect(),
+        segments: segments.into_iter().map(used).collect(),
+        copies: copies.into_iter().map(used).collect(),
     };
     manifest.validate()?;
     Ok(manifest)
@@ -675,17 +691,22 @@ impl Manifest {
         self.validate_segments()
     }
 
-    /// No segment stands twice, and all uses are different ones before that in which replay begins.
+    /// No segment stands twice, and all uses of the log are different ones before that in which replay
+    /// begins.
     fn validate_segments(&self) -> Result<(), CheckpointError> {
-        let here = |used: &SegmentUse| used.segment.0 == self.from.segment;
         let mut seqs: Vec<u64> = self.segments.iter().map(|used| used.seq).collect();
         seqs.sort_unstable();
-        let in_range = seqs.first().is_none_or(|first| *first > 0)
-            && seqs.last().is_none_or(|last| *last < self.from.segment_seq);
-        if !in_range
+        let all = || self.segments.iter().chain(&self.copies);
+        let mut ids: Vec<u32> = all().map(|used| used.segment.0).collect();
+        ids.push(self.from.segment);
+        ids.sort_unstable();
+        let in_order = |all: &[SegmentUse]| all.windows(2).all(|w| w[0].segment < w[1].segment);
+        if all().any(|used| used.seq == 0)
+            || seqs.last().is_some_and(|last| *last >= self.from.segment_seq)
             || seqs.windows(2).any(|w| w[0] == w[1])
-            || self.segments.windows(2).any(|w| w[0].segment >= w[1].segment)
-            || self.segments.iter().any(here)
+            || ids.windows(2).any(|w| w[0] == w[1])
+            || !in_order(&self.segments)
+            || !in_order(&self.copies)
         {
             return Err(CheckpointError::Field("segment"));
         }

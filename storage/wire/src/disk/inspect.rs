@@ -3,8 +3,8 @@
 //! It reads the heads of all segments, follows the chain of batches from the oldest use of a segment that
 //! leads to the newest without one missing, looks for batches behind a place where the chain breaks,
 //! verifies payload against the checksums in the commands, and tells what it saw. What stands in segments
-//! of older uses, it can not tell: only a checkpoint says whether they are needed. It decides nothing and
-//! writes nothing.
+//! of older uses and in copy segments, it can not tell: only a checkpoint says whether they are needed. It
+//! decides nothing and writes nothing.
 
 use super::batch::{BatchHeader, Descriptor, FLAG_PREDECESSOR_LOST, FLAG_SEAL, bytes_needed};
 use super::superblock::{Superblock, choose};
@@ -43,6 +43,8 @@ pub struct Inspection {
     pub first_use: u64,
     /// Segments that the chain visits.
     pub segments_used: u32,
+    /// Segments that begin with a batch of copies, needed or not.
+    pub copy_segments: u32,
     /// The last index seen of each group.
     pub last_index: BTreeMap<GroupId, u64>,
     /// Everything that is not as it should be, a line each.
@@ -93,6 +95,7 @@ struct Walk<'a, 'r> {
     /// Segments whose heads are damaged or can not be read.
     damaged: Vec<u32>,
     visited: BTreeSet<u32>,
+    copy_segments: u32,
 }
 
 impl<'a, 'r> Walk<'a, 'r> {
@@ -112,6 +115,7 @@ impl<'a, 'r> Walk<'a, 'r> {
             uses: BTreeMap::new(),
             damaged: Vec::new(),
             visited: BTreeSet::new(),
+            copy_segments: 0,
         }
     }
 
@@ -119,6 +123,7 @@ impl<'a, 'r> Walk<'a, 'r> {
     fn survey(&mut self) {
         for segment in 0..self.segments {
             match self.header(segment, 0) {
+                Ok(header) if header.holds_copies() => self.copy_segments += 1,
                 Ok(header) => {
                     let place = (header.fields.boot, segment);
                     let known = self.uses.entry(header.fields.segment_seq).or_insert(place);
@@ -133,7 +138,7 @@ impl<'a, 'r> Walk<'a, 'r> {
     /// Where the walk begins: with the first batch of all, unless segments were used again.
     fn begin(&mut self) {
         let Some(mut first) = self.uses.keys().next_back().copied() else { return };
-        if first <= u64::from(self.segments) {
+        if first <= u64::from(self.segments) && self.copy_segments == 0 {
             return;
         }
         while self.uses.contains_key(&(first - 1)) {
@@ -153,6 +158,7 @@ impl<'a, 'r> Walk<'a, 'r> {
         self.survey();
         self.begin();
         found.first_use = self.segment_seq;
+        found.copy_segments = self.copy_segments;
         while let Some(header) = self.next(found) {
             let f = header.fields;
             found.batches += 1;
@@ -211,7 +217,8 @@ impl<'a, 'r> Walk<'a, 'r> {
 
     fn follows(&self, header: &BatchHeader) -> bool {
         let f = &header.fields;
-        f.seq == self.seq
+        !header.holds_copies()
+            && f.seq == self.seq
             && f.segment_seq == self.segment_seq
             && f.boot >= self.boot
             && self.crc.is_none_or(|crc| crc == f.previous_crc)
@@ -252,7 +259,7 @@ impl<'a, 'r> Walk<'a, 'r> {
     fn is_later(&self, header: &BatchHeader) -> bool {
         let lost = header.fields.flags & FLAG_PREDECESSOR_LOST != 0;
         let behind = header.fields.seq > self.seq || lost && header.fields.seq == self.seq;
-        behind && header.fields.boot >= self.boot
+        behind && header.fields.boot >= self.boot && !header.holds_copies()
     }
 
     /// A valid header that says that it stands at this place.

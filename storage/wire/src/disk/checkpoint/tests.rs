@@ -67,6 +67,7 @@ fn samples() -> Vec<Record> {
         until: (80, 99),
         groups: vec![group(0), GroupManifest { gone: true, ..group(u32::MAX) }],
         segments: vec![used(1, 2), used(7, 1)],
+        copies: vec![used(3, 2), used(9, 3)],
     };
     let entry_of = |kind, data| MetadataEntry { term: Term(1), kind, data };
     let leave = MembersChange::Leave.encode();
@@ -177,7 +178,7 @@ fn metadata_entries_of_unknown_types_are_refused() {
 #[test]
 fn a_manifest_that_contradicts_itself_is_refused() {
     let Record::Manifest(good) = samples().remove(3) else { panic!("the order of samples") };
-    let spoils: [fn(&mut Manifest); 13] = [
+    let spoils: [fn(&mut Manifest); 17] = [
         |m| m.from.seq = 0,
         |m| m.until.0 = m.from.seq - 1,
         |m| m.groups[1].group = GroupId(0),
@@ -191,6 +192,10 @@ fn a_manifest_that_contradicts_itself_is_refused() {
         |m| m.groups[0].first = LogIndex(7),
         |m| m.groups[0].first = LogIndex(1),
         |m| m.groups[0].before = Term(0),
+        |m| m.copies[0].seq = 0,
+        |m| m.copies[1].segment = m.copies[0].segment,
+        |m| m.copies[0].segment = m.segments[0].segment,
+        |m| m.copies[0].segment = SegmentId(m.from.segment),
     ];
     for spoil in spoils {
         let mut bad = good.clone();

@@ -114,6 +114,9 @@ pub struct Limits {
     pub appends_in_flight: usize,
     /// Segments kept free for Raft's own records when clients get ENOSPC.
     pub segments_reserved: u32,
+    /// Whether what the cleaner copies gets segments of its own, apart from what is written anew, as far as some
+    /// can be spared.
+    pub copy_segments: bool,
     /// Bytes of Raft entries, all groups together, that a checkpoint leaves in the log for followers
     /// that come back, if there is room: those that need older ones get pages.
     pub log_retain_bytes: u64,
@@ -131,6 +134,7 @@ impl Default for Limits {
             gather_bytes: 128 << 10,
             appends_in_flight: 64,
             segments_reserved: 2,
+            copy_segments: true,
             log_retain_bytes: 1 << 30,
         }
     }

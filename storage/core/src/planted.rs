@@ -78,6 +78,10 @@ pub enum Bug {
     MoveAppliedBlindly,
     /// A segment is given up although a block in it is live and was not moved.
     CleanerDropsLive,
+    /// A block is pointed at its copy in a copy segment before that is durable.
+    CopiesNotDurable,
+    /// A checkpoint does not name the copy segments that it needs.
+    CopiesForgotten,
     /// The Raft log is kept for followers without regard to the room.
     LogKeptUnbounded,
     /// The cleaner copies a block that does not have its checksum, and gives it a new one.

@@ -88,7 +88,7 @@ struct Saving {
 struct Job {
     from: ChainPlace,
     reached: u64,
-    /// The sequence of the use of the open segment when it was begun.
+    /// How many segments had been taken when it was begun.
     began: u64,
     changes: Changes,
     groups: Vec<Frozen>,
@@ -166,6 +166,11 @@ impl Taker {
     /// Segments that may be taken while the next one is: one more than were begun during any of the last ones.
     pub fn lead(&self) -> u32 {
         self.leads.iter().max().map_or(0, |begun| begun.saturating_add(1))
+    }
+
+    /// Whether there is a durable one that this run has started from or taken.
+    pub fn has_one(&self) -> bool {
+        self.last.is_some()
     }
 
     /// Whether checkpoints are taken at all.
@@ -347,14 +352,15 @@ impl Taker {
         }
         let given_up = self.choose_given_up(groups, &frozen, &from, &cx.shared.log);
         let (at, manifests) = (0, Vec::new());
-        let began = newest(&cx.shared.log);
+        let began = cx.shared.log.segments_taken();
         let job = Job { from, reached, began, changes, groups: frozen, at, manifests, given_up };
         self.stage = Stage::Encoding(Box::new(job));
     }
 
-    /// The segments that the checkpoint gives up: those before the place where its replay begins and before
-    /// all entries that the groups keep, in which nothing is live. From here on nothing in them can become
-    /// live again but blocks that a peer gave and that are being recorded.
+    /// The segments that the checkpoint gives up: those of the log before the place where its replay begins and
+    /// before all entries that the groups keep, in which nothing is live, and copy segments in which nothing
+    /// is. From here on nothing in them can become live again but blocks that a peer gave and that are being
+    /// recorded: what is on its way to a copy segment keeps that from being given up.
     fn choose_given_up(
         &self,
         groups: &[Group],
@@ -414,9 +420,18 @@ impl Taker {
         };
         let Job { from, reached, began, mut changes, manifests, mut given_up, groups, .. } = *job;
         let (device, segment_bytes) = cx.shared.log.device();
-        let segments = cx.shared.log.segments();
-        let mut segments = segments.map_or(Vec::new(), |s| s.used_before(from.segment_seq));
-        segments.retain(|used| !given_up.contains(used));
+        let log = &cx.shared.log;
+        let needed = |mut all: Vec<SegmentUse>| {
+            // Those that are being read are free as soon as that ends.
+            all.retain(|used| !given_up.contains(used) && !log.is_leaving(used.segment));
+            all
+        };
+        let table = log.segments();
+        let segments = needed(table.map_or(Vec::new(), |s| s.used_before(from.segment_seq)));
+        let mut copies = needed(table.map_or(Vec::new(), Segments::copies));
+        if self.planted.is(Bug::CopiesForgotten) {
+            copies.clear();
+        }
         self.number += 1;
         changes.put(&Record::Manifest(Manifest {
             cluster: self.cluster,
@@ -428,6 +443,7 @@ impl Taker {
             until,
             groups: manifests,
             segments,
+            copies,
         }));
         if self.planted.is(Bug::SegmentReleasedEarly) {
             self.released.append(&mut given_up);
@@ -455,7 +471,7 @@ impl Taker {
             Ok(()) => {
                 (self.reached, self.fresh) = (saving.reached, false);
                 self.last = Some(saving.from);
-                let begun = newest(&cx.shared.log).saturating_sub(saving.began);
+                let begun = cx.shared.log.segments_taken().saturating_sub(saving.began);
                 self.leads[self.number as usize % LEADS] = begun.min(u64::from(u32::MAX)) as u32;
                 self.leaving.clear();
                 self.released.extend(saving.given_up);
@@ -480,11 +496,6 @@ impl Taker {
 /// What is kept of a group that was removed: its term and its vote, should it come back.
 fn departed_manifest(group: GroupId, hard: HardState) -> GroupManifest {
     GroupManifest::gone(group, hard.term, hard.vote)
-}
-
-/// The sequence of the use of the open segment.
-fn newest(log: &Log) -> u64 {
-    log.segments().and_then(Segments::newest).unwrap_or(0)
 }
 
 /// Bytes of log before a place, since the device was formatted.

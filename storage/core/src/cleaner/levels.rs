@@ -26,14 +26,14 @@ const LEAD_MIN: u32 = 2;
 const LEAD_SHARE: u32 = 32;
 const LEAD_MAX: u32 = 32;
 /// Segments between Raft's reserve and the level where writes wait: what the cleaner fills before a
-/// checkpoint gives it back what it emptied. One is open, the other is next.
+/// checkpoint gives it back what it emptied.
 pub const CLEANING_SEGMENTS: u32 = 2;
 /// The part of the segments that holds garbage when a device is full of live data. It bounds what a full
 /// device costs: each segment that is cleaned then holds at least this part of garbage.
 const SPARE_SHARE: u32 = 16;
-/// At least: the open segment, that in which the log goes on beside it before writes wait, one that may be
-/// all garbage without being worth a cleaning, and one for what is under way.
-const SPARE_MIN: u32 = 4;
+/// At least: the open segment, that in which the log goes on beside it before writes wait, the copy segment that
+/// is being filled, one that may be all garbage without being worth a cleaning, and one for what is under way.
+const SPARE_MIN: u32 = 5;
 /// Blocks that are moved with one record at most: 1 MiB.
 const MOVE_BLOCKS_MAX: u32 = 256;
 /// Of small segments a sixteenth: little of a segment stays unused because a record does not fit.
@@ -154,6 +154,13 @@ impl Levels {
         let record = header_bytes(1, 1, moved_bytes(self.move_blocks as usize));
         let records = live.div_ceil(self.move_blocks).max(self.pieces.min(live)) + COPIES_SPLIT;
         live.saturating_add(records * blocks_of(record))
+    }
+
+    /// Blocks that copies of one piece take at most in copy segments.
+    pub fn piece(&self) -> u32 {
+        let live = self.usable.min(PIECE_BLOCKS);
+        // It may be written in two parts, where one segment ends.
+        live + 2 * blocks_of(header_bytes(0, COPIES_SPLIT as usize, moved_bytes(live as usize)))
     }
 
     /// Bytes of [`Levels::capacity`].

@@ -2,9 +2,10 @@
 //!
 //! It is a state machine inside the shard and works on one segment at a time, its victim: reads it piece by
 //! piece, asks the index which blocks in it are live, verifies them against their checksums, and
-//! appends copies to the log as [`Record::Moved`]. Once such a record is durable the index is pointed at the
-//! copies, as far as the blocks still stand where they were copied from. When nothing in a segment is
-//! live, no group's Raft log needs it, and a durable checkpoint says so, the log may use it again.
+//! writes them to a copy segment, or, where none can be spared, appends them to the log as [`Record::Moved`].
+//! Once a copy is durable the index is pointed at it, if the block still stands where it was copied from. When
+//! nothing in a segment is live, no group's Raft log needs it, and a durable checkpoint says so, it may be used
+//! again.
 //!
 //! * A block that does not have its checksum is not copied on: it stays where it is, for a repair, and so
 //!   does its segment.
@@ -23,7 +24,7 @@ pub use walk::{Judge, Live, Walk};
 
 use levels::{EVEN, IDLE_BYTES};
 
-use crate::log::{Location, Record, RecordSeq};
+use crate::log::{Copied, CopiesWritten, Location, Record, RecordSeq};
 use crate::mark;
 use basalt_wire::block::BLOCK_BYTES;
 use basalt_wire::buffer::Payload;
@@ -34,7 +35,7 @@ use bytes::Bytes;
 use rustc_hash::FxHashMap;
 use std::collections::VecDeque;
 
-/// Bytes of copies that may be on their way into the log.
+/// Bytes of copies that may be on their way to the device.
 const MOVING_BYTES_MAX: usize = 4 << 20;
 /// Bytes that may be owed to it: what it could not move along with the writes it need not make good at once.
 const OWED_BYTES_MAX: i64 = 4 << 20;
@@ -48,6 +49,8 @@ pub struct CleanerCounts {
     pub copied: u64,
     /// Of those, blocks that still stood where they were copied from.
     pub moved: u64,
+    /// Of these, blocks that were moved to copy segments.
+    pub apart: u64,
     /// Live blocks that did not have their checksum.
     pub bad: u64,
     /// Segments given back by checkpoints.
@@ -70,8 +73,8 @@ pub struct Move {
 /// What came of a piece.
 #[derive(Debug, Default)]
 pub struct Taken {
-    /// The records to be appended, in order.
-    pub records: Vec<(GroupId, Vec<MovedBlock>, Payload)>,
+    /// The copies to be written, in order.
+    pub records: Vec<Copied>,
     /// The segment that was gone through, and what of it is bad, if this was its end.
     pub ended: Option<(SegmentId, u32)>,
     /// Live blocks that do not have their checksum, or can not be read.
@@ -92,6 +95,8 @@ pub struct Cleaner {
     /// Bytes of payload that were recorded when it was allowed something last.
     recorded: u64,
     moves: VecDeque<Move>,
+    /// Copies that were written to copy segments and are not durable yet.
+    apart: VecDeque<CopiesWritten>,
     moving_bytes: usize,
     /// Segments that were gone through, and in which use.
     cleaned: FxHashMap<SegmentId, u64>,
@@ -106,7 +111,8 @@ impl Cleaner {
 
     /// Whether it has something to do when time passes.
     pub fn is_busy(&self) -> bool {
-        self.walk.is_some() || self.reading || !self.moves.is_empty()
+        let moving = !self.moves.is_empty() || !self.apart.is_empty();
+        self.walk.is_some() || self.reading || moving
     }
 
     /// Sets the pace, with so many segments free, and `ahead` of them once the next checkpoint is durable.
@@ -175,20 +181,23 @@ impl Cleaner {
         self.walk = Some(Walk::listed(victim.segment, victim.seq, segment_blocks, live));
     }
 
-    /// The next piece to be read, if the pace, the memory and the reads in flight allow one.
-    pub fn next_read(&mut self) -> Option<(Location, u32)> {
-        let walk = self.walk.as_ref()?;
+    /// Whether the pace, the memory and the reads in flight allow another piece to be read.
+    pub fn wants_read(&self) -> bool {
+        let Some(walk) = &self.walk else { return false };
         let paced = self.allowance <= 0 && !walk.is_listed();
-        if self.reading || paced || self.moving_bytes >= MOVING_BYTES_MAX {
-            return None;
-        }
+        !self.reading && !paced && self.moving_bytes < MOVING_BYTES_MAX
+    }
+
+    /// The next piece to be read, if one may be.
+    pub fn next_read(&mut self) -> Option<(Location, u32)> {
+        let walk = self.walk.as_ref().filter(|_| self.wants_read())?;
         let (block, blocks) = walk.next_read()?;
         self.reading = true;
         Some((Location { segment: walk.segment, block }, blocks))
     }
 
     /// Takes the piece that was read: nothing if it can not be read, in which case it is read again block by
-    /// block. Gives the records to be appended.
+    /// block. Gives the copies to be written.
     pub fn take(
         &mut self,
         piece: Option<&Bytes>,
@@ -243,9 +252,29 @@ impl Cleaner {
         Some(done)
     }
 
-    /// Copies were taken over by the index.
-    pub fn moved(&mut self, blocks: u64) {
+    /// Copies were written to a copy segment.
+    pub fn written(&mut self, copies: CopiesWritten) {
+        self.moving_bytes += bytes_of(&copies);
+        self.apart.push_back(copies);
+    }
+
+    /// Whether copies are on their way to a copy segment.
+    pub fn is_filling(&self) -> bool {
+        !self.apart.is_empty()
+    }
+
+    /// Takes copies that have become durable in a copy segment.
+    pub fn apart_durable(&mut self, number: u64) -> Option<CopiesWritten> {
+        let at = self.apart.iter().position(|copies| copies.number == number)?;
+        let done = self.apart.remove(at)?;
+        self.moving_bytes -= bytes_of(&done);
+        Some(done)
+    }
+
+    /// Copies were taken over by the index; `apart`: in a copy segment.
+    pub fn moved(&mut self, blocks: u64, apart: bool) {
         self.counts.moved += blocks;
+        self.counts.apart += if apart { blocks } else { 0 };
     }
 
     /// A segment that was gone through may be emptied now.
@@ -270,9 +299,13 @@ impl Cleaner {
     }
 }
 
+fn bytes_of(copies: &CopiesWritten) -> usize {
+    copies.blocks.iter().map(|(_, blocks, _)| blocks.len() * BLOCK_BYTES).sum()
+}
+
 /// Puts live blocks together by group, no more than `most` with each record.
-fn packed(live: Vec<Live>, most: usize) -> Vec<(GroupId, Vec<MovedBlock>, Payload)> {
-    let mut records: Vec<(GroupId, Vec<MovedBlock>, Payload)> = Vec::new();
+fn packed(live: Vec<Live>, most: usize) -> Vec<Copied> {
+    let mut records: Vec<Copied> = Vec::new();
     let mut open: FxHashMap<GroupId, usize> = FxHashMap::default();
     for Live { group, block, content } in live {
         let at = match open.get(&group) {

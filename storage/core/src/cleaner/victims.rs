@@ -2,7 +2,7 @@
 
 use super::levels::Levels;
 use crate::index::Usage;
-use crate::log::{SegmentState, Segments};
+use crate::log::{Segment, SegmentState, Segments};
 use basalt_wire::ids::SegmentId;
 use rustc_hash::FxHashMap;
 
@@ -41,15 +41,25 @@ pub struct Victim {
     pub live: u32,
 }
 
-/// The closed segments in uses before `before` in which nothing is live: `most` blocks, which is none but
-/// under a planted bug.
+/// Whether a segment holds nothing but what the index needs of it: it is closed, in a use before `before`, or it
+/// holds copies and gets no more.
+fn is_of_index(segment: &Segment, before: u64) -> bool {
+    match segment.state {
+        SegmentState::Closed => segment.seq < before,
+        SegmentState::Copies => true,
+        _ => false,
+    }
+}
+
+/// The closed segments in uses before `before`, and copy segments, in which nothing is live: `most` blocks,
+/// which is none but under a planted bug.
 pub fn garbage_only(
     segments: &Segments,
     totals: &Totals,
     before: u64,
     most: u32,
 ) -> Vec<SegmentId> {
-    let closed = segments.iter().filter(|s| s.state == SegmentState::Closed && s.seq < before);
+    let closed = segments.iter().filter(|s| is_of_index(s, before));
     closed.map(|s| s.id).filter(|id| totals.live(*id) <= most).collect()
 }
 
@@ -57,7 +67,7 @@ pub fn garbage_only(
 /// it live, 1 - u becomes free for reading 1 and writing u; and the older the rest is, the longer it
 /// will stay as it is: (1 - u) * age / (1 + u), as log-structured file systems have it.
 ///
-/// Only closed segments in uses before `before` count: what is in later ones is needed as it is. Those in
+/// Only copy segments and those in uses before `before` count: what is in later ones is needed as it is. Those in
 /// `cleaned`, in the use that stands there, were gone through: what is live in them can not be moved.
 pub fn best(
     segments: &Segments,
@@ -95,7 +105,8 @@ pub fn emptiest(
         .min_by_key(|victim| (victim.live, victim.seq))
 }
 
-/// Closed segments in uses before `before` that hold live blocks and garbage and were not gone through.
+/// Closed segments in uses before `before` and copy segments that hold live blocks and garbage, and were not
+/// gone through.
 fn candidates<'a>(
     segments: &'a Segments,
     totals: &'a Totals,
@@ -105,7 +116,7 @@ fn candidates<'a>(
 ) -> impl Iterator<Item = Victim> + 'a {
     segments
         .iter()
-        .filter(move |s| s.state == SegmentState::Closed && s.seq < before)
+        .filter(move |s| is_of_index(s, before))
         .filter(|s| cleaned.get(&s.id) != Some(&s.seq))
         .map(|s| Victim { segment: s.id, seq: s.seq, live: totals.live(s.id) })
         .filter(|victim| victim.live > 0 && victim.live < levels.usable)
@@ -169,6 +180,20 @@ mod tests {
         let live = totals(&[0, 3, 0, 0, 9, 0, 0, 0]);
         let ids: Vec<_> = garbage_only(&table, &live, 6, 0).iter().map(|id| id.0).collect();
         assert_eq!(ids, [0, 2, 3]);
+    }
+
+    #[test]
+    fn copy_segments_are_cleaned_and_given_up_whatever_the_log_needs() {
+        let (mut table, none) = (table(), FxHashMap::default());
+        table.note_copies(8, 2, true);
+        let live = totals(&[50, 90, 90, 90, 90, 90, 90, 0, 10]);
+        let choose =
+            |table: &Segments| best(table, &live, &levels(), 2, &none).map(|v| v.segment.0);
+        assert_eq!(choose(&table), None, "it is being filled");
+        table.finish_copies(8);
+        assert_eq!(choose(&table), Some(8));
+        let empty = |table: &Segments| garbage_only(table, &totals(&[0; 9]), 2, 0);
+        assert_eq!(empty(&table), [SegmentId(0), SegmentId(8)]);
     }
 
     #[test]

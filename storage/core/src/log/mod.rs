@@ -4,9 +4,12 @@
 //! batches, and written as one sequential device write each. Batches become durable strictly in
 //! order. Block data stays where its batch put it: the index points into the log.
 //!
+//! What the cleaner copies may stand in segments of its own beside the log: [`copies`].
+//!
 //! Opening a device replays the headers of all batches. What is found at each place decides by a
 //! table what becomes of it; a bad checksum alone never cuts the log.
 
+mod copies;
 mod opening;
 mod place;
 mod reads;
@@ -29,9 +32,11 @@ use basalt_wire::ids::{GroupId, LogIndex, NodeId, SegmentId, Term};
 use basalt_wire::io::{DiskDone, DiskOp, OpToken};
 use basalt_wire::time::Time;
 use bytes::Bytes;
+pub use copies::{Copied, CopiesWritten};
 use opening::Opening;
 use reads::Reads;
 pub use segments::{Segment, SegmentState, Segments};
+use std::collections::VecDeque;
 use std::time::Duration;
 use writer::Writer;
 
@@ -46,6 +51,7 @@ const TOKEN_OPEN: u8 = 1;
 const TOKEN_BATCH: u8 = 2;
 const TOKEN_READ: u8 = 3;
 const TOKEN_FORMAT: u8 = 4;
+const TOKEN_COPIES: u8 = 5;
 
 /// An operation's token: its owner within the log in the top byte, a number of the owner's below.
 fn token(owner: u8, number: u64) -> OpToken {
@@ -122,6 +128,9 @@ impl Log {
                 opening::Progress::Failed => self.state = State::Failed,
             },
             (TOKEN_BATCH, State::Open(writer)) => writer.written(number, done.result, events),
+            (TOKEN_COPIES, State::Open(writer)) => {
+                writer.copies_written(number, done.result, events);
+            }
             (TOKEN_READ, _) => {
                 self.reads.on_disk(number, done, out, events);
                 self.let_go();
@@ -240,6 +249,49 @@ impl Log {
         }
     }
 
+    /// Whether copy segments take so many blocks, headers included, if so many segments must stay free.
+    pub fn has_copy_room(&self, blocks: u32, leave: u32) -> bool {
+        self.writer().is_some_and(|w| w.has_copy_room(blocks, leave))
+    }
+
+    /// Writes as many of the copies as one batch holds to a copy segment, and takes them away from those that
+    /// wait; nothing if so many segments must stay free that none can be had. They may be pointed at when
+    /// [`LogEvent::CopiesDurable`] comes.
+    pub fn copy(
+        &mut self,
+        copies: &mut VecDeque<Copied>,
+        leave: u32,
+        out: &mut Vec<DiskOp>,
+    ) -> Option<CopiesWritten> {
+        match &mut self.state {
+            State::Open(writer) if !copies.is_empty() => writer.copy(copies, leave, out),
+            _ => None,
+        }
+    }
+
+    /// Counts the segments that are taken, for the log and for copies, from some number on; 0 if the log is not
+    /// open.
+    pub fn segments_taken(&self) -> u64 {
+        self.writer().map_or(0, Writer::segments_taken)
+    }
+
+    /// The copy segment that is being filled.
+    pub fn filling(&self) -> Option<SegmentId> {
+        self.writer().and_then(Writer::filling).map(|(segment, _)| SegmentId(segment))
+    }
+
+    /// Blocks of it that are written or on their way.
+    pub fn filled(&self) -> u32 {
+        self.writer().and_then(Writer::filling).map_or(0, |(_, block)| block)
+    }
+
+    /// Nothing more is written to the copy segment that is being filled: it can be cleaned, or released.
+    pub fn close_copies(&mut self) {
+        if let State::Open(writer) = &mut self.state {
+            writer.close_copies();
+        }
+    }
+
     /// Writes an empty batch if the log is idle: somebody waits for one.
     pub fn write_on(&mut self, out: &mut Vec<DiskOp>) {
         if let State::Open(writer) = &mut self.state
@@ -302,7 +354,9 @@ impl Log {
     pub fn release(&mut self, segments: &[SegmentUse]) {
         let Some(table) = self.segments() else { return };
         for used in segments {
-            let is_closed = |s: Segment| s.state == SegmentState::Closed && s.seq == used.seq;
+            let is_closed = |s: Segment| {
+                matches!(s.state, SegmentState::Closed | SegmentState::Copies) && s.seq == used.seq
+            };
             let closed = table.get(used.segment).is_some_and(is_closed);
             assert!(closed && !self.leaving.contains(used), "{used:?} can not be released");
         }
@@ -330,13 +384,14 @@ impl Log {
     }
 
     /// The header at a place, as part of what was read from there on: of this device, of that place, and of
-    /// the present use of its segment.
+    /// the present use of its segment, be that the log's or one for copies.
     pub fn batch_at(&self, bytes: &[u8], at: Location) -> Result<BatchHeader, DiskFormatError> {
         let writer = self.writer().ok_or(DiskFormatError::Unreadable)?;
         let header = BatchHeader::decode(bytes)?;
         let stands = scan::stands_at(&header, &writer.geometry(), at.segment.0, at.block);
         let used = writer.segments().use_of(at.segment.0);
-        if !stands || used != Some(header.fields.segment_seq) {
+        let same_kind = writer.segments().holds_copies(at.segment.0) == header.holds_copies();
+        if !stands || !same_kind || used != Some(header.fields.segment_seq) {
             return Err(DiskFormatError::Foreign);
         }
         Ok(header)
@@ -379,7 +434,7 @@ pub struct LogCounts {
     pub records: u64,
     /// Blocks of payload in them.
     pub payload_blocks: u64,
-    /// Bytes of all batches: headers, padding and empty batches included.
+    /// Bytes of all batches: headers, padding, empty batches and batches of copies included.
     pub bytes: u64,
 }
 
@@ -392,9 +447,11 @@ pub struct Start {
     pub from: ChainPlace,
     /// A batch that the log must hold: number and checksum of its header.
     pub until: (u64, u32),
-    /// The segments that the checkpoint needs besides those that the log visits from `from` on, without
-    /// repetition, all in uses before that of `from`. All others may have been written to.
+    /// The segments of the log that the checkpoint needs besides those that the log visits from `from` on,
+    /// without repetition, all in uses before that of `from`.
     pub segments: Vec<SegmentUse>,
+    /// The copy segments that it needs, without repetition. All others may have been written to.
+    pub copies: Vec<SegmentUse>,
 }
 
 /// Where a record's block data stands: a run of blocks within one segment.
@@ -508,6 +565,8 @@ pub enum LogEvent {
     },
     /// All records up to here are durable.
     Durable(RecordSeq),
+    /// What was written to a copy segment is durable: the number of [`CopiesWritten`].
+    CopiesDurable(u64),
     /// A read of block data ended.
     Read {
         /// As given to [`Log::read`].

@@ -331,7 +331,8 @@ fn check_place(start: &Start, geometry: &Geometry) -> Result<(), String> {
         let (found, own) = (start.device, geometry.device);
         return Err(format!("it is of the device {found:016x}, this one is {own:016x}"));
     }
-    let ids = start.segments.iter().map(|used| used.segment.0).chain([start.from.segment]);
+    let listed = start.segments.iter().chain(&start.copies);
+    let ids = listed.map(|used| used.segment.0).chain([start.from.segment]);
     match ids.max() {
         Some(last) if last >= geometry.segments => {
             Err(format!("it names segment {last} of a device of {} segments", geometry.segments))

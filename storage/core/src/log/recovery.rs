@@ -158,8 +158,9 @@ impl Recovery {
     ) -> Recovery {
         let (mut tail, mut boot) = (Tail::start(), 0);
         let mut segments = Segments::new(geometry.segments);
-        if let Some(Start { from, segments: used, .. }) = start {
+        if let Some(Start { from, segments: used, copies, .. }) = start {
             used.iter().for_each(|used| segments.note(used.segment.0, used.seq));
+            copies.iter().for_each(|used| segments.note_copies(used.segment.0, used.seq, false));
             tail = Tail {
                 segment: from.segment,
                 segment_seq: from.segment_seq,
@@ -276,7 +277,7 @@ impl Recovery {
         if self.config.planted.is(Bug::StaleSegmentAccepted) && f.block == 0 && self.tail.seq > 1 {
             return true;
         }
-        if f.device != self.geometry.device || f.seq != self.tail.seq {
+        if f.device != self.geometry.device || f.seq != self.tail.seq || header.holds_copies() {
             return false;
         }
         if self.config.planted.is(Bug::ChainUnchecked) {
@@ -327,7 +328,7 @@ impl Recovery {
     fn visit(&mut self) {
         let Tail { segment, segment_seq, .. } = self.tail;
         match self.segments.use_of(segment) {
-            Some(seq) if seq == segment_seq => {}
+            Some(seq) if seq == segment_seq && !self.segments.holds_copies(segment) => {}
             Some(seq) => self.contradict(segment, seq),
             None => self.segments.note(segment, segment_seq),
         }
@@ -354,6 +355,19 @@ impl Recovery {
                  checkpoint tells what stands in them, and none can be used; what this shard held must \
                  be rebuilt from its peers; nothing was changed on the device"
             ));
+        }
+    }
+
+    /// A copy segment is begun only behind a durable checkpoint, and may stand where the log stood before.
+    fn check_copies(&mut self, seen: bool) {
+        if self.start.is_none() && seen {
+            mark!("log.copies_without_checkpoint");
+            self.refused.get_or_insert(
+                "blocks were copied to segments that were free, where the log may have stood before, so that \
+                 only a checkpoint tells what stands in them, and none can be used; what this shard held must \
+                 be rebuilt from its peers; nothing was changed on the device"
+                    .into(),
+            );
         }
     }
 
@@ -398,11 +412,13 @@ impl Recovery {
         let (header, next) = (*header, scan.next());
         let (highest_use, highest_boot) = (scan.highest_use(), scan.highest_boot());
         let reused = scan.reused();
+        let copies = scan.saw_copies();
         self.damaged_heads.extend(scan.damaged());
         let (mark, mark_boot) = scan.highest_mark();
         self.raise_mark(mark, mark_boot);
         self.boot_highest = self.boot_highest.max(highest_boot);
         self.check_uses(highest_use);
+        self.check_copies(copies);
         if let Some((segment, seq)) = reused {
             self.contradict(segment, seq);
             return Step::Again;
@@ -708,34 +724,10 @@ impl Recovery {
         }
     }
 
-    /// Settles which segments are in use: of those visited, the ones that the log reaches, and in their
-    /// places those that it must have used and that were not found.
     fn settle_segments(&mut self) {
-        let last = self.tail.segment_seq;
-        let used = self.segments.used_before(last);
-        let mut segments = Segments::new(self.geometry.segments);
-        used.iter().for_each(|used| segments.note(used.segment.0, used.seq));
-        segments.note(self.tail.segment, last);
-        for segment in used.iter().map(|used| used.segment.0).chain([self.tail.segment]) {
-            self.segments.start_of(segment).into_iter().for_each(|place| segments.begin(place));
-        }
-        let first = self.start.as_ref().map_or(1, |start| start.from.segment_seq);
-        let mut damaged = std::mem::take(&mut self.damaged_heads).into_iter();
-        for seq in first..last {
-            if used.iter().any(|used| used.seq == seq) {
-                continue;
-            }
-            // Blocks in it may still be mapped, so it is not written to.
-            let lost = match self.start {
-                None => u32::try_from(seq - 1).ok(),
-                Some(_) => damaged.find(|segment| segments.use_of(*segment).is_none()),
-            };
-            if let Some(segment) = lost {
-                mark!("log.lost_segment_kept");
-                segments.note(segment, seq);
-            }
-        }
-        self.segments = segments;
+        let first = self.start.as_ref().map(|start| start.from.segment_seq);
+        let damaged = std::mem::take(&mut self.damaged_heads);
+        self.segments = self.segments.settled(&self.tail, first, damaged);
     }
 }
 

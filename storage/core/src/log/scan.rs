@@ -3,7 +3,8 @@
 //! The rest of the segment is searched block by block. If it does not prove that the missing batch had
 //! been durable, the heads of all segments are read that are not known to be in use, for the log may go
 //! on in any of them, and whole segments whose head is damaged or holds a batch of the log, and the one that
-//! is next in line. Valid headers of earlier uses are stale: their sequences are lower.
+//! is next in line. Valid headers of earlier uses are stale: their sequences are lower. Batches of copies are no
+//! part of the log.
 
 use super::place::{Geometry, Tail};
 use super::segments::Segments;
@@ -19,6 +20,9 @@ use std::collections::{BTreeMap, VecDeque};
 /// heads of more segments were lost together would a later batch stay unseen. It bounds the search of
 /// a device that held other data before it was formatted.
 const DAMAGED_HEADS_MAX: usize = 64;
+/// Segments with heads that are nothing of the log which are searched because they are next in line: the
+/// first one, and behind such that begin with copies, which the log may have left out, one more.
+const IN_LINE_MAX: usize = 3;
 /// Heads that are read at a time.
 const HEADS_IN_FLIGHT: usize = 32;
 
@@ -111,6 +115,9 @@ pub struct Scan {
     whole: VecDeque<(u32, u32)>,
     /// Those of them whose heads are damaged or can not be read.
     damaged: Vec<u32>,
+    /// Those that begin with a batch of copies, and those with nothing of the log or of copies.
+    copies: Vec<u32>,
+    quiet: Vec<u32>,
     /// Where later closing batches say that the log goes on: searched too, whatever their heads are.
     named: Vec<u32>,
     found: Vec<Candidate>,
@@ -146,6 +153,8 @@ impl Scan {
             heads: behind.into_iter().chain(before).collect(),
             whole: VecDeque::new(),
             damaged: Vec::new(),
+            copies: Vec::new(),
+            quiet: Vec::new(),
             named: Vec::new(),
             found: Vec::new(),
             highest_use: 0,
@@ -210,19 +219,15 @@ impl Scan {
         while let Some((segment, bytes)) = window.take_probed() {
             let used = self.in_use.use_of(segment);
             match bytes.as_deref().map(|bytes| head_of(bytes, geometry, segment)) {
-                // One write that went astray may take both the batch that names the next segment and
-                // that segment's first one, which then looks as if nothing had been written there.
-                Some(Head::Blank | Head::Stale) => {
-                    if used.is_none() && self.in_use.next_free(self.here.0) == Some(segment) {
-                        self.whole.push_back((segment, 0));
-                    }
-                }
+                Some(Head::Blank | Head::Stale) if used.is_none() => self.quiet.push(segment),
+                Some(Head::Blank | Head::Stale) => {}
                 Some(Head::Longer(blocks)) => window.probe(geometry, segment, blocks, out),
                 Some(Head::Good(header)) if used.is_some() => {
                     let used = used.filter(|seq| header.fields.segment_seq > *seq);
                     self.reused = self.reused.or(used.map(|seq| (segment, seq)));
                 }
                 Some(Head::Damaged) | None if used.is_some() => {}
+                Some(Head::Good(header)) if header.holds_copies() => self.copies.push(segment),
                 Some(Head::Good(header)) => {
                     if self.note(&header) {
                         self.whole.push_back((segment, 1));
@@ -246,9 +251,20 @@ impl Scan {
         true
     }
 
-    /// Next segments first, and not too many with damaged heads.
+    /// Next segments first, and not too many with damaged heads. One write that went astray may take both the
+    /// batch that names the next segment and that segment's first one, which then looks as if nothing of the
+    /// log had been written there: so those next in line are searched too.
     fn order_whole(&mut self, geometry: &Geometry) {
         let here = self.here.0;
+        for segment in self.in_use.free_from(here).take(IN_LINE_MAX) {
+            let copies = self.copies.contains(&segment);
+            if copies || self.quiet.contains(&segment) {
+                self.whole.push_back((segment, 0));
+            }
+            if !copies {
+                break;
+            }
+        }
         let distance = |segment: u32| match segment > here {
             true => segment - here,
             false => segment + (geometry.segments - here),
@@ -300,6 +316,9 @@ impl Scan {
 
     /// Notes a valid header of this device; says whether it can stand behind the missing one.
     fn note(&mut self, header: &BatchHeader) -> bool {
+        if header.holds_copies() {
+            return false;
+        }
         let f = &header.fields;
         self.highest_use = self.highest_use.max(f.segment_seq);
         let predecessor_lost = f.flags & FLAG_PREDECESSOR_LOST != 0;
@@ -362,7 +381,12 @@ impl Scan {
         self.highest_use
     }
 
-    /// A segment in use that the log has used again since, and the use that was taken to count.
+    /// Whether segments that are not in use begin with copies.
+    pub fn saw_copies(&self) -> bool {
+        !self.copies.is_empty()
+    }
+
+    /// A segment in use that was used again since, and the use that was taken to count.
     pub fn reused(&self) -> Option<(u32, u64)> {
         self.reused
     }

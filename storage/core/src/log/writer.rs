@@ -7,6 +7,7 @@
 //! * behind each batch its segment has room for the closing batch that summarises it;
 //! * after a failed write nothing becomes durable any more.
 
+use super::copies::{Around, Copied, Copies, CopiesWritten};
 use super::place::{Geometry, Tail};
 use super::recovery::Recovered;
 use super::segments::Segments;
@@ -35,6 +36,7 @@ pub struct Writer {
     geometry: Geometry,
     tail: Tail,
     segments: Segments,
+    copies: Copies,
     boot: u64,
     /// The highest batch known durable.
     durable: u64,
@@ -84,7 +86,13 @@ struct Plan {
 
 impl Writer {
     /// Goes on behind what recovery found, all of which is durable.
-    pub fn new(config: &ShardConfig, geometry: Geometry, found: Recovered, boot: u64) -> Writer {
+    pub fn new(
+        config: &ShardConfig,
+        geometry: Geometry,
+        mut found: Recovered,
+        boot: u64,
+    ) -> Writer {
+        found.segments.forget(found.tail.segment_seq);
         Writer {
             geometry,
             boot,
@@ -95,6 +103,7 @@ impl Writer {
             last_with_records: found.last_with_records,
             tail: found.tail,
             segments: found.segments,
+            copies: Copies::default(),
             queue: VecDeque::new(),
             queued_bytes: 0,
             placed: 0,
@@ -457,6 +466,74 @@ impl Writer {
         self.write_empty(&fields, out, events);
     }
 
+    /// Where the log is, for copies.
+    fn around(&self) -> Around {
+        Around {
+            geometry: self.geometry,
+            boot: self.boot,
+            segment: self.tail.segment,
+            seq: self.tail.seq,
+            durable_use: self.durable_at.map(|place| place.segment_seq),
+            durably: self.write_durably,
+        }
+    }
+
+    /// Whether copy segments take so many blocks, headers included, if so many segments must stay free.
+    pub fn has_copy_room(&self, blocks: u32, leave: u32) -> bool {
+        !self.failed && self.copies.has_room(&self.segments, &self.around(), blocks, leave)
+    }
+
+    /// Writes as many of the copies as one batch holds to a copy segment; nothing if so many segments must
+    /// stay free that none can be had.
+    pub fn copy(
+        &mut self,
+        copies: &mut VecDeque<Copied>,
+        leave: u32,
+        out: &mut Vec<DiskOp>,
+    ) -> Option<CopiesWritten> {
+        if self.failed {
+            return None;
+        }
+        let around = self.around();
+        let written = self.copies.write(&mut self.segments, &around, leave, copies, out)?;
+        self.counts.bytes += written.bytes;
+        Some(written)
+    }
+
+    /// A write of copies ended.
+    pub fn copies_written(
+        &mut self,
+        number: u64,
+        result: Result<(), DiskError>,
+        events: &mut Vec<LogEvent>,
+    ) {
+        match result {
+            _ if self.failed => {}
+            Err(error) if !self.planted.is(Bug::WriteErrorIgnored) => {
+                self.fail(&format!("writing copies of blocks failed: {error}"), events);
+            }
+            _ => {
+                self.copies.written(&mut self.segments, number);
+                events.push(LogEvent::CopiesDurable(number));
+            }
+        }
+    }
+
+    /// Counts the segments that were taken, for the log and for copies, from some number on.
+    pub fn segments_taken(&self) -> u64 {
+        self.tail.segment_seq + self.copies.taken()
+    }
+
+    /// The copy segment that is being filled.
+    pub fn filling(&self) -> Option<(u32, u32)> {
+        self.copies.filling()
+    }
+
+    /// Nothing more is written to the copy segment that is being filled.
+    pub fn close_copies(&mut self) {
+        self.copies.close(&mut self.segments);
+    }
+
     /// Segments that may be written to.
     pub fn segments_free(&self) -> u32 {
         self.segments.free()
@@ -507,9 +584,10 @@ impl Writer {
     /// Whether blocks at a location were given to a record.
     pub fn holds(&self, at: Location, blocks: u32) -> bool {
         let end = u64::from(at.block) + u64::from(blocks);
-        let used = match at.segment.0 == self.tail.segment {
-            true => self.tail.block,
-            false => self.geometry.segment_blocks,
+        let used = match self.copies.filling() {
+            _ if at.segment.0 == self.tail.segment => self.tail.block,
+            Some((filling, block)) if filling == at.segment.0 => block,
+            _ => self.geometry.segment_blocks,
         };
         self.segments.use_of(at.segment.0).is_some() && end <= u64::from(used)
     }

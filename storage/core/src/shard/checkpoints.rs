@@ -103,8 +103,8 @@ impl Shard {
         self.begin_groups();
         let start = self.start.snapshot.as_ref().map(|snapshot| {
             let m = &snapshot.manifest;
-            let segments = m.segments.clone();
-            log::Start { device: m.device, from: m.from, until: m.until, segments }
+            let (segments, copies) = (m.segments.clone(), m.copies.clone());
+            log::Start { device: m.device, from: m.from, until: m.until, segments, copies }
         });
         let mut ops = Vec::new();
         self.shared.log = Log::open_from(&self.start.config, start, &mut ops);

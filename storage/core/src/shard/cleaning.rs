@@ -6,7 +6,7 @@ use crate::cleaner::{self, Judge, Levels, Taken, Totals};
 use crate::consensus::{Cx, Group, LogRead, Retention, Written};
 use crate::event::Effect;
 use crate::index::BlockPlace;
-use crate::log::{Location, Log, RecordSeq};
+use crate::log::{Copied, Location, Log, RecordSeq};
 use crate::mark;
 use crate::planted::Bug;
 use basalt_wire::disk::DiskFormatError;
@@ -16,6 +16,7 @@ use basalt_wire::ids::{GroupId, SegmentId};
 use basalt_wire::time::Time;
 use bytes::Bytes;
 use rustc_hash::FxHashMap;
+use std::collections::VecDeque;
 
 /// What the next checkpoint would bring.
 #[derive(Clone, Copy, Debug, Default)]
@@ -71,7 +72,8 @@ impl Shard {
         if self.cleaner.wants_victim() && free <= levels.start && !self.no_victim {
             self.choose_victim();
         }
-        if self.may_copy(&levels)
+        if self.cleaner.wants_read()
+            && self.may_copy(&levels)
             && let Some((at, blocks)) = self.cleaner.next_read()
         {
             let mut cx = Cx { shared: &mut self.shared, now, out };
@@ -84,7 +86,20 @@ impl Shard {
     fn may_copy(&self, levels: &Levels) -> bool {
         let log = &self.shared.log;
         let fits = |segment| log.has_room_at_last(levels.copied(live_in(&self.groups, segment)));
-        log.has_room(levels.move_blocks) || self.cleaner.victim().is_some_and(fits)
+        self.has_room_for_copies(levels) || self.cleaner.victim().is_some_and(fits)
+    }
+
+    /// Whether copies fit beside Raft's reserve, in copy segments or in the log.
+    fn has_room_for_copies(&self, levels: &Levels) -> bool {
+        let (log, leave) = (&self.shared.log, self.shared.limits.segments_reserved);
+        self.copies_apart() && log.has_copy_room(levels.piece(), leave)
+            || log.has_room(levels.move_blocks)
+    }
+
+    /// Whether copies may stand in segments of their own. They are of no use without a checkpoint that names
+    /// them; and where there is none, everything must follow from the log.
+    fn copies_apart(&self) -> bool {
+        self.shared.limits.copy_segments && self.taker.has_one()
     }
 
     /// Whether the clock is needed for it.
@@ -110,6 +125,7 @@ impl Shard {
             (self.gain, self.shared.room.hopeless) = (true, None);
             return;
         }
+        self.drop_dead_copies();
         // What the next checkpoint gives back without cutting the Raft log short is as good as free: to
         // clean more would only be to take victims that hold less garbage.
         let mut outlook = self.outlook(&levels);
@@ -192,7 +208,7 @@ impl Shard {
         let (log, cleaned) = (&self.shared.log, self.cleaner.cleaned());
         let totals = totals(&self.groups);
         let before = pinned_from(&self.groups, log);
-        let victim = match log.has_room(levels.move_blocks) {
+        let victim = match self.has_room_for_copies(&levels) {
             true => cleaner::best(segments, &totals, &levels, before, cleaned),
             false => cleaner::emptiest(segments, &totals, &levels, before, cleaned)
                 .filter(|victim| log.has_room_at_last(levels.copied(victim.live))),
@@ -213,13 +229,7 @@ impl Shard {
         let lenient = self.shared.planted.is(Bug::BadBlockCopiedOn);
         let Taken { records, ended, bad } =
             self.cleaner.take(piece.as_ref(), levels.move_blocks, &known, lenient);
-        for (group, blocks, payload) in records {
-            let Some(slot) = self.by_id.get(&group).copied() else { continue };
-            let record = cleaner::record(group, &blocks, payload);
-            let written = Written { group: slot, entry: None };
-            let seq = self.shared.record(record, written);
-            self.cleaner.recorded(seq, group, blocks);
-        }
+        self.write_copies(records.into());
         for (group, block) in bad {
             if let Some(slot) = self.by_id.get(&group) {
                 self.repairs.add(now, *slot, block);
@@ -235,7 +245,56 @@ impl Shard {
         }
     }
 
-    /// Points the index at copies that have become durable.
+    /// Writes copies to copy segments, and to the log what finds no room there.
+    fn write_copies(&mut self, mut copies: VecDeque<Copied>) {
+        let leave = self.shared.limits.segments_reserved;
+        while self.copies_apart()
+            && let Some(written) = self.shared.log.copy(&mut copies, leave, &mut self.shared.ops)
+        {
+            mark!("copies written apart from the log");
+            let number = written.number;
+            self.cleaner.written(written);
+            if self.shared.planted.is(Bug::CopiesNotDurable) {
+                self.apart_durable(number);
+            }
+        }
+        for (group, blocks, payload) in copies {
+            mark!("copies written to the log");
+            let Some(slot) = self.by_id.get(&group).copied() else { continue };
+            let record = cleaner::record(group, &blocks, payload);
+            let written = Written { group: slot, entry: None };
+            let seq = self.shared.record(record, written);
+            self.cleaner.recorded(seq, group, blocks);
+        }
+    }
+
+    /// Points the index at copies that have become durable in a copy segment.
+    pub(super) fn apart_durable(&mut self, number: u64) {
+        let Some(done) = self.cleaner.apart_durable(number) else { return };
+        for (group, blocks, at) in done.blocks {
+            let Some(slot) = self.by_id.get(&group) else { continue };
+            let moved = self.groups[*slot].replica.moved(&blocks, at);
+            if moved < blocks.len() as u64 {
+                mark!("block overwritten while it was moved");
+            }
+            self.cleaner.moved(moved, true);
+        }
+    }
+
+    /// Closes the copy segment that is being filled if nothing of what was written there is live any more, so
+    /// that a checkpoint can give it back.
+    fn drop_dead_copies(&mut self) {
+        let log = &self.shared.log;
+        if let Some(segment) = log.filling()
+            && !self.cleaner.is_filling()
+            && live_in(&self.groups, segment) == 0
+        {
+            mark!("copy segment given up before it is full");
+            self.shared.log.close_copies();
+        }
+    }
+
+    /// Points the index at copies that have become durable in the log.
     pub(super) fn copies_durable(&mut self, seq: RecordSeq) {
         while let Some(done) = self.cleaner.durable(seq) {
             let Some(slot) = self.by_id.get(&done.group) else { continue };
@@ -248,7 +307,7 @@ impl Shard {
             if moved < done.blocks.len() as u64 {
                 mark!("block overwritten while it was moved");
             }
-            self.cleaner.moved(moved);
+            self.cleaner.moved(moved, false);
         }
     }
 

@@ -58,6 +58,7 @@ impl Shard {
                     }
                 }
                 LogEvent::Durable(seq) => self.durable(seq),
+                LogEvent::CopiesDurable(number) => self.apart_durable(number),
                 LogEvent::Read { token, result } => self.read_done(now, token, result.ok(), out),
                 LogEvent::ReadData { token, result } => {
                     let read = self.shared.log_reads.take(token as usize);

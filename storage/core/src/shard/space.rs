@@ -16,6 +16,9 @@
 //! * **A checkpoint that is being encoded, or waits until what was recorded is durable**: each turn goes on
 //!   with it. On a full log, where nothing becomes durable any more, it does not wait.
 //! * **A checkpoint that is being saved**: the store's answer.
+//! * **It is the copy segment that is being filled**: the cleaner fills it, or the tick closes it if nothing in it
+//!   is live. One at a time is reckoned with in what a device takes.
+//! * **Copies are on their way to it**: their end.
 //! * **Reads of a segment that was given back**: their end.
 //!
 //! So no checkpoint waits for ever for entries of a group that can not go on: what such a group's replica
@@ -23,8 +26,9 @@
 //! entries that are not applied keep is bounded by what leaders have under way.
 //!
 //! The cleaner gains a segment whenever its candidates hold more garbage than one takes. With the open
-//! segment and the levels of [`Levels`] that is so while live data is within the capacity. It copies
-//! above Raft's reserve, or into it if all that is live in a victim fits there: then it takes less than it gives.
+//! segment and the levels of [`Levels`] that is so while live data is within the capacity. It copies to copy
+//! segments or into the log above Raft's reserve, or into that if all that is live in a victim fits there: then
+//! it takes less than it gives.
 //!
 //! What waits for room is looked at again when segments become free, when a follower tells that it has room,
 //! and at each tick at which there is room. Where none of the above applies (what is live is beyond the
@@ -109,14 +113,19 @@ impl Shard {
             let live = bytes(u64::from(totals.live(segment.id)));
             let used = match segment.state {
                 SegmentState::Free => 0,
-                SegmentState::Closed => segment_bytes,
+                SegmentState::Closed | SegmentState::Copies => segment_bytes,
                 SegmentState::Open => bytes(u64::from(end.block)),
+                SegmentState::Filling => match log.filling() == Some(segment.id) {
+                    true => bytes(u64::from(log.filled())),
+                    false => segment_bytes,
+                },
             };
             space.live += live;
             space.free += segment_bytes - used;
-            match segment.state == SegmentState::Closed && segment.seq < pinned {
-                true => space.garbage += used - live,
-                false => space.log += used - live,
+            match segment.state {
+                SegmentState::Closed if segment.seq < pinned => space.garbage += used - live,
+                SegmentState::Filling | SegmentState::Copies => space.garbage += used - live,
+                _ => space.log += used - live,
             }
         }
         let kept = self.shared.room.levels.map_or(self.shared.limits.segments_reserved, |l| l.wait);

@@ -9,7 +9,7 @@ use basalt_wire::block::{BLOCK_BYTES, crc32c};
 use basalt_wire::buffer::Payload;
 use basalt_wire::command::{BlockRange, Command, encode_commands};
 use basalt_wire::disk::checkpoint::SegmentUse;
-use basalt_wire::disk::moved::{MovedBlock, encode_moved};
+use basalt_wire::disk::moved::{MovedBlock, decode_moved, encode_moved};
 use basalt_wire::ids::{
     Address, ClusterId, Epoch, Generation, GroupId, LogIndex, NodeId, SegmentId, ShardId, Term,
     VolumeId,
@@ -275,6 +275,16 @@ pub struct Stands {
 pub struct Checkpoint {
     pub start: Start,
     pub before: usize,
+    /// Copies that it refers to.
+    copies: Vec<Copy>,
+}
+
+/// A block that is durable in a copy segment.
+#[derive(Clone, Copy, Debug)]
+struct Copy {
+    stands: SegmentUse,
+    block: u32,
+    crc: u32,
 }
 
 /// A log over a disk.
@@ -290,6 +300,9 @@ pub struct World {
     blocks: Vec<u32>,
     /// Where they stand, as far as they have a place.
     pub stands: Vec<Stands>,
+    /// Copies on their way, by number of the write, and those that are durable.
+    copying: Vec<(u64, Vec<Copy>)>,
+    copies: Vec<Copy>,
     /// How many of them stood in the log when it was opened.
     pub replayed: usize,
     /// The checkpoint from which it was opened.
@@ -324,6 +337,8 @@ impl World {
             appended: Vec::new(),
             blocks: Vec::new(),
             stands: Vec::new(),
+            copying: Vec::new(),
+            copies: from.as_ref().map_or(Vec::new(), |checkpoint| checkpoint.copies.clone()),
             replayed: 0,
             checkpoint: from,
             durable: RecordSeq(0),
@@ -370,10 +385,21 @@ impl World {
         let (device, _) = self.log.device();
         let mut segments = self.log.segments().expect("it is open").used_before(from.segment_seq);
         segments.retain(|used| !given_up.contains(used));
-        let start = Start { device, from, until: (0, 0), segments };
+        let start = Start { device, from, until: (0, 0), segments, copies: Vec::new() };
         let lies_before =
             |stands: &&Stands| (stands.used, stands.batch_block) < (from.segment_seq, from.block);
-        Checkpoint { start, before: self.stands.iter().filter(lies_before).count() }
+        let before = self.stands.iter().filter(lies_before).count();
+        Checkpoint { start, before, copies: Vec::new() }
+    }
+
+    /// Completes it: the log is durable so far, and so are copies in copy segments that it lists.
+    pub fn complete_checkpoint(&self, checkpoint: &mut Checkpoint, given_up: &[SegmentUse]) {
+        checkpoint.start.until = self.log.durable_batch();
+        let mut listed = self.log.segments().expect("it is open").copies();
+        listed.retain(|used| !given_up.contains(used));
+        let is_listed = |copy: &&Copy| listed.contains(&copy.stands);
+        checkpoint.copies = self.copies.iter().filter(is_listed).copied().collect();
+        checkpoint.start.copies = listed;
     }
 
     /// Whether the payload of every record stands undamaged whose segment is in the same use still.
@@ -391,12 +417,41 @@ impl World {
             }
         }
         let listed = self.checkpoint.iter().flat_map(|checkpoint| &checkpoint.start.segments);
-        for used in listed {
-            if table.use_of(used.segment.0) != Some(used.seq) {
+        let copies = self.checkpoint.iter().flat_map(|checkpoint| &checkpoint.start.copies);
+        for (used, holds_copies) in
+            listed.map(|used| (used, false)).chain(copies.map(|c| (c, true)))
+        {
+            let same_kind = table.holds_copies(used.segment.0) == holds_copies;
+            if table.use_of(used.segment.0) != Some(used.seq) || !same_kind {
                 return Err(format!("{used:?} is not kept"));
             }
         }
+        for Copy { stands, block, crc } in &self.copies {
+            let from = 128 * 1024 + stands.segment.0 as usize * (64 << 10) + *block as usize * 4096;
+            let in_use = table.use_of(stands.segment.0) == Some(stands.seq);
+            if in_use && crc32c(&self.disk.content[from..from + BLOCK_BYTES]) != *crc {
+                return Err(format!("a copy in {stands:?} is lost"));
+            }
+        }
         Ok(())
+    }
+
+    /// Writes so many blocks to copy segments, which may not be the last that are free.
+    pub fn copy(&mut self, count: u32, tag: u64) {
+        let Record::Moved { group, data, payload } = moved(1, count, tag) else { return };
+        let blocks = decode_moved(&data).expect("it was encoded");
+        let (mut out, mut waiting) = (Vec::new(), VecDeque::from([(group, blocks, payload)]));
+        while let Some(written) = self.log.copy(&mut waiting, 1, &mut out) {
+            let table = self.log.segments().expect("it is open");
+            let copies = written.blocks.iter().flat_map(|(_, blocks, at)| {
+                let seq = table.use_of(at.segment.0).expect("it was taken for them");
+                let stands = SegmentUse { segment: at.segment, seq };
+                let at = (at.block..).zip(blocks);
+                at.map(move |(block, moved)| Copy { stands, block, crc: moved.checksum })
+            });
+            self.copying.push((written.number, copies.collect()));
+        }
+        self.ops.extend(out);
     }
 
     /// Carries out the oldest operation.
@@ -455,6 +510,7 @@ impl World {
                 LogEvent::CheckpointRefused(reason) => {
                     self.opened = Opened { refused: Some(reason), ..Opened::default() };
                     (self.appended, self.stands, self.blocks) = Default::default();
+                    self.copies.clear();
                     (self.replayed, self.checkpoint) = (0, None);
                 }
                 LogEvent::Placed { seq, location, data_at, .. } => {
@@ -467,6 +523,11 @@ impl World {
                 }
                 LogEvent::OpenFailed(reason) => self.opened.failed = Some(reason),
                 LogEvent::Durable(seq) => self.durable = self.durable.max(seq),
+                LogEvent::CopiesDurable(number) => {
+                    let at = self.copying.iter().position(|(under_way, _)| *under_way == number);
+                    let (_, copies) = self.copying.swap_remove(at.expect("it was written"));
+                    self.copies.extend(copies);
+                }
                 LogEvent::Suspect(_) => self.suspect = true,
                 other => self.events.push(other),
             }

@@ -1,5 +1,6 @@
 //! The log against its disk: power cuts, flipped bits, planted bugs.
 
+mod copies;
 mod cuts;
 mod damage;
 mod disk;

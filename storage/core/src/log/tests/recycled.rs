@@ -4,13 +4,13 @@
 //! is durable, and goes around the device many times. Whenever something changed, the power is cut in many
 //! ways; each image must open from the checkpoint that is durable, and, while one is being saved, from
 //! that one too. Everything declared durable must be there, and every block in a segment that the
-//! checkpoint needs or the log visits.
+//! checkpoint needs or the log visits. Copies are written beside it, to segments of their own.
 
 use super::damage::inspected;
 use super::disk::{Checkpoint, Random, World, config, cuts, entry};
 use super::hard_state;
 use crate::config::ShardConfig;
-use crate::log::LogEvent;
+use crate::log::{Log, LogEvent, SegmentState};
 use crate::planted::Planted;
 use basalt_wire::block::BLOCK_BYTES;
 use basalt_wire::disk::checkpoint::SegmentUse;
@@ -54,7 +54,14 @@ impl Run {
         self.tag += 1;
         let (world, random, tag) = (&mut self.world, &mut self.random, self.tag);
         let roomy = world.log.has_room(2);
-        match random.below(12) {
+        match random.below(14) {
+            12 | 13 if self.kept.is_some() && has_place_for_copies(&world.log) => {
+                let (count, closes) = (1 + random.below(9) as u32, random.below(4) == 0);
+                world.copy(count, tag);
+                if closes {
+                    world.log.close_copies();
+                }
+            }
             0..=3 if roomy => {
                 let (group, blocks) = (random.below(3) as u32, random.below(3) as u32);
                 world.append(entry(group, tag, blocks, tag));
@@ -87,7 +94,7 @@ impl Run {
         }
         let durable = self.world.log.durable_batch();
         if durable.0 >= checkpoint.start.from.seq {
-            checkpoint.start.until = durable;
+            self.world.complete_checkpoint(checkpoint, given_up);
             self.saving = true;
         }
     }
@@ -96,8 +103,10 @@ impl Run {
         let Some(from) = self.world.log.durable_place() else { return };
         let table = self.world.log.segments().expect("the log is open");
         let before = table.closed().filter(|used| used.seq < from.segment_seq);
+        let full = table.iter().filter(|s| s.state == SegmentState::Copies);
+        let copies = full.map(|s| SegmentUse { segment: s.id, seq: s.seq });
         let random = &mut self.random;
-        let given_up = before.filter(|_| random.below(3) > 0).collect::<Vec<_>>();
+        let given_up = before.chain(copies).filter(|_| random.below(3) > 0).collect::<Vec<_>>();
         self.next = Some((self.world.begin_checkpoint(&given_up), given_up));
     }
 
@@ -176,7 +185,7 @@ impl Run {
 
     /// Goes around the device until so many uses of segments were begun.
     fn go_around(&mut self, uses: u64) {
-        for _ in 0..40 * uses {
+        for _ in 0..60 * uses {
             let from = self.world.log.end().expect("the log is open");
             if from.segment_seq >= uses && self.kept.is_some() {
                 return;
@@ -202,6 +211,12 @@ impl Run {
         }
         self.world.seal();
     }
+}
+
+/// Few segments are left to copies, so that the log goes on.
+fn has_place_for_copies(log: &Log) -> bool {
+    let table = log.segments().expect("it is open");
+    log.filling().is_some() || table.copies().len() < 2 && table.free() > 2
 }
 
 fn run(config: &ShardConfig, seed: u64, steps: usize, depth: usize) -> Result<(), String> {

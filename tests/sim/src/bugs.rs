@@ -3,7 +3,7 @@
 use basalt_core::planted::Bug;
 
 /// Every planted bug, with its name on the command line.
-pub const ALL: [(Bug, &str); 60] = [
+pub const ALL: [(Bug, &str); 62] = [
     (Bug::AckBeforeDurable, "ack-before-durable"),
     (Bug::NoFlush, "no-flush"),
     (Bug::DurableOutOfOrder, "durable-out-of-order"),
@@ -39,6 +39,8 @@ pub const ALL: [(Bug, &str); 60] = [
     (Bug::FuzzyPagesServed, "fuzzy-pages-served"),
     (Bug::RebuildFromCorrupt, "rebuild-from-corrupt"),
     (Bug::CleanerDropsLive, "cleaner-drops-live"),
+    (Bug::CopiesNotDurable, "copies-not-durable"),
+    (Bug::CopiesForgotten, "copies-forgotten"),
     (Bug::LogKeptUnbounded, "log-kept-unbounded"),
     (Bug::MoveAppliedBlindly, "move-applied-blindly"),
     (Bug::BadBlockCopiedOn, "bad-block-copied-on"),

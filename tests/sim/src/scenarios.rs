@@ -55,7 +55,7 @@ pub fn all() -> Vec<Scenario> {
         s("power-cut-of-all-nodes-at-rest", 7, power_cut_at_rest),
         s("crash-during-recovery-thrice", 6, crash_during_recovery),
         s("two-candidates-in-lockstep", 4, lockstep),
-        s("full-device-refuses-writes-and-goes-on-reading", 3, full_device),
+        s("full-device-refuses-writes-and-goes-on-reading", 3, room::full_device),
         s("damaged-copy-of-one-node-is-never-returned", 8, damaged_copy),
         s("damaged-log-of-one-node-is-not-cut", 8, damaged_log),
         s("group-sleeps-and-wakes", 3, sleeps_and_wakes),
@@ -97,6 +97,7 @@ pub fn all() -> Vec<Scenario> {
         s("reads-go-on-while-pages-are-copied", 6, pages::reads_go_on),
         s("follower-away-while-snapshots-come-and-go", 10, pages::snapshots_while_away),
         s("device-overwritten-many-times-its-size", 6, space::overwritten_many_times),
+        s("hot-blocks-beside-cold-ones", 6, space::hot_beside_cold),
         s("log-for-followers-leaves-room", 6, space::log_leaves_room),
         s("device-filled-to-the-last-block-and-emptied", 4, space::filled_and_emptied),
         s("device-full-again-and-again", 6, space::full_again_and_again),
@@ -458,20 +459,6 @@ fn lockstep(set: Setup) -> World {
         s.write(1);
         s.wait_answers(20_000);
     }
-    s.end()
-}
-
-fn full_device(set: Setup) -> World {
-    let mut s = Script::new(set, |o| {
-        o.device = (128 << 10) + 10 * o.segment;
-        o.families = Families::NONE.with(Family::Full);
-    });
-    without_checkpoints(&mut s);
-    s.work(400, 30_000);
-    let errors = s.world.counts.errors;
-    s.must(errors > 0, || "the device never was full".to_owned());
-    (0..14).for_each(|block| s.read(block));
-    s.wait_answers(20_000);
     s.end()
 }
 

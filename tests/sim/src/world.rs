@@ -251,7 +251,7 @@ impl World {
                 sleep_after: Duration::from_millis(rng.within(300, 3_000)),
                 ..Timing::default()
             },
-            limits: draw_limits(&mut rng),
+            limits: Limits { copy_segments: draw_copies(o.seed, n), ..draw_limits(&mut rng) },
             checkpoint_bytes: draw_interval(&mut store_rng),
             scrub: Scrubbing { every: Duration::from_nanos(o.scrub), ..Scrubbing::ASKED },
             seed: rng.bits(),
@@ -570,9 +570,15 @@ fn draw_limits(rng: &mut Rng) -> Limits {
         batches_in_flight: *rng.pick(&[1, 2, 4]),
         appends_in_flight: *rng.pick(&[1, 4, 64]),
         segments_reserved: SEGMENTS_RESERVED,
+        copy_segments: true,
         log_retain_bytes: *rng.pick(&[0, 32 << 10, 256 << 10, 1 << 20]),
         gather_bytes: *rng.pick(&[0, 0, 16 << 10, 128 << 10]),
     }
+}
+
+/// Whether a node has copy segments: of its own stream, so that the seed's other draws do not depend on it.
+fn draw_copies(seed: u64, node: usize) -> bool {
+    Rng::stream(seed, "copies", node as u64).chance(0.8)
 }
 
 /// A number that tells events apart, for the hash over the run.

@@ -21,6 +21,7 @@ use crate::rng::Rng;
 use basalt_wire::block::BLOCK_BYTES;
 use basalt_wire::buffer::IoBuf;
 use basalt_wire::disk::SUPERBLOCK_AREA_BYTES;
+use basalt_wire::disk::batch::BatchHeader;
 use basalt_wire::io::{DiskDone, DiskError, DiskOp, DiskOpKind, OpToken};
 use bytes::Bytes;
 use rustc_hash::FxHashSet;
@@ -222,6 +223,7 @@ impl Disk {
         let work = self.accept(op.kind);
         if let Work::Write { page, data, .. } = &work
             && u64::from(*page) * BLOCK_BYTES as u64 >= SUPERBLOCK_AREA_BYTES
+            && !is_of_copies(data)
         {
             let (page, data) = (*page, data.clone());
             self.pending.push_back(Pending { id, page, data, completion: None, durable: false });
@@ -459,6 +461,11 @@ impl Disk {
             self.pending.truncate(at);
         }
     }
+}
+
+/// Whether a write is a batch of copies: the log does not wait for it, nor it for the log.
+fn is_of_copies(data: &[u8]) -> bool {
+    BatchHeader::decode(data).is_ok_and(|header| header.holds_copies())
 }
 
 /// Whether a write stands whole on a layer.

@@ -38,6 +38,21 @@ fn reads_go_on(s: &mut Script) {
     s.must(before == after, || "a read of a full device failed".to_owned());
 }
 
+/// Writes to a full device are refused, and reads go on.
+pub fn full_device(set: Setup) -> World {
+    let mut s = Script::new(set, |o| {
+        o.device = (128 << 10) + 10 * o.segment;
+        o.families = Families::NONE.with(Family::Full);
+    });
+    without_checkpoints(&mut s);
+    s.work(400, 30_000);
+    let errors = s.world.counts.errors;
+    s.must(errors > 0, || "the device never was full".to_owned());
+    (0..14).for_each(|block| s.read(block));
+    s.wait_answers(20_000);
+    s.end()
+}
+
 /// Elections, attachments and restarts of a full device work out of its reserve.
 pub fn full_device_elects(set: Setup) -> World {
     let mut s = small(set, 24);

@@ -77,6 +77,53 @@ pub fn overwritten_many_times(set: Setup) -> World {
     s.end()
 }
 
+/// A few blocks are overwritten again and again beside many that hardly ever are, and nodes lose power meanwhile:
+/// what is copied stands in segments of its own, and stays.
+pub fn hot_beside_cold(set: Setup) -> World {
+    let mut s = device(set, 32, Families::NONE);
+    for node in &mut s.world.nodes {
+        node.config.limits.copy_segments = true;
+    }
+    with_checkpoints(&mut s, 256 << 10);
+    let mut dice = dice(set.seed);
+    let capacity = status(&s, 0).map_or(0, |status| status.space.capacity);
+    let blocks = (capacity / 4096 * 3 / 4).min(1020) / 4 * 4;
+    let refused = overwrite(&mut s, &mut dice, blocks as u32, blocks);
+    s.must(!refused, || "a write was refused although there is room".to_owned());
+    let (mut apart, mut moved) = ([0; 3], [0; 3]);
+    for round in 0..6 {
+        let errors = s.world.counts.errors;
+        for i in 0..300 {
+            let hot = dice.chance(0.9);
+            let block = dice.below(if hot { blocks / 10 } else { blocks - 3 });
+            s.ask(Kind::Write, block, 4);
+            if i % 8 == 7 {
+                s.wait_answers(60_000);
+            }
+        }
+        s.wait_answers(60_000);
+        let refused = s.world.counts.errors > errors;
+        s.must(!refused, || "a write was refused although there is room".to_owned());
+        if round % 2 == 0 {
+            continue;
+        }
+        for n in 0..3 {
+            let done = counts(&s, n);
+            (apart[n], moved[n]) = (apart[n] + done.apart, moved[n] + done.moved);
+            s.power_cut(n, *dice.pick(&CutPolicy::ALL));
+        }
+        (0..3).for_each(|n| s.start(n));
+        s.wait_leader(None, 20_000);
+        (0..blocks / 16).for_each(|n| s.ask(Kind::Read, n * 16, 4));
+        s.wait_answers(60_000);
+    }
+    for n in 0..3 {
+        let mostly = apart[n] > 0 && apart[n] * 4 > moved[n] * 3;
+        s.must(mostly, || format!("node {n} moved {} blocks, {} apart", moved[n], apart[n]));
+    }
+    s.end()
+}
+
 /// All of the log may be kept for followers, and checkpoints are far apart: both give way to the room there is
 /// beside what is live, long before it is short. A quarter of a device is overwritten at random.
 pub fn log_leaves_room(set: Setup) -> World {
@@ -239,7 +286,7 @@ pub fn damaged_while_cleaning(set: Setup) -> World {
 
 /// Few blocks, overwritten at once, on slow disks: copies come too late for what was written meanwhile.
 pub fn overwritten_while_moved(set: Setup) -> World {
-    let mut s = device(set, 12, Families::NONE);
+    let mut s = device(set, 13, Families::NONE);
     let mut dice = dice(set.seed);
     for node in &mut s.world.nodes {
         node.disk.faults_mut().slowness = 10.0;

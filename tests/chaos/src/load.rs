@@ -5,6 +5,7 @@ use crate::random::Random;
 use anyhow::{Context, Result, ensure};
 use basalt_interop::cluster::PATIENCE;
 use std::collections::HashMap;
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 /// Bytes of a block.
@@ -13,6 +14,28 @@ pub const BLOCK: u64 = 4096;
 pub const LARGE: u64 = 128 << 10;
 /// Writes under way.
 const DEPTH: usize = 32;
+
+/// Some blocks that are written more often than others: of each hundred blocks the first `blocks`, by `writes`
+/// of a hundred writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hot {
+    blocks: u64,
+    writes: u64,
+}
+
+impl FromStr for Hot {
+    type Err = String;
+
+    /// Reads "10:90": a tenth of the blocks gets nine tenths of the writes.
+    fn from_str(text: &str) -> Result<Hot, String> {
+        let hundredths = |part: &str| part.parse().ok().filter(|n| (1..100).contains(n));
+        let parts = text.split_once(':').map(|(b, w)| (hundredths(b), hundredths(w)));
+        match parts {
+            Some((Some(blocks), Some(writes))) => Ok(Hot { blocks, writes }),
+            _ => Err(format!("\"{text}\" is not two parts of a hundred with a colon between")),
+        }
+    }
+}
 
 /// A client of one volume.
 pub struct Load {
@@ -25,6 +48,7 @@ pub struct Load {
     below: u32,
     random: Random,
     rate: Option<u64>,
+    hot: Option<Hot>,
 }
 
 impl Load {
@@ -36,7 +60,7 @@ impl Load {
         let client = NbdClient::open(port, volume, PATIENCE)?;
         let versions = vec![0; (bytes / BLOCK) as usize];
         let (kept, random) = (Vec::new(), Random::new(seed));
-        Ok(Load { client, versions, kept, below: 0, random, rate })
+        Ok(Load { client, versions, kept, below: 0, random, rate, hot: None })
     }
 
     /// The volume is kept as a snapshot as it is now.
@@ -55,6 +79,23 @@ impl Load {
         load.versions[..self.kept.len()].copy_from_slice(&self.kept);
         load.below = number << 24;
         Ok(load)
+    }
+
+    /// Has some blocks overwritten more often than others.
+    pub fn prefer(&mut self, hot: Option<Hot>) {
+        self.hot = hot;
+    }
+
+    fn draw(&mut self) -> u64 {
+        let blocks = self.versions.len() as u64;
+        let Some(hot) = self.hot else { return self.random.below(blocks) };
+        let wants_hot = self.random.below(100) < hot.writes;
+        loop {
+            let block = self.random.below(blocks);
+            if (block % 100 < hot.blocks) == wants_hot {
+                return block;
+            }
+        }
     }
 
     /// Writes every block once.
@@ -83,7 +124,7 @@ impl Load {
         let mut sent = 0;
         while (latencies.len() as u64) < writes {
             if sent < writes && under_way.len() < DEPTH && self.is_due(sent, began) {
-                let block = self.random.below(self.versions.len() as u64);
+                let block = self.draw();
                 if under_way.values().any(|(busy, _)| *busy == block) {
                     continue;
                 }
@@ -148,4 +189,17 @@ fn content(block: u64, version: u32) -> Vec<u8> {
     }
     let mut random = Random::new(block << 32 | u64::from(version));
     (0..BLOCK / 8).flat_map(|_| random.bits().to_le_bytes()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_a_hundred_are_read() {
+        assert_eq!("10:90".parse(), Ok(Hot { blocks: 10, writes: 90 }));
+        for bad in ["", "10", "10:", ":90", "0:50", "50:100", "a:b", "10:90:1"] {
+            assert!(bad.parse::<Hot>().is_err(), "{bad}");
+        }
+    }
 }

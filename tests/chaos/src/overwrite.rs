@@ -1,7 +1,8 @@
-//! Devices that are four fifths full are overwritten at random for many times their size: what each write costs
-//! in bytes and in time, interval by interval, and whether every block is what was written to it last.
+//! Devices that are four fifths full are overwritten at random, evenly or some blocks more often than others, for
+//! many times their size: what each write costs in bytes and in time, interval by interval, and whether every
+//! block is what was written to it last.
 
-use crate::load::{BLOCK, LARGE, Load};
+use crate::load::{BLOCK, Hot, LARGE, Load};
 use crate::measure::{distribution, permille, written_bytes};
 use crate::plot::{Curve, Panel, svg};
 use anyhow::{Context, Result};
@@ -28,6 +29,8 @@ pub struct Plan {
     pub intervals: u64,
     /// Writes a second at most; nothing: as many as go.
     pub rate: Option<u64>,
+    /// Blocks that are written more often than others.
+    pub hot: Option<Hot>,
     /// Seed of the blocks.
     pub seed: u64,
 }
@@ -91,6 +94,7 @@ pub fn run(name: &str, plan: &Plan, tell: impl Fn(&Interval)) -> Result<Vec<Inte
     let mut attached = cluster.attach(VOLUME, "overwrite-host", false)?;
     let mut load = Load::open(attached.port, VOLUME, bytes, plan.rate, plan.seed)?;
     load.fill()?;
+    load.prefer(plan.hot);
     let writes = device / BLOCK / plan.intervals;
     let mut intervals = Vec::new();
     let mut before = Counted::now(&cluster)?;

@@ -11,6 +11,7 @@ fn a_device_four_fifths_full_is_overwritten_twice_over() {
         times: 2,
         intervals: 2,
         rate: None,
+        hot: None,
         seed: 1,
     };
     let intervals = overwrite::run("overwrite", &plan, |i| println!("{i}")).expect("no error");

@@ -20,7 +20,7 @@ pub(super) struct Places {
     segment_bytes: u64,
     /// By number of the block and checksum of the content: where it was put last.
     last: HashMap<(u64, u32), Place>,
-    /// Batches that were read, by number: where their headers stand.
+    /// Batches of the log that were read, by number: where their headers stand.
     pub(super) headers: BTreeMap<u64, BatchHeader>,
 }
 
@@ -28,18 +28,25 @@ impl Places {
     /// Reads the batches of all segments.
     pub(super) fn read(disk: &Disk, volume: u64) -> Result<Places> {
         let segment_bytes = disk.superblock.segment_bytes;
+        // Copies carry the number of the batch that the log wrote next.
+        let order = |header: &BatchHeader| {
+            let f = header.fields;
+            (f.seq, !header.holds_copies(), f.segment_seq, f.segment, f.block)
+        };
         let mut headers = BTreeMap::new();
         for segment in 0..segment_count(disk.bytes(), segment_bytes) {
             let offset = block_offset(segment_bytes, segment, 0);
             let bytes = disk.read(offset, segment_bytes as usize)?;
             for header in batches(&bytes, segment, disk.superblock.device) {
-                headers.insert(header.fields.seq, header);
+                headers.insert(order(&header), header);
             }
         }
-        let mut places = Places { segment_bytes, last: HashMap::new(), headers };
-        for header in std::mem::take(&mut places.headers) {
-            places.batch(&header.1, VolumeId(volume));
-            places.headers.insert(header.0, header.1);
+        let mut places = Places { segment_bytes, last: HashMap::new(), headers: BTreeMap::new() };
+        for header in headers.into_values() {
+            places.batch(&header, VolumeId(volume));
+            if !header.holds_copies() {
+                places.headers.insert(header.fields.seq, header);
+            }
         }
         Ok(places)
     }
@@ -110,9 +117,11 @@ fn batches(bytes: &[u8], segment: u32, device: u64) -> Vec<BatchHeader> {
         let Ok(header) = BatchHeader::decode(rest) else { continue };
         let f = &header.fields;
         let here = (f.device, f.segment, f.block as usize) == (device, segment, block - 1);
-        let later = found.last().is_none_or(|last| {
-            let last = last.fields;
-            f.segment_seq == last.segment_seq && f.seq > last.seq && f.boot >= last.boot
+        let later = found.last().is_none_or(|before| {
+            let (last, copies) = (before.fields, header.holds_copies());
+            let behind = f.seq > last.seq || copies && f.seq == last.seq;
+            let same_use = f.segment_seq == last.segment_seq && copies == before.holds_copies();
+            same_use && behind && f.boot >= last.boot
         });
         if here && later {
             block += header.blocks() as usize - 1;

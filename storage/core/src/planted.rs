@@ -92,6 +92,8 @@ pub enum Bug {
     ScrubSkipsKept,
     /// The scrub takes any header for good.
     HeadersUnchecked,
+    /// The scrub does not look at headers in copy segments.
+    CopyHeadersSkipped,
     /// The store takes any record for good when it is looked at.
     RecordsUnchecked,
     /// A replica that differs from another one takes over what that one holds, whatever the others say.

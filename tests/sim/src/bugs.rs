@@ -3,7 +3,7 @@
 use basalt_core::planted::Bug;
 
 /// Every planted bug, with its name on the command line.
-pub const ALL: [(Bug, &str); 62] = [
+pub const ALL: [(Bug, &str); 63] = [
     (Bug::AckBeforeDurable, "ack-before-durable"),
     (Bug::NoFlush, "no-flush"),
     (Bug::DurableOutOfOrder, "durable-out-of-order"),
@@ -47,6 +47,7 @@ pub const ALL: [(Bug, &str); 62] = [
     (Bug::RepairUnverified, "repair-unverified"),
     (Bug::ScrubSkipsKept, "scrub-skips-kept"),
     (Bug::HeadersUnchecked, "headers-unchecked"),
+    (Bug::CopyHeadersSkipped, "copy-headers-skipped"),
     (Bug::RecordsUnchecked, "records-unchecked"),
     (Bug::MendsWithoutMajority, "mends-without-majority"),
     (Bug::JointSkipped, "joint-skipped"),

@@ -98,6 +98,7 @@ pub fn all() -> Vec<Scenario> {
         s("follower-away-while-snapshots-come-and-go", 10, pages::snapshots_while_away),
         s("device-overwritten-many-times-its-size", 6, space::overwritten_many_times),
         s("hot-blocks-beside-cold-ones", 6, space::hot_beside_cold),
+        s("damaged-headers-of-copies-are-found-before-they-are-needed", 8, space::rotten_copies),
         s("log-for-followers-leaves-room", 6, space::log_leaves_room),
         s("device-filled-to-the-last-block-and-emptied", 4, space::filled_and_emptied),
         s("device-full-again-and-again", 6, space::full_again_and_again),

@@ -12,6 +12,7 @@ use basalt_wire::disk::batch::BatchHeader;
 use basalt_wire::disk::moved::MovedBlock;
 use basalt_wire::disk::{block_offset, segment_count};
 use basalt_wire::ids::GroupId;
+use std::collections::BTreeMap;
 
 impl World {
     /// What a node says of its scrub; nothing if it does not take part.
@@ -158,10 +159,32 @@ impl World {
                 at += header.blocks();
                 found.push((header, offset));
             }
-            // What stands behind the closing batch is of an earlier use.
+            // What stands behind the closing batch, or behind copies, is of an earlier use.
             let end = found.iter().position(|(header, _)| header.is_closing());
-            all.extend(found.into_iter().take(end.unwrap_or(0)));
+            found.truncate(end.unwrap_or(0));
+            all.extend(found.into_iter().filter(|(header, _)| !header.holds_copies()));
         }
         all
+    }
+
+    /// The headers of a node's copies of which something is live, and where they stand on the disk.
+    pub fn headers_of_copies(&self, n: Who) -> Vec<(BatchHeader, u64)> {
+        let (disk, mut all) = (&self.nodes[n].disk, BTreeMap::new());
+        for (block, _) in self.live_places(n) {
+            let (segment, at) = block.from.expect("a live block stands somewhere");
+            // It is one of those that the nearest header before it tells of.
+            let headers = (0..at).rev().filter_map(|at| {
+                let offset = block_offset(self.options.segment, segment.0, at);
+                let header = BatchHeader::decode(&disk.content_at(offset)?).ok()?;
+                (header.fields.block == at).then_some((header, offset))
+            });
+            let holds = |(header, _): &(BatchHeader, u64)| {
+                header.holds_copies() && header.fields.block + header.blocks() > at
+            };
+            if let Some((header, offset)) = headers.take(1).find(holds) {
+                all.insert(offset, header);
+            }
+        }
+        all.into_iter().map(|(offset, header)| (header, offset)).collect()
     }
 }

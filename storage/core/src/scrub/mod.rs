@@ -21,7 +21,7 @@ mod survey;
 mod tests;
 
 pub use repairs::{Given, RepairCounts, Repairs, Todo};
-pub use survey::{BadHeader, Step, Survey, SurveyCounts};
+pub use survey::{BadHeader, Closed, Step, Survey, SurveyCounts};
 
 use crate::config::{ScrubResume, Scrubbing};
 use crate::log::Location;

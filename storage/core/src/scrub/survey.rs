@@ -1,5 +1,5 @@
 //! What a scrub looks at besides blocks: the records of the checkpoint in the store, and the headers of
-//! batches in closed segments.
+//! batches in segments that get nothing more, be they the log's or copy segments.
 //!
 //! Neither is read while all is well. The records are needed by the next start; a header by a start whose
 //! replay comes by it, by a follower that lacks its entries, and by the cleaner, for it says which blocks
@@ -9,6 +9,8 @@
 //!   it wrote, all of them are written anew.
 //! * In a segment with a damaged header what is live is found through the index and moved elsewhere, and a
 //!   checkpoint is taken at once, so that no replay begins before it.
+//! * A copy segment has no closing batch, and may have been given its last one before it was full. So a place
+//!   without a header is a *gap* at first, and a damaged header if something live stands behind it.
 //!
 //! It is a state machine of its own, which begins with each pass over the blocks and goes on beside it.
 
@@ -54,11 +56,20 @@ pub struct SurveyCounts {
     pub headers_bad: u64,
 }
 
-/// A header that is damaged.
+/// A segment whose headers are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Closed {
+    /// Which, in which use.
+    pub used: SegmentUse,
+    /// Whether it is a copy segment.
+    pub copies: bool,
+}
+
+/// A place without the header that is expected there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadHeader {
-    /// The segment.
-    pub used: SegmentUse,
+    /// The segment. In one of the log the header is damaged, in a copy segment this is a gap.
+    pub at: Closed,
     /// Where in it.
     pub block: u32,
 }
@@ -84,12 +95,12 @@ enum Stage {
     /// Records from this key on, until the answer comes if it was asked.
     Records(Vec<u8>, bool),
     /// The segments to come, and the one that is gone through.
-    Headers(VecDeque<SegmentUse>, Option<Walk>),
+    Headers(VecDeque<Closed>, Option<Walk>),
 }
 
 #[derive(Debug)]
 struct Walk {
-    used: SegmentUse,
+    of: Closed,
     at: u32,
     need: u32,
     reading: bool,
@@ -133,7 +144,7 @@ impl Survey {
     /// Begins, with the records of a store or, if there is none, with the segments that are `closed` now. One that
     /// was asked for goes as fast as it may. One that is under way goes on, and another one follows if that was
     /// asked for.
-    pub fn begin(&mut self, now: Time, asked: bool, closed: Option<Vec<SegmentUse>>) {
+    pub fn begin(&mut self, now: Time, asked: bool, closed: Option<Vec<Closed>>) {
         if !matches!(self.stage, Stage::Idle) {
             if asked {
                 (self.asked, self.again, self.next_at, self.spent) = (true, true, now, 0);
@@ -187,9 +198,9 @@ impl Survey {
                     return None;
                 }
                 // What was given back since holds nothing any more.
-                walk.take_if(|walk| walk.at >= segment_blocks || !in_use(&walk.used));
+                walk.take_if(|walk| walk.at >= segment_blocks || !in_use(&walk.of.used));
                 while walk.is_none() {
-                    let Some(used) = left.pop_front() else {
+                    let Some(of) = left.pop_front() else {
                         self.stage = Stage::Idle;
                         self.counts.passes += 1;
                         self.counts.asked += u64::from(self.begun_asked);
@@ -197,13 +208,13 @@ impl Survey {
                     };
                     let (at, need, reading) = (0, HEADER_BLOCKS, false);
                     let (again, lost) = (false, false);
-                    *walk = in_use(&used).then_some(Walk { used, at, need, reading, again, lost });
+                    *walk = in_use(&of.used).then_some(Walk { of, at, need, reading, again, lost });
                 }
                 let walk = walk.as_mut().expect("there is one");
                 walk.reading = true;
                 let most = if walk.lost { SEARCH_BLOCKS } else { HEADER_BLOCKS };
                 let blocks = most.max(walk.need).min(segment_blocks - walk.at);
-                let at = Location { segment: walk.used.segment, block: walk.at };
+                let at = Location { segment: walk.of.used.segment, block: walk.at };
                 Some(Step::Read(at, blocks))
             }
         }
@@ -211,7 +222,7 @@ impl Survey {
 
     /// The store has looked at records, or met damage. After the last of them it goes on with the segments that
     /// are `closed` now. Says whether damage is to be made good.
-    pub fn verified(&mut self, result: &Result<Verified, String>, closed: Vec<SegmentUse>) -> bool {
+    pub fn verified(&mut self, result: &Result<Verified, String>, closed: Vec<Closed>) -> bool {
         if !matches!(self.stage, Stage::Records(_, true)) {
             return false;
         }
@@ -234,8 +245,8 @@ impl Survey {
         result.is_err()
     }
 
-    /// Takes what was read, or nothing if it can not be read. Gives a header that is damaged, if that is news;
-    /// if `lenient` none is looked at (a planted bug).
+    /// Takes what was read, or nothing if it can not be read. Gives a header that is damaged, or a gap, if that
+    /// is news; if `lenient` none is looked at (a planted bug).
     pub fn take(
         &mut self,
         piece: Option<&Bytes>,
@@ -250,11 +261,17 @@ impl Survey {
         self.spent += piece.map_or(BLOCK_BYTES, Bytes::len) as u64;
         let (found, damaged) = walk.look(piece, judge, segment_blocks);
         self.counts.headers += u64::from(found);
-        let SegmentUse { segment, seq } = walk.used;
+        let at = walk.of;
+        let SegmentUse { segment, seq } = at.used;
         let block = damaged.filter(|_| !lenient)?;
         let news = self.known.len() < KNOWN_MAX && self.known.insert((segment.0, seq, block));
-        self.counts.headers_bad += u64::from(news);
-        news.then_some(BadHeader { used: walk.used, block })
+        self.counts.headers_bad += u64::from(news && !at.copies);
+        news.then_some(BadHeader { at, block })
+    }
+
+    /// A gap was a damaged header.
+    pub fn was_header(&mut self) {
+        self.counts.headers_bad += 1;
     }
 
     /// Segments are used again: what was damaged in them is gone.
@@ -281,7 +298,7 @@ impl Walk {
         while self.at < segment_blocks && self.at - first < blocks {
             let skipped = (self.at - first) as usize * BLOCK_BYTES;
             let header = piece.map(|piece| {
-                let at = Location { segment: self.used.segment, block: self.at };
+                let at = Location { segment: self.of.used.segment, block: self.at };
                 judge.header(&piece[skipped..], at)
             });
             match header {
@@ -298,6 +315,8 @@ impl Walk {
                     self.need = blocks_of(bytes as usize);
                     break;
                 }
+                // No header with a block behind it stands there.
+                _ if self.of.copies && self.at + 1 == segment_blocks => self.at += 1,
                 _ if self.lost => self.at += 1,
                 _ if !self.again => {
                     mark!("survey looks again");
@@ -305,7 +324,7 @@ impl Walk {
                     break;
                 }
                 _ => {
-                    mark!("survey finds a damaged header");
+                    mark!("survey finds no header");
                     let damaged = self.at;
                     (self.again, self.lost) = (false, true);
                     self.at += 1;

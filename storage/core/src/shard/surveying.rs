@@ -1,4 +1,5 @@
-//! Looking after what is needed only when something fails: the store's records, the headers in closed segments.
+//! Looking after what is needed only when something fails: the store's records, the headers in segments that get
+//! nothing more.
 
 use super::Shard;
 use super::cleaning::Known;
@@ -6,10 +7,10 @@ use crate::checkpoint::{StoreOp, Verified};
 use crate::cleaner::Victim;
 use crate::consensus::{Cx, Group, LogRead};
 use crate::event::Effect;
-use crate::log::{Log, SegmentState};
+use crate::log::{Log, Segment, SegmentState};
 use crate::mark;
 use crate::planted::Bug;
-use crate::scrub::{BadHeader, Step};
+use crate::scrub::{BadHeader, Closed, Step};
 use basalt_wire::block::CHUNK_BLOCKS;
 use basalt_wire::command::BlockRange;
 use basalt_wire::disk::checkpoint::SegmentUse;
@@ -27,7 +28,7 @@ const HOLLOW_MAX: usize = 64;
 /// Finds what is live in segments that their headers do not tell it of any more.
 #[derive(Debug, Default)]
 pub(super) struct Evacuation {
-    waiting: VecDeque<SegmentUse>,
+    waiting: VecDeque<BadHeader>,
     search: Option<Search>,
     /// Segments of which everything that is live was handed to the cleaner.
     pub(super) begun: u64,
@@ -36,7 +37,7 @@ pub(super) struct Evacuation {
 /// The walk through the index.
 #[derive(Debug)]
 struct Search {
-    used: SegmentUse,
+    bad: BadHeader,
     slot: usize,
     page: (VolumeId, u64),
     found: Vec<(GroupId, MovedBlock)>,
@@ -44,7 +45,16 @@ struct Search {
 
 fn is_closed(log: &Log, used: &SegmentUse) -> bool {
     let segment = log.segments().and_then(|segments| segments.get(used.segment));
-    segment.is_some_and(|s| s.seq == used.seq && s.state == SegmentState::Closed)
+    segment.is_some_and(|s| {
+        s.seq == used.seq && matches!(s.state, SegmentState::Closed | SegmentState::Copies)
+    })
+}
+
+impl BadHeader {
+    /// Whether something of what is live stands where the header, or another behind it, should tell of it.
+    fn hides_some(&self, live: &[(GroupId, MovedBlock)]) -> bool {
+        live.iter().any(|(_, block)| block.from.is_some_and(|(_, at)| at > self.block))
+    }
 }
 
 impl Evacuation {
@@ -52,34 +62,35 @@ impl Evacuation {
         self.search.is_some() || !self.waiting.is_empty()
     }
 
-    fn add(&mut self, used: SegmentUse) {
-        let under_way = self.search.as_ref().is_some_and(|search| search.used == used);
-        if !under_way && !self.waiting.contains(&used) && self.waiting.len() < HOLLOW_MAX {
-            self.waiting.push_back(used);
+    /// Of a segment the first place counts: all that is live in it is moved.
+    fn add(&mut self, bad: BadHeader) {
+        let mut under_way = self.search.iter().map(|search| &search.bad).chain(&self.waiting);
+        if !under_way.any(|known| known.at == bad.at) && self.waiting.len() < HOLLOW_MAX {
+            self.waiting.push_back(bad);
         }
     }
 
     /// Looks through some pages. Gives the live blocks of a segment in the order of their places, when all were
     /// looked at.
-    fn advance(&mut self, groups: &[Group]) -> Option<(SegmentUse, Vec<(GroupId, MovedBlock)>)> {
+    fn advance(&mut self, groups: &[Group]) -> Option<(BadHeader, Vec<(GroupId, MovedBlock)>)> {
         let search = match &mut self.search {
             Some(search) => search,
             None => {
-                let (used, page) = (self.waiting.pop_front()?, (VolumeId(0), 0));
-                self.search.insert(Search { used, slot: 0, page, found: Vec::new() })
+                let (bad, page) = (self.waiting.pop_front()?, (VolumeId(0), 0));
+                self.search.insert(Search { bad, slot: 0, page, found: Vec::new() })
             }
         };
         let Some(group) = groups.get(search.slot) else {
             let mut search = self.search.take()?;
             search.found.sort_unstable_by_key(|(_, block)| block.from);
-            return Some((search.used, search.found));
+            return Some((search.bad, search.found));
         };
         let pages = group.replica.pages_from(LogIndex(0), search.page, PAGES_MAX);
         for (volume, chunk) in &pages {
             let (block, count) = (chunk * CHUNK_BLOCKS, CHUNK_BLOCKS as u32);
             let places = group.replica.places(*volume, BlockRange { block, count }, true);
             let inside = places.into_iter().filter(|place| {
-                place.from.is_some_and(|(segment, _)| segment == search.used.segment)
+                place.from.is_some_and(|(segment, _)| segment == search.bad.at.used.segment)
             });
             search.found.extend(inside.map(|place| (group.id, place)));
         }
@@ -98,8 +109,9 @@ impl Shard {
         self.survey.begin(now, asked, closed);
     }
 
-    /// The closed segments of which all is durable: what was written last to one may still be on its way.
-    fn closed(&self) -> Vec<SegmentUse> {
+    /// The segments that get nothing more and of which all is durable: what was written last to one of the log may
+    /// still be on its way.
+    fn closed(&self) -> Vec<Closed> {
         let log = &self.shared.log;
         let Some(segments) = log.segments() else { return Vec::new() };
         let before = match log.durable_place() {
@@ -107,12 +119,22 @@ impl Shard {
             None if log.is_writing() => 0,
             None => u64::MAX,
         };
-        segments.closed().filter(|used| used.seq < before).collect()
+        let skipped = self.shared.planted.is(Bug::CopyHeadersSkipped);
+        let looked_at = |s: &Segment| match s.state {
+            SegmentState::Closed => s.seq < before,
+            SegmentState::Copies => !skipped,
+            _ => false,
+        };
+        let closed = |s: Segment| Closed {
+            used: SegmentUse { segment: s.id, seq: s.seq },
+            copies: s.state == SegmentState::Copies,
+        };
+        segments.iter().filter(looked_at).map(closed).collect()
     }
 
     /// Goes on with it.
     pub(super) fn look_around(&mut self, now: Time, out: &mut Vec<Effect>) {
-        self.evacuate();
+        self.evacuate(out);
         if self.survey.is_due_again() {
             self.begin_survey(now, true);
         }
@@ -155,27 +177,35 @@ impl Shard {
         let lenient = self.shared.planted.is(Bug::HeadersUnchecked);
         let blocks = self.shared.log.segment_blocks();
         let bad = self.survey.take(piece, &known, blocks, lenient);
-        let Some(BadHeader { used, block }) = bad else { return };
-        let text = format!(
-            "segment {}: the header at block {block} is damaged; what is live in the segment is moved \
-             elsewhere, and a checkpoint is taken, so that no start needs it",
-            used.segment
-        );
-        out.push(Effect::Notice { alarm: true, text });
+        let Some(bad) = bad else { return };
+        if !bad.at.copies {
+            tell(&bad, out);
+        }
         if self.taker.is_on() {
-            self.taker.ask();
-            self.evacuation.add(used);
+            if !bad.at.copies {
+                self.taker.ask();
+            }
+            self.evacuation.add(bad);
         }
     }
 
     /// Has the cleaner move what is live in a segment with a damaged header.
-    fn evacuate(&mut self) {
+    fn evacuate(&mut self, out: &mut Vec<Effect>) {
         if !self.evacuation.is_busy() || !self.cleaner.is_free() {
             return;
         }
-        let Some((used, live)) = self.evacuation.advance(&self.groups) else { return };
+        let Some((bad, live)) = self.evacuation.advance(&self.groups) else { return };
+        let used = bad.at.used;
         if !is_closed(&self.shared.log, &used) || live.is_empty() {
             return;
+        }
+        if bad.at.copies {
+            if !bad.hides_some(&live) {
+                mark!("copy segment ends before it is full");
+                return;
+            }
+            self.survey.was_header();
+            tell(&bad, out);
         }
         mark!("segment with a damaged header is emptied");
         self.evacuation.begun += 1;
@@ -189,4 +219,15 @@ impl Shard {
         let busy = self.evacuation.is_busy() && self.cleaner.is_free();
         if busy || self.survey.is_due_again() { Some(Time::ZERO) } else { self.survey.deadline() }
     }
+}
+
+fn tell(bad: &BadHeader, out: &mut Vec<Effect>) {
+    let (segment, block) = (bad.at.used.segment, bad.block);
+    let then =
+        if bad.at.copies { "" } else { ", and a checkpoint is taken, so that no start needs it" };
+    let text = format!(
+        "segment {segment}: the header at block {block} is damaged; what is live in the segment is moved \
+         elsewhere{then}"
+    );
+    out.push(Effect::Notice { alarm: true, text });
 }

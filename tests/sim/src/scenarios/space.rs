@@ -124,6 +124,54 @@ pub fn hot_beside_cold(set: Setup) -> World {
     s.end()
 }
 
+/// Headers of copies rot on one node. A scrub finds them and what stands behind them is moved, so that after a start
+/// nothing keeps the cleaner from making room.
+pub fn rotten_copies(set: Setup) -> World {
+    let mut s = device(set, 32, Families::NONE.with(Family::Damage));
+    for node in &mut s.world.nodes {
+        node.config.limits.copy_segments = true;
+    }
+    with_checkpoints(&mut s, 256 << 10);
+    let mut dice = dice(set.seed);
+    let n = (set.seed % 3) as usize;
+    let capacity = status(&s, n).map_or(0, |status| status.space.capacity);
+    let blocks = (capacity / 4096 * 3 / 4).min(1020) / 4 * 4;
+    let refused = overwrite(&mut s, &mut dice, blocks as u32, blocks);
+    s.must(!refused, || "a write was refused although there is room".to_owned());
+    // What is being filled is not looked at: behind a start there is no such segment, but one that is not full.
+    s.power_cut(n, *dice.pick(&CutPolicy::ALL));
+    s.start(n);
+    s.wait("the replicas agree", 30_000, |w, _| w.is_converged());
+    let headers = s.world.headers_of_copies(n);
+    s.must(headers.len() > 3, || format!("only {} headers", headers.len()));
+    s.world.all_damaged = true;
+    let mut rotten = Vec::new();
+    for _ in 0..3 {
+        let (header, offset) = dice.pick(&headers);
+        if !rotten.contains(&header.fields.segment) {
+            s.world.nodes[n].disk.rot_at(*offset);
+            rotten.push(header.fields.segment);
+        }
+    }
+    s.world.ask_scrubs();
+    s.wait("all is looked at", 30_000, |w, _| w.scrubs_are_over());
+    let live = |w: &World| {
+        let places = w.live_places(n).into_iter().filter_map(|(block, _)| block.from);
+        places.filter(|(segment, _)| rotten.contains(&segment.0)).count()
+    };
+    s.wait("nothing stands in these segments", 30_000, |w, _| live(w) == 0);
+    let survey = s.world.scrub_status(n).expect("it runs").survey;
+    let found = survey.headers_bad;
+    s.must(found >= rotten.len() as u64, || format!("headers rotted in {rotten:?}: {survey:?}"));
+    s.power_cut(n, *dice.pick(&CutPolicy::ALL));
+    s.start(n);
+    let refused = overwrite(&mut s, &mut dice, blocks as u32, blocks);
+    s.must(!refused, || "a write was refused although there is room".to_owned());
+    (0..blocks / 16).for_each(|n| s.ask(Kind::Read, n * 16, 4));
+    s.wait_answers(60_000);
+    s.end()
+}
+
 /// All of the log may be kept for followers, and checkpoints are far apart: both give way to the room there is
 /// beside what is live, long before it is short. A quarter of a device is overwritten at random.
 pub fn log_leaves_room(set: Setup) -> World {

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 pub const BLOCK: u64 = 4096;
 /// Bytes of a request of filling and of reading everything. A volume is a multiple of it.
 pub const LARGE: u64 = 128 << 10;
-/// Writes under way.
-const DEPTH: usize = 32;
+/// Writes under way, unless it is told otherwise.
+pub const DEPTH: usize = 32;
 
 /// Some blocks that are written more often than others: of each hundred blocks the first `blocks`, by `writes`
 /// of a hundred writes.
@@ -49,6 +49,7 @@ pub struct Load {
     random: Random,
     rate: Option<u64>,
     hot: Option<Hot>,
+    depth: usize,
 }
 
 impl Load {
@@ -60,7 +61,8 @@ impl Load {
         let client = NbdClient::open(port, volume, PATIENCE)?;
         let versions = vec![0; (bytes / BLOCK) as usize];
         let (kept, random) = (Vec::new(), Random::new(seed));
-        Ok(Load { client, versions, kept, below: 0, random, rate, hot: None })
+        let (hot, depth) = (None, DEPTH);
+        Ok(Load { client, versions, kept, below: 0, random, rate, hot, depth })
     }
 
     /// The volume is kept as a snapshot as it is now.
@@ -84,6 +86,11 @@ impl Load {
     /// Has some blocks overwritten more often than others.
     pub fn prefer(&mut self, hot: Option<Hot>) {
         self.hot = hot;
+    }
+
+    /// Keeps so many overwrites under way.
+    pub fn keep_under_way(&mut self, depth: usize) {
+        self.depth = depth.max(1);
     }
 
     fn draw(&mut self) -> u64 {
@@ -123,7 +130,7 @@ impl Load {
         let mut under_way: HashMap<u64, (u64, Instant)> = HashMap::new();
         let mut sent = 0;
         while (latencies.len() as u64) < writes {
-            if sent < writes && under_way.len() < DEPTH && self.is_due(sent, began) {
+            if sent < writes && under_way.len() < self.depth && self.is_due(sent, began) {
                 let block = self.draw();
                 if under_way.values().any(|(busy, _)| *busy == block) {
                     continue;

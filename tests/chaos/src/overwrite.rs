@@ -31,6 +31,8 @@ pub struct Plan {
     pub rate: Option<u64>,
     /// Blocks that are written more often than others.
     pub hot: Option<Hot>,
+    /// Writes under way.
+    pub depth: usize,
     /// Seed of the blocks.
     pub seed: u64,
 }
@@ -95,6 +97,7 @@ pub fn run(name: &str, plan: &Plan, tell: impl Fn(&Interval)) -> Result<Vec<Inte
     let mut load = Load::open(attached.port, VOLUME, bytes, plan.rate, plan.seed)?;
     load.fill()?;
     load.prefer(plan.hot);
+    load.keep_under_way(plan.depth);
     let writes = device / BLOCK / plan.intervals;
     let mut intervals = Vec::new();
     let mut before = Counted::now(&cluster)?;

@@ -1,5 +1,6 @@
 //! A device that is four fifths full takes overwrites for ever.
 
+use basalt_chaos::load::DEPTH;
 use basalt_chaos::overwrite::{self, Plan};
 
 #[test]
@@ -11,6 +12,7 @@ fn a_device_four_fifths_full_is_overwritten_twice_over() {
         times: 2,
         intervals: 2,
         rate: None,
+        depth: DEPTH,
         hot: None,
         seed: 1,
     };

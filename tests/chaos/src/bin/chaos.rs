@@ -5,7 +5,7 @@ use basalt_chaos::absence::{self, Reach};
 use basalt_chaos::clones;
 use basalt_chaos::cuts;
 use basalt_chaos::fill;
-use basalt_chaos::load::Hot;
+use basalt_chaos::load::{DEPTH, Hot};
 use basalt_chaos::members;
 use basalt_chaos::overwrite::{self, Plan};
 use basalt_chaos::power::campaign::Campaign;
@@ -129,6 +129,9 @@ enum Command {
         /// Some blocks get more writes than others: 10:90 is nine tenths of them for a tenth of the blocks.
         #[arg(long, value_name = "BLOCKS:WRITES")]
         hot: Option<Hot>,
+        /// Writes under way.
+        #[arg(long, default_value_t = DEPTH)]
+        depth: usize,
         /// Hundredths of the device that the volume takes. Of 1 GiB 885 MiB can be live: 69 is 80 % of that.
         #[arg(long, default_value = "80")]
         full: u64,
@@ -241,11 +244,11 @@ fn main() -> Result<()> {
         Command::Fill { times, seed } => {
             fill::run("chaos-fill", times, seed, |round| println!("{round:?}"))?;
         }
-        Command::Overwrite { device, hot, full, times, rate, seed, picture } => {
+        Command::Overwrite { device, hot, depth, full, times, rate, seed, picture } => {
             println!("{}", overwrite::HEAD);
             // Once in the life of the program.
             let (device, segment, intervals) = (&*device.leak(), "4MiB", 2);
-            let plan = Plan { device, segment, full, times, intervals, rate, hot, seed };
+            let plan = Plan { device, segment, full, times, intervals, rate, hot, depth, seed };
             let tell = |interval: &overwrite::Interval| println!("{interval}");
             let intervals = overwrite::run("chaos-overwrite", &plan, tell)?;
             if let Some(file) = picture {

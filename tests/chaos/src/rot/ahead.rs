@@ -25,6 +25,7 @@ pub fn ahead(name: &str, seed: u64, tell: impl Fn(&str)) -> Result<()> {
     for _ in 0..2 {
         course.load.overwrite(VOLUME_BYTES / BLOCK_BYTES as u64)?;
     }
+    course.load.freeze(&course.cluster)?;
     // What a start finds in the log of its store it puts into files.
     course.cluster.stop()?;
     course.cluster.restart()?;

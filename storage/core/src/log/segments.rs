@@ -216,6 +216,12 @@ impl Segments {
         (0..self.uses.len() as u32).filter_map(|id| self.get(SegmentId(id)))
     }
 
+    /// Those that are not free, in order of their ids.
+    pub fn in_use(&self) -> impl Iterator<Item = Segment> + '_ {
+        let used = self.uses.iter().enumerate().filter(|(_, seq)| **seq > 0);
+        used.filter_map(|(id, _)| self.get(SegmentId(id as u32)))
+    }
+
     /// Whether a segment in use is a copy segment.
     pub fn holds_copies(&self, segment: u32) -> bool {
         let holds = self.holds.get(segment as usize).filter(|_| self.use_of(segment).is_some());
@@ -229,20 +235,20 @@ impl Segments {
 
     /// Those that the log has filled and closed, in order of their ids.
     pub fn closed(&self) -> impl Iterator<Item = SegmentUse> + '_ {
-        let closed = self.iter().filter(|s| s.state == SegmentState::Closed);
+        let closed = self.in_use().filter(|s| s.state == SegmentState::Closed);
         closed.map(|s| SegmentUse { segment: s.id, seq: s.seq })
     }
 
     /// Those of the log in a use before `seq`, in order of their ids.
     pub fn used_before(&self, seq: u64) -> Vec<SegmentUse> {
         let of_log = |s: &Segment| matches!(s.state, SegmentState::Closed | SegmentState::Open);
-        let used = self.iter().filter(|s| of_log(s) && s.seq < seq);
+        let used = self.in_use().filter(|s| of_log(s) && s.seq < seq);
         used.map(|s| SegmentUse { segment: s.id, seq: s.seq }).collect()
     }
 
     /// The copy segments, in order of their ids.
     pub fn copies(&self) -> Vec<SegmentUse> {
-        let copies = self.iter().filter(|s| self.holds_copies(s.id.0));
+        let copies = self.in_use().filter(|s| self.holds_copies(s.id.0));
         copies.map(|s| SegmentUse { segment: s.id, seq: s.seq }).collect()
     }
 }

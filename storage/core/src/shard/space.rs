@@ -107,9 +107,10 @@ impl Shard {
             superblock: SUPERBLOCK_AREA_BYTES,
             unused: device - SUPERBLOCK_AREA_BYTES - all,
             capacity: self.shared.room.levels.as_ref().map_or(0, Levels::capacity_bytes),
+            free: segment_bytes * u64::from(segments.free()),
             ..Space::default()
         };
-        for segment in segments.iter() {
+        for segment in segments.in_use() {
             let live = bytes(u64::from(totals.live(segment.id)));
             let used = match segment.state {
                 SegmentState::Free => 0,

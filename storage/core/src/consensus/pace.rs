@@ -5,8 +5,8 @@
 //! is written behind it, in sockets, in the log's queue and on the device. While clients are at work the rate
 //! follows from how long their writes take here, from the moment in which they are accepted to that in which they
 //! are applied: it rises step by step while they take about as long as without pages, and falls when they take
-//! longer. What is usual is measured while no pages move; now and then none do for a moment, so that it is known
-//! although sessions go on for hours.
+//! longer: a write on the whole half as much again, the slowest hundredth twice as much. What is usual is measured
+//! while no pages move; now and then none do for a moment, so that it is known although sessions go on for hours.
 
 use basalt_wire::time::Time;
 use std::time::Duration;
@@ -50,6 +50,12 @@ pub struct Pace {
     nanos: u64,
     /// Nanoseconds of a write without pages; 0 if it is not known.
     usual: u64,
+    /// Nanoseconds that one write in a hundred exceeds without pages, as of the last period without them and with
+    /// the writes of this one; 0 if it is not known.
+    tail: u64,
+    tail_now: u64,
+    /// Writes of this period that took more than twice that.
+    long: u64,
 }
 
 impl Default for Pace {
@@ -67,7 +73,20 @@ impl Default for Pace {
             writes: 0,
             nanos: 0,
             usual: 0,
+            tail: 0,
+            tail_now: 0,
+            long: 0,
         }
+    }
+}
+
+/// What one in a hundred exceeds, after one more: up by an eighth if that one does, else down by a hundredth of an
+/// eighth, which is in balance there.
+fn learn(tail: u64, nanos: u64) -> u64 {
+    match nanos > tail {
+        _ if tail == 0 => nanos,
+        true => tail + tail / 8,
+        false => tail - tail / 800,
     }
 }
 
@@ -75,7 +94,10 @@ impl Pace {
     /// A client's write took so long.
     pub fn note_write(&mut self, took: Duration) {
         self.writes += 1;
-        self.nanos = self.nanos.saturating_add(took.as_nanos() as u64);
+        let nanos = took.as_nanos() as u64;
+        self.nanos = self.nanos.saturating_add(nanos);
+        self.long += u64::from(self.tail > 0 && nanos > 2 * self.tail);
+        self.tail_now = learn(self.tail_now, nanos);
     }
 
     /// Whether pages may move now. Who must wait is called when they may: see [`Pace::resumes`].
@@ -151,11 +173,13 @@ impl Pace {
         if self.rests || self.moved == 0 {
             self.periods = 0;
         }
-        (self.moved, self.writes, self.nanos) = (0, 0, 0);
+        self.tail_now = self.tail;
+        (self.moved, self.writes, self.nanos, self.long) = (0, 0, 0, 0);
     }
 
     /// A period without pages: what a write took is usual.
     fn note_usual(&mut self, took: Option<u64>) {
+        self.tail = self.tail_now;
         let Some(took) = took else { return };
         self.usual = if self.usual == 0 { took } else { (self.usual * 3 + took) / 4 };
     }
@@ -163,7 +187,9 @@ impl Pace {
     /// A period with pages: they go on faster unless writes took longer than usual.
     fn set_rate(&mut self, took: Option<u64>) {
         let most = self.usual * 3 / 2 + SLACK.as_nanos() as u64;
-        let slow = self.usual > 0 && took.is_some_and(|took| took > most);
+        // More than the hundredth, and more than one by chance.
+        let long = self.long * 100 > self.writes + 100;
+        let slow = self.usual > 0 && took.is_some_and(|took| took > most || long);
         let unknown = self.usual == 0 && took.is_some();
         self.periods += match () {
             () if unknown => PERIODS_MAX,
@@ -238,6 +264,34 @@ mod tests {
         run(&mut pace, &mut now, 400, |rate| Some(if rate > 0 { 9_000 } else { 500 }));
         let moved = run(&mut pace, &mut now, 400, |rate| Some(if rate > 0 { 9_000 } else { 500 }));
         assert!((6..=9).contains(&mib_a_second(moved, 400)), "{moved}");
+    }
+
+    #[test]
+    fn the_slowest_writes_count_too() {
+        let (mut pace, mut now) = (Pace::default(), Time(0));
+        // Two writes in a hundred take ten times as long where pages move fast: the mean hardly tells.
+        let mut ticks = |pace: &mut Pace, count: u32, calm: bool| {
+            let mut all = 0;
+            for _ in 0..count {
+                let moved = run(pace, &mut now, 1, |_| Some(500));
+                let fast = moved * 20 > 60 << 20 && !calm;
+                for i in 0..300 {
+                    let long = if fast { i % 50 == 0 } else { i % 150 == 0 };
+                    pace.note_write(Duration::from_micros(if long { 5_000 } else { 500 }));
+                }
+                all += moved;
+            }
+            mib_a_second(all, count)
+        };
+        for _ in 0..2_000 {
+            pace.note_write(Duration::from_micros(500));
+        }
+        pace.tick(true);
+        ticks(&mut pace, 400, false);
+        let held = ticks(&mut pace, 400, false);
+        assert!((40..=75).contains(&held), "{held} MiB a second");
+        let free = ticks(&mut pace, 400, true);
+        assert!(free > 200, "{free} MiB a second");
     }
 
     #[test]

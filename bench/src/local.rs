@@ -141,6 +141,7 @@ fn shard_config(shape: &Shape, node: u32) -> ShardConfig {
         timing: Timing::default(),
         limits: Limits::default(),
         checkpoint_bytes: 0,
+        index_bytes: u64::MAX,
         scrub: basalt_core::config::Scrubbing::ASKED,
         seed: shape.life << 32 | u64::from(node),
         planted: Planted::NONE,

@@ -388,6 +388,7 @@ fn shard_setup(
             resume: crate::scrub::resumed(store)?,
             ..Scrubbing::ASKED
         },
+        index_bytes: options.index_memory,
         planted: Planted::default(),
     };
     let format = if opened { FormatPolicy::Never } else { FormatPolicy::IfBlank };

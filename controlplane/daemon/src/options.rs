@@ -63,6 +63,12 @@ pub struct Options {
     #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = basalt_api::size::parse)]
     pub checkpoint_every: u64,
 
+    /// Memory for the index, such as 256MiB: where blocks stand that were used lately. The rest of it is read
+    /// from the data directory when it is needed, which costs a read of it. Changes since the last checkpoint
+    /// and what snapshots keep are in memory beyond that. 0 stands for a 2048th of the device, 64MiB at least.
+    #[arg(long, value_name = "SIZE", default_value = "0", value_parser = basalt_api::size::parse)]
+    pub index_memory: u64,
+
     /// Bytes of Raft log that a checkpoint leaves for nodes that were away, such as 256MiB, if the device has
     /// room. A node that needs older entries is brought up by comparing pages, which moves what differs.
     #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = basalt_api::size::parse)]

@@ -28,12 +28,23 @@ pub struct ShardConfig {
     /// Bytes of log after which a checkpoint is taken, or sooner where there is little room; 0 takes none
     /// and looks for none.
     pub checkpoint_bytes: u64,
+    /// Bytes of memory that the tables of pages may take, but for those that changed since the last
+    /// checkpoint and those of pages that hold something for snapshots.
+    pub index_bytes: u64,
     /// How damage is looked for.
     pub scrub: Scrubbing,
     /// Seed of the shard's own randomness (election timeouts).
     pub seed: u64,
     /// A bug planted by the simulator; none in production.
     pub planted: Planted,
+}
+
+impl ShardConfig {
+    /// Bytes of memory that the tables of pages may usually take: half a kilobyte for each megabyte of the
+    /// device, which is 488 MB for a terabyte, and 64 MiB at least.
+    pub fn usual_index_bytes(device_bytes: u64) -> u64 {
+        (device_bytes / 2048).max(64 << 20)
+    }
 }
 
 /// One group's membership.

@@ -128,6 +128,12 @@ pub enum Bug {
     FillShort,
     /// A write of a later generation is acknowledged although a gate is closed.
     GateLeaks,
+    /// A page whose table is out of memory is read as if nothing were mapped.
+    ColdPageReadAtOnce,
+    /// A checkpoint that replaces a damaged one lacks the pages that only the damaged one held.
+    ColdPagesNotCarried,
+    /// The table of a page leaves memory before the checkpoint that holds it is durable.
+    PageLeavesEarly,
     /// A leader that is much slower than the others goes on leading.
     SlowLeaderStays,
     /// A leader that is slow hands over although the others are no faster.

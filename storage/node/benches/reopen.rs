@@ -81,6 +81,7 @@ impl Bench {
             timing: Timing::default(),
             limits: Limits::default(),
             checkpoint_bytes: 0,
+            index_bytes: u64::MAX,
             scrub: basalt_core::config::Scrubbing::ASKED,
             seed: 1,
             planted: Planted::NONE,

@@ -1,8 +1,9 @@
 //! What a reactor is told at its start, and why a start can fail.
 
 use crate::tenant::Tenant;
-use basalt_core::checkpoint::{Changes, Loader, Verified};
+use basalt_core::checkpoint::{Changes, Loader, SaveError, Verified};
 use basalt_core::config::ShardConfig;
+use basalt_core::consensus::PageId;
 use basalt_core::event::Effect;
 use basalt_device::DeviceSpec;
 use basalt_wire::ids::{Address, ClusterId};
@@ -67,8 +68,8 @@ impl ReactorConfig {
 
 /// The shard of a reactor and its device.
 pub struct ShardSetup {
-    /// The shard's configuration. `device_bytes` 0 stands for the whole device, and
-    /// `volatile_cache` is taken from the device in any case.
+    /// The shard's configuration. `device_bytes` 0 stands for the whole device, `index_bytes` 0 for what is
+    /// usual for it, and `volatile_cache` is taken from the device in any case.
     pub config: ShardConfig,
     /// The device.
     pub device: DeviceSpec,
@@ -89,8 +90,8 @@ pub trait CheckpointStore: Send {
     /// Makes the changes durable, all of them or none.
     ///
     /// # Errors
-    /// If they may not be durable.
-    fn save(&mut self, changes: &Changes) -> Result<(), String>;
+    /// If they may not be durable, or pages that they take over from the present checkpoint are damaged.
+    fn save(&mut self, changes: &Changes) -> Result<(), SaveError>;
 
     /// Reads records from a key on, about so many bytes, past what is cached, and sees whether they are as they
     /// were written.
@@ -98,7 +99,22 @@ pub trait CheckpointStore: Send {
     /// # Errors
     /// If one is not, or can not be read.
     fn verify(&mut self, from: &[u8], bytes: u64) -> Result<Verified, String>;
+
+    /// What reads single pages of the durable checkpoint, while others of its changes are being saved.
+    fn pages(&self) -> Box<dyn PageStore>;
 }
+
+/// Reads pages of a shard's checkpoint. It is called on a thread of its own, and may block.
+pub trait PageStore: Send {
+    /// The records of one page: keys and values, in the order of the keys.
+    ///
+    /// # Errors
+    /// If the store can not be read.
+    fn read(&mut self, page: &PageId) -> Result<PageRecords, String>;
+}
+
+/// Keys and values of records.
+pub type PageRecords = Vec<(Box<[u8]>, Box<[u8]>)>;
 
 /// Whether a device may be formatted at start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

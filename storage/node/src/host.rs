@@ -60,6 +60,9 @@ impl Host {
             let segments = u64::from(segment_count(size, config.segment_bytes));
             config.device_bytes = SUPERBLOCK_AREA_BYTES + segments * config.segment_bytes;
         }
+        if config.index_bytes == 0 {
+            config.index_bytes = ShardConfig::usual_index_bytes(config.device_bytes);
+        }
         config.volatile_cache = device.info().volatile_cache;
         let description = device.info().description.clone();
         let made = if config.device_bytes > size {

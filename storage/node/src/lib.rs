@@ -28,8 +28,8 @@ mod sys;
 pub mod tenant;
 
 pub use config::{
-    CheckpointStore, FormatPolicy, Limits, ListenSource, NodeError, Polling, ReactorConfig, Routes,
-    ShardSetup, StreamListener, TenantFactory,
+    CheckpointStore, FormatPolicy, Limits, ListenSource, NodeError, PageRecords, PageStore,
+    Polling, ReactorConfig, Routes, ShardSetup, StreamListener, TenantFactory,
 };
 pub use handle::{Mailbox, ReactorHandle, start};
 pub use status::{Counters, HostState, HostStatus, LinkStatus, ReactorStatus};

@@ -3,7 +3,7 @@
 use basalt_core::planted::Bug;
 
 /// Every planted bug, with its name on the command line.
-pub const ALL: [(Bug, &str); 63] = [
+pub const ALL: [(Bug, &str); 66] = [
     (Bug::AckBeforeDurable, "ack-before-durable"),
     (Bug::NoFlush, "no-flush"),
     (Bug::DurableOutOfOrder, "durable-out-of-order"),
@@ -65,6 +65,9 @@ pub const ALL: [(Bug, &str); 63] = [
     (Bug::FillShowsUnmapped, "fill-shows-unmapped"),
     (Bug::FillShort, "fill-short"),
     (Bug::GateLeaks, "gate-leaks"),
+    (Bug::ColdPageReadAtOnce, "cold-page-read-at-once"),
+    (Bug::ColdPagesNotCarried, "cold-pages-not-carried"),
+    (Bug::PageLeavesEarly, "page-leaves-early"),
     (Bug::SlowLeaderStays, "slow-leader-stays"),
     (Bug::HandsOverWhenAllSlow, "hands-over-when-all-slow"),
 ];

@@ -46,6 +46,13 @@ pub enum Ev {
         /// Of which boot.
         boot: u32,
     },
+    /// A node's store gives pages that it was asked for.
+    Pages {
+        /// Of which node.
+        node: Who,
+        /// Of which boot.
+        boot: u32,
+    },
     /// A link is attempted.
     Connect {
         /// Which.

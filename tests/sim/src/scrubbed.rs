@@ -27,6 +27,7 @@ impl World {
         for n in 0..self.nodes.len() {
             let status = self.scrub_status(n).unwrap_or_default();
             self.nodes[n].scrubs = (status.scrub.asked, status.survey.asked);
+            self.nodes[n].scrub_boot = self.nodes[n].boot;
             self.give(n, Event::Scrub, 0);
         }
     }
@@ -53,7 +54,9 @@ impl World {
     /// The live blocks of a node, and where each stands on its disk.
     pub fn live_places(&self, n: Who) -> Vec<(MovedBlock, u64)> {
         let segment = self.options.segment;
-        let places = self.nodes[n].shard.as_ref().map_or(Vec::new(), |shard| shard.places());
+        let store = &self.nodes[n].store;
+        let stored = |page| store.page(&page).unwrap_or_default();
+        let places = self.nodes[n].shard.as_ref().map_or(Vec::new(), |shard| shard.places(stored));
         let offset = |block: &MovedBlock| {
             let (id, at) = block.from.expect("a live block stands somewhere");
             block_offset(segment, id.0, at)
@@ -86,8 +89,10 @@ impl World {
 
     /// Makes a replica forget some blocks, as a fault of memory or program would. Says how many.
     pub fn forget_blocks(&mut self, n: Who, holds: impl Fn(GroupId, &MovedBlock) -> bool) -> usize {
-        let Some(shard) = &mut self.nodes[n].shard else { return 0 };
-        let mut some: Vec<_> = shard.places().into_iter().filter(|(g, b)| holds(*g, b)).collect();
+        let node = &mut self.nodes[n];
+        let (store, Some(shard)) = (&node.store, &mut node.shard) else { return 0 };
+        let places = shard.places(|page| store.page(&page).unwrap_or_default());
+        let mut some: Vec<_> = places.into_iter().filter(|(g, b)| holds(*g, b)).collect();
         some.retain(|(group, block)| shard.forget_block(*group, block.volume, block.block));
         if !some.is_empty() {
             self.trace(|| format!("node {n} forgets {some:?}"));

@@ -4,8 +4,13 @@
 use crate::event::{Ev, Who};
 use crate::rng::Rng;
 use crate::world::World;
-use basalt_core::checkpoint::{Change, Changes, Loader, Snapshot, StoreDone, StoreOp, Verified};
+use basalt_core::checkpoint::{
+    Change, Changes, Loader, SaveError, Snapshot, StoreDone, StoreOp, Verified, page_content,
+    prefix_of,
+};
+use basalt_core::consensus::PageId;
 use basalt_core::event::Event;
+use basalt_core::index::{Page, PageContent};
 use basalt_core::planted::{Bug, Planted};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
@@ -21,6 +26,8 @@ pub struct Store {
     history: VecDeque<Content>,
     /// What was asked and has not taken place.
     waiting: VecDeque<StoreOp>,
+    /// Pages that were asked for and not given.
+    asked: VecDeque<Vec<PageId>>,
     /// Checkpoints that landed.
     pub saved: u64,
     rng: Rng,
@@ -30,25 +37,35 @@ impl Store {
     /// An empty store.
     pub fn new(rng: Rng) -> Store {
         let (content, history, waiting) = (Content::new(), VecDeque::new(), VecDeque::new());
-        Store { content, history, waiting, saved: 0, rng }
+        Store { content, history, waiting, asked: VecDeque::new(), saved: 0, rng }
     }
 
     /// The next operation takes place.
     fn perform(&mut self, planted: Planted) -> Option<StoreDone> {
         Some(match self.waiting.pop_front()? {
-            StoreOp::Load => StoreDone::Loaded(self.load(planted)),
+            StoreOp::Load { index_bytes } => StoreDone::Loaded(self.load(index_bytes, planted)),
+            StoreOp::Pages(pages) => self.read(pages),
             StoreOp::Verify { from, bytes } => {
                 StoreDone::Verified(self.verify(from, bytes, planted))
             }
-            StoreOp::Save(changes) => {
-                self.save(&changes);
-                StoreDone::Saved(Ok(()))
-            }
+            StoreOp::Save(changes) => StoreDone::Saved(self.save(&changes)),
         })
     }
 
-    fn load(&self, planted: Planted) -> Result<Option<Box<Snapshot>>, String> {
-        let mut loader = Loader::new(planted);
+    fn read(&self, pages: Vec<PageId>) -> StoreDone {
+        StoreDone::Pages(pages.into_iter().map(|page| (page, self.page(&page))).collect())
+    }
+
+    /// What it holds of a page.
+    pub fn page(&self, page: &PageId) -> Result<PageContent, String> {
+        let prefix = prefix_of(page);
+        let records = self.content.range(prefix.clone()..);
+        let records = records.take_while(|(key, _)| key.starts_with(&prefix));
+        page_content(page, records.map(|(key, value)| (&key[..], &value[..])))
+    }
+
+    fn load(&self, index_bytes: u64, planted: Planted) -> Result<Option<Box<Snapshot>>, String> {
+        let mut loader = Loader::new(index_bytes, planted);
         self.content.iter().try_for_each(|(key, value)| loader.add(key, value))?;
         loader.finish()
     }
@@ -68,7 +85,20 @@ impl Store {
         Ok(Verified { next: None, ..verified })
     }
 
-    fn save(&mut self, changes: &Changes) {
+    fn save(&mut self, changes: &Changes) -> Result<(), SaveError> {
+        let (mut kept, mut lost) = (Content::new(), Vec::new());
+        for carried in changes.carried() {
+            let prefix = prefix_of(&carried.page);
+            let records = self.content.range(prefix.clone()..);
+            let records = records.take_while(|(key, _)| key.starts_with(&prefix));
+            if !carried.is_sound(records.clone().map(|(key, value)| (&key[..], &value[..]))) {
+                lost.push(carried.page);
+            }
+            kept.extend(records.map(|(key, value)| (key.clone(), value.clone())));
+        }
+        if !lost.is_empty() {
+            return Err(SaveError::Lost(lost));
+        }
         self.saved += 1;
         self.history.push_back(self.content.clone());
         if self.history.len() > HISTORY {
@@ -84,18 +114,24 @@ impl Store {
                 }
             }
         }
+        self.content.append(&mut kept);
+        Ok(())
     }
 
     /// The process is gone: what it asked for takes place or does not, in order.
     pub fn crash(&mut self) {
         while let Some(op) = self.waiting.pop_front() {
             match op {
-                StoreOp::Save(changes) if self.rng.chance(0.5) => self.save(&changes),
-                StoreOp::Save(_) => break,
-                StoreOp::Load | StoreOp::Verify { .. } => {}
+                StoreOp::Save(changes) => {
+                    if !self.rng.chance(0.5) || self.save(&changes).is_err() {
+                        break;
+                    }
+                }
+                StoreOp::Load { .. } | StoreOp::Pages(_) | StoreOp::Verify { .. } => {}
             }
         }
         self.waiting.clear();
+        self.asked.clear();
     }
 
     /// Everything is gone, as if the directory had been lost.
@@ -163,10 +199,16 @@ impl World {
     /// A node asks something of its store.
     pub fn ask_store(&mut self, n: Who, op: StoreOp) {
         let node = &mut self.nodes[n];
-        let quick = matches!(op, StoreOp::Load) || node.store.rng.chance(0.5);
+        let boot = node.boot;
+        if let StoreOp::Pages(pages) = op {
+            node.store.asked.push_back(pages);
+            let delay = node.store.rng.log_uniform(10e3, 5e6) as u64;
+            self.queue.push_in(delay, Ev::Pages { node: n, boot });
+            return;
+        }
+        let quick = matches!(op, StoreOp::Load { .. }) || node.store.rng.chance(0.5);
         let delay = node.store.rng.log_uniform(10e3, if quick { 2e6 } else { 500e6 }) as u64;
         node.store.waiting.push_back(op);
-        let boot = node.boot;
         self.queue.push_in(delay, Ev::Store { node: n, boot });
     }
 
@@ -180,8 +222,22 @@ impl World {
                     format!("node {n} store gives checkpoint {number:?}")
                 }
                 StoreDone::Verified(result) => format!("node {n} store verifies: {result:?}"),
-                StoreDone::Saved(_) => format!("node {n} store holds a new checkpoint"),
+                StoreDone::Saved(Ok(())) => format!("node {n} store holds a new checkpoint"),
+                StoreDone::Saved(Err(error)) => {
+                    format!("node {n} store keeps no checkpoint: {error:?}")
+                }
+                StoreDone::Pages(_) => format!("node {n} store gives pages"),
             });
+            self.give(n, Event::Store(done), 0);
+        }
+    }
+
+    /// A node's store gives pages.
+    pub fn pages_read(&mut self, n: Who) {
+        let store = &mut self.nodes[n].store;
+        if let Some(pages) = store.asked.pop_front() {
+            let done = store.read(pages);
+            self.trace(|| format!("node {n} store gives pages"));
             self.give(n, Event::Store(done), 0);
         }
     }
@@ -209,6 +265,15 @@ impl World {
             },
         };
         self.trace(|| format!("the store of node {n}: {text}"));
+    }
+}
+
+/// Bytes of memory for the index of a node: in half of the runs so few that nearly nothing stays there that
+/// may leave.
+pub fn draw_index(rng: &mut Rng) -> u64 {
+    match rng.chance(0.5) {
+        true => rng.below(6) * Page::TABLE_BYTES,
+        false => u64::MAX,
     }
 }
 

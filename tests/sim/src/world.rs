@@ -16,7 +16,7 @@ use crate::queue::{Instant, MILLI, Queue};
 use crate::report::{Class, Counts, Failure, Outcome};
 use crate::rng::{Rng, mix};
 use crate::snapshots::Snapshot;
-use crate::store::{Store, draw_interval};
+use crate::store::{Store, draw_index, draw_interval};
 use crate::together::Together;
 use basalt_client::{ClientEvent, PoolMap};
 use basalt_core::Shard;
@@ -253,6 +253,7 @@ impl World {
             },
             limits: Limits { copy_segments: draw_copies(o.seed, n), ..draw_limits(&mut rng) },
             checkpoint_bytes: draw_interval(&mut store_rng),
+            index_bytes: draw_index(&mut store_rng),
             scrub: Scrubbing { every: Duration::from_nanos(o.scrub), ..Scrubbing::ASKED },
             seed: rng.bits(),
             planted: o.planted,
@@ -386,6 +387,11 @@ impl World {
             Ev::Store { node, boot } => {
                 if self.nodes[node].boot == boot {
                     self.store_done(node);
+                }
+            }
+            Ev::Pages { node, boot } => {
+                if self.nodes[node].boot == boot {
+                    self.pages_read(node);
                 }
             }
             Ev::Connect { link } => self.connect(link),
@@ -600,6 +606,7 @@ fn code(event: &Ev) -> u64 {
         Ev::Think { who } => (14, who as u64, 0),
         Ev::Check => (15, 0, 0),
         Ev::Store { node, boot } => (16, node as u64, u64::from(boot)),
+        Ev::Pages { node, boot } => (17, node as u64, u64::from(boot)),
     };
     mix(a << 8 | kind) ^ b.rotate_left(17)
 }

@@ -54,6 +54,7 @@ fn cluster(nodes: u32, device_bytes: u64) -> Vec<ReactorHandle> {
                 timing: Timing::default(),
                 limits: Limits::default(),
                 checkpoint_bytes: 0,
+                index_bytes: u64::MAX,
                 scrub: basalt_core::config::Scrubbing::ASKED,
                 seed: u64::from(number),
                 planted: Planted::NONE,

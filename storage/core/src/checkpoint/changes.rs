@@ -1,5 +1,6 @@
 //! Changes of the store: encoded in a few large pieces, so that handing them on costs nothing.
 
+use super::Carried;
 use basalt_wire::disk::checkpoint::Record;
 use bytes::Bytes;
 
@@ -28,6 +29,7 @@ pub struct Changes {
     pieces: Vec<Bytes>,
     open: Vec<u8>,
     bytes: usize,
+    carried: Vec<Carried>,
 }
 
 impl Changes {
@@ -47,6 +49,21 @@ impl Changes {
         self.open.extend_from_slice(prefix);
         let end = self.open.len();
         self.end(start, end);
+    }
+
+    /// Takes pages over from the store that is emptied by these changes.
+    pub fn carry(&mut self, pages: impl Iterator<Item = Carried>) {
+        self.carried.extend(pages);
+    }
+
+    /// The pages that are taken over as the store holds them, although it is emptied.
+    pub fn carried(&self) -> &[Carried] {
+        &self.carried
+    }
+
+    /// Whether they take the place of all that the store holds.
+    pub fn is_whole(&self) -> bool {
+        matches!(self.iter().next(), Some(Change::DeletePrefix(b"")))
     }
 
     fn begin(&mut self, what: u8) -> usize {

@@ -1,9 +1,10 @@
 //! Reading a checkpoint: every record is checked, and that none is missing.
 
 use crate::consensus::Slot;
+use crate::index::Page;
 use crate::log::{DataLocation, Location};
 use crate::planted::Planted;
-use crate::replica::Replica;
+use crate::replica::{PageKey, Replica};
 use basalt_wire::disk::checkpoint::{
     EntryPlace, GroupManifest, Manifest, MetadataEntry, RUN_ENTRIES, Record,
 };
@@ -49,6 +50,11 @@ struct Part {
 /// Takes the records of a checkpoint in the order of their keys.
 pub struct Loader {
     planted: Planted,
+    /// Bytes of tables of pages that may be in memory, and those that are.
+    index_bytes: u64,
+    in_memory: u64,
+    /// The page whose granules are being read.
+    page: Option<(GroupId, PageKey)>,
     manifest: Option<Manifest>,
     parts: BTreeMap<GroupId, Part>,
     commands: Vec<MetadataEntry>,
@@ -57,14 +63,33 @@ pub struct Loader {
 
 impl Default for Loader {
     fn default() -> Loader {
-        Loader::new(Planted::NONE)
+        Loader::new(u64::MAX, Planted::NONE)
     }
 }
 
 impl Loader {
-    /// Nothing read yet.
-    pub fn new(planted: Planted) -> Loader {
-        Loader { planted, manifest: None, parts: BTreeMap::new(), commands: Vec::new(), records: 0 }
+    /// Nothing read yet. So many bytes of tables of pages stay in memory at most, but for pages that hold
+    /// something for snapshots.
+    pub fn new(index_bytes: u64, planted: Planted) -> Loader {
+        Loader {
+            planted,
+            index_bytes,
+            in_memory: 0,
+            page: None,
+            manifest: None,
+            parts: BTreeMap::new(),
+            commands: Vec::new(),
+            records: 0,
+        }
+    }
+
+    /// The page whose granules were read is whole.
+    fn end_page(&mut self) {
+        let Some((group, page)) = self.page.take() else { return };
+        let keep = self.in_memory + Page::TABLE_BYTES <= self.index_bytes;
+        if self.part(group).replica.page_restored(page, keep) {
+            self.in_memory += Page::TABLE_BYTES;
+        }
     }
 
     /// Takes the next record. After an error the checkpoint can not be used.
@@ -84,6 +109,10 @@ impl Loader {
                 self.part(group).runs.push((run, entries));
             }
             Record::Granule(group, volume, chunk, number, granule) => {
+                if self.page != Some((group, (volume, chunk))) {
+                    self.end_page();
+                    self.page = Some((group, (volume, chunk)));
+                }
                 // The manifest's key is before those of granules.
                 // Pages that came from a peer hold blocks of several instants: they saw for certain only
                 // entries behind all of these.
@@ -121,6 +150,7 @@ impl Loader {
         if self.records == 0 {
             return Ok(None);
         }
+        self.end_page();
         let manifest = self.manifest.take().ok_or("it has no manifest")?;
         let mut groups = BTreeMap::new();
         for group in &manifest.groups {

@@ -19,23 +19,34 @@
 //! batches from the noted end to the noted batch are there, undamaged; the groups check that entries
 //! and state fit each other. If anything is wrong the whole log is replayed.
 
+use crate::consensus::PageId;
+use crate::index::PageContent;
+use basalt_wire::disk::checkpoint::Record;
+
+mod carried;
 mod changes;
 mod loader;
 mod outlook;
 mod taker;
 
+pub use carried::{Carried, SaveError, page_content, prefix_of};
 pub use changes::{Change, Changes};
 pub use loader::{GroupSnapshot, Loader, Snapshot};
 pub use outlook::{pinned_from, replay_from, would_be_pinned_from};
 pub use taker::{Departed, Taker};
 
-use basalt_wire::disk::checkpoint::Record;
-
 /// What the driver is to do with its store, one after the other.
 #[derive(Debug)]
 pub enum StoreOp {
-    /// Give all records of the checkpoint to a [`Loader`]. Answered by [`StoreDone::Loaded`].
-    Load,
+    /// Give all records of the checkpoint to a [`Loader`] that keeps so many bytes of the index in memory.
+    /// Answered by [`StoreDone::Loaded`].
+    Load {
+        /// Bytes of tables of pages.
+        index_bytes: u64,
+    },
+    /// Give the records of these pages. May be done before what was asked for before. Answered by
+    /// [`StoreDone::Pages`].
+    Pages(Vec<PageId>),
     /// Make the changes durable, all or none. Answered by [`StoreDone::Saved`].
     Save(Changes),
     /// Read records from a key on, and see whether they are as they were written. Answered by
@@ -80,7 +91,9 @@ pub enum StoreDone {
     /// What the store holds; nothing if it holds no checkpoint.
     Loaded(Result<Option<Box<Snapshot>>, String>),
     /// Whether the changes are durable.
-    Saved(Result<(), String>),
+    Saved(Result<(), SaveError>),
     /// What was read, or what is damaged.
     Verified(Result<Verified, String>),
+    /// What the durable checkpoint holds of pages.
+    Pages(Vec<(PageId, Result<PageContent, String>)>),
 }

@@ -1,7 +1,7 @@
 //! Taking checkpoints: by volume of log written, a little in each turn.
 
 use super::outlook::{position, replay_from, waits_before};
-use super::{Changes, StoreOp};
+use super::{Changes, SaveError, StoreOp};
 use crate::cleaner::garbage_only;
 use crate::config::ShardConfig;
 use crate::consensus::{Cx, Frozen, Group, Retention, Shared};
@@ -19,6 +19,9 @@ use std::collections::BTreeMap;
 
 /// The part of what is not live on a device that is written between two at most.
 const SPARE_SHARE: u64 = 8;
+/// Where the index takes more memory than it should, one is taken after this part of the log that is written
+/// between two else: pages leave memory only behind a checkpoint.
+const PRESSED: u64 = 32;
 /// Granules, or as much of other records, that one turn encodes.
 const SLICE: usize = 512;
 /// Checkpoints back that the next ones are judged by.
@@ -38,12 +41,15 @@ pub struct Taker {
     planted: Planted,
     /// Up to here of the log, in bytes since the device was formatted, the last one reaches.
     reached: u64,
-    /// The number of the last one.
+    /// The number of the last one, and of the last one that is durable.
     number: u64,
+    durable: u64,
     /// Whether what the store holds is not known: it is emptied with the next one.
     fresh: bool,
     /// Whether what it holds is damaged, so that the next one holds everything again.
     anew: bool,
+    /// Whether no other one will do: what was given to the last one went nowhere.
+    owes_whole: bool,
     /// Segments that the durable checkpoint does not need.
     released: Vec<SegmentUse>,
     /// Whether one is wanted before its time.
@@ -108,8 +114,10 @@ impl Taker {
             planted: config.planted,
             reached: 0,
             number: 0,
+            durable: 0,
             fresh: true,
             anew: false,
+            owes_whole: false,
             released: Vec::new(),
             asked: false,
             last: None,
@@ -183,9 +191,14 @@ impl Taker {
         self.number
     }
 
+    /// The number of the last one that is durable.
+    pub fn durable(&self) -> u64 {
+        self.durable
+    }
+
     /// The shard started from this one.
     pub fn started_from(&mut self, manifest: &Manifest) {
-        self.number = manifest.number;
+        (self.number, self.durable) = (manifest.number, manifest.number);
         self.reached = reached(&manifest.from, manifest.segment_bytes);
         self.last = Some(manifest.from);
         self.fresh = false;
@@ -239,7 +252,8 @@ impl Taker {
                 // A page may have been given a block there meanwhile.
                 let totals = totals(groups);
                 let careless = u32::from(self.planted.is(Bug::CleanerDropsLive));
-                job.given_up.retain(|used| totals.live(used.segment) <= careless);
+                let settled = |used: &SegmentUse| !cx.shared.loads.is_settling(used.segment);
+                job.given_up.retain(|used| totals.live(used.segment) <= careless && settled(used));
                 self.save((seq, crc), cx);
             }
             Stage::Saving(..) | Stage::Stopped => {}
@@ -261,7 +275,8 @@ impl Taker {
             return;
         };
         let now = reached(&place, cx.shared.log.device().1);
-        if asked || now.saturating_sub(self.reached) >= self.interval(cx.shared) {
+        let pressed = if cx.shared.index_pressure { PRESSED } else { 1 };
+        if asked || now.saturating_sub(self.reached) >= self.interval(cx.shared) / pressed {
             groups.iter_mut().for_each(|group| group.promise_restore(cx));
             self.stage = Stage::Waiting { place, since: cx.shared.tick };
             self.begin_if_ready(groups, cx);
@@ -283,7 +298,8 @@ impl Taker {
         let late = self.planted.is(Bug::CheckpointTooEarly);
         let log = &cx.shared.log;
         let held_up = |g: &Group| !late && !g.will_restore() && waits_before(g, &place, log);
-        if !groups.iter().all(Group::is_sound) {
+        // What was moved before the start has to be where the log says that it is.
+        if !groups.iter().all(|group| group.is_sound() && !group.is_replaying()) {
             return;
         }
         if groups.iter().any(held_up) {
@@ -319,12 +335,17 @@ impl Taker {
         mark!("checkpoint begun");
         let mut changes = Changes::default();
         let anew = std::mem::take(&mut self.anew);
-        if anew {
-            mark!("checkpoint written anew");
-            groups.iter_mut().for_each(Group::store_is_lost);
-        }
         if self.fresh || anew {
             changes.delete_prefix(b"");
+        }
+        if anew {
+            mark!("checkpoint written anew");
+            self.owes_whole = false;
+            let forgets = self.planted.is(Bug::ColdPagesNotCarried);
+            for group in groups.iter_mut() {
+                let carried = group.store_is_lost(forgets);
+                changes.carry(carried.into_iter());
+            }
         }
         let retention = Retention::of(cx.shared, groups.len());
         let mut frozen = Vec::with_capacity(groups.len());
@@ -350,7 +371,7 @@ impl Taker {
             }
             frozen.push(group.freeze(&retention, &mut changes));
         }
-        let given_up = self.choose_given_up(groups, &frozen, &from, &cx.shared.log);
+        let given_up = self.choose_given_up(groups, &frozen, &from, cx.shared);
         let (at, manifests) = (0, Vec::new());
         let began = cx.shared.log.segments_taken();
         let job = Job { from, reached, began, changes, groups: frozen, at, manifests, given_up };
@@ -366,8 +387,9 @@ impl Taker {
         groups: &[Group],
         frozen: &[Frozen],
         from: &ChainPlace,
-        log: &Log,
+        shared: &Shared,
     ) -> Vec<SegmentUse> {
+        let log = &shared.log;
         let Some(segments) = log.segments() else { return Vec::new() };
         let pins = groups.iter().zip(frozen).filter_map(|(group, job)| group.first_segment(job));
         let pinned = pins.filter_map(|segment| segments.use_of(segment.0)).min();
@@ -376,7 +398,7 @@ impl Taker {
         let empty = garbage_only(segments, &totals(groups), before, careless);
         let in_use = |id: SegmentId| {
             let used = segments.use_of(id.0).map(|seq| SegmentUse { segment: id, seq });
-            used.filter(|_| !log.is_leaving(id))
+            used.filter(|_| !log.is_leaving(id) && !shared.loads.is_settling(id))
         };
         empty.into_iter().filter_map(in_use).collect()
     }
@@ -390,7 +412,7 @@ impl Taker {
             else {
                 break;
             };
-            if !group.encode(frozen, &mut job.changes, &mut budget) {
+            if !group.encode(frozen, &mut job.changes, &mut budget, self.number + 1) {
                 job.at += 1;
             }
         }
@@ -460,7 +482,7 @@ impl Taker {
     }
 
     /// The store has ended a save.
-    pub fn saved(&mut self, result: Result<(), String>, groups: &mut [Group], cx: &mut Cx<'_>) {
+    pub fn saved(&mut self, result: Result<(), SaveError>, groups: &mut [Group], cx: &mut Cx<'_>) {
         if !matches!(self.stage, Stage::Saving(_)) {
             return;
         }
@@ -470,6 +492,7 @@ impl Taker {
         match result {
             Ok(()) => {
                 (self.reached, self.fresh) = (saving.reached, false);
+                self.durable = self.number;
                 self.last = Some(saving.from);
                 let begun = cx.shared.log.segments_taken().saturating_sub(saving.began);
                 self.leads[self.number as usize % LEADS] = begun.min(u64::from(u32::MAX)) as u32;
@@ -479,7 +502,13 @@ impl Taker {
                     group.checkpointed(cx, frozen);
                 }
             }
-            Err(reason) => {
+            Err(SaveError::Lost(_)) => {
+                // Everything is given to the next one again, once the pages are here.
+                mark!("page lost that a checkpoint takes over");
+                self.number -= 1;
+                (self.anew, self.owes_whole) = (true, true);
+            }
+            Err(SaveError::Failed(reason)) => {
                 self.number -= 1;
                 self.stage = Stage::Stopped;
                 let text = format!(

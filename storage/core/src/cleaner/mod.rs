@@ -196,6 +196,14 @@ impl Cleaner {
         Some((Location { segment: walk.segment, block }, blocks))
     }
 
+    /// Goes through a piece that was read as [`Cleaner::take`] does, and takes nothing: `judge` sees what it will
+    /// be asked.
+    pub fn look_through(&self, piece: &Bytes, judge: &impl Judge) {
+        if let Some(walk) = &self.walk {
+            walk.clone().take(piece, judge, false);
+        }
+    }
+
     /// Takes the piece that was read: nothing if it can not be read, in which case it is read again block by
     /// block. Gives the copies to be written.
     pub fn take(

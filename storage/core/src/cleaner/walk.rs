@@ -37,7 +37,7 @@ pub trait Judge {
 }
 
 /// A segment on its way through the cleaner.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Walk {
     /// The segment.
     pub segment: SegmentId,

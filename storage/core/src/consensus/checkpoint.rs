@@ -1,9 +1,10 @@
 //! What a group gives to checkpoints, and how it starts from one.
 
 use super::group::Group;
+use super::loads::PageId;
 use super::shared::{Cx, Shared};
 use super::table::Table;
-use crate::checkpoint::{Changes, GroupSnapshot};
+use crate::checkpoint::{Carried, Changes, GroupSnapshot};
 use crate::log::{DataLocation, Segments};
 use crate::mark;
 use crate::planted::Bug;
@@ -86,10 +87,16 @@ impl Group {
         slot.map(|slot| slot.data_at)
     }
 
-    /// The store is emptied: all that it held is given to the next checkpoint.
-    pub fn store_is_lost(&mut self) {
+    /// The store is emptied: all that it held is given to the next checkpoint. Gives the pages of which the store
+    /// alone knows what they hold, or `forgets` them (a planted bug).
+    pub fn store_is_lost(&mut self, forgets: bool) -> Vec<Carried> {
         self.stored = (0, 0);
-        self.replica.store_is_lost();
+        let (group, cold) = (self.id, self.replica.store_is_lost(forgets));
+        let carried = |((volume, chunk), granules)| {
+            let page = PageId { group, volume, chunk };
+            Carried { page, granules }
+        };
+        cold.into_iter().map(carried).collect()
     }
 
     /// Notes the instant.
@@ -139,13 +146,19 @@ impl Group {
         behind.chain(self.helping.values().map(|help| help.start + 1))
     }
 
-    /// Encodes what the budget allows; false when nothing is left.
-    pub fn encode(&mut self, job: &mut Frozen, out: &mut Changes, budget: &mut usize) -> bool {
+    /// Encodes what the budget allows for the checkpoint of a number; false when nothing is left.
+    pub fn encode(
+        &mut self,
+        job: &mut Frozen,
+        out: &mut Changes,
+        budget: &mut usize,
+        number: u64,
+    ) -> bool {
         while *budget > 0 {
             let Some((volume, chunk)) = job.pages.last().copied() else {
                 return self.encode_entries(job, out, budget);
             };
-            match self.replica.take_granule(volume, chunk) {
+            match self.replica.take_granule(volume, chunk, number) {
                 Some((number, granule)) => {
                     *budget -= 1;
                     out.put(&Record::Granule(self.id, volume, chunk, number, granule));

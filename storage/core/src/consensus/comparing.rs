@@ -84,10 +84,9 @@ impl Group {
         let pages: Vec<PageDigest> = self
             .pages_to_compare()
             .into_iter()
-            .map(|(volume, chunk)| PageDigest {
-                volume,
-                chunk,
-                digest: self.replica.page_digest(volume, chunk),
+            .filter_map(|(volume, chunk)| {
+                let digest = self.replica.page_digest(volume, chunk)?;
+                Some(PageDigest { volume, chunk, digest })
             })
             .collect();
         if pages.is_empty() {

@@ -13,6 +13,7 @@ use super::ready::Held;
 use super::resync::{Help, Incoming, Session};
 use super::shared::{Cx, Room};
 use super::table::{Content, ENTRY_SIZE, Table, weight};
+use super::waits::Waits;
 use crate::config::GroupConfig;
 use crate::event::Effect;
 use crate::log::{HardState, RecordSeq};
@@ -135,6 +136,8 @@ pub struct Group {
     pub(super) mending: Mending,
     /// The tick until which this leader holds that somebody needs pages.
     pub(super) needed_until: u64,
+    /// Committed entries that are not applied, and what else waits for tables of pages.
+    pub(super) waits: Waits,
 }
 
 impl Group {
@@ -190,6 +193,7 @@ impl Group {
             comparing: Comparing::default(),
             mending: Mending::default(),
             needed_until: 0,
+            waits: Waits::default(),
         }
     }
 
@@ -227,14 +231,11 @@ impl Group {
         self.election.active_at = cx.now;
         self.tell_commands(cx);
         self.guard(cx, |group, cx| group.ready(cx));
-        // Behind what is known to be committed: a block that was moved, and then written, stands where it
-        // was written.
-        for (data, at) in moves {
-            if let Ok(blocks) = decode_moved(&data) {
-                self.replica.moved(&blocks, at);
-            }
-        }
-        self.replica.replayed();
+        let moves =
+            moves.into_iter().filter_map(|(data, at)| Some((decode_moved(&data).ok()?, at)));
+        let committed = self.raft.as_ref().map_or(0, |raft| raft.raft.raft_log.committed);
+        self.waits.replay(moves.collect(), committed);
+        self.go_on_replaying(cx);
         if let Some(raft) = &mut self.raft {
             // Nothing of what was replayed is kept in memory but the part not applied yet.
             raft.mut_store().evict(self.replica.applied().0);
@@ -285,6 +286,7 @@ impl Group {
         self.outboxes.clear();
         self.staged.clear();
         self.held.clear();
+        self.waits.stop();
         self.give_up(cx);
         cx.notice(true, format!("group {} was stopped: {why}", self.id));
     }
@@ -705,6 +707,7 @@ impl Group {
         self.guard(cx, |group, cx| {
             // First, so that what is appended takes along what is committed by it.
             group.release(cx);
+            group.go_on_waiting(cx);
             group.install_fills(cx);
             group.end_change(cx);
             group.propose(cx);

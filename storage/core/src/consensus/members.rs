@@ -310,6 +310,8 @@ impl Group {
         self.held.clear();
         self.give_up(cx);
         self.replica = Replica::new(cx.shared.planted);
+        self.waits = Default::default();
+        cx.shared.loads.forget(self.id);
         self.stored = (0, 0);
         self.settle_cache(cx);
         cx.notice(false, format!("group {}: the replica here is removed", self.id));

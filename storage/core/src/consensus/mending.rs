@@ -299,10 +299,12 @@ impl Group {
     }
 
     fn ask_for_copy_again(&mut self, cx: &mut Cx<'_>) {
-        let Some(copy) = &mut self.mending.copy else { return };
-        if cx.shared.tick < copy.again_at || copy.told.is_some() || copy.fill.is_some() {
+        let Some(copy) = &self.mending.copy else { return };
+        let (page, busy) = (copy.page, copy.told.is_some() || copy.fill.is_some());
+        if cx.shared.tick < copy.again_at || busy || !self.has_pages(cx, std::iter::once(page)) {
             return;
         }
+        let Some(copy) = &mut self.mending.copy else { return };
         copy.tries += 1;
         if copy.tries >= TRIES_MAX {
             self.mending.avoid = Some(copy.from.node);
@@ -317,9 +319,12 @@ impl Group {
     fn ask_for_copy(&mut self, cx: &mut Cx<'_>) {
         let room = blocks_with_room(cx).filter(|_| !cx.shared.read_only);
         let again_at = cx.shared.tick + u64::from(cx.shared.timing.election_ticks);
+        let Some(page) = self.mending.copy.as_ref().map(|copy| copy.page) else { return };
+        // Without its table it would seem to hold nothing. It is asked a tick later.
+        let here = self.has_pages(cx, std::iter::once(page));
         let Some(copy) = &mut self.mending.copy else { return };
-        copy.again_at = again_at;
-        let Some(most) = room else { return };
+        copy.again_at = if here { again_at } else { cx.shared.tick + 1 };
+        let Some(most) = room.filter(|_| here) else { return };
         let numbers = &copy.left[..copy.left.len().min(WANT_GRANULES_MAX)];
         let mut granules = self.replica.held(copy.page, numbers);
         granules.truncate(granules_that_fit(&granules));
@@ -366,7 +371,12 @@ impl Group {
         let ready =
             |message: &Pages| matches!(message.step, Step::Mend { at, .. } if at <= applied);
         let due = self.mending.waiting.extract_if(.., |_, (_, message)| ready(message));
-        for (_, (to, message)) in due.collect::<Vec<_>>() {
+        for (node, (to, message)) in due.collect::<Vec<_>>() {
+            let Step::Mend { volume, chunk, .. } = message.step else { continue };
+            if !self.has_pages(cx, std::iter::once((volume, chunk))) {
+                self.mending.waiting.insert(node, (to, message));
+                continue;
+            }
             let Step::Mend { ask, volume, chunk, most, granules, .. } = message.step else {
                 continue;
             };
@@ -410,6 +420,12 @@ impl Group {
             return;
         }
         let (applied, durable) = (self.replica.applied(), cx.shared.durable);
+        let came = self.mending.copy.as_ref().filter(|c| c.told.is_some() || c.fill.is_some());
+        if let Some(page) = came.map(|copy| copy.page)
+            && !self.has_pages(cx, std::iter::once(page))
+        {
+            return;
+        }
         let Some(copy) = &mut self.mending.copy else { return };
         if let Some((told, blocks, payload)) = copy.told.take_if(|(told, ..)| told.at <= applied) {
             if blocks.is_empty() {

@@ -19,6 +19,7 @@ mod election;
 mod gates;
 mod group;
 mod health;
+mod loads;
 mod members;
 mod mending;
 mod outbox;
@@ -29,12 +30,14 @@ mod relief;
 mod resync;
 mod shared;
 mod table;
+mod waits;
 
 pub use checkpoint::{Frozen, Retention};
 #[cfg(test)]
 pub(crate) use gates::CLOSED_MAX;
 pub use group::{Group, Role};
 pub use health::{Impaired, OpenState};
+pub use loads::{LoadCounts, Loads, PageId};
 pub use mending::MendedCounts;
 pub use propose::{Asker, Proposal};
 pub use resync::MovedCounts;

@@ -7,6 +7,7 @@ use crate::event::{Effect, LinkId, ProposeError};
 use crate::mark;
 use crate::planted::Bug;
 use crate::replica::{Outcome, blocks_match};
+use basalt_wire::block::CHUNK_BLOCKS;
 use basalt_wire::buffer::Payload;
 use basalt_wire::command::{Command, CommandPacker};
 use basalt_wire::frame::{Refusal, ReplyResult};
@@ -339,7 +340,18 @@ impl Group {
     }
 
     /// Whether there is room for a command, here and on the followers, with so many blocks in all.
-    fn room_for(&self, cx: &Cx<'_>, command: &Command, blocks: u32) -> Room {
+    fn room_for(&self, cx: &mut Cx<'_>, command: &Command, blocks: u32) -> Room {
+        let room = self.room_as_known(cx, command, blocks);
+        if let (Room::No, Command::Write { volume, range, .. }) = (room, command)
+            && !self.needs(cx, std::iter::once((*volume, range.block / CHUNK_BLOCKS)))
+        {
+            mark!("write waits to know what it replaces");
+            return Room::Wait;
+        }
+        room
+    }
+
+    fn room_as_known(&self, cx: &Cx<'_>, command: &Command, blocks: u32) -> Room {
         match command {
             // A fence lets a full volume be read, and a delete makes room: both may use the reserve.
             Command::Fence { .. } | Command::Delete { .. } | Command::DropSnapshot { .. }

@@ -4,6 +4,7 @@ use super::group::{Group, Role};
 use super::outbox;
 use super::shared::{Cx, Room, Written};
 use super::table::{Slot, hard_state};
+use super::waits;
 use crate::event::Effect;
 use crate::log::{HardState, Record, RecordSeq};
 use crate::mark;
@@ -167,6 +168,7 @@ impl Group {
             let bytes = content.payload.as_ref().map_or(0, Payload::len);
             let blocks = (bytes / BLOCK_BYTES) as u32;
             cx.shared.recorded_bytes += bytes as u64;
+            waits::fetch(&self.replica, self.id, &mut cx.shared.loads, &content.data);
             let record = content.record(self.id, entry.term, entry.index);
             let slot = Slot { blocks, kind: content.kind, ..Slot::default() };
             raft.mut_store().append(entry.index, entry.term, slot, content);
@@ -219,50 +221,65 @@ impl Group {
         }
     }
 
-    /// Applies committed entries, in order, and answers who proposed them.
-    fn apply(&mut self, cx: &mut Cx<'_>, entries: Vec<Entry>) {
-        let Some(last) = entries.last().map(|entry| entry.index) else { return };
-        for entry in &entries {
-            let (index, term) = (entry.index, entry.term);
-            let table = self.raft.as_ref().expect("only a panic stops it").store();
-            let slot = table.slot(index).expect("a committed entry is there");
-            assert!(slot.placed, "entry {index} is applied before it has its place");
-            let location = slot.location;
-            let changes_members = slot.kind == ENTRY_KIND_MEMBERS;
-            if changes_members {
-                self.apply_members(cx, LogIndex(index));
-                if self.id != GroupId::METADATA {
-                    self.replica.skip(LogIndex(index));
-                    continue;
-                }
+    /// Applies committed entries, in order, and answers who proposed them: as far as the tables that they
+    /// change are in memory.
+    pub(super) fn apply(&mut self, cx: &mut Cx<'_>, entries: Vec<Entry>) {
+        self.waits.entries.extend(entries.iter().map(|entry| (entry.index, entry.term)));
+        let mut last = None;
+        while let Some((index, term)) = self.waits.entries.front().copied() {
+            if !self.has_pages_for(cx, index) {
+                break;
             }
-            let table = self.raft.as_ref().expect("only a panic stops it").store();
-            let data = &table.content(index).expect("kept until it is applied").data;
-            if self.id == GroupId::METADATA {
-                // What changes the members is no command of the metadata state.
-                let command = if changes_members { Bytes::new() } else { data.clone() };
-                let index = LogIndex(index);
-                self.replica.skip(index);
-                let proposed = !command.is_empty();
-                cx.out.push(Effect::Applied { index, term: Term(term), command });
-                if proposed {
-                    self.answer_next(cx, index, Ok(()));
-                }
-                continue;
-            }
-            let (pending, gates, id) = (&mut self.pending, &mut self.gates, self.id);
-            let lax = cx.shared.planted.is(Bug::ReplacedAnswered);
-            let result = self.replica.apply(LogIndex(index), data, location, |command, outcome| {
-                if pending.front().is_some_and(|p| p.index == index) {
-                    let next = pending.pop_front().expect("seen above");
-                    assert!(next.term == term || lax, "another entry took a proposal's index");
-                    gates.applied(cx, (id, LogIndex(index)), (command, outcome), next);
-                }
-            });
-            result.unwrap_or_else(|e| panic!("entry {index} can not be applied: {e}"));
+            self.waits.entries.pop_front();
+            self.apply_one(cx, index, term);
+            last = Some(index);
         }
-        self.raft.as_mut().expect("only a panic stops it").advance_apply_to(last);
-        self.stand_down_if_removed(cx);
+        if let Some(last) = last {
+            self.raft.as_mut().expect("only a panic stops it").advance_apply_to(last);
+            self.stand_down_if_removed(cx);
+        }
+    }
+
+    fn apply_one(&mut self, cx: &mut Cx<'_>, index: u64, term: u64) {
+        let table = self.raft.as_ref().expect("only a panic stops it").store();
+        let slot = table.slot(index).expect("a committed entry is there");
+        assert!(slot.placed, "entry {index} is applied before it has its place");
+        let location = slot.location;
+        let changes_members = slot.kind == ENTRY_KIND_MEMBERS;
+        if changes_members {
+            self.apply_members(cx, LogIndex(index));
+            if self.id != GroupId::METADATA {
+                self.replica.skip(LogIndex(index));
+                return;
+            }
+        }
+        let table = self.raft.as_ref().expect("only a panic stops it").store();
+        let data = &table.content(index).expect("kept until it is applied").data;
+        if self.id == GroupId::METADATA {
+            // What changes the members is no command of the metadata state.
+            let command = if changes_members { Bytes::new() } else { data.clone() };
+            self.apply_metadata(cx, LogIndex(index), Term(term), command);
+            return;
+        }
+        let (pending, gates, id) = (&mut self.pending, &mut self.gates, self.id);
+        let lax = cx.shared.planted.is(Bug::ReplacedAnswered);
+        let result = self.replica.apply(LogIndex(index), data, location, |command, outcome| {
+            if pending.front().is_some_and(|p| p.index == index) {
+                let next = pending.pop_front().expect("seen above");
+                assert!(next.term == term || lax, "another entry took a proposal's index");
+                gates.applied(cx, (id, LogIndex(index)), (command, outcome), next);
+            }
+        });
+        result.unwrap_or_else(|e| panic!("entry {index} can not be applied: {e}"));
+    }
+
+    fn apply_metadata(&mut self, cx: &mut Cx<'_>, index: LogIndex, term: Term, command: Bytes) {
+        self.replica.skip(index);
+        let proposed = !command.is_empty();
+        cx.out.push(Effect::Applied { index, term, command });
+        if proposed {
+            self.answer_next(cx, index, Ok(()));
+        }
     }
 
     fn answer_next(&mut self, cx: &mut Cx<'_>, index: LogIndex, outcome: crate::replica::Outcome) {

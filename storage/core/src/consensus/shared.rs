@@ -1,5 +1,6 @@
 //! What all groups of a shard share: the log, the clock, the bounds.
 
+use super::loads::Loads;
 use super::pace::Pace;
 use super::resync::{MovedCounts, PageRead};
 use crate::cleaner::Levels;
@@ -261,6 +262,10 @@ pub struct Shared {
     pub suspects: Vec<Target>,
     /// Whether a replica holds again what it had lost, and what it would start from does not say so yet.
     pub debt_paid: bool,
+    /// Tables of pages that come from the store.
+    pub loads: Loads,
+    /// Whether more of the index is in memory than should be, and only a checkpoint lets some of it leave.
+    pub index_pressure: bool,
 }
 
 impl Shared {
@@ -306,6 +311,8 @@ impl Shared {
             scores: Scores::new(config.address.node, config.timing.tick, config.planted),
             suspects: Vec::new(),
             debt_paid: false,
+            loads: Loads::default(),
+            index_pressure: false,
         }
     }
 

@@ -5,15 +5,16 @@
 //! 1024 blocks, and in a page 12 bytes a block. A page that maps nothing keeps only the log index
 //! of its last change, and a bit for each block if blocks were unmapped in a clone. What blocks were
 //! in snapshots stands beside the page, see `versions`. Every change also tells [`Usage`], which
-//! counts live blocks by segment.
+//! counts live blocks by segment. The tables of pages that nobody uses are in the store alone, see `cold`.
 
+mod cold;
 mod page;
 #[cfg(test)]
 mod random;
 mod usage;
 mod versions;
 
-pub use page::{BlockPlace, BlockState, Page};
+pub use page::{BlockPlace, BlockState, Cooling, CoolingRule, Page, PageContent};
 pub use usage::Usage;
 
 use crate::log::Location;
@@ -23,6 +24,7 @@ use basalt_wire::disk::checkpoint::{GRANULE_BLOCKS, Granule};
 use basalt_wire::ids::{Generation, LogIndex};
 use page::Footprint;
 use rustc_hash::FxHashMap;
+use std::collections::BTreeSet;
 
 /// Granules of a chunk.
 const GRANULES: usize = CHUNK_BLOCKS as usize / GRANULE_BLOCKS;
@@ -37,6 +39,8 @@ pub struct VolumeIndex {
     /// Of the chunks that a checkpoint or a peer gave ahead of the entries: the last entry that each granule
     /// has seen. What it has seen is not done to it again.
     ahead: FxHashMap<u64, Box<[LogIndex; GRANULES]>>,
+    /// Pages that are to be emptied and whose tables are not in memory.
+    doomed: BTreeSet<u64>,
 }
 
 /// The chunk that a range lies in, and its first block's number within it.
@@ -79,7 +83,7 @@ impl VolumeIndex {
             page.map(start, first, checksums, at, newest, usage);
         }
         let (after, dirty) = (page.footprint(), page.is_dirty());
-        self.account(before, after);
+        self.account(before, after, usage);
         (clean && dirty).then_some(chunk)
     }
 
@@ -105,7 +109,7 @@ impl VolumeIndex {
             page.unmap(run, hide, at, newest, usage);
         }
         let (after, dirty) = (page.footprint(), page.is_dirty());
-        self.account(before, after);
+        self.account(before, after, usage);
         (clean && dirty).then_some(chunk)
     }
 
@@ -130,7 +134,7 @@ impl VolumeIndex {
             }
         }
         let (after, dirty) = (page.footprint(), page.is_dirty());
-        self.account(before, after);
+        self.account(before, after, usage);
         (clean && dirty).then_some(chunk)
     }
 
@@ -169,7 +173,7 @@ impl VolumeIndex {
         let (before, clean) = (page.footprint(), !page.is_dirty());
         page.replace(number, granule, usage);
         let after = page.footprint();
-        self.account(before, after);
+        self.account(before, after, usage);
         clean.then_some(chunk)
     }
 
@@ -180,7 +184,7 @@ impl VolumeIndex {
         at: LogIndex,
         usage: &mut Usage,
     ) -> Vec<u64> {
-        self.each_page(at, |page, _| page.keep_only(&keep, at, usage))
+        self.each_page(at, usage, |page, _, usage| page.keep_only(&keep, at, usage))
     }
 
     /// When a page changed last; nothing before the first change.
@@ -203,7 +207,9 @@ impl VolumeIndex {
         at: LogIndex,
         usage: &mut Usage,
     ) -> Vec<u64> {
-        self.each_page(at, |page, fresh| page.drop_snapshot(snapshot, older, fresh, at, usage))
+        self.each_page(at, usage, |page, fresh, usage| {
+            page.drop_snapshot(snapshot, older, fresh, at, usage)
+        })
     }
 
     /// Makes all blocks what they were in a snapshot, and drops what is kept for later ones before the
@@ -215,20 +221,30 @@ impl VolumeIndex {
         at: LogIndex,
         usage: &mut Usage,
     ) -> Vec<u64> {
-        self.each_page(at, |page, fresh| page.revert(snapshot, until, fresh, at, usage))
+        self.each_page(at, usage, |page, fresh, usage| {
+            page.revert(snapshot, until, fresh, at, usage)
+        })
     }
 
-    /// Unmaps all blocks, and drops what is kept for snapshots before the generation `until`. Gives
-    /// chunks as [`VolumeIndex::map`] does.
+    /// Unmaps all blocks, and drops what is kept for snapshots before the generation `until`. Pages whose
+    /// tables are out of memory follow when they are back. Gives chunks as [`VolumeIndex::map`] does.
     pub fn unmap_all(&mut self, until: Generation, at: LogIndex, usage: &mut Usage) -> Vec<u64> {
-        self.each_page(at, |page, fresh| page.clear(until, fresh, at, usage))
+        for (chunk, page) in &mut self.pages {
+            let fresh = self.ahead.get(chunk).map_or(u64::MAX, |seen| fresh_of(seen, at));
+            if page.is_cold() && page.doom(fresh, at) {
+                self.doomed.insert(*chunk);
+            }
+        }
+        self.each_page(at, usage, |page, fresh, usage| {
+            !page.is_cold() && page.clear(until, fresh, at, usage)
+        })
     }
 
-    /// Gives everything back, snapshots included, and forgets all pages.
+    /// Gives everything back, snapshots included, and forgets all pages. All tables must be in memory.
     pub fn clear(&mut self, usage: &mut Usage) {
-        for page in self.pages.values_mut() {
-            page.clear(Generation(u32::MAX), u64::MAX, LogIndex(0), usage);
-        }
+        self.each_page(LogIndex(0), usage, |page, _, usage| {
+            page.clear(Generation(u32::MAX), u64::MAX, LogIndex(0), usage)
+        });
         *self = VolumeIndex::default();
     }
 
@@ -269,28 +285,41 @@ impl VolumeIndex {
         page.is_some_and(|page| page.refers_to(block, place))
     }
 
-    /// Counts the live blocks of all pages, snapshots included.
-    pub fn recount(&self, usage: &mut Usage) {
-        for page in self.pages.values() {
+    /// Counts the live blocks of all pages, snapshots included. `stored` gives what the store holds of a page
+    /// whose table is out of memory.
+    pub fn recount(&self, usage: &mut Usage, stored: impl Fn(u64) -> PageContent) {
+        for (chunk, page) in &self.pages {
+            if page.is_cold() {
+                let granules = stored(*chunk);
+                let places =
+                    granules.iter().flat_map(|(_, granule)| granule.places.iter().flatten());
+                places.for_each(|(segment, ..)| usage.add(*segment, 1));
+                continue;
+            }
             let kept = page.kept().filter_map(|(.., was)| was.place());
             page.iter().map(|(_, place)| place).chain(kept).for_each(|p| usage.add(p.segment, 1));
         }
     }
 
     /// Does something to every page, each with its granules that have not seen the entry `at`.
-    fn each_page(&mut self, at: LogIndex, mut run: impl FnMut(&mut Page, u64) -> bool) -> Vec<u64> {
+    fn each_page(
+        &mut self,
+        at: LogIndex,
+        usage: &mut Usage,
+        mut run: impl FnMut(&mut Page, u64, &mut Usage) -> bool,
+    ) -> Vec<u64> {
         let (mut soiled, mut before, mut after) =
             (Vec::new(), Footprint::default(), Footprint::default());
         for (chunk, page) in &mut self.pages {
             let fresh = self.ahead.get(chunk).map_or(u64::MAX, |seen| fresh_of(seen, at));
             before += page.footprint();
             let clean = !page.is_dirty();
-            if run(page, fresh) && clean {
+            if run(page, fresh, usage) && clean {
                 soiled.push(*chunk);
             }
             after += page.footprint();
         }
-        self.account(before, after);
+        self.account(before, after, usage);
         soiled.sort_unstable();
         soiled
     }
@@ -303,10 +332,15 @@ impl VolumeIndex {
         self.ahead.get(&chunk).map_or(u64::MAX, |seen| fresh_of(seen, at))
     }
 
-    /// The next granule of a chunk to be given to a checkpoint, and whether none holds it yet, when
-    /// all entries up to `applied` are applied.
-    pub fn take_dirty(&mut self, chunk: u64, applied: LogIndex) -> Option<(u8, bool, Granule)> {
-        let (number, fresh, mut granule) = self.pages.get_mut(&chunk)?.take_dirty()?;
+    /// The next granule of a chunk to be given to the checkpoint of a number, and whether none holds it
+    /// yet, when all entries up to `applied` are applied.
+    pub fn take_dirty(
+        &mut self,
+        chunk: u64,
+        applied: LogIndex,
+        checkpoint: u64,
+    ) -> Option<(u8, bool, Granule)> {
+        let (number, fresh, mut granule) = self.pages.get_mut(&chunk)?.take_dirty(checkpoint)?;
         if let Some(seen) = self.ahead.get(&chunk) {
             // The last change of the page may be one that this granule has not seen yet.
             granule.changed_at = seen[usize::from(number)].max(applied);
@@ -332,7 +366,7 @@ impl VolumeIndex {
         let before = page.footprint();
         page.restore(number, granule, usage);
         let after = page.footprint();
-        self.account(before, after);
+        self.account(before, after, usage);
         if granule.changed_at > applied {
             self.note_seen(chunk, number, granule.changed_at);
         }
@@ -346,7 +380,14 @@ impl VolumeIndex {
     /// The page that `range` lies in, and the number of its first block there.
     pub fn page(&self, range: BlockRange) -> (Option<&Page>, usize) {
         let (chunk, block) = split(range);
-        (self.pages.get(&chunk), block)
+        let page = self.pages.get(&chunk);
+        page.inspect(|page| page.note_used());
+        (page, block)
+    }
+
+    /// A page, without its counting as used.
+    pub fn peek(&self, chunk: u64) -> Option<&Page> {
+        self.pages.get(&chunk)
     }
 
     /// Blocks that are mapped.
@@ -362,7 +403,8 @@ impl VolumeIndex {
     /// Bytes of memory in use.
     pub fn memory(&self) -> u64 {
         let slot = size_of::<u64>() + size_of::<Page>() + 1;
-        self.bytes + (self.pages.capacity() * slot) as u64
+        // Of eight places of the directory one is kept free.
+        self.bytes + (self.pages.capacity() * slot) as u64 / 7 * 8
     }
 
     /// All pages with their chunk numbers, in order.
@@ -372,11 +414,21 @@ impl VolumeIndex {
         pages
     }
 
-    fn account(&mut self, before: Footprint, after: Footprint) {
+    fn account(&mut self, before: Footprint, after: Footprint, usage: &mut Usage) {
         self.mapped = self.mapped + after.mapped - before.mapped;
         self.kept = self.kept + after.kept - before.kept;
         self.bytes = self.bytes + after.bytes - before.bytes;
+        usage.tables = usage.tables + after.tables - before.tables;
+        usage.cold = usage.cold + after.cold - before.cold;
     }
+}
+
+/// The finalizer of splitmix64 over a running value.
+pub(crate) fn mix(digest: u64, value: u64) -> u64 {
+    let mut z = (digest ^ value).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }
 
 fn unseen() -> Box<[LogIndex; GRANULES]> {
@@ -488,6 +540,6 @@ mod tests {
 
     #[test]
     fn an_entry_has_twelve_bytes() {
-        assert_eq!(Page::TABLE_BYTES, 12 * 1024);
+        assert_eq!(Page::TABLE_BYTES, 12 * 1024 + 16);
     }
 }

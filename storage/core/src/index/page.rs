@@ -1,11 +1,17 @@
 //! One page: the places of a chunk's 1024 blocks, now and in the volume's snapshots.
 
+mod cold;
+
+pub use cold::{Cooling, CoolingRule, PageContent};
+
 use super::usage::{Dying, Usage};
 use super::versions::{Bits, Delta, Versions};
 use crate::log::Location;
 use basalt_wire::block::CHUNK_BLOCKS;
 use basalt_wire::disk::checkpoint::{GRANULE_BLOCKS, Granule, Place};
 use basalt_wire::ids::{Generation, LogIndex, SegmentId};
+use cold::{Body, Table};
+use std::cell::Cell;
 
 pub(super) const BLOCKS: usize = CHUNK_BLOCKS as usize;
 
@@ -37,6 +43,15 @@ impl BlockState {
         match self {
             BlockState::At(place) => Some(place),
             _ => None,
+        }
+    }
+
+    /// A number for digests: what the block is, wherever it stands.
+    pub fn number(self) -> u64 {
+        match self {
+            BlockState::Open => u64::MAX,
+            BlockState::Zeros => u64::MAX - 1,
+            BlockState::At(place) => u64::from(place.checksum),
         }
     }
 }
@@ -97,18 +112,22 @@ const UNMAPPED: u32 = u32::MAX;
 /// Likewise: "unmapped in a clone".
 const ZEROED: u32 = u32::MAX - 1;
 
-/// The places of a chunk's blocks.
+/// The places of a chunk's blocks. What is here stays in memory while its table is out of it: 64 bytes.
 #[derive(Default)]
 pub struct Page {
     changed_at: LogIndex,
-    mapped: u32,
+    mapped: u16,
+    /// Whether it was looked at or changed since the one who makes room in memory came by.
+    used: Cell<bool>,
+    /// Whether it is among those that may go out of memory.
+    listed: bool,
     /// Mapped blocks in `versions`.
     kept: u32,
     /// Granules that changed since they were given to a checkpoint.
     dirty: u64,
     /// Granules that a checkpoint holds.
     stored: u64,
-    table: Option<Box<[Packed; BLOCKS]>>,
+    body: Body,
     /// The blocks that were unmapped in a clone. They are not mapped.
     zeros: Option<Box<Bits>>,
     /// What blocks were in snapshots. A page that did not change since the oldest has nothing here.
@@ -124,6 +143,10 @@ pub(super) struct Footprint {
     pub kept: u64,
     /// Bytes of memory.
     pub bytes: u64,
+    /// Tables in memory that may leave it some time, and tables out of it.
+    pub tables: u64,
+    /// See `tables`.
+    pub cold: u64,
 }
 
 impl std::ops::AddAssign for Footprint {
@@ -131,12 +154,16 @@ impl std::ops::AddAssign for Footprint {
         self.mapped += more.mapped;
         self.kept += more.kept;
         self.bytes += more.bytes;
+        self.tables += more.tables;
+        self.cold += more.cold;
     }
 }
 
+const _: () = assert!(size_of::<Page>() <= 64, "what stays in memory of each chunk is small");
+
 impl Page {
     /// Bytes of the table of a page that maps anything.
-    pub const TABLE_BYTES: u64 = size_of::<[Packed; BLOCKS]>() as u64;
+    pub const TABLE_BYTES: u64 = size_of::<Table>() as u64;
 
     /// The index of the entry that changed the page last.
     pub fn changed_at(&self) -> LogIndex {
@@ -145,12 +172,12 @@ impl Page {
 
     /// Blocks that are mapped.
     pub fn mapped_blocks(&self) -> u32 {
-        self.mapped
+        u32::from(self.mapped)
     }
 
     /// Where a block stands; nothing if it is not mapped here.
     pub fn get(&self, block: usize) -> Option<BlockPlace> {
-        self.table.as_ref()?[block].get()
+        self.body.table()?[block].get()
     }
 
     /// What it says of a block, as it is or when a generation was frozen.
@@ -163,7 +190,7 @@ impl Page {
     }
 
     fn now(&self, block: usize) -> Packed {
-        match &self.table {
+        match self.body.table() {
             Some(table) if table[block].is_mapped() => table[block],
             _ if self.zeros.as_ref().is_some_and(|zeros| zeros.get(block)) => Packed::ZEROS,
             _ => Packed::HOLE,
@@ -197,7 +224,7 @@ impl Page {
 
     /// The mapped blocks with their places, in order.
     pub fn iter(&self) -> impl Iterator<Item = (usize, BlockPlace)> + '_ {
-        let blocks = if self.table.is_some() { BLOCKS } else { 0 };
+        let blocks = if self.body.table().is_some() { BLOCKS } else { 0 };
         (0..blocks).filter_map(|block| self.get(block).map(|place| (block, place)))
     }
 
@@ -219,7 +246,8 @@ impl Page {
         newest: Option<Generation>,
         usage: &mut Usage,
     ) {
-        let table = self.table.get_or_insert_with(empty_table);
+        self.used.set(true);
+        let table = self.body.table_or_new();
         let mut keeper = newest.map(|newest| self.versions.get_or_insert_default().delta(newest));
         let (mut count, mut fresh, mut kept) = (0, 0, 0);
         let mut dying = Dying::new(usage);
@@ -232,7 +260,7 @@ impl Page {
             {
                 was = Packed::ZEROS;
             }
-            fresh += u32::from(!was.is_mapped());
+            fresh += u16::from(!was.is_mapped());
             kept += retire(keeper.as_deref_mut(), block + i, was, &mut dying);
             count = i + 1;
         }
@@ -254,12 +282,14 @@ impl Page {
         newest: Option<Generation>,
         usage: &mut Usage,
     ) {
-        if hide || self.table.is_some() {
+        assert!(!self.is_cold(), "a page whose table is not in memory is not changed");
+        self.used.set(true);
+        if hide || self.body.table().is_some() {
             let mut dying = Dying::new(usage);
             let mut keeper =
                 newest.map(|newest| self.versions.get_or_insert_default().delta(newest));
             for block in block..block + count {
-                let slot = self.table.as_mut().map(|table| &mut table[block]);
+                let slot = self.body.table_mut().map(|table| &mut table[block]);
                 let mut was = Packed::HOLE;
                 if let Some(slot) = slot.filter(|slot| slot.is_mapped()) {
                     was = std::mem::replace(slot, Packed::HOLE);
@@ -288,6 +318,7 @@ impl Page {
     ) {
         let BlockPlace { segment, block: number, checksum } = place;
         let packed = Packed { segment: segment.0, block: number, checksum };
+        assert!(!self.is_cold(), "a page whose table is not in memory is not changed");
         let was = self.now(block);
         let filled = match self.versions.as_mut().and_then(|v| v.oldest_mut(block)) {
             Some(delta) => {
@@ -296,7 +327,7 @@ impl Page {
                 filled
             }
             None if was.state() == BlockState::Open || (shows && was.is_zeros()) => {
-                self.table.get_or_insert_with(empty_table)[block] = packed;
+                self.body.table_or_new()[block] = packed;
                 self.mapped += 1;
                 if let Some(zeros) = &mut self.zeros {
                     zeros.take(block);
@@ -341,14 +372,14 @@ impl Page {
         usage: &mut Usage,
     ) -> bool {
         let Some(versions) = &mut self.versions else { return false };
-        let table = self.table.get_or_insert_with(empty_table);
+        let table = self.body.table_or_new();
         let (mapped, zeros) = (&mut self.mapped, self.zeros.get_or_insert_default());
         let mut dying = Dying::new(usage);
         let revert = |block: usize, was: Packed, dying: &mut Dying<'_>| {
             let (slot, hides) = if was.is_zeros() { (Packed::HOLE, true) } else { (was, false) };
             let _ = if hides { zeros.put(block) } else { zeros.take(block) };
             let now = std::mem::replace(&mut table[block], slot);
-            *mapped = *mapped + u32::from(was.is_mapped()) - u32::from(now.is_mapped());
+            *mapped = *mapped + u16::from(was.is_mapped()) - u16::from(now.is_mapped());
             release(now, dying);
         };
         let touched = versions.revert(snapshot..until, fresh, revert, &mut dying);
@@ -367,8 +398,9 @@ impl Page {
         usage: &mut Usage,
     ) -> bool {
         let reverted = self.revert(Generation(0), until, fresh, at, usage);
+        assert!(!self.is_cold(), "a page whose table is not in memory is not changed");
         let (mut touched, mut dying) = (0, Dying::new(usage));
-        if let Some(table) = &mut self.table {
+        if let Some(table) = self.body.table_mut() {
             for (block, slot) in table.iter_mut().enumerate() {
                 let granule = 1 << (block / GRANULE_BLOCKS);
                 if slot.is_mapped() && fresh & granule != 0 {
@@ -402,7 +434,7 @@ impl Page {
     /// Gives back memory that holds nothing.
     fn settle(&mut self) {
         if self.mapped == 0 {
-            self.table = None;
+            self.body = Body::Empty;
         }
         self.zeros.take_if(|zeros| zeros.is_empty());
         if let Some(versions) = &mut self.versions {
@@ -422,7 +454,8 @@ impl Page {
         to: Location,
         usage: &mut Usage,
     ) -> bool {
-        let live = self.table.as_mut().map(|table| &mut table[block]);
+        assert!(!self.is_cold(), "a page whose table is not in memory is not changed");
+        let live = self.body.table_mut().map(|table| &mut table[block]);
         let mut places = live
             .into_iter()
             .chain(self.versions.as_mut().and_then(|versions| versions.find_mut(block, from)));
@@ -436,6 +469,7 @@ impl Page {
 
     /// Notes a change of which only the entry is known. Says whether that is news.
     pub(super) fn touch(&mut self, at: LogIndex) -> bool {
+        assert!(!self.is_cold(), "a page whose table is not in memory is not changed");
         let news = at > self.changed_at;
         if news {
             self.changed_at = at;
@@ -455,8 +489,8 @@ impl Page {
         self.dirty != 0
     }
 
-    /// The next granule to be given to a checkpoint, and whether none holds it yet.
-    pub(super) fn take_dirty(&mut self) -> Option<(u8, bool, Granule)> {
+    /// The next granule to be given to the checkpoint of a number, and whether none holds it yet.
+    pub(super) fn take_dirty(&mut self, checkpoint: u64) -> Option<(u8, bool, Granule)> {
         let number = self.dirty.trailing_zeros();
         if self.dirty == 0 {
             return None;
@@ -465,20 +499,28 @@ impl Page {
         self.dirty &= !bit;
         let fresh = self.stored & bit == 0;
         self.stored |= bit;
+        if let Some(table) = self.body.table_mut() {
+            table.taken = checkpoint;
+        }
         Some((number as u8, fresh, self.granule(number as u8)))
     }
 
     /// No checkpoint holds any of its granules any more. Says whether it is to be given to one.
     pub(super) fn store_is_lost(&mut self) -> bool {
+        if self.is_cold() {
+            // What it holds is nowhere else: it is taken over from the store that there was.
+            return false;
+        }
         self.dirty |= std::mem::take(&mut self.stored);
         self.is_dirty()
     }
 
     /// A granule as it is now.
     pub(super) fn granule(&self, number: u8) -> Granule {
+        assert!(!self.is_cold(), "what a page holds is not known without its table");
         let mut granule = Granule { changed_at: self.changed_at, ..Granule::default() };
         let first = usize::from(number) * GRANULE_BLOCKS;
-        if let Some(table) = &self.table {
+        if let Some(table) = self.body.table() {
             let blocks = &table[first..first + GRANULE_BLOCKS];
             granule.places.iter_mut().zip(blocks).for_each(|(to, from)| *to = from.to_place());
         }
@@ -492,8 +534,9 @@ impl Page {
     /// Makes a granule what a peer says. What it was is not kept.
     pub(super) fn replace(&mut self, number: u8, granule: &Granule, usage: &mut Usage) {
         let first = usize::from(number) * GRANULE_BLOCKS;
+        assert!(!self.is_cold(), "a page whose table is not in memory is not changed");
         let mut dying = Dying::new(usage);
-        if let Some(table) = &mut self.table {
+        if let Some(table) = self.body.table_mut() {
             let mapped = table[first..first + GRANULE_BLOCKS].iter_mut().filter(|s| s.is_mapped());
             for slot in mapped {
                 self.mapped -= 1;
@@ -547,7 +590,7 @@ impl Page {
             if let Some(zeros) = &mut self.zeros {
                 zeros.take(first + i);
             }
-            let slot = &mut self.table.get_or_insert_with(empty_table)[first + i];
+            let slot = &mut self.body.table_or_new()[first + i];
             if slot.is_mapped() {
                 usage.sub(SegmentId(slot.segment), 1);
             } else {
@@ -564,12 +607,14 @@ impl Page {
 
     /// What it holds, for the accounts of the index.
     pub(super) fn footprint(&self) -> Footprint {
-        let table = u64::from(self.table.is_some()) * Page::TABLE_BYTES;
+        let table = u64::from(self.body.table().is_some()) * Page::TABLE_BYTES;
+        let tables = u64::from(self.may_leave());
         let versions = self.versions.as_ref().map_or(0, |versions| versions.memory());
         let kept = u64::from(self.kept);
         let zeros = self.zeros.as_ref().map_or(0, |_| size_of::<Bits>() as u64);
         let bytes = table + zeros + versions + kept * size_of::<Packed>() as u64;
-        Footprint { mapped: u64::from(self.mapped), kept, bytes }
+        let cold = u64::from(self.is_cold());
+        Footprint { mapped: u64::from(self.mapped), kept, bytes, tables, cold }
     }
 }
 
@@ -611,11 +656,3 @@ fn granules(first: usize, count: usize) -> u64 {
 }
 
 const _: () = assert!(BLOCKS / GRANULE_BLOCKS == 64, "a page has a bit for each granule");
-
-fn empty_table() -> Box<[Packed; BLOCKS]> {
-    let table = vec![Packed::HOLE; BLOCKS];
-    let Ok(table) = table.into_boxed_slice().try_into() else {
-        unreachable!("the vector was made with the length of a table")
-    };
-    table
-}

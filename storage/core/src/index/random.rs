@@ -81,7 +81,7 @@ proptest! {
         for (n, step) in (1..).zip(&all) {
             apply(&mut index, &mut usage, step, LogIndex(n));
             let mut counted = Usage::default();
-            index.recount(&mut counted);
+            index.recount(&mut counted, |_| Vec::new());
             prop_assert_eq!(&usage, &counted, "after {:?}", step);
             prop_assert_eq!(usage.total(), index.mapped_blocks() + index.kept_blocks());
         }
@@ -210,7 +210,7 @@ proptest! {
         for (n, turn) in (1..).zip(&all) {
             copies.take(turn, &mut index, &mut usage, LogIndex(n));
             let mut counted = Usage::default();
-            index.recount(&mut counted);
+            index.recount(&mut counted, |_| Vec::new());
             prop_assert_eq!(&usage, &counted, "after {:?}", turn);
             prop_assert_eq!(usage.total(), index.mapped_blocks() + index.kept_blocks());
             copies.check(&index)?;

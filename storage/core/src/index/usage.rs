@@ -1,4 +1,4 @@
-//! How many live blocks each segment holds.
+//! How many live blocks each segment holds, and how many pages have their tables in memory.
 //!
 //! A block of the log is live while the index refers to it. What of a segment is not live is garbage:
 //! once nothing of it is live, the segment can be used again. The counts are kept exactly, with
@@ -7,11 +7,15 @@
 
 use basalt_wire::ids::SegmentId;
 
-/// Live blocks by segment.
+/// Live blocks by segment, and pages.
 #[derive(Clone, Default)]
 pub struct Usage {
     live: Vec<u32>,
     total: u64,
+    /// Pages whose tables are in memory and may leave it some time, and those whose tables are not there.
+    pub(super) tables: u64,
+    /// See `tables`.
+    pub(super) cold: u64,
 }
 
 impl Usage {
@@ -23,6 +27,16 @@ impl Usage {
     /// Live blocks of all segments.
     pub fn total(&self) -> u64 {
         self.total
+    }
+
+    /// Pages whose tables are in memory, and that hold nothing for snapshots, for which they would stay there.
+    pub fn tables(&self) -> u64 {
+        self.tables
+    }
+
+    /// Pages whose tables are not in memory.
+    pub fn cold(&self) -> u64 {
+        self.cold
     }
 
     /// The segments that hold live blocks, with their number, in order.
@@ -51,7 +65,7 @@ impl Usage {
     }
 }
 
-/// Two usages are equal if every segment has the same count, wherever their tables end.
+/// Two usages are equal if every segment has the same count, whatever is in memory.
 impl PartialEq for Usage {
     fn eq(&self, other: &Usage) -> bool {
         self.total == other.total && self.segments().eq(other.segments())

@@ -62,6 +62,11 @@ impl Bits {
         (whole + part.count_ones()) as usize
     }
 
+    /// The bits by granule.
+    pub(super) fn granules(&self) -> [u16; BLOCKS / GRANULE_BLOCKS] {
+        std::array::from_fn(|number| self.of_granule(number))
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = usize> + '_ {
         self.0.iter().enumerate().flat_map(|(i, word)| {
             let mut left = *word;

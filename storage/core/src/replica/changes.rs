@@ -1,7 +1,7 @@
 //! What a replica gives to checkpoints, and what it takes from them.
 
 use super::generations::Generations;
-use super::{Replica, Volume};
+use super::{PageKey, Replica, Volume};
 use basalt_wire::disk::checkpoint::{Granule, Record, VolumeRecord};
 use basalt_wire::ids::{GroupId, LogIndex, VolumeId};
 
@@ -14,16 +14,24 @@ impl Replica {
         std::mem::take(&mut self.changes.pages)
     }
 
-    /// The store is emptied: all that it held has changed since.
-    pub fn store_is_lost(&mut self) {
+    /// The store is emptied: all that it held has changed since, but for pages whose tables are out of memory.
+    /// Gives those, with a bit for each granule that the store holds, or `forgets` them (a planted bug).
+    pub fn store_is_lost(&mut self, forgets: bool) -> Vec<(PageKey, u64)> {
         self.changes.stored = 0;
         (self.changes.pages, self.changes.volumes) = (Vec::new(), Vec::new());
+        let mut carried = Vec::new();
         for (id, volume) in &mut self.volumes {
-            volume.stored = 0;
+            let cold = volume.index.cold_granules().filter(|_| !forgets);
+            let before = carried.len();
+            carried.extend(cold.map(|(chunk, granules)| ((*id, chunk), granules)));
+            let granules = |(_, granules): &(PageKey, u64)| u64::from(granules.count_ones());
+            volume.stored = carried[before..].iter().map(granules).sum();
+            self.changes.stored += volume.stored;
             self.changes.volumes.push(*id);
             let pages = volume.index.store_is_lost();
             self.changes.pages.extend(pages.into_iter().map(|chunk| (*id, chunk)));
         }
+        carried
     }
 
     /// The records of the volumes that changed since this was asked last, as of what is applied now,
@@ -36,7 +44,7 @@ impl Replica {
         for id in ids {
             let Some(volume) = self.volumes.get_mut(&id) else { continue };
             records.push(Record::Volume(group, id, volume.record()));
-            if volume.deleted {
+            if volume.deleted && volume.index.is_empty() {
                 self.changes.stored -= std::mem::take(&mut volume.stored);
                 deleted.push(id);
             }
@@ -44,10 +52,23 @@ impl Replica {
         (records, deleted)
     }
 
-    /// The next granule of a page to be given to a checkpoint, as it is now.
-    pub fn take_granule(&mut self, id: VolumeId, chunk: u64) -> Option<(u8, Granule)> {
+    /// The next granule of a page to be given to the checkpoint of a number, as it is now. When there is none
+    /// the page may go out of memory as soon as that is durable.
+    pub fn take_granule(
+        &mut self,
+        id: VolumeId,
+        chunk: u64,
+        checkpoint: u64,
+    ) -> Option<(u8, Granule)> {
         let volume = self.volumes.get_mut(&id)?;
-        let (number, fresh, granule) = volume.index.take_dirty(chunk, self.applied)?;
+        let Some((number, fresh, granule)) =
+            volume.index.take_dirty(chunk, self.applied, checkpoint)
+        else {
+            if volume.index.list(chunk) {
+                self.idle.push_back((id, chunk));
+            }
+            return None;
+        };
         volume.stored += u64::from(fresh);
         self.changes.stored += u64::from(fresh);
         Some((number, granule))
@@ -94,6 +115,7 @@ impl Replica {
             }
         }
         self.check_parents()?;
+        self.give_back_deleted(applied);
         self.applied = applied;
         self.catch_up();
         Ok(())

@@ -212,7 +212,7 @@ impl World {
         };
         records.into_iter().for_each(&mut put);
         for (id, chunk) in pages {
-            while let Some((number, granule)) = self.follower.take_granule(id, chunk) {
+            while let Some((number, granule)) = self.follower.take_granule(id, chunk, 1) {
                 put(Record::Granule(G, id, chunk, number, granule));
             }
         }
@@ -304,7 +304,7 @@ proptest! {
         let mut world = World::new();
         for turn in &all {
             world.turn(turn);
-            prop_assert_eq!(world.follower.usage(), &world.follower.recount());
+            prop_assert_eq!(world.follower.usage(), &world.follower.recount(|_| Vec::new()));
         }
         world.session = None;
         world.follower.unstage();
@@ -312,7 +312,7 @@ proptest! {
         let (leader, follower) = (&world.leader, &world.follower);
         prop_assert!(!follower.is_fuzzy());
         prop_assert_eq!(follower.digest(), leader.digest());
-        prop_assert_eq!(follower.usage(), &follower.recount());
+        prop_assert_eq!(follower.usage(), &follower.recount(|_| Vec::new()));
         let total = |replica: &Replica| (replica.mapped_blocks(), replica.kept_blocks());
         prop_assert_eq!(total(follower), total(leader));
         prop_assert_eq!(follower.usage().total(), total(follower).0 + total(follower).1);

@@ -172,7 +172,7 @@ impl World {
                 self.job = None;
                 return;
             };
-            match self.replica.take_granule(id, chunk) {
+            match self.replica.take_granule(id, chunk, 1) {
                 Some((number, granule)) => {
                     records.push(Record::Granule(G, id, chunk, number, granule));
                 }
@@ -229,11 +229,11 @@ proptest! {
         world.apply(&[fence(V)]);
         for turn in &all {
             world.turn(turn);
-            prop_assert_eq!(world.replica.usage(), &world.replica.recount());
+            prop_assert_eq!(world.replica.usage(), &world.replica.recount(|_| Vec::new()));
         }
         let again = world.restarted();
         prop_assert_eq!(again.digest(), world.replica.digest());
-        prop_assert_eq!(again.usage(), &again.recount());
+        prop_assert_eq!(again.usage(), &again.recount(|_| Vec::new()));
         let total = |replica: &Replica| (replica.mapped_blocks(), replica.kept_blocks());
         prop_assert_eq!(total(&again), total(&world.replica));
     }

@@ -189,6 +189,10 @@ impl Replica {
             false => volume.index.revert(generation, known.current, at, &mut self.usage),
         };
         known.snapshots.retain(|snapshot| *snapshot <= generation);
+        if volume.index.has_doomed() {
+            mark!("volume reverted whose pages are not all in memory");
+            self.doomed.insert(id);
+        }
         mark!("volume reverted");
         self.changes.volumes.push(id);
         self.changes.pages.extend(pages.into_iter().map(|chunk| (id, chunk)));

@@ -6,6 +6,7 @@
 
 mod changes;
 mod clones;
+mod cold;
 mod flatten;
 mod generations;
 mod moves;
@@ -15,11 +16,12 @@ mod read;
 mod watch;
 
 pub use changes::DirtyPages;
+pub use cold::PageKey;
 pub use pages::Told;
 pub use read::{Plan, ReadError};
 use watch::Watch;
 
-use crate::index::{BlockPlace, BlockState, Usage, VolumeIndex};
+use crate::index::{BlockPlace, Usage, VolumeIndex, mix};
 use crate::log::Location;
 use crate::planted::{Bug, Planted};
 use basalt_wire::block::{BLOCK_BYTES, crc32c};
@@ -33,6 +35,7 @@ use clones::Clones;
 use generations::Generations;
 use pages::Staged;
 use rustc_hash::FxHashMap;
+use std::collections::{BTreeSet, VecDeque};
 
 /// One volume, as far as its chunks belong to this group.
 #[derive(Default, Debug)]
@@ -67,6 +70,10 @@ pub struct Replica {
     /// Blocks from a peer that are not put to use yet.
     staged: Staged,
     watch: Watch,
+    /// Pages that may go out of memory, those that were not used for long first.
+    idle: VecDeque<(VolumeId, u64)>,
+    /// Volumes with pages that are to be emptied once their tables are in memory.
+    doomed: BTreeSet<VolumeId>,
 }
 
 impl Volume {
@@ -111,6 +118,8 @@ impl Replica {
             seen: LogIndex(0),
             staged: Staged::default(),
             watch: Watch::default(),
+            idle: VecDeque::new(),
+            doomed: BTreeSet::new(),
         }
     }
 
@@ -184,7 +193,7 @@ impl Replica {
             CommandView::Fence { volume, epoch, generation } => {
                 self.fence(volume, epoch, generation)?;
             }
-            CommandView::Delete { volume } => self.delete(volume)?,
+            CommandView::Delete { volume } => self.delete(at, volume)?,
             CommandView::Freeze { volume, generation } => self.freeze(volume, generation)?,
             CommandView::DropSnapshot { volume, generation } => {
                 self.drop_snapshot(at, volume, generation)?;
@@ -202,13 +211,13 @@ impl Replica {
         Ok(())
     }
 
-    fn delete(&mut self, id: VolumeId) -> Outcome {
+    fn delete(&mut self, at: LogIndex, id: VolumeId) -> Outcome {
         self.check_no_clones(id, None)?;
         self.set_parent(id, None);
         let volume = self.volumes.entry(id).or_default();
         volume.deleted = true;
         volume.generations.forget();
-        volume.index.clear(&mut self.usage);
+        self.give_back(at, id);
         self.changes.volumes.push(id);
         Ok(())
     }
@@ -303,8 +312,8 @@ impl Replica {
     }
 
     /// A digest of everything that replicas must agree on. Where blocks stand is each replica's own
-    /// matter and is not part of it.
-    pub fn digest(&self) -> u64 {
+    /// matter and is not part of it. Nothing while pages are to be emptied.
+    pub fn digest(&self) -> Option<u64> {
         let mut ids: Vec<_> = self.volumes.keys().copied().collect();
         ids.sort_unstable();
         let mut digest = 0;
@@ -317,40 +326,17 @@ impl Replica {
             if let Some(parent) = volume.parent {
                 digest = mix(mix(digest, parent.volume.0), u64::from(parent.generation.0));
             }
-            for (chunk, page) in volume.index.pages() {
-                for (generation, block, was) in page.kept() {
-                    digest = mix(digest, u64::from(generation.0) << 32 | 1 << 31 | block as u64);
-                    digest = mix(digest, chunk << 1 | u64::from(was.place().is_some()));
-                    digest = mix(digest, number_of(was));
-                }
-                for block in page.zeros() {
-                    digest = mix(digest, 1 << 63 | chunk << 10 | block as u64);
-                }
-                for (block, place) in page.iter() {
-                    digest = mix(digest, chunk << 10 | block as u64);
-                    digest = mix(digest, u64::from(place.checksum));
+            // Of a deleted volume pages are left that are not given back yet.
+            let pages = if volume.deleted { Vec::new() } else { volume.index.pages() };
+            for (chunk, page) in pages {
+                let content = page.digest()?;
+                if content != 0 {
+                    digest = mix(mix(digest, chunk), content);
                 }
             }
         }
-        digest
+        Some(digest)
     }
-}
-
-/// What a block is, for a digest: wherever it stands.
-fn number_of(state: BlockState) -> u64 {
-    match state {
-        BlockState::Open => u64::MAX,
-        BlockState::Zeros => u64::MAX - 1,
-        BlockState::At(place) => u64::from(place.checksum),
-    }
-}
-
-/// The finalizer of splitmix64 over a running value.
-fn mix(digest: u64, value: u64) -> u64 {
-    let mut z = (digest ^ value).wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 /// Whether commands and their payload belong together: every command is well formed, the payload

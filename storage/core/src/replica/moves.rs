@@ -2,10 +2,11 @@
 //!
 //! Where blocks stand is each replica's own matter: no entry of the Raft log and no digest says it.
 
-use super::{Replica, Volume};
-use crate::index::{BlockPlace, Usage};
+use super::{PageKey, Replica, Volume};
+use crate::index::{BlockPlace, PageContent, Usage};
 use crate::log::Location;
 use crate::planted::Bug;
+use basalt_wire::block::CHUNK_BLOCKS;
 use basalt_wire::command::BlockRange;
 use basalt_wire::disk::moved::MovedBlock;
 use basalt_wire::ids::VolumeId;
@@ -59,11 +60,12 @@ impl Replica {
         moved
     }
 
-    /// Live blocks by segment, counted anew from all pages: what [`Replica::usage`] must be equal to.
-    pub fn recount(&self) -> Usage {
+    /// Live blocks by segment, counted anew from all pages: what [`Replica::usage`] must be equal to. `stored`
+    /// gives what the store holds of pages whose tables are not in memory.
+    pub fn recount(&self, stored: impl Fn(PageKey) -> PageContent) -> Usage {
         let mut usage = Usage::default();
-        for volume in self.volumes.values() {
-            volume.index.recount(&mut usage);
+        for (id, volume) in &self.volumes {
+            volume.index.recount(&mut usage, |chunk| stored((*id, chunk)));
         }
         self.staged.places().for_each(|place| usage.add(place.segment, 1));
         usage
@@ -77,6 +79,9 @@ impl Replica {
         }
         let page = self.volumes.get(&id).map(|volume| volume.index.page(range));
         let Some((Some(page), first)) = page else { return range.count };
+        if page.is_cold() && page.mapped_blocks() == CHUNK_BLOCKS as u32 {
+            return 0;
+        }
         let blocks = first..first + range.count as usize;
         blocks.filter(|block| page.get(*block).is_none()).count() as u32
     }

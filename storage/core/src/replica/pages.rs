@@ -47,7 +47,7 @@ use basalt_wire::disk::checkpoint::{
 };
 use basalt_wire::ids::{LogIndex, VolumeId};
 use basalt_wire::pages::{DeltaSums, GranuleSums, HeldBlocks, PageDigests};
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::BTreeMap;
 
 /// Granules of a page.
 const GRANULES: u8 = (CHUNK_BLOCKS as usize / GRANULE_BLOCKS) as u8;
@@ -172,25 +172,24 @@ impl Replica {
         from: (VolumeId, u64),
         most: usize,
     ) -> (Vec<PageDigests>, bool) {
+        let (keys, more) = self.changed_page_keys(since, from, most);
+        (keys.into_iter().map(|key| self.page_digests(key)).collect(), more)
+    }
+
+    /// The pages of [`Replica::changed_pages`].
+    pub fn changed_page_keys(
+        &self,
+        since: LogIndex,
+        from: (VolumeId, u64),
+        most: usize,
+    ) -> (Vec<(VolumeId, u64)>, bool) {
         // As if an entry that changed a page had been taken for one that the follower has.
         let skipped = if self.planted.is(Bug::PagesSkipped) { 8 } else { 0 };
         let since = LogIndex(since.0 + skipped);
-        let mut first = BinaryHeap::with_capacity(most + 2);
-        for (id, volume) in self.volumes.iter().filter(|(id, _)| **id >= from.0) {
-            for chunk in volume.index.changed_after(since) {
-                let key = (*id, chunk);
-                if key >= from && (first.len() <= most || first.peek() > Some(&key)) {
-                    first.push(key);
-                    if first.len() > most + 1 {
-                        first.pop();
-                    }
-                }
-            }
-        }
-        let more = first.len() > most;
-        let mut keys = first.into_sorted_vec();
+        let mut keys = self.pages_from(since, from, most.saturating_add(1));
+        let more = keys.len() > most;
         keys.truncate(most);
-        (keys.into_iter().map(|key| self.page_digests(key)).collect(), more)
+        (keys, more)
     }
 
     fn page_digests(&self, (volume, chunk): (VolumeId, u64)) -> PageDigests {
@@ -406,7 +405,7 @@ impl Replica {
             let Some(volume) = self.volumes.get_mut(id) else { continue };
             if record.deleted {
                 mark!("volume deleted while its replica was away");
-                volume.index.clear(&mut self.usage);
+                self.give_back(applied, *id);
             } else {
                 let known = &volume.generations;
                 let pages = volume.index.keep_only(|g| known.may_hold(g), applied, &mut self.usage);

@@ -1,7 +1,7 @@
 //! Where blocks stand, as the scrub and the repairs of others want to know it, and digests of them.
 
-use super::{Replica, mix, number_of};
-use crate::index::BlockPlace;
+use super::Replica;
+use crate::index::{BlockPlace, Page};
 use basalt_wire::block::CHUNK_BLOCKS;
 use basalt_wire::command::BlockRange;
 use basalt_wire::disk::moved::MovedBlock;
@@ -9,7 +9,7 @@ use basalt_wire::ids::{LogIndex, VolumeId};
 use std::collections::BinaryHeap;
 
 impl Replica {
-    /// The first pages from one on that changed after an entry, in order.
+    /// The first pages from one on that changed after an entry, in order, but for deleted volumes'.
     pub fn pages_from(
         &self,
         since: LogIndex,
@@ -17,7 +17,7 @@ impl Replica {
         most: usize,
     ) -> Vec<(VolumeId, u64)> {
         let mut first = BinaryHeap::new();
-        for (id, volume) in self.volumes.iter().filter(|(id, _)| **id >= from.0) {
+        for (id, volume) in self.volumes.iter().filter(|(id, v)| **id >= from.0 && !v.deleted) {
             let chunks = volume.index.changed_after(since);
             for key in chunks.map(|chunk| (*id, chunk)).filter(|key| *key >= from) {
                 if first.len() < most || first.peek() > Some(&key) {
@@ -73,20 +73,11 @@ impl Replica {
         self.volumes.contains_key(&id)
     }
 
-    /// A digest of what a page holds: of the checksums of its blocks, those kept for snapshots included. 0 for
-    /// a page that holds nothing.
-    pub fn page_digest(&self, id: VolumeId, chunk: u64) -> u64 {
-        let range = BlockRange { block: chunk * CHUNK_BLOCKS, count: 1 };
-        let page = self.volumes.get(&id).and_then(|volume| volume.index.page(range).0);
-        let Some(page) = page else { return 0 };
-        // A sum, so that no block waits for the one before.
-        let live = page.iter().map(|(block, place)| mix(block as u64, place.checksum.into()));
-        let kept = page.kept().map(|(generation, block, was)| {
-            let held = u64::from(generation.0) << 32 | 1 << 31 | block as u64;
-            mix(held, number_of(was))
-        });
-        let zeros = page.zeros().map(|block| mix(1 << 63, block as u64));
-        live.chain(kept).chain(zeros).fold(0, u64::wrapping_add)
+    /// A digest of what a page holds, wherever its blocks stand. 0 for a page that holds nothing; nothing for
+    /// one that is to be emptied.
+    pub fn page_digest(&self, id: VolumeId, chunk: u64) -> Option<u64> {
+        let Some(volume) = self.volumes.get(&id) else { return Some(0) };
+        volume.index.peek(chunk).map_or(Some(0), Page::digest)
     }
 
     /// The same as of an entry that is applied, if that can be told: the page has not changed since.
@@ -96,7 +87,7 @@ impl Replica {
         if volume.is_some_and(|v| v.deleted || v.index.changed_at(chunk) > at) {
             return None;
         }
-        Some(self.page_digest(id, chunk))
+        self.page_digest(id, chunk)
     }
 
     /// Has a block forgotten, as by a fault of memory or program: nothing notices at once. False if
@@ -105,6 +96,9 @@ impl Replica {
     pub(crate) fn forget_block(&mut self, id: VolumeId, block: u64) -> bool {
         let before = self.mapped_blocks();
         let Some(volume) = self.volumes.get_mut(&id) else { return false };
+        if volume.index.is_cold(block / CHUNK_BLOCKS) {
+            return false;
+        }
         let at = volume.index.changed_at(block / CHUNK_BLOCKS);
         let page =
             volume.index.unmap(BlockRange { block, count: 1 }, false, at, None, &mut self.usage);

@@ -60,6 +60,11 @@ impl Check {
         self.runs.is_empty() && self.reading.is_none()
     }
 
+    /// The first of the blocks that are being read.
+    pub fn first_read(&self) -> Option<&MovedBlock> {
+        self.reading.as_ref()?.blocks.first()
+    }
+
     /// What is to be read next; nothing at the end.
     pub fn next_read(&mut self) -> Option<(Location, u32)> {
         let run = self.runs.pop_front()?;

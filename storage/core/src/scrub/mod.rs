@@ -62,7 +62,9 @@ pub trait Known {
     fn pages(&self, slot: usize, from: (VolumeId, u64), most: usize) -> Vec<(VolumeId, u64)>;
     /// Where the live blocks of a range stand, those kept for snapshots included, by place.
     fn places(&self, target: &Target) -> Vec<MovedBlock>;
-    /// Whether the index still refers to a block at its place.
+    /// Whether it can be told where they stand now; else it can be later.
+    fn is_known(&self, target: &Target) -> bool;
+    /// Whether the index still refers to a block at its place, as far as can be told.
     fn is_live(&self, slot: usize, block: &MovedBlock) -> bool;
 }
 
@@ -133,6 +135,8 @@ pub struct Scrub {
     first: usize,
     suspects: VecDeque<Target>,
     check: Option<Check>,
+    /// What is to be checked as soon as it is known where it stands; whether it is the pass that wants it.
+    unknown: Option<(Target, bool)>,
     /// Whether the pass looks at what is checked.
     paced: bool,
     /// Nothing is read for the pass before this.
@@ -155,6 +159,7 @@ impl Scrub {
             first,
             suspects: VecDeque::new(),
             check: None,
+            unknown: None,
             paced: false,
             next_at: now,
             spent: 0,
@@ -200,6 +205,11 @@ impl Scrub {
     /// What was done so far.
     pub fn counts(&self) -> ScrubCounts {
         self.counts
+    }
+
+    /// What is to be checked and can not be before it is known where it stands.
+    pub fn unknown(&self) -> Option<Target> {
+        self.unknown.map(|(target, _)| target)
     }
 
     /// The pass that ended last.
@@ -284,16 +294,18 @@ impl Scrub {
             if held {
                 return None;
             }
-            let target = match self.suspects.pop_front() {
-                Some(target) => {
-                    self.paced = false;
-                    target
-                }
-                None => {
-                    self.paced = true;
-                    self.next_target(now, known)?
-                }
+            let (target, paced) = match self.unknown.take() {
+                Some(waited) => waited,
+                None => match self.suspects.pop_front() {
+                    Some(target) => (target, false),
+                    None => (self.next_target(now, known)?, true),
+                },
             };
+            self.paced = paced;
+            if !known.is_known(&target) {
+                self.unknown = Some((target, paced));
+                return None;
+            }
             self.check = Some(Check::new(target, known.places(&target)));
         }
     }
@@ -361,6 +373,12 @@ impl Scrub {
         self.spent = 0;
     }
 
+    /// The first of the blocks that are being read, and the group's position. All are of one page.
+    pub fn reads(&self) -> Option<(usize, &MovedBlock)> {
+        let check = self.check.as_ref()?;
+        Some((check.slot(), check.first_read()?))
+    }
+
     /// Takes what was read, or nothing if it can not be read. Gives blocks that are damaged.
     pub fn take(&mut self, piece: Option<&Bytes>, known: &impl Known) -> Vec<(usize, MovedBlock)> {
         let Some(check) = &mut self.check else { return Vec::new() };
@@ -381,7 +399,7 @@ impl Scrub {
             return (!check.is_reading()).then_some(Time::ZERO);
         }
         match &self.pass {
-            _ if held => None,
+            _ if held || self.unknown.is_some() => None,
             _ if !self.suspects.is_empty() => Some(Time::ZERO),
             Some(_) => Some(self.next_at),
             None => self.due,

@@ -157,6 +157,16 @@ impl Repairs {
         true
     }
 
+    /// The blocks that [`Repairs::plan`] would look at.
+    pub fn due(&self, now: Time) -> impl Iterator<Item = (usize, &MovedBlock)> {
+        let is_due = move |state| match state {
+            State::Waiting(at) | State::Asked(_, at) => at <= now,
+            State::Writing => false,
+        };
+        let due = self.all.values().filter(move |damaged| is_due(damaged.state));
+        due.map(|damaged| (damaged.slot, &damaged.block))
+    }
+
     /// Plans what is due: `is_live` says whether the index still refers to a block, `peers` who else has
     /// the group and can be reached. A peer that does not answer within `patience` is left out.
     pub fn plan(

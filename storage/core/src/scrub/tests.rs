@@ -64,6 +64,10 @@ impl Known for Fake {
         all.filter(|b| (target.range.block..end).contains(&b.block)).collect()
     }
 
+    fn is_known(&self, _: &Target) -> bool {
+        true
+    }
+
     fn is_live(&self, slot: usize, block: &MovedBlock) -> bool {
         self.groups[slot].values().flatten().any(|live| live == block)
     }

@@ -44,7 +44,7 @@ impl Shard {
     pub(super) fn find_checkpoint(&mut self, out: &mut Vec<Effect>) {
         if self.taker.is_on() {
             self.start.asked = true;
-            out.push(Effect::Store(StoreOp::Load));
+            out.push(Effect::Store(StoreOp::Load { index_bytes: self.index_bytes }));
             return;
         }
         self.open_log(out);
@@ -69,6 +69,7 @@ impl Shard {
             }
             StoreDone::Loaded(_) => {}
             StoreDone::Verified(result) => self.records_verified(&result, out),
+            StoreDone::Pages(pages) => self.pages_loaded(now, pages, out),
             StoreDone::Saved(result) => {
                 let mut cx = Cx { shared: &mut self.shared, now, out };
                 self.taker.saved(result, &mut self.groups, &mut cx);

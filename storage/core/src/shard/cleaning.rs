@@ -1,14 +1,16 @@
 //! Making room: the cleaner's turns, and what the shard knows of the room there is.
 
+use super::memory::Copies;
 use super::{Phase, Shard};
 use crate::checkpoint::{pinned_from, would_be_pinned_from};
-use crate::cleaner::{self, Judge, Levels, Taken, Totals};
-use crate::consensus::{Cx, Group, LogRead, Retention, Written};
+use crate::cleaner::{self, Judge, Levels, Move, Taken, Totals};
+use crate::consensus::{Cx, Group, LogRead, PageId, Retention, Written};
 use crate::event::Effect;
 use crate::index::BlockPlace;
 use crate::log::{Copied, Location, Log, RecordSeq};
 use crate::mark;
 use crate::planted::Bug;
+use basalt_wire::block::CHUNK_BLOCKS;
 use basalt_wire::disk::DiskFormatError;
 use basalt_wire::disk::batch::BatchHeader;
 use basalt_wire::disk::moved::MovedBlock;
@@ -16,7 +18,8 @@ use basalt_wire::ids::{GroupId, SegmentId};
 use basalt_wire::time::Time;
 use bytes::Bytes;
 use rustc_hash::FxHashMap;
-use std::collections::VecDeque;
+use std::cell::RefCell;
+use std::collections::{BTreeSet, VecDeque};
 
 /// What the next checkpoint would bring.
 #[derive(Clone, Copy, Debug, Default)]
@@ -49,6 +52,28 @@ impl Judge for Known<'_> {
 
     fn header(&self, bytes: &[u8], at: Location) -> Result<BatchHeader, DiskFormatError> {
         self.log.batch_at(bytes, at)
+    }
+}
+
+/// Takes note of the pages that the cleaner asks about and that are out of memory.
+struct Missing<'a> {
+    known: Known<'a>,
+    clock: u64,
+    pages: RefCell<BTreeSet<PageId>>,
+}
+
+impl Judge for Missing<'_> {
+    fn is_live(&self, group: GroupId, block: &MovedBlock) -> bool {
+        let Some(slot) = self.known.by_id.get(&group) else { return false };
+        let (volume, chunk) = (block.volume, block.block / CHUNK_BLOCKS);
+        if !self.known.groups[*slot].replica.hold((volume, chunk), self.clock) {
+            self.pages.borrow_mut().insert(PageId { group, volume, chunk });
+        }
+        false
+    }
+
+    fn header(&self, bytes: &[u8], at: Location) -> Result<BatchHeader, DiskFormatError> {
+        self.known.header(bytes, at)
     }
 }
 
@@ -185,7 +210,8 @@ impl Shard {
             let from = self.taker.replay_from(groups, log, place);
             let before = pinned.min(from.map_or(0, |from| from.segment_seq));
             let empty = cleaner::garbage_only(segments, &totals, before, 0);
-            empty.into_iter().filter(|id| !log.is_leaving(*id)).count()
+            let kept = |id| log.is_leaving(id) || self.shared.loads.is_settling(id);
+            empty.into_iter().filter(|id| !kept(*id)).count()
         };
         let from = self.taker.replay_from(groups, log, end);
         let unapplied = groups.iter().any(|group| group.unapplied_at().is_some());
@@ -225,6 +251,9 @@ impl Shard {
     /// A piece of the victim was read, or can not be.
     pub(super) fn cleaner_read(&mut self, now: Time, piece: Option<Bytes>, out: &mut Vec<Effect>) {
         let Some(levels) = self.shared.room.levels else { return };
+        if self.piece_waits(&piece) {
+            return;
+        }
         let known = Known { groups: &self.groups, by_id: &self.by_id, log: &self.shared.log };
         let lenient = self.shared.planted.is(Bug::BadBlockCopiedOn);
         let Taken { records, ended, bad } =
@@ -271,14 +300,12 @@ impl Shard {
     /// Points the index at copies that have become durable in a copy segment.
     pub(super) fn apart_durable(&mut self, number: u64) {
         let Some(done) = self.cleaner.apart_durable(number) else { return };
+        let clock = self.shared.loads.clock;
         for (group, blocks, at) in done.blocks {
-            let Some(slot) = self.by_id.get(&group) else { continue };
-            let moved = self.groups[*slot].replica.moved(&blocks, at);
-            if moved < blocks.len() as u64 {
-                mark!("block overwritten while it was moved");
-            }
-            self.cleaner.moved(moved, true);
+            let copies = Copies { group, blocks, at, record: None };
+            self.waiting.copies.push_back((copies, clock));
         }
+        self.settle_copies();
     }
 
     /// Closes the copy segment that is being filled if nothing of what was written there is live any more, so
@@ -287,6 +314,7 @@ impl Shard {
         let log = &self.shared.log;
         if let Some(segment) = log.filling()
             && !self.cleaner.is_filling()
+            && !self.shared.loads.is_settling(segment)
             && live_in(&self.groups, segment) == 0
         {
             mark!("copy segment given up before it is full");
@@ -296,19 +324,40 @@ impl Shard {
 
     /// Points the index at copies that have become durable in the log.
     pub(super) fn copies_durable(&mut self, seq: RecordSeq) {
+        let clock = self.shared.loads.clock;
         while let Some(done) = self.cleaner.durable(seq) {
-            let Some(slot) = self.by_id.get(&done.group) else { continue };
-            let moved = self.groups[*slot].replica.moved(&done.blocks, done.at);
-            if let Some(segment) = self.repairs.durable(done.seq, moved > 0) {
-                // What kept the segment from being emptied may be gone.
-                self.cleaner.forget(segment);
-                continue;
-            }
-            if moved < done.blocks.len() as u64 {
-                mark!("block overwritten while it was moved");
-            }
-            self.cleaner.moved(moved, false);
+            let Move { seq, group, blocks, at } = done;
+            let copies = Copies { group, blocks, at, record: Some(seq) };
+            self.waiting.copies.push_back((copies, clock));
         }
+        if !self.waiting.copies.is_empty() {
+            self.settle_copies();
+        }
+    }
+
+    /// Points the index at copies.
+    pub(super) fn settle(&mut self, done: &Copies) {
+        let Some(slot) = self.by_id.get(&done.group) else { return };
+        let moved = self.groups[*slot].replica.moved(&done.blocks, done.at);
+        let repaired = done.record.and_then(|seq| self.repairs.durable(seq, moved > 0));
+        if let Some(segment) = repaired {
+            // What kept the segment from being emptied may be gone.
+            self.cleaner.forget(segment);
+            return;
+        }
+        if moved < done.blocks.len() as u64 {
+            mark!("block overwritten while it was moved");
+        }
+        self.cleaner.moved(moved, done.record.is_none());
+    }
+
+    /// The pages, of those whose tables are out of memory, that a piece of the victim asks about.
+    pub(super) fn pages_of_piece(&self, piece: &Bytes) -> BTreeSet<PageId> {
+        let known = Known { groups: &self.groups, by_id: &self.by_id, log: &self.shared.log };
+        let clock = self.shared.loads.clock;
+        let missing = Missing { known, clock, pages: RefCell::new(BTreeSet::new()) };
+        self.cleaner.look_through(piece, &missing);
+        missing.pages.into_inner()
     }
 
     /// Has the log use segments again that a durable checkpoint does not need.

@@ -138,7 +138,7 @@ impl Shard {
     }
 
     /// Nothing more becomes durable, so nothing more may be answered.
-    fn suspect(&mut self, reason: String, out: &mut Vec<Effect>) {
+    pub(super) fn suspect(&mut self, reason: String, out: &mut Vec<Effect>) {
         if !matches!(self.phase, Phase::Suspect(_)) {
             mark!("device suspect");
             self.phase = Phase::Suspect(reason.clone());

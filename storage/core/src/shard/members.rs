@@ -47,6 +47,8 @@ impl Shard {
         self.departed.insert(id, self.groups[slot].recorded());
         self.groups[slot].retire(&mut Cx { shared: &mut self.shared, now, out });
         self.taker.retire(id);
+        // Whoever waited for its pages has nothing more to wait for.
+        self.go_on_waiting(now, out);
     }
 
     /// The replicas, by group.

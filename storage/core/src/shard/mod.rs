@@ -5,6 +5,7 @@ mod cleaning;
 mod filling;
 mod log_events;
 mod members;
+mod memory;
 mod request;
 mod scores;
 mod scrubbing;
@@ -15,6 +16,7 @@ mod surveying;
 mod tests;
 
 pub use cleaning::totals;
+pub use memory::IndexStatus;
 pub use space::{Space, VolumeSpace};
 pub use status::{GroupRole, GroupStatus, Phase, ProposedCounts, ScrubStatus, ShardStatus};
 
@@ -32,6 +34,7 @@ use basalt_wire::io::{DiskDone, DiskOp};
 use basalt_wire::time::Time;
 use bytes::Bytes;
 use checkpoints::Start;
+use memory::Waiting;
 use rustc_hash::FxHashMap;
 use scrubbing::Give;
 use surveying::Evacuation;
@@ -81,6 +84,11 @@ pub struct Shard {
     departed: Departed,
     /// Whether votes may be lost that no replica here knows of: none may come.
     votes_lost: bool,
+    /// What waits for tables of pages.
+    waiting: Waiting,
+    /// Bytes of memory that such tables may take, and the group that is looked at first for some that may leave.
+    index_bytes: u64,
+    next_cooled: usize,
 }
 
 struct Drain {
@@ -118,6 +126,9 @@ impl Shard {
         let next_tick = now + config.timing.tick;
         let mut shard = Shard {
             by_id: groups.iter().map(|group| (group.id, group.slot)).collect(),
+            waiting: Waiting::default(),
+            index_bytes: config.index_bytes,
+            next_cooled: 0,
             opening: groups.iter().map(|g| OpenState::new(g.id, g.founders())).collect(),
             groups,
             shared,
@@ -207,6 +218,7 @@ impl Shard {
             self.check_drained(out);
             self.shared.log.seal_if_idle(now, &mut self.shared.ops);
             self.take_checkpoint(now, out);
+            self.mind_memory(out);
         }
         self.flush_ops(now, out);
     }
@@ -224,6 +236,7 @@ impl Shard {
         let seal = self.shared.log.seal_deadline();
         let scrub = self.scrub.deadline(self.repairs.is_backlogged());
         let (repairs, pages) = (self.repairs.deadline(), self.shared.pace.deadline());
+        let repairs = repairs.filter(|_| self.waiting.repairs.is_none());
         let others = [repairs, pages, self.survey_deadline()];
         [clock, groups, seal, scrub].into_iter().chain(others).flatten().min()
     }
@@ -241,7 +254,8 @@ impl Shard {
             kept_blocks: self.groups.iter().map(|group| group.replica.kept_blocks()).sum(),
             mapped_blocks: self.groups.iter().map(|group| group.replica.mapped_blocks()).sum(),
             index_bytes: self.groups.iter().map(|group| group.replica.index_bytes()).sum(),
-            pending_requests: self.shared.pending_requests + self.shared.client_reads.len(),
+            index: self.index_status(),
+            pending_requests: self.requests_under_way(),
             pending_bytes: self.shared.pending_bytes,
             log: self.shared.log.counts(),
             cleaner: self.cleaner.counts(),
@@ -262,7 +276,7 @@ impl Shard {
         if replica.is_fuzzy() {
             return None;
         }
-        Some((replica.applied(), replica.digest()))
+        Some((replica.applied(), replica.digest()?))
     }
 
     /// The groups whose pages may hold entries that they have not applied: they serve no reads.
@@ -472,8 +486,13 @@ impl Shard {
         if shared.planted.is(Bug::QueueUnbounded) {
             return false;
         }
-        shared.pending_requests + shared.client_reads.len() >= shared.limits.pending_requests
+        self.requests_under_way() >= shared.limits.pending_requests
             || shared.pending_bytes + bytes > shared.limits.pending_bytes
+    }
+
+    /// Requests accepted and not answered.
+    fn requests_under_way(&self) -> usize {
+        self.shared.pending_requests + self.shared.client_reads.len() + self.waiting.reads.len()
     }
 
     fn start_drain(&mut self, now: Time, out: &mut Vec<Effect>) {

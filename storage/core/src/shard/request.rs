@@ -106,7 +106,14 @@ impl Shard {
         out: &mut Vec<Effect>,
     ) {
         let (id, group) = (request.id, request.group);
-        let result = self.try_request(now, link, remote, request, out);
+        let result = match self.read_waits(&request) {
+            true if self.is_busy(0) => Err(Refusal::Busy),
+            true => {
+                self.keep_read(link, remote, request);
+                Ok(None)
+            }
+            false => self.try_request(now, link, remote, request, out),
+        };
         if let Some(result) = result.unwrap_or_else(|refusal| Some(ReplyResult::Refused(refusal))) {
             let reply = basalt_wire::frame::Reply { id, group, result };
             out.push(Effect::Reply { link, reply });

@@ -3,9 +3,9 @@
 use super::{ScrubStatus, Shard};
 use crate::cleaner;
 use crate::config::ScrubPlace;
-use crate::consensus::{Cx, Group, LogRead, MendedCounts, Written};
+use crate::consensus::{Cx, Group, LogRead, MendedCounts, PageId, Written};
 use crate::event::Effect;
-use crate::index::BlockPlace;
+use crate::index::{BlockPlace, PageContent};
 use crate::log::Location;
 use crate::mark;
 use crate::planted::{Bug, Planted};
@@ -13,6 +13,7 @@ use crate::scrub::{Given, Known, Target, Todo};
 use basalt_wire::block::{CHUNK_BLOCKS, crc32c};
 use basalt_wire::buffer::Payload;
 use basalt_wire::command::BlockRange;
+use basalt_wire::disk::checkpoint::GRANULE_BLOCKS;
 use basalt_wire::disk::moved::MovedBlock;
 use basalt_wire::frame::Frame;
 use basalt_wire::ids::{Address, GroupId, LogIndex, VolumeId};
@@ -41,6 +42,7 @@ pub(super) struct Give {
 struct Index<'a> {
     groups: &'a [Group],
     planted: Planted,
+    clock: u64,
 }
 
 impl Known for Index<'_> {
@@ -57,16 +59,24 @@ impl Known for Index<'_> {
         self.groups[target.slot].replica.places(target.volume, target.range, kept)
     }
 
+    fn is_known(&self, target: &Target) -> bool {
+        let page = (target.volume, target.range.block / CHUNK_BLOCKS);
+        self.groups[target.slot].replica.hold(page, self.clock)
+    }
+
     fn is_live(&self, slot: usize, block: &MovedBlock) -> bool {
         let Some((segment, at)) = block.from else { return false };
         let place = BlockPlace { segment, block: at, checksum: block.checksum };
-        self.groups[slot].replica.is_live(block.volume, block.block, place)
+        let replica = &self.groups[slot].replica;
+        // Where that is not known it is found out before anybody is asked for the block.
+        replica.is_cold((block.volume, block.block / CHUNK_BLOCKS))
+            || replica.is_live(block.volume, block.block, place)
     }
 }
 
 impl Shard {
     fn index(&self) -> Index<'_> {
-        Index { groups: &self.groups, planted: self.shared.planted }
+        Index { groups: &self.groups, planted: self.shared.planted, clock: self.shared.loads.clock }
     }
 
     /// Goes on with the scrub.
@@ -77,7 +87,11 @@ impl Shard {
         let live = self.shared.room.live;
         let busy = self.shared.pending_requests + self.shared.client_reads.len() > 0;
         let held = self.repairs.is_backlogged();
-        let index = Index { groups: &self.groups, planted: self.shared.planted };
+        let index = Index {
+            groups: &self.groups,
+            planted: self.shared.planted,
+            clock: self.shared.loads.clock,
+        };
         if let Some((at, blocks)) = self.scrub.next_read(now, &index, (live, busy, held)) {
             let mut cx = Cx { shared: &mut self.shared, now, out };
             cx.read(LogRead::Scrub, at, blocks);
@@ -86,6 +100,10 @@ impl Shard {
             self.begin_survey(now, asked);
             // What replicas hold is compared as well: those of groups that sleep are not otherwise.
             self.each(now, out, |group, cx| group.compare_all(cx));
+        }
+        if let Some(Target { slot, volume, range }) = self.scrub.unknown() {
+            let (group, page) = (&self.groups[slot], (volume, range.block / CHUNK_BLOCKS));
+            self.shared.loads.hold(&group.replica, group.id, std::iter::once(page));
         }
         if let Some(report) = self.scrub.take_end() {
             let counts = self.repairs.counts();
@@ -101,7 +119,14 @@ impl Shard {
 
     /// Blocks were read for the scrub, or can not be read.
     pub(super) fn scrub_read(&mut self, now: Time, piece: Option<Bytes>, out: &mut Vec<Effect>) {
-        let index = Index { groups: &self.groups, planted: self.shared.planted };
+        if self.scrub_waits(&piece) {
+            return;
+        }
+        let index = Index {
+            groups: &self.groups,
+            planted: self.shared.planted,
+            clock: self.shared.loads.clock,
+        };
         let bad = self.scrub.take(piece.as_ref(), &index);
         let first = bad.first().copied();
         let news = bad.into_iter().filter(|(slot, block)| self.repairs.add(now, *slot, *block));
@@ -119,12 +144,18 @@ impl Shard {
 
     /// Goes on with the repairs.
     pub(super) fn repair(&mut self, now: Time, out: &mut Vec<Effect>) {
-        if self.repairs.deadline().is_none_or(|at| at > now) {
+        if self.repairs.deadline().is_none_or(|at| at > now) || self.repairs_wait(now) {
             return;
         }
         let patience = self.shared.timing.tick * self.shared.timing.election_ticks;
-        let (index, shared) =
-            (Index { groups: &self.groups, planted: self.shared.planted }, &self.shared);
+        let (index, shared) = (
+            Index {
+                groups: &self.groups,
+                planted: self.shared.planted,
+                clock: self.shared.loads.clock,
+            },
+            &self.shared,
+        );
         let peers = |slot: usize| {
             let others = self.groups[slot].peers();
             others.filter(|peer| !shared.down.contains(&peer.node)).collect()
@@ -167,6 +198,12 @@ impl Shard {
             return;
         }
         match step {
+            RepairStep::Want { volume, block, .. }
+                if self.question_waits(
+                    from,
+                    (volume, block / CHUNK_BLOCKS),
+                    (group, request, &step),
+                ) => {}
             RepairStep::Want { volume, block, checksum } => {
                 let places = self.groups[slot].replica.copies(volume, block, checksum);
                 let to = from;
@@ -283,20 +320,35 @@ impl Shard {
     }
 
     /// Where every live block of the device stands, those kept for snapshots included. Walks the whole
-    /// index.
-    pub fn places(&self) -> Vec<(GroupId, MovedBlock)> {
+    /// index; `stored` gives what the store holds of pages whose tables are not in memory.
+    pub fn places(&self, stored: impl Fn(PageId) -> PageContent) -> Vec<(GroupId, MovedBlock)> {
         let mut places = Vec::new();
         for group in &self.groups {
-            for (volume, chunk) in
-                group.replica.pages_from(LogIndex(0), (VolumeId(0), 0), usize::MAX)
-            {
+            let (id, replica) = (group.id, &group.replica);
+            for (volume, chunk) in replica.pages_from(LogIndex(0), (VolumeId(0), 0), usize::MAX) {
                 let (block, count) = (chunk * CHUNK_BLOCKS, CHUNK_BLOCKS as u32);
-                let all = group.replica.places(volume, BlockRange { block, count }, true);
-                places.extend(all.into_iter().map(|place| (group.id, place)));
+                let all = match replica.is_cold((volume, chunk)) {
+                    true => blocks_of(volume, block, &stored(PageId { group: id, volume, chunk })),
+                    false => replica.places(volume, BlockRange { block, count }, true),
+                };
+                places.extend(all.into_iter().map(|place| (id, place)));
             }
         }
         places
     }
+}
+
+/// The blocks of a page, which begins with one, as the store holds it.
+fn blocks_of(volume: VolumeId, first: u64, content: &PageContent) -> Vec<MovedBlock> {
+    let mut blocks = Vec::new();
+    for (number, granule) in content {
+        let first = first + u64::from(*number) * GRANULE_BLOCKS as u64;
+        for (block, place) in (first..).zip(&granule.places) {
+            let Some((segment, at, checksum)) = *place else { continue };
+            blocks.push(MovedBlock { volume, block, checksum, from: Some((segment, at)) });
+        }
+    }
+    blocks
 }
 
 fn send(out: &mut Vec<Effect>, to: Address, group: GroupId, request: u64, step: RepairStep) {

@@ -39,6 +39,8 @@
 use super::{Shard, totals};
 use crate::checkpoint::pinned_from;
 use crate::cleaner::Levels;
+use crate::consensus::{Group, PageId};
+use crate::index::PageContent;
 use crate::log::SegmentState;
 use basalt_wire::block::BLOCK_BYTES;
 use basalt_wire::disk::SUPERBLOCK_AREA_BYTES;
@@ -135,9 +137,14 @@ impl Shard {
         space
     }
 
-    /// Whether the accounts of live blocks are equal to a count of all pages. Walks the whole index.
-    pub fn usage_is_exact(&self) -> bool {
-        self.groups.iter().all(|group| *group.replica.usage() == group.replica.recount())
+    /// Whether the accounts of live blocks are equal to a count of all pages. Walks the whole index; `stored`
+    /// gives what the store holds of pages whose tables are not in memory.
+    pub fn usage_is_exact(&self, stored: impl Fn(PageId) -> PageContent) -> bool {
+        let exact = |g: &Group| {
+            let stored = |(volume, chunk)| stored(PageId { group: g.id, volume, chunk });
+            *g.replica.usage() == g.replica.recount(stored)
+        };
+        self.groups.iter().all(exact)
     }
 
     /// Live bytes of each volume, which together are [`Space::live`].

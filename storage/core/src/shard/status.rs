@@ -1,6 +1,6 @@
 //! What a shard says about itself.
 
-use super::{Space, VolumeSpace};
+use super::{IndexStatus, Space, VolumeSpace};
 use crate::cleaner::CleanerCounts;
 use crate::config::ScrubPlace;
 use crate::consensus::{MendedCounts, MovedCounts};
@@ -97,6 +97,8 @@ pub struct ShardStatus {
     pub kept_blocks: u64,
     /// Bytes of memory that the index uses.
     pub index_bytes: u64,
+    /// How much of it is there.
+    pub index: IndexStatus,
     /// Requests accepted and not yet answered.
     pub pending_requests: usize,
     /// Payload bytes accepted and not yet applied.

@@ -5,7 +5,7 @@ use super::Shard;
 use super::cleaning::Known;
 use crate::checkpoint::{StoreOp, Verified};
 use crate::cleaner::Victim;
-use crate::consensus::{Cx, Group, LogRead};
+use crate::consensus::{Cx, Group, Loads, LogRead};
 use crate::event::Effect;
 use crate::log::{Log, Segment, SegmentState};
 use crate::mark;
@@ -30,6 +30,8 @@ const HOLLOW_MAX: usize = 64;
 pub(super) struct Evacuation {
     waiting: VecDeque<BadHeader>,
     search: Option<Search>,
+    /// Since when it waits for tables of pages.
+    pub(super) since: Option<u64>,
     /// Segments of which everything that is live was handed to the cleaner.
     pub(super) begun: u64,
 }
@@ -72,7 +74,11 @@ impl Evacuation {
 
     /// Looks through some pages. Gives the live blocks of a segment in the order of their places, when all were
     /// looked at.
-    fn advance(&mut self, groups: &[Group]) -> Option<(BadHeader, Vec<(GroupId, MovedBlock)>)> {
+    fn advance(
+        &mut self,
+        groups: &[Group],
+        loads: &mut Loads,
+    ) -> Option<(BadHeader, Vec<(GroupId, MovedBlock)>)> {
         let search = match &mut self.search {
             Some(search) => search,
             None => {
@@ -86,6 +92,12 @@ impl Evacuation {
             return Some((search.bad, search.found));
         };
         let pages = group.replica.pages_from(LogIndex(0), search.page, PAGES_MAX);
+        if !loads.hold_places(&group.replica, group.id, pages.iter().copied()) {
+            mark!("search for live blocks waits for tables");
+            self.since.get_or_insert(loads.clock);
+            return None;
+        }
+        self.since = None;
         for (volume, chunk) in &pages {
             let (block, count) = (chunk * CHUNK_BLOCKS, CHUNK_BLOCKS as u32);
             let places = group.replica.places(*volume, BlockRange { block, count }, true);
@@ -194,7 +206,10 @@ impl Shard {
         if !self.evacuation.is_busy() || !self.cleaner.is_free() {
             return;
         }
-        let Some((bad, live)) = self.evacuation.advance(&self.groups) else { return };
+        let Some((bad, live)) = self.evacuation.advance(&self.groups, &mut self.shared.loads)
+        else {
+            return;
+        };
         let used = bad.at.used;
         if !is_closed(&self.shared.log, &used) || live.is_empty() {
             return;
@@ -216,7 +231,9 @@ impl Shard {
 
     /// When [`Shard::look_around`] must be called, unless something else happens before.
     pub(super) fn survey_deadline(&self) -> Option<Time> {
-        let busy = self.evacuation.is_busy() && self.cleaner.is_free();
+        // While it waits for tables it goes on with the turn that brings them.
+        let ready = self.evacuation.is_busy() && self.evacuation.since.is_none();
+        let busy = ready && self.cleaner.is_free();
         if busy || self.survey.is_due_again() { Some(Time::ZERO) } else { self.survey.deadline() }
     }
 }

@@ -3,13 +3,13 @@
 //! A checkpoint that replaces all that there was goes to a new family, and the old one is dropped with its
 //! files: damage in them would fail RocksDB's own compactions, and everything that is written after.
 
-use crate::{Call, Database, Store, StoreError};
+use crate::{Call, DB, Database, Store, StoreError};
 use rocksdb::{
-    ColumnFamily, ColumnFamilyDescriptor, DB, DEFAULT_COLUMN_FAMILY_NAME, Direction, IteratorMode,
+    BoundColumnFamily, ColumnFamilyDescriptor, DEFAULT_COLUMN_FAMILY_NAME, Direction, IteratorMode,
     Options, ReadOptions, WriteBatch, WriteOptions,
 };
 use std::path::Path;
-use std::sync::mpsc;
+use std::sync::{Arc, PoisonError, RwLock, mpsc};
 
 pub(crate) const FAMILY: &str = "checkpoint";
 /// Which family holds the checkpoint, if it is not the first one.
@@ -17,26 +17,40 @@ const CURRENT: &[u8] = b"checkpoint-family";
 /// Bytes that are handed over at a time when a checkpoint is read.
 const PIECE_BYTES: usize = 256 << 10;
 const PIECES_AHEAD: usize = 4;
+/// Bytes that are taken over at a time from the checkpoint that is replaced.
+const CARRY_BYTES: usize = 1 << 20;
 
 /// Takes a record, by its key and its value, or says what is wrong with it.
 pub type AddRecord<V> = fn(&mut V, &[u8], &[u8]) -> Result<(), String>;
 /// Adds the changes of a checkpoint to a batch.
 pub(crate) type Fill = Box<dyn FnOnce(&mut CheckpointBatch<'_>) + Send>;
-type Piece = Vec<(Box<[u8]>, Box<[u8]>)>;
-pub(crate) type Pieces = mpsc::SyncSender<Piece>;
+/// Keys and values, in the order of the keys.
+pub type Records = Vec<(Box<[u8]>, Box<[u8]>)>;
+pub(crate) type Pieces = mpsc::SyncSender<Records>;
+type Family<'a> = Arc<BoundColumnFamily<'a>>;
+
+/// Says whether the records under the prefix of a number are as they should be.
+type Judge = Box<dyn Fn(usize, &Records) -> bool + Send>;
+
+/// What a checkpoint that replaces another takes over from it.
+pub(crate) struct Carry {
+    /// Keys that begin with one of these.
+    prefixes: Vec<Vec<u8>>,
+    is_sound: Judge,
+}
 
 /// Changes that become durable together.
 pub struct CheckpointBatch<'a> {
     batch: WriteBatch,
     /// Whether the family is new, so that there is nothing to be deleted.
     blank: bool,
-    family: &'a ColumnFamily,
+    family: Family<'a>,
 }
 
 impl CheckpointBatch<'_> {
     /// Puts a value.
     pub fn put(&mut self, key: &[u8], value: &[u8]) {
-        self.batch.put_cf(self.family, key, value);
+        self.batch.put_cf(&self.family, key, value);
     }
 
     /// Deletes every key that begins so.
@@ -46,7 +60,7 @@ impl CheckpointBatch<'_> {
         }
         // Keys begin with a letter, so that this is behind all of them.
         let end = behind(prefix).unwrap_or_else(|| vec![u8::MAX]);
-        self.batch.delete_range_cf(self.family, prefix, &end[..]);
+        self.batch.delete_range_cf(&self.family, prefix, &end[..]);
     }
 }
 
@@ -68,17 +82,31 @@ pub(crate) fn options(general: &Options) -> Options {
 }
 
 impl Store {
-    /// Makes changes of the checkpoint durable, all of them or none; if they are the `whole` checkpoint, in place of
-    /// all that there was. Blocks.
+    /// Makes changes of the checkpoint durable, all of them or none. Blocks.
     ///
     /// # Errors
     /// If they may not be durable.
     pub fn save_checkpoint(
         &self,
-        whole: bool,
         fill: impl FnOnce(&mut CheckpointBatch<'_>) + Send + 'static,
     ) -> Result<(), StoreError> {
-        self.call(|reply| Call::Save(whole, Box::new(fill), reply))
+        self.call(|reply| Call::Save(Box::new(fill), reply))
+    }
+
+    /// Puts a checkpoint in place of all that there was, but for the records under some prefixes, which it takes
+    /// over as long as they are sound. Gives the numbers of those that are not or can not be read; then nothing
+    /// has changed. Blocks.
+    ///
+    /// # Errors
+    /// If the new one may not be durable.
+    pub fn replace_checkpoint(
+        &self,
+        carried: Vec<Vec<u8>>,
+        is_sound: impl Fn(usize, &Records) -> bool + Send + 'static,
+        fill: impl FnOnce(&mut CheckpointBatch<'_>) + Send + 'static,
+    ) -> Result<Vec<usize>, StoreError> {
+        let carry = Carry { prefixes: carried, is_sound: Box::new(is_sound) };
+        self.call(|reply| Call::Replace(carry, Box::new(fill), reply))
     }
 
     /// Reads records of the checkpoint from a key on, about `bytes` of them, and gives each to `add`. What the
@@ -138,54 +166,132 @@ pub(crate) fn families(path: &Path, general: &Options) -> Vec<ColumnFamilyDescri
     names.iter().map(|name| ColumnFamilyDescriptor::new(name, options_of(name))).collect()
 }
 
+/// Reads records of the checkpoint by their prefix, whatever else the store does meanwhile.
+pub struct Pages(Arc<RwLock<Option<Arc<Database>>>>);
+
+impl Pages {
+    /// The records whose keys begin with a prefix, in the order of the keys. Blocks.
+    ///
+    /// # Errors
+    /// If the store is closed or can not be read.
+    pub fn read(&self, prefix: &[u8]) -> Result<Records, String> {
+        let database = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let database = database.as_ref().ok_or_else(|| StoreError::Closed.to_string())?;
+        database.under(prefix).map_err(|e| e.to_string())
+    }
+}
+
+impl Store {
+    /// What reads records of the checkpoint without waiting for what was asked for before.
+    pub fn pages(&self) -> Pages {
+        Pages(self.database.clone())
+    }
+}
+
 impl Database {
     /// Finds the family that holds the checkpoint, and drops those that do not: a crash left them.
-    pub(crate) fn settle_families(&mut self) -> Result<(), StoreError> {
+    pub(crate) fn settle_families(&self) -> Result<(), StoreError> {
         let named = self.database.get(CURRENT).map_err(|e| self.failed(&e))?;
         let named = named.map(|name| String::from_utf8_lossy(&name).into_owned());
-        self.family = named.unwrap_or_else(|| FAMILY.to_owned());
+        let current = named.unwrap_or_else(|| FAMILY.to_owned());
         let all = DB::list_cf(&crate::options(), &self.path).map_err(|e| self.failed(&e))?;
         for name in all {
-            if name != DEFAULT_COLUMN_FAMILY_NAME && name != self.family {
+            if name != DEFAULT_COLUMN_FAMILY_NAME && name != current {
                 self.database.drop_cf(&name).map_err(|e| self.failed(&e))?;
             }
         }
-        if self.database.cf_handle(&self.family).is_none() {
-            let reason = format!("the family {} of the checkpoint is missing", self.family);
+        if self.database.cf_handle(&current).is_none() {
+            let reason = format!("the family {current} of the checkpoint is missing");
             return Err(StoreError::Database { path: self.path.clone(), reason });
         }
+        self.go_over_to(current);
         Ok(())
     }
 
-    fn family(&self) -> &ColumnFamily {
-        self.database.cf_handle(&self.family).expect("the store was opened with this family")
+    fn under(&self, prefix: &[u8]) -> Result<Records, StoreError> {
+        let mut options = ReadOptions::default();
+        options.set_verify_checksums(true);
+        options.set_iterate_upper_bound(behind(prefix).unwrap_or_else(|| vec![u8::MAX]));
+        let from = IteratorMode::From(prefix, Direction::Forward);
+        let items = self.database.iterator_cf_opt(&self.family()?, options, from);
+        items.map(|item| item.map_err(|e| self.failed(&e))).collect()
     }
 
-    pub(crate) fn save(&mut self, whole: bool, fill: Fill) -> Result<(), StoreError> {
-        if whole {
-            return self.save_whole(fill);
-        }
-        let (batch, family) = (WriteBatch::default(), self.family());
+    fn current(&self) -> String {
+        self.family.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn go_over_to(&self, family: String) -> String {
+        let mut current = self.family.write().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut current, family)
+    }
+
+    /// The family that holds the checkpoint. Whoever reads in it when another takes its place reads on.
+    fn family(&self) -> Result<Family<'_>, StoreError> {
+        let current = self.family.read().unwrap_or_else(PoisonError::into_inner);
+        self.family_of(&current)
+    }
+
+    fn family_of(&self, name: &str) -> Result<Family<'_>, StoreError> {
+        self.database.cf_handle(name).ok_or_else(|| {
+            let reason = format!("the family {name} of the checkpoint is missing");
+            StoreError::Database { path: self.path.clone(), reason }
+        })
+    }
+
+    pub(crate) fn save(&self, fill: Fill) -> Result<(), StoreError> {
+        let (batch, family) = (WriteBatch::default(), self.family()?);
         let mut changes = CheckpointBatch { batch, blank: false, family };
         fill(&mut changes);
         self.database.write_opt(changes.batch, &durable()).map_err(|e| self.failed(&e))
     }
 
-    /// Writes to a new family, which takes the place of the old one with the same write.
-    fn save_whole(&mut self, fill: Fill) -> Result<(), StoreError> {
-        let number =
-            self.family.rsplit_once('-').and_then(|(_, number)| number.parse::<u64>().ok());
+    /// Writes to a new family, which takes the place of the old one with the last write.
+    pub(crate) fn replace(&self, carry: &Carry, fill: Fill) -> Result<Vec<usize>, StoreError> {
+        let old = self.current();
+        let number = old.rsplit_once('-').and_then(|(_, number)| number.parse::<u64>().ok());
         let name = format!("{FAMILY}-{}", number.unwrap_or(0) + 1);
         let created = self.database.create_cf(&name, &options(&crate::options()));
         created.map_err(|e| self.failed(&e))?;
-        let family = self.database.cf_handle(&name).expect("created just now");
-        let mut changes = CheckpointBatch { batch: WriteBatch::default(), blank: true, family };
-        fill(&mut changes);
-        let mut batch = changes.batch;
-        batch.put(CURRENT, &name);
-        self.database.write_opt(batch, &durable()).map_err(|e| self.failed(&e))?;
-        let old = std::mem::replace(&mut self.family, name);
-        self.database.drop_cf(&old).map_err(|e| self.failed(&e))
+        let written = self.carry(carry, &name).and_then(|lost| {
+            if !lost.is_empty() {
+                return Ok(lost);
+            }
+            let (batch, family) = (WriteBatch::default(), self.family_of(&name)?);
+            let mut changes = CheckpointBatch { batch, blank: true, family };
+            fill(&mut changes);
+            let mut batch = changes.batch;
+            batch.put(CURRENT, &name);
+            self.database.write_opt(batch, &durable()).map_err(|e| self.failed(&e))?;
+            Ok(lost)
+        });
+        let unused = match &written {
+            Ok(lost) if lost.is_empty() => self.go_over_to(name),
+            _ => name,
+        };
+        let dropped = self.database.drop_cf(&unused).map_err(|e| self.failed(&e));
+        written.and_then(|lost| dropped.map(|()| lost))
+    }
+
+    /// Takes records over into a new family. Gives the numbers of the prefixes under which they are not sound.
+    fn carry(&self, carry: &Carry, to: &str) -> Result<Vec<usize>, StoreError> {
+        let family = self.family_of(to)?;
+        let (mut lost, mut batch) = (Vec::new(), WriteBatch::default());
+        for (number, prefix) in carry.prefixes.iter().enumerate() {
+            match self.under(prefix) {
+                Ok(records) if (carry.is_sound)(number, &records) => {
+                    records.iter().for_each(|(key, value)| batch.put_cf(&family, key, value));
+                }
+                _ => lost.push(number),
+            }
+            if batch.size_in_bytes() >= CARRY_BYTES {
+                // The write that makes the family the current one makes all before it durable.
+                let full = std::mem::take(&mut batch);
+                self.database.write(full).map_err(|e| self.failed(&e))?;
+            }
+        }
+        self.database.write(batch).map_err(|e| self.failed(&e))?;
+        Ok(lost)
     }
 
     pub(crate) fn scan(&self, pieces: &Pieces) -> Result<(), StoreError> {
@@ -204,7 +310,7 @@ impl Database {
 
     fn read_on(&self, from: IteratorMode<'_>, most: u64, to: &Pieces) -> Result<(), StoreError> {
         let (mut piece, mut bytes, mut all) = (Vec::new(), 0, 0);
-        for item in self.database.iterator_cf_opt(self.family(), uncached(), from) {
+        for item in self.database.iterator_cf_opt(&self.family()?, uncached(), from) {
             let (key, value) = item.map_err(|e| self.failed(&e))?;
             bytes += key.len() + value.len();
             all += (key.len() + value.len()) as u64;

@@ -9,13 +9,13 @@
 mod checkpoint;
 mod record;
 
-pub use checkpoint::{AddRecord, CheckpointBatch};
+pub use checkpoint::{AddRecord, CheckpointBatch, Pages, Records};
 pub use record::{Identity, MemberRecord, ReplicaRecord, ScrubPlaceRecord, ScrubRecord};
 
 use record::Boots;
-use rocksdb::{DB, LogLevel, Options, WriteBatch, WriteOptions};
+use rocksdb::{DBWithThreadMode, LogLevel, MultiThreaded, Options, WriteBatch, WriteOptions};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, mpsc};
 use std::thread::JoinHandle;
 
 const IDENTITY: &[u8] = b"identity";
@@ -61,6 +61,8 @@ pub enum StoreError {
     Closed,
 }
 
+/// Column families come and go while another thread reads.
+type DB = DBWithThreadMode<MultiThreaded>;
 type Reply<T> = mpsc::Sender<Result<T, StoreError>>;
 
 enum Call {
@@ -75,7 +77,8 @@ enum Call {
     MarkOpened(Reply<()>),
     Scrubbed(Reply<Option<ScrubRecord>>),
     NoteScrub(ScrubRecord, Reply<()>),
-    Save(bool, checkpoint::Fill, Reply<()>),
+    Save(checkpoint::Fill, Reply<()>),
+    Replace(checkpoint::Carry, checkpoint::Fill, Reply<Vec<usize>>),
     Verify { from: Vec<u8>, bytes: u64, pieces: checkpoint::Pieces, reply: Reply<()> },
     Scan(checkpoint::Pieces, Reply<()>),
     Close,
@@ -86,6 +89,8 @@ enum Call {
 pub struct Store {
     calls: mpsc::Sender<Call>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// For those who read without waiting for what was asked for before; nothing once it is closed.
+    database: Arc<RwLock<Option<Arc<Database>>>>,
 }
 
 impl Store {
@@ -104,8 +109,9 @@ impl Store {
                 move || run(&path, &opened, &incoming)
             })
             .map_err(|e| StoreError::Database { path, reason: e.to_string() })?;
-        outcome.recv().map_err(|_| StoreError::Closed)??;
-        Ok(Store { calls, thread: Mutex::new(Some(thread)) })
+        let database = outcome.recv().map_err(|_| StoreError::Closed)??;
+        let database = Arc::new(RwLock::new(Some(database)));
+        Ok(Store { calls, thread: Mutex::new(Some(thread)), database })
     }
 
     /// Who the node is, nothing before bootstrap.
@@ -204,6 +210,8 @@ impl Store {
     /// later hears that it is closed. A process that ends without having closed its databases may
     /// take away, on one thread, what RocksDB still uses on another.
     pub fn close(&self) {
+        // Waits for those who read.
+        drop(self.database.write().unwrap_or_else(PoisonError::into_inner).take());
         // The thread may have ended already.
         let _ = self.calls.send(Call::Close);
         if let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() {
@@ -225,22 +233,22 @@ impl Drop for Store {
     }
 }
 
-fn run(path: &Path, opened: &Reply<()>, incoming: &mpsc::Receiver<Call>) {
+fn run(path: &Path, opened: &Reply<Arc<Database>>, incoming: &mpsc::Receiver<Call>) {
     let families = checkpoint::families(path, &options());
     let opened_here = DB::open_cf_descriptors(&options(), path, families);
     let database = opened_here
         .map_err(|e| StoreError::Database { path: path.to_owned(), reason: e.to_string() })
-        .map(|database| Database { database, family: String::new(), path: path.to_owned() })
-        .and_then(|mut database| database.settle_families().map(|()| database));
-    let mut database = match database {
-        Ok(database) => database,
+        .map(|database| Database { database, family: RwLock::default(), path: path.to_owned() })
+        .and_then(|database| database.settle_families().map(|()| database));
+    let database = match database {
+        Ok(database) => Arc::new(database),
         Err(error) => {
             let _ = opened.send(Err(error));
             return;
         }
     };
     // A caller that does not wait for its answer any more needs none: failed sends are ignored.
-    let _ = opened.send(Ok(()));
+    let _ = opened.send(Ok(database.clone()));
     while let Ok(call) = incoming.recv() {
         match call {
             Call::Identity(reply) => drop(reply.send(database.identity())),
@@ -254,7 +262,10 @@ fn run(path: &Path, opened: &Reply<()>, incoming: &mpsc::Receiver<Call>) {
             Call::MarkOpened(reply) => drop(reply.send(database.mark_opened())),
             Call::Scrubbed(reply) => drop(reply.send(database.read(SCRUB))),
             Call::NoteScrub(record, reply) => drop(reply.send(database.write(SCRUB, &record))),
-            Call::Save(whole, fill, reply) => drop(reply.send(database.save(whole, fill))),
+            Call::Save(fill, reply) => drop(reply.send(database.save(fill))),
+            Call::Replace(carry, fill, reply) => {
+                drop(reply.send(database.replace(&carry, fill)));
+            }
             Call::Verify { from, bytes, pieces, reply } => {
                 let read = database.verify(&from, bytes, &pieces);
                 drop(pieces);
@@ -286,7 +297,7 @@ fn options() -> Options {
 struct Database {
     database: DB,
     /// The column family that holds the checkpoint.
-    family: String,
+    family: RwLock<String>,
     path: PathBuf,
 }
 

@@ -1,7 +1,8 @@
 //! The store on a real directory.
 
 use basalt_store::{
-    Identity, MemberRecord, ReplicaRecord, ScrubPlaceRecord, ScrubRecord, Store, StoreError,
+    CheckpointBatch, Identity, MemberRecord, Records, ReplicaRecord, ScrubPlaceRecord, ScrubRecord,
+    Store, StoreError,
 };
 use std::path::PathBuf;
 
@@ -162,15 +163,17 @@ fn noise(seed: u64, count: usize) -> Vec<u8> {
 fn damage_in_a_file_is_found_and_goes_with_a_checkpoint_that_is_whole() {
     let scratch = Scratch::new("rot");
     let key = |n: u32| [b"P".as_slice(), &n.to_be_bytes()].concat();
-    let save = |store: &Store, whole, count: u32, seed: u64| {
-        store.save_checkpoint(whole, move |batch| {
-            batch.delete_prefix(b"");
-            (0..count).for_each(|n| batch.put(&key(n), &noise(seed + u64::from(n), 1000)));
-        })
+    let fill = move |batch: &mut CheckpointBatch<'_>, count: u32, seed: u64| {
+        batch.delete_prefix(b"");
+        (0..count).for_each(|n| batch.put(&key(n), &noise(seed + u64::from(n), 1000)));
+    };
+    let replace = |store: &Store, carried: Vec<Vec<u8>>, count: u32, seed: u64| {
+        let is_sound = |_: usize, records: &Records| records.iter().all(|(_, v)| v.len() == 1000);
+        store.replace_checkpoint(carried, is_sound, move |batch| fill(batch, count, seed))
     };
     {
         let store = Store::open(&scratch.0).expect("opens");
-        save(&store, true, 2000, 7).expect("kept");
+        assert_eq!(replace(&store, vec![], 2000, 7).expect("kept"), Vec::<usize>::new());
         store.close();
     }
     // What an opening finds in its log it puts into files.
@@ -196,11 +199,22 @@ fn damage_in_a_file_is_found_and_goes_with_a_checkpoint_that_is_whole() {
     let found = store.verify_checkpoint::<Seen>(b"", u64::MAX, note).expect_err("damage");
     assert!(found.contains("orruption"), "{found}");
 
-    save(&store, true, 1500, 9).expect("kept");
+    // What stands in damaged blocks can not be taken over, and then all is as it was.
+    let lost = replace(&store, (0..2000).map(key).collect(), 0, 9).expect("told");
+    assert!(!lost.is_empty() && lost.len() < 20, "{lost:?}");
+    let pages = store.pages();
+    assert!(pages.read(&key(lost[0] as u32)).is_err());
+    let sound = (1500..2000).filter(|n| !lost.contains(&(*n as usize))).map(key);
+    let sound: Vec<Vec<u8>> = sound.collect();
+    let whole = 1500 + sound.len();
+    assert!(replace(&store, sound, 1500, 9).expect("kept").is_empty());
     let all: Seen = store.verify_checkpoint(b"", u64::MAX, note).expect("all is new");
-    assert_eq!(all.len(), 1500);
+    assert_eq!(all.len(), whole);
+    let read = pages.read(&key(1999)).expect("from the new one");
+    assert_eq!(read[0].1[..], noise(7 + 1999, 1000)[..]);
     assert!(!path.exists() || files().iter().all(|(_, other)| *other != path));
-    save(&store, false, 10, 11).expect("what changes it goes to the new one");
+    let saved = store.save_checkpoint(move |batch| fill(batch, 10, 11));
+    saved.expect("what changes it goes to the new one");
     store.close();
     let store = Store::open(&scratch.0).expect("opens a third time");
     let mut count = 0;

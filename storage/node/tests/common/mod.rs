@@ -62,6 +62,7 @@ pub fn shard_config(node: u32, voters: &[u32], groups: u32) -> ShardConfig {
         timing: Timing::default(),
         limits: ShardLimits::default(),
         checkpoint_bytes: 0,
+        index_bytes: u64::MAX,
         scrub: basalt_core::config::Scrubbing::ASKED,
         seed: u64::from(node),
         planted: Planted::NONE,

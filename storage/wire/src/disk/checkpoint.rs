@@ -323,6 +323,14 @@ pub fn granules_prefix(group: GroupId, volume: VolumeId) -> [u8; 13] {
     key
 }
 
+/// The prefix of the keys of a page's granules.
+pub fn page_prefix(group: GroupId, volume: VolumeId, chunk: u64) -> [u8; 21] {
+    let mut key = [0; 21];
+    key[..13].copy_from_slice(&granules_prefix(group, volume));
+    key[13..].copy_from_slice(&chunk.to_be_bytes());
+    key
+}
+
 impl Record {
     /// Appends the key.
     pub fn key(&self, out: &mut Vec<u8>) {

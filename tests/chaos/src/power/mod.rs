@@ -55,6 +55,7 @@ pub fn shard_config(n: usize, seed: u64) -> ShardConfig {
         timing: Timing::default(),
         limits: Limits { entry_bytes: 16 << 10, batch_bytes: 32 << 10, ..Limits::default() },
         checkpoint_bytes: 0,
+        index_bytes: u64::MAX,
         scrub: basalt_core::config::Scrubbing::ASKED,
         seed: seed.wrapping_mul(31).wrapping_add(n as u64),
         planted: Planted::NONE,

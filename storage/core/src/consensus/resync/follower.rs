@@ -174,7 +174,8 @@ impl Group {
         let Some(leader) = self.leader().and_then(|node| self.address_of(u64::from(node.0))) else {
             return;
         };
-        let free = self.session.is_none() && self.limbo.is_none();
+        let settled = self.waits.entries.is_empty() && !self.is_replaying();
+        let free = self.session.is_none() && self.limbo.is_none() && settled;
         let may = !cx.shared.read_only && cx.shared.tick >= self.session_after;
         if !free || !may || cx.shared.sessions >= SESSIONS_MAX {
             return;
@@ -237,7 +238,18 @@ impl Group {
         self.send_ask(cx, ask);
     }
 
+    /// The page that an unanswered question is about.
+    pub(super) fn page_asked_for(&self, ask: u32) -> Option<(VolumeId, u64)> {
+        let asked = self.session.as_ref()?.asked.get(&ask)?;
+        asked.wanted.as_ref().map(|wanted| wanted.page)
+    }
+
     fn send_ask(&mut self, cx: &mut Cx<'_>, ask: u32) {
+        // Without its table the page would seem to hold nothing. It is asked again.
+        let page = self.page_asked_for(ask);
+        if !self.has_pages(cx, page.into_iter()) {
+            return;
+        }
         let Some(session) = &self.session else { return };
         let Some(asked) = session.asked.get(&ask) else { return };
         let step = match (&asked.wanted, session.untold, session.cursor) {
@@ -368,11 +380,17 @@ impl Group {
     }
 
     /// Asks what may be asked now; notices the end.
-    pub(super) fn ask_more(&mut self, cx: &mut Cx<'_>) {
+    pub(in crate::consensus) fn ask_more(&mut self, cx: &mut Cx<'_>) {
         while let Some(session) = &mut self.session
             && session.is_told()
             && session.asked.len() + session.fills.len() < ASKS_MAX
         {
+            if let Some(page) = session.todo.front().map(|wanted| wanted.page)
+                && !self.has_pages(cx, std::iter::once(page))
+            {
+                return;
+            }
+            let Some(session) = &mut self.session else { return };
             if let Some(wanted) = session.todo.pop_front() {
                 if !cx.shared.pace.may() {
                     session.todo.push_front(wanted);
@@ -491,9 +509,14 @@ impl Group {
             self.end_session(cx);
             return;
         }
-        while let Some(session) = &mut self.session
-            && session.fills.front().is_some_and(|fill| fill.seq <= cx.shared.durable)
+        while let Some(fill) = self.session.as_ref().and_then(|session| session.fills.front())
+            && fill.seq <= cx.shared.durable
         {
+            let page = fill.told.page;
+            if !self.has_pages(cx, std::iter::once(page)) {
+                return;
+            }
+            let Some(session) = &mut self.session else { break };
             let Some(fill) = session.fills.pop_front() else { break };
             let Fill { location, told, blocks, .. } = fill;
             let location = location.expect("a durable record has its place");
@@ -574,6 +597,7 @@ impl Group {
         self.forget_former_members(cx);
         let raft = self.raft.as_mut().expect("only a panic stops it");
         raft.mut_store().start_at(index + 1, term);
+        self.waits.stop();
         self.replica.start_at(LogIndex(index), &volumes);
         self.started_over(index);
         while let Some(pending) = self.pending.pop_back() {

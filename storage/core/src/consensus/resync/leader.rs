@@ -209,14 +209,17 @@ impl Group {
         true
     }
 
-    /// Starts the reads of what a follower waits for first, if the shard's pace allows. Whether it did.
+    /// Starts the reads of what a follower waits for first, if the shard's pace allows and the page's table is in
+    /// memory. Whether it did.
     fn serve(&mut self, cx: &mut Cx<'_>, node: NodeId) -> bool {
         let Some(to) = self.address_of(u64::from(node.0)) else { return false };
         let helps = self.leads() && !self.replica.is_fuzzy();
-        let Some(help) = self.helping.get_mut(&node).filter(|_| helps) else { return false };
-        if help.waiting.is_empty() || !cx.shared.pace.may() {
+        let first = self.helping.get(&node).and_then(|help| help.waiting.front());
+        let Some(page) = first.filter(|_| helps).map(|wanted| wanted.page) else { return false };
+        if !cx.shared.pace.may() || !self.has_pages(cx, std::iter::once(page)) {
             return false;
         }
+        let Some(help) = self.helping.get_mut(&node) else { return false };
         let Some(wanted) = help.waiting.pop_front() else { return false };
         let (session, Wanted { ask, page, most, granules }) = (help.session, wanted);
         self.read_granules(cx, (to, session, true), (ask, page, most, &granules));

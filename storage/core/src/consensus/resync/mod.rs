@@ -28,7 +28,7 @@ use super::shared::Cx;
 use crate::mark;
 use basalt_wire::frame::Frame;
 use basalt_wire::ids::Address;
-use basalt_wire::pages::{Pages, Step};
+use basalt_wire::pages::{OFFER_PAGES_MAX, Pages, Step};
 
 /// Replicas of a shard that are brought up at a time, and that it brings up at a time.
 pub const SESSIONS_MAX: usize = 2;
@@ -64,11 +64,19 @@ impl Group {
                 mark!("page message of no member");
                 return;
             }
-            self.help(cx, from, message);
+            if self.has_tables_for(cx, &message.step) {
+                self.help(cx, from, message);
+            } else {
+                self.keep_message(from, message);
+            }
         } else if self.leader() == Some(from.node) {
             // Whether it is a member may not be known here yet: the term's leader is known to be it.
             self.wake(cx);
-            self.follow_pages(cx, message);
+            if self.has_tables_for(cx, &message.step) {
+                self.follow_pages(cx, message);
+            } else {
+                self.keep_message(from, message);
+            }
         }
     }
 
@@ -81,6 +89,24 @@ impl Group {
         let before = self.session.as_ref().map_or(0, Session::asks);
         self.ask_more(cx);
         self.session.as_ref().map_or(0, Session::asks) > before
+    }
+
+    /// Whether the tables of the pages that a message is about are in memory.
+    fn has_tables_for(&mut self, cx: &mut Cx<'_>, step: &Step) -> bool {
+        if self.replica.cold_pages() == 0 {
+            return true;
+        }
+        let pages = match step {
+            Step::Next { since, volume, chunk, .. } if !self.replica.is_fuzzy() => {
+                self.replica.changed_page_keys(*since, (*volume, *chunk), OFFER_PAGES_MAX).0
+            }
+            Step::Offer { pages, .. } => {
+                pages.iter().map(|page| (page.volume, page.chunk)).collect()
+            }
+            Step::Blocks { ask, .. } => self.page_asked_for(*ask).into_iter().collect(),
+            _ => return true,
+        };
+        self.has_pages(cx, pages.into_iter())
     }
 
     pub(super) fn send_pages(&self, cx: &mut Cx<'_>, to: Address, session: u64, step: Step) {

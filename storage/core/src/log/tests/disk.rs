@@ -172,6 +172,7 @@ pub fn config(segments: u64, planted: Planted) -> ShardConfig {
         timing: Timing::default(),
         limits,
         checkpoint_bytes: 0,
+        index_bytes: u64::MAX,
         scrub: crate::config::Scrubbing::ASKED,
         seed: 42,
         planted,

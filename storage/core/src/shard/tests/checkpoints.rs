@@ -169,16 +169,16 @@ fn a_checkpoint_of_another_device_is_noticed() {
 fn every_lost_or_damaged_record_is_noticed() {
     let (world, _) = grown(6);
     let store = &world.nodes[&1].store;
-    assert!(load(store).is_ok_and(|found| found.is_some()));
+    assert!(load(store, 0).is_ok_and(|found| found.is_some()));
     for key in store.keys() {
         let mut without = store.clone();
         without.remove(key);
-        assert!(load(&without).is_err(), "{key:?} is not missed");
+        assert!(load(&without, 0).is_err(), "{key:?} is not missed");
         let mut bad = store.clone();
         let value = bad.get_mut(key).expect("it is there");
         let at = value.len() / 2;
         value[at] ^= 4;
-        assert!(load(&bad).is_err(), "{key:?} is damaged");
+        assert!(load(&bad, 0).is_err(), "{key:?} is damaged");
     }
 }
 

@@ -85,6 +85,8 @@ impl Case {
             planted,
             segments: 96,
             checkpoint_bytes: 64 << 10,
+            // No checkpoint comes before it is due.
+            index_bytes: u64::MAX,
             // Votes and entries come in batches of their own.
             limits: Limits { gather_bytes: 0, ..Limits::default() },
             ..Options::default()
@@ -121,7 +123,8 @@ impl Case {
         let status = world.status(1);
         let (term, last) = (status.term, status.last.0);
         world.crash_silently(1);
-        let snapshot = super::world::load(&world.nodes[&1].store).unwrap().expect("a checkpoint");
+        let snapshot =
+            super::world::load(&world.nodes[&1].store, 0).unwrap().expect("a checkpoint");
         let (from, until) = (snapshot.manifest.from.seq, snapshot.manifest.until.0);
         let all = batches(&world.nodes[&1].disk);
         let states = all.iter().flat_map(|b| b.header.records().collect::<Vec<_>>());

@@ -37,8 +37,16 @@ fn join(world: &mut World, n: u32) {
     let since = (world.status(leader).term, world.status(leader).applied);
     let config = GroupConfig { id: G, voters: at(&[1, 2, 3]), since };
     world.nodes.get_mut(&n).unwrap().config.groups.push(config.clone());
-    world.event(n, Event::Join(config));
-    world.run();
+    // A replica that was here is not forgotten before a checkpoint is durable.
+    for _ in 0..100 {
+        world.event(n, Event::Join(config.clone()));
+        world.run();
+        if world.shard(n).status().groups.iter().any(|g| g.group == G) {
+            return;
+        }
+        world.pass(ms(10));
+    }
+    panic!("the replica does not begin");
 }
 
 fn retire(world: &mut World, n: u32) {

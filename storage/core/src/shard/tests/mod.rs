@@ -9,6 +9,7 @@ mod evidence;
 mod gates;
 mod gather;
 mod members;
+mod memory;
 mod pages;
 mod recycled;
 mod scrubbing;

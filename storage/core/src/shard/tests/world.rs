@@ -1,8 +1,13 @@
 //! Three shards, an instant network and memory for disks: small, deterministic, and stopped at will.
 
-use crate::checkpoint::{Change, Changes, Loader, Snapshot, StoreDone, StoreOp, Verified};
+use crate::checkpoint::{
+    Change, Changes, Loader, SaveError, Snapshot, StoreDone, StoreOp, Verified, page_content,
+    prefix_of,
+};
 use crate::config::{GroupConfig, Limits, Scrubbing, ShardConfig, Timing};
+use crate::consensus::PageId;
 use crate::event::{Effect, Event, LinkId};
+use crate::index::PageContent;
 use crate::planted::Planted;
 use crate::shard::{GroupRole, Shard};
 use basalt_wire::block::{BLOCK_BYTES, crc32c};
@@ -44,6 +49,9 @@ pub struct Node {
     /// Checkpoints that are saved before the others wait for ever.
     pub saves_left: usize,
     pub saves: VecDeque<Changes>,
+    /// Pages that the store was asked for; it gives none while this is set.
+    pub pages_held: bool,
+    pub pages: VecDeque<Vec<PageId>>,
 }
 
 pub struct World {
@@ -89,6 +97,8 @@ pub struct Options {
     pub limits: Limits,
     pub segments: u64,
     pub checkpoint_bytes: u64,
+    /// None by default: what a checkpoint holds leaves memory at once, and comes back when it is needed.
+    pub index_bytes: u64,
     pub scrub: Scrubbing,
 }
 
@@ -104,6 +114,7 @@ impl Default for Options {
             limits,
             segments: 32,
             checkpoint_bytes: 0,
+            index_bytes: 0,
             scrub: Scrubbing::ASKED,
         }
     }
@@ -143,6 +154,7 @@ impl World {
                 timing: Timing::default(),
                 limits: options.limits,
                 checkpoint_bytes: options.checkpoint_bytes,
+                index_bytes: options.index_bytes,
                 scrub: options.scrub,
                 seed: options.seed,
                 planted: options.planted,
@@ -161,6 +173,8 @@ impl World {
                 saves_held: false,
                 saves_left: usize::MAX,
                 saves: VecDeque::new(),
+                pages_held: false,
+                pages: VecDeque::new(),
             };
             for op in ops {
                 node.carry_out(op);
@@ -204,6 +218,7 @@ impl World {
         node.ops.clear();
         node.effects.clear();
         node.saves.clear();
+        node.pages.clear();
         node.writes_held = false;
         node.writes_left = usize::MAX;
         node.saves_left = usize::MAX;
@@ -273,10 +288,18 @@ impl World {
                 && let Some(changes) = node.saves.pop_front()
             {
                 node.saves_left -= 1;
-                save(&mut node.store, &changes);
-                let event = Event::Store(StoreDone::Saved(Ok(())));
+                let saved = save(&mut node.store, &changes);
+                let event = Event::Store(StoreDone::Saved(saved));
                 shard.handle(now, event, &mut node.effects);
             }
+        }
+        while !node.pages_held
+            && let Some(pages) = node.pages.pop_front()
+        {
+            let content = |page| (page, content_of(&node.store, &page));
+            let pages = pages.into_iter().map(content).collect();
+            shard.handle(now, Event::Store(StoreDone::Pages(pages)), &mut node.effects);
+            moved = true;
         }
         shard.end_turn(now, &mut node.effects);
         moved |= !node.effects.is_empty();
@@ -301,9 +324,12 @@ impl World {
                 let result = result.map(|()| Verified { next: None, ..verified });
                 self.event(n, Event::Store(StoreDone::Verified(result)));
             }
-            Effect::Store(StoreOp::Load) => {
-                let loaded = load(&self.nodes[&n].store);
+            Effect::Store(StoreOp::Load { index_bytes }) => {
+                let loaded = load(&self.nodes[&n].store, index_bytes);
                 self.event(n, Event::Store(StoreDone::Loaded(loaded)));
+            }
+            Effect::Store(StoreOp::Pages(pages)) => {
+                self.nodes.get_mut(&n).unwrap().pages.push_back(pages);
             }
             Effect::Send { to, frame } => {
                 if self.log_frames {
@@ -508,19 +534,43 @@ impl Node {
     }
 }
 
-fn save(store: &mut BTreeMap<Vec<u8>, Vec<u8>>, changes: &Changes) {
+fn save(store: &mut BTreeMap<Vec<u8>, Vec<u8>>, changes: &Changes) -> Result<(), SaveError> {
+    let (mut kept, mut lost) = (BTreeMap::new(), Vec::new());
+    for carried in changes.carried() {
+        let prefix = prefix_of(&carried.page);
+        let records = store.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix));
+        if !carried.is_sound(records.clone().map(|(key, value)| (&key[..], &value[..]))) {
+            lost.push(carried.page);
+        }
+        kept.extend(records.map(|(key, value)| (key.clone(), value.clone())));
+    }
+    if !lost.is_empty() {
+        return Err(SaveError::Lost(lost));
+    }
     for change in changes.iter() {
         match change {
             Change::Put { key, value } => drop(store.insert(key.to_vec(), value.to_vec())),
             Change::DeletePrefix(prefix) => store.retain(|key, _| !key.starts_with(prefix)),
         }
     }
+    store.append(&mut kept);
+    Ok(())
 }
 
-pub fn load(store: &BTreeMap<Vec<u8>, Vec<u8>>) -> Result<Option<Box<Snapshot>>, String> {
-    let mut loader = Loader::default();
+pub fn load(
+    store: &BTreeMap<Vec<u8>, Vec<u8>>,
+    index_bytes: u64,
+) -> Result<Option<Box<Snapshot>>, String> {
+    let mut loader = Loader::new(index_bytes, Planted::NONE);
     store.iter().try_for_each(|(key, value)| loader.add(key, value))?;
     loader.finish()
+}
+
+/// What a store holds of a page.
+fn content_of(store: &BTreeMap<Vec<u8>, Vec<u8>>, page: &PageId) -> Result<PageContent, String> {
+    let prefix = prefix_of(page);
+    let records = store.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix));
+    page_content(page, records.map(|(key, value)| (&key[..], &value[..])))
 }
 
 fn carry_out(disk: &mut [u8], op: DiskOp) -> DiskDone {

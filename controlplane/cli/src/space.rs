@@ -75,6 +75,11 @@ fn document(nodes: &[&Node]) -> Value {
                 "segments_cleaned": space.segments_cleaned,
                 "blocks_bad": space.blocks_bad,
                 "segments_released": space.segments_released,
+                "index_bytes": space.index_bytes,
+                "index_pages": space.index_pages,
+                "index_pages_cold": space.index_pages_cold,
+                "index_pages_loaded": space.index_pages_loaded,
+                "index_memory_bytes": space.index_memory_bytes,
             },
         })
     };
@@ -128,6 +133,15 @@ fn explained(space: &Space) -> String {
             space.segments_released,
         );
     }
+    let _ = writeln!(
+        text,
+        "index: {} in memory, of {} chunks; those of {} chunks are in the data directory alone, {} were loaded since \
+         the start",
+        show(space.index_bytes),
+        space.index_pages,
+        space.index_pages_cold,
+        space.index_pages_loaded,
+    );
     if space.blocks_bad > 0 {
         let _ = writeln!(text, "{} blocks do not match their checksums", space.blocks_bad);
     }

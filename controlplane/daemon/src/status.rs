@@ -215,6 +215,11 @@ fn space_of(shard: &ShardStatus, engine: &Engine) -> Space {
         segments_cleaned: cleaner.victims,
         blocks_bad: cleaner.bad,
         segments_released: cleaner.released,
+        index_bytes: shard.index_bytes,
+        index_pages: shard.index.resident,
+        index_pages_cold: shard.index.cold,
+        index_pages_loaded: shard.index.loaded,
+        index_memory_bytes: shard.index.limit,
     }
 }
 

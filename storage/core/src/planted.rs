@@ -132,6 +132,8 @@ pub enum Bug {
     ColdPageReadAtOnce,
     /// A checkpoint that replaces a damaged one lacks the pages that only the damaged one held.
     ColdPagesNotCarried,
+    /// A page that the store has lost counts as empty.
+    LostPageIsEmpty,
     /// The table of a page leaves memory before the checkpoint that holds it is durable.
     PageLeavesEarly,
     /// A leader that is much slower than the others goes on leading.

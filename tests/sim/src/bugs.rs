@@ -3,7 +3,7 @@
 use basalt_core::planted::Bug;
 
 /// Every planted bug, with its name on the command line.
-pub const ALL: [(Bug, &str); 66] = [
+pub const ALL: [(Bug, &str); 67] = [
     (Bug::AckBeforeDurable, "ack-before-durable"),
     (Bug::NoFlush, "no-flush"),
     (Bug::DurableOutOfOrder, "durable-out-of-order"),
@@ -67,6 +67,7 @@ pub const ALL: [(Bug, &str); 66] = [
     (Bug::GateLeaks, "gate-leaks"),
     (Bug::ColdPageReadAtOnce, "cold-page-read-at-once"),
     (Bug::ColdPagesNotCarried, "cold-pages-not-carried"),
+    (Bug::LostPageIsEmpty, "lost-page-is-empty"),
     (Bug::PageLeavesEarly, "page-leaves-early"),
     (Bug::SlowLeaderStays, "slow-leader-stays"),
     (Bug::HandsOverWhenAllSlow, "hands-over-when-all-slow"),

@@ -64,8 +64,6 @@ pub struct Ending {
 /// One question to one replica, at the end.
 pub struct Probe {
     node: Who,
-    /// The boot of the node that was asked.
-    boot: u32,
     volume: usize,
     range: BlockRange,
     /// Of the volume as it is, or of this snapshot.
@@ -299,10 +297,6 @@ impl World {
                 self.ask_scrubs();
                 Ending { stage: Stage::Scrub, deadline: now + self.patience(SCRUB_BOUND), ..ending }
             }
-            stage if self.found_damage(stage) => {
-                let deadline = now + self.patience(CONVERGE_BOUND);
-                Ending { stage: Stage::Converge, deadline, ..ending }
-            }
             Stage::Scrub if self.scrubs_are_over() => {
                 self.judge_places();
                 self.judge_mended();
@@ -314,7 +308,9 @@ impl World {
                     ..ending
                 }
             }
-            Stage::Probe if self.probes.iter().all(|probe| self.is_answered(probe)) => {
+            Stage::Probe
+                if self.probes.iter().all(|p| p.answer.is_some() && p.mapped.is_some()) =>
+            {
                 self.compare_probes();
                 match ending.restarts_left.checked_sub(1) {
                     Some(restarts_left) => {
@@ -483,6 +479,7 @@ impl World {
     fn compare_digests(&mut self) {
         for n in 0..self.nodes.len() {
             let (shard, store) = (&self.nodes[n].shard, &self.nodes[n].store);
+            // What a damaged record said of a page that nobody has asked for is not known here.
             if self.damaged && shard.as_ref().is_some_and(|shard| shard.status().index.cold > 0) {
                 continue;
             }
@@ -513,25 +510,6 @@ impl World {
         None
     }
 
-    /// Whether a question was answered, or will not be: the node may have found only now that its store is
-    /// damaged.
-    fn is_answered(&self, probe: &Probe) -> bool {
-        let node = &self.nodes[probe.node];
-        let gone = self.damaged && (node.mute || node.lost);
-        gone || (probe.answer.is_some() && probe.mapped.is_some())
-    }
-
-    /// Whether a node that was asked started anew because it found that.
-    fn found_damage(&self, stage: Stage) -> bool {
-        let anew = |probe: &Probe| self.nodes[probe.node].boot != probe.boot;
-        self.damaged
-            && match stage {
-                Stage::Scrub => self.nodes.iter().any(|node| node.boot != node.scrub_boot),
-                Stage::Probe => self.probes.iter().any(|p| anew(p) && !self.is_answered(p)),
-                _ => false,
-            }
-    }
-
     /// Asks every replica for every block that may have been written.
     fn ask_replicas(&mut self) {
         self.probes.clear();
@@ -560,8 +538,8 @@ impl World {
         let group = group_of_chunk(lineage, chunk, self.options.groups);
         let voters = self.map.groups[group.0 as usize].clone();
         for node in (0..self.nodes.len()).filter(|n| voters.contains(&address(*n))) {
-            let (answer, mapped, boot) = (None, None, self.nodes[node].boot);
-            self.probes.push(Probe { node, boot, volume, range, snapshot, answer, mapped });
+            let (answer, mapped) = (None, None);
+            self.probes.push(Probe { node, volume, range, snapshot, answer, mapped });
             self.send_probe(self.probes.len() - 1, false);
             self.send_probe(self.probes.len() - 1, true);
         }

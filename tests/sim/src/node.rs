@@ -46,8 +46,6 @@ pub struct SimNode {
     pub boot: u32,
     /// Scrubs and surveys that were asked for and were over when it was asked for one last.
     pub scrubs: (u64, u64),
-    /// The boot of the node that was asked for a scrub.
-    pub scrub_boot: u32,
     /// Its clock.
     pub clock: Clock,
     /// Its clock's speed.
@@ -86,7 +84,6 @@ impl SimNode {
             shard: None,
             boot: 0,
             scrubs: (0, 0),
-            scrub_boot: 0,
             clock: Clock::new(0, 0, rate),
             rate,
             peers: vec![None; nodes],
@@ -401,8 +398,7 @@ impl World {
                 }
                 Effect::DeviceSuspect { reason } => {
                     self.trace(|| format!("node {n} device suspect: {reason}"));
-                    let stored = self.damaged && reason.starts_with("the store does not give");
-                    if !self.declares_write_faults() && !stored {
+                    if !self.declares_write_faults() {
                         self.fail(Class::Alarm, format!("node {n}'s device is suspect: {reason}"));
                     }
                     let delay = self.rng.below(20 * MILLI);

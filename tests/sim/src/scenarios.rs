@@ -92,6 +92,7 @@ pub fn all() -> Vec<Scenario> {
         s("device-older-than-its-checkpoint-is-noticed", 6, checkpoints::older_device),
         s("store-lost-damaged-or-put-back", 8, checkpoints::disturbed_store),
         s("index-beyond-memory", 8, memory::beyond),
+        s("lost-pages-come-from-other-nodes", 8, memory::lost_pages),
         s("index-beyond-memory-on-a-full-device", 4, memory::beyond_while_cleaning),
         s("follower-away-for-long-gets-pages", 6, pages::away_for_long),
         s("crashes-while-pages-are-copied", 10, pages::crashes_in_the_middle),

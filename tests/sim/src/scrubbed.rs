@@ -27,13 +27,12 @@ impl World {
         for n in 0..self.nodes.len() {
             let status = self.scrub_status(n).unwrap_or_default();
             self.nodes[n].scrubs = (status.scrub.asked, status.survey.asked);
-            self.nodes[n].scrub_boot = self.nodes[n].boot;
             self.give(n, Event::Scrub, 0);
         }
     }
 
     /// Whether all nodes have looked at all of their blocks since they were asked to, and nothing waits for
-    /// a repair. On a device that may be full there is no room for repairs.
+    /// a repair or for another node's page. On a device that may be full there is no room for repairs.
     pub fn scrubs_are_over(&self) -> bool {
         let doubts = |n| self.scrub_status(n).is_some_and(|status| status.differing_pages > 0);
         let agree = self.diverged.is_empty()
@@ -46,9 +45,14 @@ impl World {
                     let (scrubs, surveys) = self.nodes[n].scrubs;
                     let looked = status.scrub.asked > scrubs && status.survey.asked > surveys;
                     let repaired = status.repairs.waiting == 0 || self.declares_full();
-                    looked && repaired
+                    looked && repaired && self.lost_pages(n) == 0
                 })
             })
+    }
+
+    /// Pages that the store of a node has lost and that are not here again.
+    fn lost_pages(&self, n: Who) -> u64 {
+        self.nodes[n].shard.as_ref().map_or(0, |shard| shard.status().index.lost)
     }
 
     /// The live blocks of a node, and where each stands on its disk.

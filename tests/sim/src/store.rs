@@ -165,6 +165,32 @@ impl Store {
         true
     }
 
+    /// Whether every record can be read.
+    pub fn is_sound(&self) -> bool {
+        self.verify(Vec::new(), u64::MAX, Planted::NONE).is_ok()
+            && self.load(u64::MAX, Planted::NONE).is_ok()
+    }
+
+    /// A record of a page is damaged or lost. False if there is none.
+    pub fn harm_page(&mut self, page: &PageId) -> bool {
+        let prefix = prefix_of(page);
+        let keys: Vec<Vec<u8>> =
+            self.content.keys().filter(|key| key.starts_with(&prefix)).cloned().collect();
+        if keys.is_empty() {
+            return false;
+        }
+        let key = self.rng.pick(&keys).clone();
+        let mut value = self.content[&key].to_vec();
+        if self.rng.chance(0.5) {
+            self.content.remove(&key);
+            return true;
+        }
+        let bit = self.rng.below(value.len() as u64 * 8) as usize;
+        value[bit / 8] ^= 1 << (bit % 8);
+        self.content.insert(key, value.into());
+        true
+    }
+
     /// A record is damaged, or lost, or stands under another's key.
     pub fn damage(&mut self) -> Option<&'static str> {
         if self.content.is_empty() {
@@ -240,6 +266,23 @@ impl World {
             self.trace(|| format!("node {n} store gives pages"));
             self.give(n, Event::Store(done), 0);
         }
+    }
+
+    /// The store of a node loses something of so many pages that are out of its memory. Says of how many.
+    pub fn harm_cold_pages(&mut self, n: Who, most: usize) -> usize {
+        let Some(shard) = &self.nodes[n].shard else { return 0 };
+        let mut pages = shard.cold_pages();
+        let store = &mut self.nodes[n].store;
+        let mut harmed = Vec::new();
+        while harmed.len() < most && !pages.is_empty() {
+            let at = store.rng.below(pages.len() as u64) as usize;
+            let page = pages.swap_remove(at);
+            if store.harm_page(&page) {
+                harmed.push(page);
+            }
+        }
+        self.trace(|| format!("the store of node {n} is harmed: {harmed:?}"));
+        harmed.len()
     }
 
     /// Something happens to a store behind its node's back: harm that must be noticed if `may_harm`,

@@ -266,7 +266,8 @@ impl Taker {
             return;
         }
         // A state that came in pages takes effect with a checkpoint and no sooner.
-        let asked = self.asked || groups.iter().any(|group| group.may_restore(cx));
+        let due = self.anew && cx.shared.loads.lost() == 0;
+        let asked = self.asked || due || groups.iter().any(|group| group.may_restore(cx));
         let Some(place) = cx.shared.log.durable_place() else {
             if asked {
                 mark!("checkpoint waits on an idle log");
@@ -298,6 +299,11 @@ impl Taker {
         let late = self.planted.is(Bug::CheckpointTooEarly);
         let log = &cx.shared.log;
         let held_up = |g: &Group| !late && !g.will_restore() && waits_before(g, &place, log);
+        // What the store has lost can not be taken over from it.
+        let lacks = cx.shared.loads.lost() > 0;
+        if lacks && self.owes_whole {
+            return;
+        }
         // What was moved before the start has to be where the log says that it is.
         if !groups.iter().all(|group| group.is_sound() && !group.is_replaying()) {
             return;
@@ -322,7 +328,7 @@ impl Taker {
         let Some(from) = from.filter(|_| groups.iter().all(Group::is_sound)) else { return };
         let reached = reached(&from, cx.shared.log.device().1);
         let restored = groups.iter().any(|group| group.in_limbo(cx));
-        if self.asked || restored || reached > self.reached {
+        if self.asked || restored || self.anew && !lacks || reached > self.reached {
             if position(&from) < position(&place) {
                 mark!("checkpoint begun with entries that are not applied");
             }
@@ -334,7 +340,7 @@ impl Taker {
     fn begin(&mut self, groups: &mut [Group], cx: &mut Cx<'_>, (from, reached): (ChainPlace, u64)) {
         mark!("checkpoint begun");
         let mut changes = Changes::default();
-        let anew = std::mem::take(&mut self.anew);
+        let anew = cx.shared.loads.lost() == 0 && std::mem::take(&mut self.anew);
         if self.fresh || anew {
             changes.delete_prefix(b"");
         }

@@ -83,6 +83,7 @@ impl Group {
         self.tick_session(cx);
         self.tell_digests(cx);
         self.tick_mending(cx);
+        self.tick_recovering(cx);
         self.watch_pace(cx);
         self.place_leader(cx);
         self.catch_up(cx);
@@ -520,7 +521,7 @@ impl Group {
             return;
         }
         let compared = self.comparing.is_busy() || self.mending.is_busy();
-        let busy = compared || cx.shared.draining;
+        let busy = compared || self.recovering.is_busy() || cx.shared.draining;
         if !idle || self.asleep || !self.leads() || !self.is_settled() || busy {
             return;
         }
@@ -563,6 +564,7 @@ impl Group {
             && self.impaired.is_none()
             && self.is_settled()
             && !self.mending.is_busy()
+            && !self.recovering.is_busy()
             && self.replica.applied() == commit;
         if agrees {
             self.asleep = true;

@@ -10,6 +10,7 @@ use super::mending::Mending;
 use super::outbox::Outbox;
 use super::propose::{Asker, Pending, Proposal};
 use super::ready::Held;
+use super::recovering::Recovering;
 use super::resync::{Help, Incoming, Session};
 use super::shared::{Cx, Room};
 use super::table::{Content, ENTRY_SIZE, Table, weight};
@@ -134,6 +135,7 @@ pub struct Group {
     pub(super) left_for: BTreeMap<NodeId, u64>,
     pub(super) comparing: Comparing,
     pub(super) mending: Mending,
+    pub(super) recovering: Recovering,
     /// The tick until which this leader holds that somebody needs pages.
     pub(super) needed_until: u64,
     /// Committed entries that are not applied, and what else waits for tables of pages.
@@ -192,6 +194,7 @@ impl Group {
             left_for: BTreeMap::new(),
             comparing: Comparing::default(),
             mending: Mending::default(),
+            recovering: Recovering::default(),
             needed_until: 0,
             waits: Waits::default(),
         }
@@ -278,11 +281,12 @@ impl Group {
     }
 
     /// Stops the group for good; the others go on. What it applied can still be read.
-    fn quarantine(&mut self, cx: &mut Cx<'_>, why: &str) {
+    pub(super) fn quarantine(&mut self, cx: &mut Cx<'_>, why: &str) {
         self.raft = None;
         self.end_help(cx);
         self.end_session(cx);
         self.stop_mending();
+        self.stop_fetch();
         self.outboxes.clear();
         self.staged.clear();
         self.held.clear();
@@ -715,6 +719,7 @@ impl Group {
             group.compare(cx);
             group.give_copies(cx);
             group.go_on_mending(cx);
+            group.go_on_recovering(cx);
             group.plan_announcement(cx);
             group.doze(cx);
             // Members that came with pages are those of a checkpoint that is on its way.

@@ -38,6 +38,8 @@ pub struct LoadCounts {
     pub loaded: u64,
     /// Tables that left it.
     pub left: u64,
+    /// Pages that the store had lost and that came from other replicas.
+    pub recovered: u64,
 }
 
 /// The tables that are asked for.
@@ -49,6 +51,10 @@ pub struct Loads {
     under_way: BTreeMap<PageId, u32>,
     /// To be asked for.
     queue: Vec<PageId>,
+    /// Those that the store does not give: they come from other replicas.
+    lost: BTreeSet<PageId>,
+    /// Whether some of these have come, or are not needed any more, since this was asked last.
+    found: bool,
     /// What was done.
     pub counts: LoadCounts,
     /// Segments with copies of blocks whose pages are on their way: they are not given up.
@@ -58,6 +64,9 @@ pub struct Loads {
 impl Loads {
     /// Asks for a table.
     pub fn want(&mut self, page: PageId) {
+        if self.lost.contains(&page) {
+            return;
+        }
         if let Entry::Vacant(entry) = self.under_way.entry(page) {
             entry.insert(0);
             self.queue.push(page);
@@ -88,7 +97,36 @@ impl Loads {
         group: GroupId,
         pages: impl Iterator<Item = PageKey>,
     ) -> bool {
-        self.hold(replica, group, pages)
+        let mut all = true;
+        for (volume, chunk) in pages {
+            if !replica.hold_places((volume, chunk), self.clock) {
+                all = false;
+                self.want(PageId { group, volume, chunk });
+            }
+        }
+        all
+    }
+
+    /// The store does not give a page, and is not asked for it again.
+    pub fn lose(&mut self, page: PageId) {
+        self.under_way.remove(&page);
+        self.queue.retain(|other| *other != page);
+        self.lost.insert(page);
+    }
+
+    /// A lost page has come from another replica, or is not needed any more.
+    pub fn find(&mut self, page: PageId) {
+        self.found |= self.lost.remove(&page);
+    }
+
+    /// Pages that the store has lost and that have not come from elsewhere.
+    pub fn lost(&self) -> usize {
+        self.lost.len()
+    }
+
+    /// Whether lost pages have come since this was asked last.
+    pub fn take_found(&mut self) -> bool {
+        std::mem::take(&mut self.found)
     }
 
     /// What is to be asked of the store now.
@@ -126,6 +164,7 @@ impl Loads {
     pub fn forget(&mut self, group: GroupId) {
         self.under_way.retain(|page, _| page.group != group);
         self.queue.retain(|page| page.group != group);
+        self.lost.retain(|page| page.group != group);
     }
 
     /// Notes the segments with copies that the index does not point at yet.

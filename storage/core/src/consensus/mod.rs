@@ -26,6 +26,7 @@ mod outbox;
 mod pace;
 mod propose;
 mod ready;
+mod recovering;
 mod relief;
 mod resync;
 mod shared;

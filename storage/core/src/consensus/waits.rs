@@ -158,7 +158,7 @@ impl Group {
                 return;
             }
             let pages = blocks.iter().map(|block| (block.volume, block.block / CHUNK_BLOCKS));
-            if !self.needs(cx, pages) {
+            if !cx.shared.loads.hold_places(&self.replica, self.id, pages) {
                 self.note_entries_wait(cx, false);
                 return;
             }

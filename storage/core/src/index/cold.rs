@@ -1,7 +1,8 @@
 //! Pages of a volume whose tables are out of memory: who goes, who comes back.
 
-use super::page::{Cooling, CoolingRule, PageContent};
+use super::page::{Cooling, CoolingRule, Loss, PageContent};
 use super::{Usage, VolumeIndex};
+use basalt_wire::disk::checkpoint::Granule;
 use basalt_wire::ids::{Generation, LogIndex};
 
 impl VolumeIndex {
@@ -56,6 +57,47 @@ impl VolumeIndex {
         Ok(dirty)
     }
 
+    /// The store has lost a page whose table is out of memory.
+    pub fn lose(&mut self, chunk: u64, usage: &mut Usage) -> Loss {
+        let Some(page) = self.pages.get_mut(&chunk) else { return Loss::Harmless };
+        let before = page.footprint();
+        let loss = page.lose(usage);
+        let after = page.footprint();
+        self.account(before, after, usage);
+        if loss != Loss::Harmless {
+            self.doomed.remove(&chunk);
+        }
+        loss
+    }
+
+    /// Makes a lost page one that holds nothing (a planted bug).
+    pub fn abandon(&mut self, chunk: u64, usage: &mut Usage) {
+        let Some(page) = self.pages.get_mut(&chunk) else { return };
+        let before = page.footprint();
+        page.abandon(LogIndex(0));
+        let after = page.footprint();
+        self.account(before, after, usage);
+    }
+
+    /// Whether the store has lost a page, and the last entry that emptied a part of it since it left memory.
+    pub fn lost(&self, chunk: u64) -> Option<LogIndex> {
+        self.pages.get(&chunk)?.emptied_at()
+    }
+
+    /// Takes what another replica told of a lost page.
+    pub fn recover(
+        &mut self,
+        chunk: u64,
+        granules: impl Iterator<Item = (u8, Granule)>,
+        usage: &mut Usage,
+    ) {
+        let Some(page) = self.pages.get_mut(&chunk) else { return };
+        let before = page.footprint();
+        page.recover(granules, usage);
+        let after = page.footprint();
+        self.account(before, after, usage);
+    }
+
     /// The first pages that are to be emptied and wait for their tables.
     pub fn doomed(&self) -> impl Iterator<Item = u64> + '_ {
         self.doomed.iter().copied()
@@ -69,16 +111,19 @@ impl VolumeIndex {
     /// Gives everything back for good. Of pages whose tables are out of memory that takes place when they are
     /// back; then the others stay, empty, until the store was told. Gives chunks as [`VolumeIndex::map`] does.
     pub fn give_back(&mut self, at: LogIndex, usage: &mut Usage) -> Vec<u64> {
-        for (chunk, page) in self.pages.iter_mut().filter(|(_, page)| page.is_cold()) {
+        let cold = self.pages.iter_mut().filter(|(_, page)| page.is_cold() && !page.is_lost());
+        for (chunk, page) in cold {
             page.doom(u64::MAX, at);
             self.doomed.insert(*chunk);
         }
         if self.doomed.is_empty() {
+            self.each_page(at, usage, |page, _, _| page.is_lost() && page.empty_lost(u64::MAX, at));
             self.clear(usage);
             return Vec::new();
         }
-        self.each_page(at, usage, |page, _, usage| {
-            !page.is_cold() && page.clear(Generation(u32::MAX), u64::MAX, at, usage)
+        self.each_page(at, usage, |page, _, usage| match page.is_lost() {
+            true => page.empty_lost(u64::MAX, at),
+            false => !page.is_cold() && page.clear(Generation(u32::MAX), u64::MAX, at, usage),
         })
     }
 

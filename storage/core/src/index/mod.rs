@@ -14,7 +14,7 @@ mod random;
 mod usage;
 mod versions;
 
-pub use page::{BlockPlace, BlockState, Cooling, CoolingRule, Page, PageContent};
+pub use page::{BlockPlace, BlockState, Cooling, CoolingRule, Loss, Page, PageContent};
 pub use usage::Usage;
 
 use crate::log::Location;
@@ -231,12 +231,13 @@ impl VolumeIndex {
     pub fn unmap_all(&mut self, until: Generation, at: LogIndex, usage: &mut Usage) -> Vec<u64> {
         for (chunk, page) in &mut self.pages {
             let fresh = self.ahead.get(chunk).map_or(u64::MAX, |seen| fresh_of(seen, at));
-            if page.is_cold() && page.doom(fresh, at) {
+            if page.is_cold() && !page.is_lost() && page.doom(fresh, at) {
                 self.doomed.insert(*chunk);
             }
         }
-        self.each_page(at, usage, |page, fresh, usage| {
-            !page.is_cold() && page.clear(until, fresh, at, usage)
+        self.each_page(at, usage, |page, fresh, usage| match page.is_lost() {
+            true => page.empty_lost(fresh, at),
+            false => !page.is_cold() && page.clear(until, fresh, at, usage),
         })
     }
 
@@ -259,6 +260,9 @@ impl VolumeIndex {
     ) -> (bool, Option<u64>) {
         let (chunk, block) = split(BlockRange { block, count: 1 });
         let Some(page) = self.pages.get_mut(&chunk) else { return (false, None) };
+        if page.is_lost() {
+            return (false, None);
+        }
         let clean = !page.is_dirty();
         let moved = page.relocate(block, from, to, usage);
         (moved, (moved && clean).then_some(chunk))
@@ -289,6 +293,9 @@ impl VolumeIndex {
     /// whose table is out of memory.
     pub fn recount(&self, usage: &mut Usage, stored: impl Fn(u64) -> PageContent) {
         for (chunk, page) in &self.pages {
+            if page.is_lost() {
+                continue;
+            }
             if page.is_cold() {
                 let granules = stored(*chunk);
                 let places =

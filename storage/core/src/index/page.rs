@@ -1,8 +1,10 @@
 //! One page: the places of a chunk's 1024 blocks, now and in the volume's snapshots.
 
 mod cold;
+mod lost;
 
 pub use cold::{Cooling, CoolingRule, PageContent};
+pub use lost::Loss;
 
 use super::usage::{Dying, Usage};
 use super::versions::{Bits, Delta, Versions};

@@ -3,7 +3,9 @@
 //! A block of the log is live while the index refers to it. What of a segment is not live is garbage:
 //! once nothing of it is live, the segment can be used again. The counts are kept exactly, with
 //! every change of the index, and are never estimated: a segment that counts too few would be
-//! released with data in it, one that counts too many would be lost for good.
+//! released with data in it, one that counts too many would be lost for good. There is one exception: where
+//! the blocks of a page stood is not known once the store has lost the page, see [`Usage::lost`]. They count
+//! until the next start, which counts anew.
 
 use basalt_wire::ids::SegmentId;
 
@@ -16,6 +18,8 @@ pub struct Usage {
     pub(super) tables: u64,
     /// See `tables`.
     pub(super) cold: u64,
+    /// Blocks that count as live where nothing is known to stand any more.
+    pub(super) lost: u64,
 }
 
 impl Usage {
@@ -37,6 +41,17 @@ impl Usage {
     /// Pages whose tables are not in memory.
     pub fn cold(&self) -> u64 {
         self.cold
+    }
+
+    /// Whether it is what a count of all pages gives, but for blocks whose places were lost.
+    pub fn is_exact(&self, counted: &Usage) -> bool {
+        let covers = |(segment, live)| self.live(segment) >= live;
+        self.total == counted.total + self.lost && counted.segments().all(covers)
+    }
+
+    /// Blocks that count as live where nothing is known to stand any more.
+    pub fn lost(&self) -> u64 {
+        self.lost
     }
 
     /// The segments that hold live blocks, with their number, in order.

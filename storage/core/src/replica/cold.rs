@@ -75,15 +75,22 @@ impl Replica {
         if volume.index.list(chunk) {
             self.idle.push_back((id, chunk));
         }
-        if !volume.index.has_doomed() {
-            self.doomed.remove(&id);
-            if volume.deleted {
-                mark!("deleted volume given back page by page");
-                volume.index.clear(&mut self.usage);
-                self.changes.volumes.push(id);
-            }
-        }
+        self.settle_doomed(id);
         Ok(())
+    }
+
+    /// Goes on with a volume of which no page may be left that is to be emptied.
+    pub(super) fn settle_doomed(&mut self, id: VolumeId) {
+        let Some(volume) = self.volumes.get_mut(&id) else { return };
+        if volume.index.has_doomed() {
+            return;
+        }
+        self.doomed.remove(&id);
+        if volume.deleted {
+            mark!("deleted volume given back page by page");
+            volume.index.clear(&mut self.usage);
+            self.changes.volumes.push(id);
+        }
     }
 
     /// Has tables leave memory, so many at most, and looks at no more than so many: gives how many went.

@@ -9,6 +9,7 @@ mod clones;
 mod cold;
 mod flatten;
 mod generations;
+mod lost;
 mod moves;
 mod pages;
 mod places;
@@ -17,6 +18,7 @@ mod watch;
 
 pub use changes::DirtyPages;
 pub use cold::PageKey;
+pub use lost::ToldGranule;
 pub use pages::Told;
 pub use read::{Plan, ReadError};
 use watch::Watch;

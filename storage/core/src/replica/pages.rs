@@ -50,7 +50,7 @@ use basalt_wire::pages::{DeltaSums, GranuleSums, HeldBlocks, PageDigests};
 use std::collections::BTreeMap;
 
 /// Granules of a page.
-const GRANULES: u8 = (CHUNK_BLOCKS as usize / GRANULE_BLOCKS) as u8;
+pub(super) const GRANULES: u8 = (CHUNK_BLOCKS as usize / GRANULE_BLOCKS) as u8;
 /// Deltas that are told in one answer, if they are not all of one granule.
 const DELTAS_TOLD: usize = 4 * SNAPSHOTS_MAX;
 
@@ -79,6 +79,16 @@ impl Staged {
         let (key, block) = granule_of(volume, block);
         let mut blocks = self.0.get_mut(&key)?.iter_mut();
         blocks.find(|(number, at)| *number == block && *at == place).map(|(_, at)| at)
+    }
+
+    /// The staged blocks of a granule.
+    pub(super) fn of(&self, key: GranuleKey) -> impl Iterator<Item = (u8, BlockPlace)> + '_ {
+        self.0.get(&key).into_iter().flatten().copied()
+    }
+
+    /// Takes them.
+    pub(super) fn take(&mut self, key: GranuleKey) -> Vec<(u8, BlockPlace)> {
+        self.0.remove(&key).unwrap_or_default()
     }
 
     /// Whether a staged block stands at a place.
@@ -119,7 +129,7 @@ fn sums_of(number: u8, granule: &Granule) -> GranuleSums {
 }
 
 /// A granule with places for its checksums, as far as `find` has one for each block.
-fn granule_with(
+pub(super) fn granule_with(
     sums: &GranuleSums,
     changed_at: LogIndex,
     mut find: impl FnMut(u8, u32) -> Option<Place>,
@@ -310,7 +320,7 @@ impl Replica {
         (!volume.deleted).then_some(volume)
     }
 
-    fn note_seen(&mut self, (id, chunk, number): GranuleKey, at: LogIndex) {
+    pub(super) fn note_seen(&mut self, (id, chunk, number): GranuleKey, at: LogIndex) {
         self.seen = self.seen.max(at);
         if let Some(volume) = self.volumes.get_mut(&id) {
             volume.index.note_seen(chunk, number, at);

@@ -5,8 +5,8 @@
 //! replay comes by it, by a follower that lacks its entries, and by the cleaner, for it says which blocks
 //! stand behind it. So damage there would be met when it is needed most.
 //!
-//! * Everything that the records say stands in memory. If one is damaged, or the store can not read what
-//!   it wrote, all of them are written anew.
+//! * What the records say stands in memory, but for pages whose tables have left it. If one is damaged, or
+//!   the store can not read what it wrote, all of them are written anew, and those pages taken over.
 //! * In a segment with a damaged header what is live is found through the index and moved elsewhere, and a
 //!   checkpoint is taken at once, so that no replay begins before it.
 //! * A copy segment has no closing batch, and may have been given its last one before it was full. So a place

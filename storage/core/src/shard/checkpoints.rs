@@ -1,7 +1,7 @@
 //! Starting from a checkpoint, and taking the next ones.
 
 use super::{Phase, Shard};
-use crate::checkpoint::{Snapshot, StoreDone, StoreOp};
+use crate::checkpoint::{SaveError, Snapshot, StoreDone, StoreOp};
 use crate::config::{GroupConfig, Scrubbing, ShardConfig};
 use crate::consensus::{Cx, OpenState};
 use crate::event::Effect;
@@ -71,9 +71,14 @@ impl Shard {
             StoreDone::Verified(result) => self.records_verified(&result, out),
             StoreDone::Pages(pages) => self.pages_loaded(now, pages, out),
             StoreDone::Saved(result) => {
+                let lost = match &result {
+                    Err(SaveError::Lost(pages)) => pages.clone(),
+                    _ => Vec::new(),
+                };
                 let mut cx = Cx { shared: &mut self.shared, now, out };
                 self.taker.saved(result, &mut self.groups, &mut cx);
                 self.release_segments();
+                self.pages_not_carried(now, lost, out);
             }
         }
     }

@@ -66,7 +66,7 @@ impl Judge for Missing<'_> {
     fn is_live(&self, group: GroupId, block: &MovedBlock) -> bool {
         let Some(slot) = self.known.by_id.get(&group) else { return false };
         let (volume, chunk) = (block.volume, block.block / CHUNK_BLOCKS);
-        if !self.known.groups[*slot].replica.hold((volume, chunk), self.clock) {
+        if !self.known.groups[*slot].replica.hold_places((volume, chunk), self.clock) {
             self.pages.borrow_mut().insert(PageId { group, volume, chunk });
         }
         false

@@ -2,7 +2,7 @@
 
 use super::Shard;
 use crate::checkpoint::StoreOp;
-use crate::consensus::{Group, PageId};
+use crate::consensus::{Cx, Group, PageId};
 use crate::event::{Effect, LinkId};
 use crate::index::{CoolingRule, Page, PageContent};
 use crate::log::{Location, RecordSeq};
@@ -10,9 +10,10 @@ use crate::mark;
 use crate::planted::Bug;
 use crate::replica::PageKey;
 use basalt_wire::block::CHUNK_BLOCKS;
+use basalt_wire::command::BlockRange;
 use basalt_wire::disk::moved::MovedBlock;
 use basalt_wire::frame::{Request, RequestOp};
-use basalt_wire::ids::{Address, GroupId};
+use basalt_wire::ids::{Address, GroupId, LogIndex, VolumeId};
 use basalt_wire::repair::{Repair, RepairStep};
 use basalt_wire::time::Time;
 use bytes::Bytes;
@@ -60,6 +61,17 @@ pub(super) struct WaitingRead {
     pub since: u64,
 }
 
+/// The range of which a request asks where it stands.
+fn looked_at(request: &Request) -> Option<BlockRange> {
+    match request.op {
+        RequestOp::Read { range, .. }
+        | RequestOp::Extents { range, .. }
+        | RequestOp::Changes { range, .. }
+        | RequestOp::Fill { range, .. } => Some(range),
+        _ => None,
+    }
+}
+
 impl Waiting {
     /// Since when the oldest waits.
     fn since(&self) -> Option<u64> {
@@ -84,6 +96,10 @@ pub struct IndexStatus {
     pub loaded: u64,
     /// Tables that left it.
     pub left: u64,
+    /// Pages that the store has lost and that have not come from other replicas yet, and those that have.
+    pub lost: u64,
+    /// See `lost`.
+    pub recovered: u64,
 }
 
 impl Shard {
@@ -96,18 +112,25 @@ impl Shard {
             limit: self.index_bytes,
             loaded: self.shared.loads.counts.loaded,
             left: self.shared.loads.counts.left,
+            lost: self.shared.loads.lost() as u64,
+            recovered: self.shared.loads.counts.recovered,
         }
+    }
+
+    /// The pages whose tables are out of memory, in order. Walks the whole index.
+    pub fn cold_pages(&self) -> Vec<PageId> {
+        let of = |group: &Group| {
+            let pages = group.replica.pages_from(LogIndex(0), (VolumeId(0), 0), usize::MAX);
+            let cold = pages.into_iter().filter(|page| group.replica.is_cold(*page));
+            let id = group.id;
+            cold.map(move |(volume, chunk)| PageId { group: id, volume, chunk }).collect::<Vec<_>>()
+        };
+        self.groups.iter().flat_map(of).collect()
     }
 
     /// Whether a read has to wait for tables.
     pub(super) fn read_waits(&mut self, request: &Request) -> bool {
-        let (RequestOp::Read { range, .. }
-        | RequestOp::Extents { range, .. }
-        | RequestOp::Changes { range, .. }
-        | RequestOp::Fill { range, .. }) = request.op
-        else {
-            return false;
-        };
+        let Some(range) = looked_at(request) else { return false };
         let Some(slot) = self.by_id.get(&request.group) else { return false };
         let (loads, group) = (&mut self.shared.loads, &self.groups[*slot]);
         if group.replica.cold_pages() == 0 || self.shared.planted.is(Bug::ColdPageReadAtOnce) {
@@ -142,7 +165,7 @@ impl Shard {
         let Some((slot, block)) = self.scrub.reads() else { return false };
         let (group, loads) = (&self.groups[slot], &mut self.shared.loads);
         let page = (block.volume, block.block / CHUNK_BLOCKS);
-        if loads.hold(&group.replica, group.id, std::iter::once(page)) {
+        if loads.hold_places(&group.replica, group.id, std::iter::once(page)) {
             return false;
         }
         mark!("scrub waits for a table");
@@ -160,7 +183,9 @@ impl Shard {
             if let Some(slot) = self.by_id.get(&done.group) {
                 let (group, loads) = (&self.groups[*slot], &mut self.shared.loads);
                 let pages = done.blocks.iter().map(|b| (b.volume, b.block / CHUNK_BLOCKS));
-                if group.replica.cold_pages() > 0 && !loads.hold(&group.replica, group.id, pages) {
+                if group.replica.cold_pages() > 0
+                    && !loads.hold_places(&group.replica, group.id, pages)
+                {
                     mark!("copies wait for tables");
                     break;
                 }
@@ -182,7 +207,7 @@ impl Shard {
         for (slot, block) in self.repairs.due(now) {
             let page = std::iter::once((block.volume, block.block / CHUNK_BLOCKS));
             let group = &self.groups[slot];
-            ready &= loads.hold(&group.replica, group.id, page);
+            ready &= loads.hold_places(&group.replica, group.id, page);
         }
         if !ready {
             mark!("repairs wait for tables");
@@ -200,7 +225,8 @@ impl Shard {
     ) -> bool {
         let Some(slot) = self.by_id.get(&id) else { return false };
         let group = &self.groups[*slot];
-        if self.shared.loads.hold(&group.replica, group.id, std::iter::once(page)) {
+        let loads = &mut self.shared.loads;
+        if loads.hold_places(&group.replica, group.id, std::iter::once(page)) {
             return false;
         }
         if self.waiting.questions.len() < REPAIRS_MAX {
@@ -235,24 +261,53 @@ impl Shard {
                     self.shared.loads.came(&page);
                     group.tables_came();
                 }
-                Err(reason) => self.page_lost(page, &reason, out),
+                Err(reason) => self.page_not_given(now, page, &reason, out),
             }
         }
         self.go_on_waiting(now, out);
     }
 
     /// The store does not give what it should hold of a page. It is asked again; when that does not help
-    /// either, the shard must not go on: the index is not known any more.
-    fn page_lost(&mut self, page: PageId, reason: &str, out: &mut Vec<Effect>) {
+    /// either, other replicas are.
+    fn page_not_given(&mut self, now: Time, page: PageId, reason: &str, out: &mut Vec<Effect>) {
         mark!("table can not be loaded");
         if !self.shared.loads.failed(page) {
-            let PageId { group, volume, chunk } = page;
-            let text = format!(
-                "the store does not give where the blocks of chunk {chunk} of volume {volume}, group {group}, \
-                 stand: {reason}"
-            );
-            self.suspect(text, out);
+            self.page_lost(now, page, reason, out);
         }
+    }
+
+    fn page_lost(&mut self, now: Time, page: PageId, reason: &str, out: &mut Vec<Effect>) {
+        self.shared.loads.lose(page);
+        let mut cx = Cx { shared: &mut self.shared, now, out };
+        match self.by_id.get(&page.group) {
+            Some(slot) => self.groups[*slot].page_lost(&mut cx, page.key(), reason),
+            None => cx.shared.loads.find(page),
+        }
+    }
+
+    /// The store has met damage in pages that a checkpoint was to take over.
+    pub(super) fn pages_not_carried(
+        &mut self,
+        now: Time,
+        pages: Vec<PageId>,
+        out: &mut Vec<Effect>,
+    ) {
+        for page in pages {
+            let slot = self.by_id.get(&page.group);
+            let replica = slot.map(|slot| &self.groups[*slot].replica);
+            if replica.is_some_and(|replica| replica.is_cold(page.key())) {
+                self.page_lost(now, page, "it is damaged", out);
+            }
+        }
+    }
+
+    /// Whether a read is of a page that was lost, in a group that can not get it from anywhere.
+    pub(super) fn is_out_of_reach(&self, request: &Request) -> bool {
+        let slot = self.by_id.get(&request.group).filter(|_| self.shared.loads.lost() > 0);
+        let group = slot.map(|slot| &self.groups[*slot]).filter(|group| group.is_stopped());
+        let (Some(group), Some(range)) = (group, looked_at(request)) else { return false };
+        let mut pages = group.replica.pages_of_read(request.volume, range);
+        pages.any(|page| group.replica.lost(page).is_some())
     }
 
     /// Tables came, or are not needed any more: what waited for them is looked at again.
@@ -279,8 +334,11 @@ impl Shard {
     }
 
     /// Has tables leave memory beyond what they may take, and asks the store for those that are needed.
-    pub(super) fn mind_memory(&mut self, out: &mut Vec<Effect>) {
+    pub(super) fn mind_memory(&mut self, now: Time, out: &mut Vec<Effect>) {
         self.shared.loads.clock += 1;
+        if self.shared.loads.take_found() {
+            self.go_on_waiting(now, out);
+        }
         self.fetch_doomed();
         self.cool_pages();
         let pages = self.shared.loads.take_queue();

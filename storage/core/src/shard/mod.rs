@@ -218,7 +218,7 @@ impl Shard {
             self.check_drained(out);
             self.shared.log.seal_if_idle(now, &mut self.shared.ops);
             self.take_checkpoint(now, out);
-            self.mind_memory(out);
+            self.mind_memory(now, out);
         }
         self.flush_ops(now, out);
     }

@@ -107,6 +107,7 @@ impl Shard {
     ) {
         let (id, group) = (request.id, request.group);
         let result = match self.read_waits(&request) {
+            true if self.is_out_of_reach(&request) => Err(Refusal::Unavailable),
             true if self.is_busy(0) => Err(Refusal::Busy),
             true => {
                 self.keep_read(link, remote, request);

@@ -61,7 +61,7 @@ impl Known for Index<'_> {
 
     fn is_known(&self, target: &Target) -> bool {
         let page = (target.volume, target.range.block / CHUNK_BLOCKS);
-        self.groups[target.slot].replica.hold(page, self.clock)
+        self.groups[target.slot].replica.hold_places(page, self.clock)
     }
 
     fn is_live(&self, slot: usize, block: &MovedBlock) -> bool {
@@ -69,7 +69,8 @@ impl Known for Index<'_> {
         let place = BlockPlace { segment, block: at, checksum: block.checksum };
         let replica = &self.groups[slot].replica;
         // Where that is not known it is found out before anybody is asked for the block.
-        replica.is_cold((block.volume, block.block / CHUNK_BLOCKS))
+        let page = (block.volume, block.block / CHUNK_BLOCKS);
+        replica.is_cold(page) && replica.lost(page).is_none()
             || replica.is_live(block.volume, block.block, place)
     }
 }
@@ -103,7 +104,7 @@ impl Shard {
         }
         if let Some(Target { slot, volume, range }) = self.scrub.unknown() {
             let (group, page) = (&self.groups[slot], (volume, range.block / CHUNK_BLOCKS));
-            self.shared.loads.hold(&group.replica, group.id, std::iter::once(page));
+            self.shared.loads.hold_places(&group.replica, group.id, std::iter::once(page));
         }
         if let Some(report) = self.scrub.take_end() {
             let counts = self.repairs.counts();
@@ -327,6 +328,10 @@ impl Shard {
             let (id, replica) = (group.id, &group.replica);
             for (volume, chunk) in replica.pages_from(LogIndex(0), (VolumeId(0), 0), usize::MAX) {
                 let (block, count) = (chunk * CHUNK_BLOCKS, CHUNK_BLOCKS as u32);
+                // What the store still says of a page of which it lost a part stands nowhere any more.
+                if replica.lost((volume, chunk)).is_some() {
+                    continue;
+                }
                 let all = match replica.is_cold((volume, chunk)) {
                     true => blocks_of(volume, block, &stored(PageId { group: id, volume, chunk })),
                     false => replica.places(volume, BlockRange { block, count }, true),

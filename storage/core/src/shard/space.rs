@@ -131,6 +131,10 @@ impl Shard {
                 _ => space.log += used - live,
             }
         }
+        // Blocks that the store has lost are nobody's, wherever they stand.
+        let lost = self.groups.iter().map(|group| group.replica.usage().lost()).sum();
+        space.live -= bytes(lost);
+        space.garbage += bytes(lost);
         let kept = self.shared.room.levels.map_or(self.shared.limits.segments_reserved, |l| l.wait);
         space.reserve = space.free.min(u64::from(kept.min(segments.free())) * segment_bytes);
         space.free -= space.reserve;
@@ -142,7 +146,7 @@ impl Shard {
     pub fn usage_is_exact(&self, stored: impl Fn(PageId) -> PageContent) -> bool {
         let exact = |g: &Group| {
             let stored = |(volume, chunk)| stored(PageId { group: g.id, volume, chunk });
-            *g.replica.usage() == g.replica.recount(stored)
+            g.replica.usage().is_exact(&g.replica.recount(stored))
         };
         self.groups.iter().all(exact)
     }

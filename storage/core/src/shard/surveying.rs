@@ -176,9 +176,8 @@ impl Shard {
             return;
         }
         let Err(reason) = result else { return };
-        let text = format!(
-            "the checkpoint in the store is damaged ({reason}): all of it is written anew from memory"
-        );
+        let text =
+            format!("the checkpoint in the store is damaged ({reason}): all of it is written anew");
         out.push(Effect::Notice { alarm: true, text });
         self.taker.write_anew();
     }

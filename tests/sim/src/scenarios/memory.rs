@@ -32,7 +32,11 @@ fn nodes(set: Setup, tables: u64, segments: u64) -> Script {
 }
 
 fn status(s: &Script, n: usize) -> IndexStatus {
-    s.world.nodes[n].shard.as_ref().map(|shard| shard.status().index).unwrap_or_default()
+    index(&s.world, n)
+}
+
+fn index(w: &World, n: usize) -> IndexStatus {
+    w.nodes[n].shard.as_ref().map(|shard| shard.status().index).unwrap_or_default()
 }
 
 /// Writes, unmaps and reads blocks of all chunks.
@@ -68,6 +72,62 @@ pub fn beyond(set: Setup) -> World {
         s.pass(dice.within(1, 600));
     }
     s.must(left > 20 && loaded > 20, || format!("{left} tables left memory, {loaded} came back"));
+    s.end()
+}
+
+/// Records of pages that are out of memory are damaged or lost on one node after the other, while clients read and
+/// write. What is asked for comes from the other nodes, a scrub finds the rest, and the next start of the node uses
+/// its checkpoint.
+pub fn lost_pages(set: Setup) -> World {
+    let mut s = nodes(set, set.seed % 2, 0);
+    let mut dice = dice(set.seed);
+    with_checkpoints(&mut s, 32 << 10);
+    let mut recovered = 0;
+    for round in 0..4 {
+        work(&mut s, &mut dice, 40);
+        // Behind these a checkpoint holds all other chunks.
+        let scrubbed_first = (set.seed + round).is_multiple_of(2);
+        let n = match s.leader().filter(|_| !scrubbed_first) {
+            // Whoever leads is asked.
+            Some(leader) => leader,
+            None => dice.below(3) as usize,
+        };
+        for block in 0..200 {
+            if index(&s.world, n).cold > 2 {
+                break;
+            }
+            s.write((CHUNKS - 1) * 1024 + block % 24);
+            s.wait_answers(30_000);
+            s.pass(20);
+        }
+        s.wait("the replicas agree", 30_000, |w, _| w.is_converged());
+        s.world.all_damaged = true;
+        let harmed = s.world.harm_cold_pages(n, 2);
+        for block in 0..24 * CHUNKS {
+            if !scrubbed_first {
+                s.ask(Kind::Read, block / 24 * 1024 + block % 24, 1);
+            }
+        }
+        if !scrubbed_first {
+            work(&mut s, &mut dice, 10);
+        }
+        s.wait_answers(60_000);
+        s.wait("the replicas agree", 30_000, |w, _| w.is_converged());
+        s.world.ask_scrubs();
+        s.wait("all is looked at", 60_000, |w, _| w.scrubs_are_over());
+        s.wait("nothing is lost", 60_000, move |w, _| {
+            w.nodes[n].store.is_sound() && index(w, n).lost == 0
+        });
+        recovered += index(&s.world, n).recovered;
+        s.must(harmed > 0, || "nothing was out of memory".to_owned());
+        s.power_cut(n, *dice.pick(&CutPolicy::ALL));
+        s.start(n);
+        s.wait("the replicas agree", 30_000, |w, _| w.is_converged());
+        let report = s.world.nodes[n].shard.as_ref().and_then(|shard| shard.status().open_report);
+        let used = report.as_ref().is_some_and(|report| report.checkpoint.is_some());
+        s.must(used, || format!("the checkpoint was not used: {report:?}"));
+    }
+    s.must(recovered > 0, || "no page came from another node".to_owned());
     s.end()
 }
 

@@ -494,6 +494,7 @@ impl Group {
     /// Notes where blocks from the leader stand.
     pub fn fill_placed(&mut self, seq: RecordSeq, location: Location) {
         self.copy_placed(seq, location);
+        self.recovered_placed(seq, location);
         let Some(session) = &mut self.session else { return };
         if let Some(fill) = session.fills.iter_mut().find(|fill| fill.seq == seq) {
             fill.location = Some(location);

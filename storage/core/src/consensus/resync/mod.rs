@@ -56,7 +56,7 @@ impl Group {
             mark!("page message of another term");
             return;
         }
-        if self.take_mending(cx, from, &message) {
+        if self.take_recovered(cx, from, &message) || self.take_mending(cx, from, &message) {
             return;
         }
         if self.leads() {

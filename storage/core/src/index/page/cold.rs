@@ -53,6 +53,18 @@ pub(super) struct Doom {
     digest: u64,
 }
 
+impl Doom {
+    /// The entry that emptied it.
+    pub(super) fn emptied_at(&self) -> LogIndex {
+        self.at
+    }
+
+    /// Whether it emptied all of it.
+    pub(super) fn is_whole(&self) -> bool {
+        self.granules == u64::MAX
+    }
+}
+
 /// Where the table of a page is.
 #[derive(Default)]
 pub(super) enum Body {
@@ -65,6 +77,8 @@ pub(super) enum Body {
     Cold(u64),
     /// The same, and an entry has emptied the page since.
     Doomed(Box<Doom>),
+    /// Neither in memory nor in the store; the last entry that emptied a part of the page since.
+    Lost(LogIndex),
 }
 
 impl Body {
@@ -115,7 +129,7 @@ pub struct CoolingRule {
 impl Page {
     /// Whether its table is out of memory.
     pub fn is_cold(&self) -> bool {
-        matches!(self.body, Body::Cold(_) | Body::Doomed(_))
+        matches!(self.body, Body::Cold(_) | Body::Doomed(_) | Body::Lost(_))
     }
 
     /// A bit for each granule that the store holds.
@@ -244,7 +258,7 @@ impl Page {
         // A sum, so that no block waits for the one before.
         let live = match &self.body {
             Body::Cold(digest) => *digest,
-            Body::Doomed(_) => return None,
+            Body::Doomed(_) | Body::Lost(_) => return None,
             _ => self.live_digest(),
         };
         let kept = self.kept().map(|(generation, block, was)| {

@@ -3,8 +3,9 @@
 use super::world::{Options, V, World};
 use super::{index, ms};
 use crate::planted::Planted;
+use crate::shard::GroupRole;
 use basalt_wire::command::BlockRange;
-use basalt_wire::frame::{ReplyResult, RequestOp};
+use basalt_wire::frame::{Refusal, ReplyResult, RequestOp};
 use basalt_wire::ids::*;
 
 const CHUNKS: u64 = 5;
@@ -24,6 +25,10 @@ fn world(index_bytes: u64, planted: Planted) -> World {
 
 /// Writes blocks of all chunks until their tables are out of memory. Gives the last entry.
 fn write_until_cold(world: &mut World, fill: u8) -> u64 {
+    write_until_cold_on(world, 3, fill)
+}
+
+fn write_until_cold_on(world: &mut World, nodes: u32, fill: u8) -> u64 {
     let mut last = 0;
     for round in 0..8 {
         for chunk in 0..CHUNKS {
@@ -35,7 +40,7 @@ fn write_until_cold(world: &mut World, fill: u8) -> u64 {
         last = index(&world.write(1, 9 * 1024 + block, 1));
     }
     world.pass(ms(500));
-    for n in 1..=3 {
+    for n in 1..=nodes {
         let index = world.shard(n).status().index;
         assert!(index.cold >= CHUNKS, "node {n}: {index:?}");
     }
@@ -100,21 +105,103 @@ fn a_deleted_volume_is_given_back_page_by_page() {
     assert_eq!(of_it, 0);
 }
 
-/// The driver opens the shard anew then, which does not believe the checkpoint.
-#[test]
-#[should_panic(
-    expected = "suspect: the store does not give where the blocks of chunk 2 of volume 7"
-)]
-fn a_table_that_is_not_the_one_that_left_stops_the_shard() {
-    let mut world = world(0, Planted::NONE);
-    let at = write_until_cold(&mut world, 10);
-    let store = &mut world.nodes.get_mut(&2).unwrap().store;
-    let granule = |key: &&Vec<u8>| key[0] == b'P' && key[13..21] == 2u64.to_be_bytes();
+/// Takes a record of a chunk out of a node's store.
+fn lose_record(world: &mut World, n: u32, chunk: u64) {
+    let store = &mut world.nodes.get_mut(&n).unwrap().store;
+    let granule = |key: &&Vec<u8>| key[0] == b'P' && key[13..21] == chunk.to_be_bytes();
     let key = store.keys().find(granule).unwrap().clone();
     store.remove(&key);
-    assert_eq!(world.read(2, 1, 1024 + 3, at), Ok(13), "what is whole is read");
-    let read = world.read(2, 1, 2 * 1024, at);
-    unreachable!("the read was answered: {read:?}");
+}
+
+#[test]
+fn what_the_store_lost_comes_from_another_replica() {
+    let mut world = world(0, Planted::NONE);
+    let at = write_until_cold(&mut world, 10);
+    let leader = world.elect();
+    for n in 1..=3 {
+        world.announce();
+        lose_record(&mut world, n, u64::from(n));
+        assert_eq!(world.read(n, 1, 4 * 1024 + 3, at), Ok(13), "what is whole is read");
+        let (range, floor) =
+            (BlockRange { block: u64::from(n) * 1024 + 2, count: 1 }, LogIndex(at));
+        let read = world.request(n, 1, 1, RequestOp::Read { range, floor, snapshot: None });
+        let write = (n == leader).then(|| {
+            let op = world.write_op(n, u64::from(n) * 1024 + 900, 77, 1);
+            world.request(n, 1, 1, op)
+        });
+        world.run();
+        assert!(!world.replies.contains_key(&read), "it waits for the page");
+        assert_eq!(world.shard(n).status().index.lost, 1);
+        // Who tells may have applied more than who asks.
+        world.announce();
+        world.pass(ms(600));
+        let read = &world.replies[&read];
+        assert!(matches!(read, ReplyResult::Data { .. }), "node {n}: {read:?}");
+        let index_status = world.shard(n).status().index;
+        assert_eq!((index_status.lost, index_status.recovered), (0, 1), "{index_status:?}");
+        let at = write.map_or(at, |write| index(&world.replies[&write]));
+        assert_eq!(world.read(n, 1, u64::from(n) * 1024 + 2, at), Ok(12));
+        if n == leader {
+            assert_eq!(world.read(n, 1, u64::from(n) * 1024 + 900, at), Ok(77));
+        }
+    }
+    // The next checkpoint holds it, and a start uses that.
+    let at = write_until_cold(&mut world, 30);
+    for n in 1..=3 {
+        world.crash(n);
+        world.start(n);
+    }
+    world.elect();
+    world.pass(ms(600));
+    for n in 1..=3 {
+        for chunk in 0..CHUNKS {
+            assert_eq!(world.read(n, 1, chunk * 1024 + 3, at), Ok(33), "chunk {chunk} of node {n}");
+        }
+    }
+    world.check_converged();
+}
+
+#[test]
+fn a_lost_page_that_is_to_be_emptied_is_not_asked_for() {
+    let mut world = world(0, Planted::NONE);
+    write_until_cold(&mut world, 10);
+    for n in 1..=3 {
+        (1..4).for_each(|chunk| lose_record(&mut world, n, chunk));
+    }
+    let leader = world.elect();
+    let term = Term(world.term(leader));
+    index(&world.ask(leader, 1, RequestOp::Delete { term }));
+    world.announce();
+    world.pass(ms(400));
+    for n in 1..=3 {
+        let status = world.shard(n).status();
+        assert_eq!((status.mapped_blocks, status.index.cold), (0, 0), "node {n}");
+        assert_eq!((status.index.lost, status.index.recovered), (0, 0), "node {n}");
+    }
+}
+
+#[test]
+fn a_group_alone_that_loses_a_page_is_stopped_alone() {
+    let (segments, checkpoint_bytes, nodes, groups) = (96, 32 << 10, 1, 2);
+    let options =
+        Options { segments, checkpoint_bytes, nodes, groups, index_bytes: 0, ..Options::default() };
+    let mut world = World::new(options);
+    world.fence(1);
+    let at = write_until_cold_on(&mut world, 1, 10);
+    lose_record(&mut world, 1, 2);
+    assert_eq!(world.read(1, 1, 3 * 1024 + 3, at), Ok(13), "what is whole is read");
+    let (range, floor) = (BlockRange { block: 2 * 1024 + 3, count: 1 }, LogIndex(at));
+    let read = world.request(1, 1, 1, RequestOp::Read { range, floor, snapshot: None });
+    world.pass(ms(100));
+    let refused = &world.replies[&read];
+    assert!(matches!(refused, ReplyResult::Refused(Refusal::Unavailable)), "{refused:?}");
+    assert_eq!(world.read(1, 1, 3 * 1024 + 3, at), Ok(13), "the rest is read");
+    let roles: Vec<GroupRole> = world.shard(1).status().groups.iter().map(|g| g.role).collect();
+    assert_eq!(
+        roles.iter().filter(|role| **role == GroupRole::Quarantined).count(),
+        1,
+        "{roles:?}"
+    );
 }
 
 #[test]

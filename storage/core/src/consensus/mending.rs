@@ -100,11 +100,20 @@ struct Copy {
     asked_at: LogIndex,
     again_at: u64,
     tries: u32,
+    /// Whether the question waits until the page's table is in memory.
+    waits: bool,
     /// What came, until as much is applied here.
     told: Option<Came>,
     /// What came and is written, until it is durable.
     fill: Option<Fill>,
     blocks: u64,
+}
+
+impl Copy {
+    /// Whether an answer came that is not put to use yet.
+    fn has_come(&self) -> bool {
+        self.told.is_some() || self.fill.is_some()
+    }
 }
 
 impl Mending {
@@ -291,6 +300,7 @@ impl Group {
             asked_at: LogIndex(0),
             again_at: cx.shared.tick,
             tries: 0,
+            waits: false,
             told: None,
             fill: None,
             blocks: 0,
@@ -299,12 +309,10 @@ impl Group {
     }
 
     fn ask_for_copy_again(&mut self, cx: &mut Cx<'_>) {
-        let Some(copy) = &self.mending.copy else { return };
-        let (page, busy) = (copy.page, copy.told.is_some() || copy.fill.is_some());
-        if cx.shared.tick < copy.again_at || busy || !self.has_pages(cx, std::iter::once(page)) {
+        let Some(copy) = &mut self.mending.copy else { return };
+        if cx.shared.tick < copy.again_at || copy.waits || copy.has_come() {
             return;
         }
-        let Some(copy) = &mut self.mending.copy else { return };
         copy.tries += 1;
         if copy.tries >= TRIES_MAX {
             self.mending.avoid = Some(copy.from.node);
@@ -320,11 +328,11 @@ impl Group {
         let room = blocks_with_room(cx).filter(|_| !cx.shared.read_only);
         let again_at = cx.shared.tick + u64::from(cx.shared.timing.election_ticks);
         let Some(page) = self.mending.copy.as_ref().map(|copy| copy.page) else { return };
-        // Without its table it would seem to hold nothing. It is asked a tick later.
-        let here = self.has_pages(cx, std::iter::once(page));
+        // Without its table it would seem to hold nothing. It is asked when that has come.
+        let waits = !self.has_pages(cx, std::iter::once(page));
         let Some(copy) = &mut self.mending.copy else { return };
-        copy.again_at = if here { again_at } else { cx.shared.tick + 1 };
-        let Some(most) = room.filter(|_| here) else { return };
+        (copy.again_at, copy.waits) = (again_at, waits);
+        let Some(most) = room.filter(|_| !waits) else { return };
         let numbers = &copy.left[..copy.left.len().min(WANT_GRANULES_MAX)];
         let mut granules = self.replica.held(copy.page, numbers);
         granules.truncate(granules_that_fit(&granules));
@@ -420,7 +428,10 @@ impl Group {
             return;
         }
         let (applied, durable) = (self.replica.applied(), cx.shared.durable);
-        let came = self.mending.copy.as_ref().filter(|c| c.told.is_some() || c.fill.is_some());
+        if self.mending.copy.as_ref().is_some_and(|copy| copy.waits) {
+            self.ask_for_copy(cx);
+        }
+        let came = self.mending.copy.as_ref().filter(|copy| copy.has_come());
         if let Some(page) = came.map(|copy| copy.page)
             && !self.has_pages(cx, std::iter::once(page))
         {

@@ -104,7 +104,7 @@ impl World {
                         format!("node {n} could not open its device: {reason}"),
                     );
                 }
-                self.nodes[n].lost = reason.contains("only a checkpoint tells what stands in them");
+                self.nodes[n].lost = reason.contains("only a checkpoint tells what stands there");
                 self.restart_failed(n);
                 continue;
             }

@@ -335,9 +335,14 @@ impl Recovery {
         self.check_uses(segment_seq);
     }
 
-    /// The checkpoint is older than a use of a segment that it needs.
+    /// The checkpoint is older than a use of a segment that it needs, or there is none and a segment was used twice.
     fn contradict(&mut self, segment: u32, seq: u64) {
         mark!("log.segment_contradicts");
+        if self.start.is_none() {
+            let text =
+                format!("what stood in segment {segment} in its use {seq} was written over later");
+            return self.refuse_without_checkpoint(text);
+        }
         self.refused = Some(format!(
             "it needs what stood in segment {segment} in its use {seq}, and the log used that segment \
              again"
@@ -350,11 +355,9 @@ impl Recovery {
         let segments = u64::from(self.geometry.segments);
         if self.start.is_none() && highest > segments {
             mark!("log.recycled_without_checkpoint");
-            self.refused = Some(format!(
-                "the {segments} segments of the device were used {highest} times in all, so that only a \
-                 checkpoint tells what stands in them, and none can be used; what this shard held must \
-                 be rebuilt from its peers; nothing was changed on the device"
-            ));
+            let text =
+                format!("the {segments} segments of the device were used {highest} times in all");
+            self.refuse_without_checkpoint(text);
         }
     }
 
@@ -362,13 +365,16 @@ impl Recovery {
     fn check_copies(&mut self, seen: bool) {
         if self.start.is_none() && seen {
             mark!("log.copies_without_checkpoint");
-            self.refused.get_or_insert(
-                "blocks were copied to segments that were free, where the log may have stood before, so that \
-                 only a checkpoint tells what stands in them, and none can be used; what this shard held must \
-                 be rebuilt from its peers; nothing was changed on the device"
-                    .into(),
-            );
+            let text = "blocks were copied to segments that were free, where the log may have stood before";
+            self.refuse_without_checkpoint(text.into());
         }
+    }
+
+    fn refuse_without_checkpoint(&mut self, why: String) {
+        self.refused.get_or_insert(format!(
+            "{why}, so that only a checkpoint tells what stands there, and none can be used; what this \
+             shard held must be rebuilt from its peers; nothing was changed on the device"
+        ));
     }
 
     /// Whether a batch of this number had been durable.

@@ -19,6 +19,7 @@ fn world(seed: u64, planted: Planted) -> World {
         planted,
         segments: SEGMENTS,
         checkpoint_bytes: 300 << 10,
+        index_bytes: u64::MAX,
         limits: Limits { segments_reserved: 1, log_retain_bytes: 32 << 10, ..Limits::default() },
         ..Options::default()
     })

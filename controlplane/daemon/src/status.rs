@@ -327,7 +327,7 @@ fn impairment(report: &NodeReport) -> Option<String> {
     (count > 0).then(|| {
         format!(
             "the device of '{name}' lost what it had acknowledged; {count} of its replicas vote no more \
-             before they hold it again, and never if a vote may be lost, which the node's log says"
+             before they hold it again"
         )
     })
 }

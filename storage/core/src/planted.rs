@@ -22,6 +22,8 @@ pub enum Bug {
     CutOnChecksumError,
     /// A replica that lost acknowledged entries goes on voting.
     AmnesiacVotes,
+    /// A leader readmits a replica that lost its vote before anything is committed without it.
+    ReadmittedEarly,
     /// Payload checksums are not verified when the tail of the log is recovered.
     TornTailAccepted,
     /// Payload checksums are not verified when a block is read.

@@ -313,9 +313,10 @@ impl Net {
     fn on_peer_frame(&mut self, handle: Handle, from: Address, frame: Frame, now: Time) {
         let claimed = match &frame {
             Frame::Raft(message) => message.from,
-            Frame::LogDamaged { node, .. } => *node,
+            Frame::LogDamaged { node, .. } | Frame::VoteLost { node, .. } => *node,
             Frame::AskLeadership { candidate, .. } => *candidate,
             Frame::Sleep { .. }
+            | Frame::Readmit { .. }
             | Frame::Pages(_)
             | Frame::Score(_)
             | Frame::Repair(_)
@@ -688,6 +689,8 @@ pub(crate) fn frame_name(frame: &Frame) -> &'static str {
         Frame::Reply(_) => "reply",
         Frame::AskLeadership { .. } => "request for leadership",
         Frame::LogDamaged { .. } => "report of a damaged log",
+        Frame::VoteLost { .. } => "report of a lost vote",
+        Frame::Readmit { .. } => "answer to a lost vote",
         Frame::Sleep { .. } => "request to sleep",
         Frame::Pages(_) => "page message",
         Frame::Score(_) => "score",

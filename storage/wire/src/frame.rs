@@ -16,7 +16,7 @@ use crate::repair::Repair;
 use bytes::Bytes;
 
 /// Version of this protocol. A node refuses a version that it does not know.
-pub const PROTOCOL_VERSION: u16 = 4;
+pub const PROTOCOL_VERSION: u16 = 5;
 
 /// Every message of the data path.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,6 +46,26 @@ pub enum Frame {
         node: NodeId,
         /// The last index that it still has intact, with everything before.
         intact: LogIndex,
+    },
+    /// Peer to peer: "a vote of mine may be lost; have something committed without me, and tell me".
+    VoteLost {
+        /// The group.
+        group: GroupId,
+        /// The reporting replica.
+        node: NodeId,
+        /// Drawn when the replica noticed it: an answer to an earlier report is none to this one.
+        loss: u64,
+    },
+    /// Leader to a replica whose vote may be lost: an entry is committed that it did not acknowledge.
+    Readmit {
+        /// The group.
+        group: GroupId,
+        /// The leader's term, which is the entry's.
+        term: Term,
+        /// The entry.
+        index: LogIndex,
+        /// As in the report.
+        loss: u64,
     },
     /// Peer to peer: the group goes to sleep; the leader will not send heartbeats until it wakes.
     Sleep {

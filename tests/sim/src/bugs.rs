@@ -3,7 +3,7 @@
 use basalt_core::planted::Bug;
 
 /// Every planted bug, with its name on the command line.
-pub const ALL: [(Bug, &str); 67] = [
+pub const ALL: [(Bug, &str); 68] = [
     (Bug::AckBeforeDurable, "ack-before-durable"),
     (Bug::NoFlush, "no-flush"),
     (Bug::DurableOutOfOrder, "durable-out-of-order"),
@@ -12,6 +12,7 @@ pub const ALL: [(Bug, &str); 67] = [
     (Bug::VoteNotPersisted, "vote-not-persisted"),
     (Bug::CutOnChecksumError, "cut-on-checksum-error"),
     (Bug::AmnesiacVotes, "amnesiac-votes"),
+    (Bug::ReadmittedEarly, "readmitted-early"),
     (Bug::TornTailAccepted, "torn-tail-accepted"),
     (Bug::ReadUnverified, "read-unverified"),
     (Bug::AppendUnverified, "append-unverified"),

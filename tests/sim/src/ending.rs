@@ -458,9 +458,8 @@ impl World {
                 return false;
             }
             for g in &status.groups {
-                // A replica that may have lost its vote takes no part until an operator decides.
                 // One that is no member, or none yet, hears of nothing: that it is there at all is judged above.
-                if (node.mute && g.role == GroupRole::Impaired) || !self.is_placed(n, g.group) {
+                if !self.is_placed(n, g.group) {
                     continue;
                 }
                 if g.applied != g.last || g.role == GroupRole::Impaired || g.leader.is_none() {
@@ -497,7 +496,6 @@ impl World {
     pub fn difference(&self) -> Option<String> {
         for group in (0..self.options.groups).map(GroupId) {
             let digests: Vec<(Who, (LogIndex, u64))> = (0..self.nodes.len())
-                .filter(|n| !self.nodes[*n].mute)
                 .filter_map(|n| Some((n, self.nodes[n].shard.as_ref()?.digest(group)?)))
                 .collect();
             for pair in digests.windows(2) {
@@ -547,7 +545,7 @@ impl World {
 
     fn send_probe(&mut self, at: usize, extents: bool) {
         let node = &self.nodes[self.probes[at].node];
-        if node.mute || node.lost {
+        if node.lost {
             self.probes[at].answer = Some(Bytes::new());
             self.probes[at].mapped = Some(Vec::new());
             return;

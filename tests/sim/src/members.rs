@@ -62,13 +62,10 @@ impl World {
         self.map.groups[group] == self.moves.targets[group]
     }
 
-    /// Whether all groups are where they should be, but for those that can not go where a vote is lost or a
-    /// device does not open any more.
+    /// Whether all groups are where they should be, but for those that can not go where a device does not open
+    /// any more.
     pub fn have_moved(&self) -> bool {
-        let is_out = |a: &Address| {
-            let node = &self.nodes[node_of(*a)];
-            node.mute || node.lost
-        };
+        let is_out = |a: &Address| self.nodes[node_of(*a)].lost;
         let can = |group: &usize| {
             let (target, map) = (&self.moves.targets[*group], &self.map.groups[*group]);
             !target.iter().chain(map).any(is_out)

@@ -56,8 +56,6 @@ pub struct SimNode {
     pub paused_until: Instant,
     /// Whether the next turn's effects wait until the pause is over.
     pub hold_next: bool,
-    /// Whether its log said that a vote may be lost: its replicas wait for an operator.
-    pub mute: bool,
     /// Whether its device can not be opened any more without its peers: it stays down.
     pub lost: bool,
     /// Whether it may be started at all: a frozen node of the liveness phase may not.
@@ -89,7 +87,6 @@ impl SimNode {
             peers: vec![None; nodes],
             paused_until: 0,
             hold_next: false,
-            mute: false,
             lost: false,
             dead: false,
             inbox: Vec::new(),
@@ -162,7 +159,6 @@ impl World {
         node.timer_at = Instant::MAX;
         node.turn_armed = false;
         node.idle_turns = 0;
-        node.mute = false;
         node.applied = LogIndex(0);
         let mut config = node.config.clone();
         config.seed = crate::rng::mix(config.seed ^ u64::from(node.boot));
@@ -406,7 +402,6 @@ impl World {
                 }
                 Effect::Notice { alarm, text } => {
                     self.trace(|| format!("node {n} notice alarm {alarm}: {text}"));
-                    self.nodes[n].mute |= alarm && text.contains("a vote may be lost");
                     let full = self.declares_full() && text.contains("the device is full");
                     self.ran_full |= full;
                     if alarm && !full && !self.declares_damage(n) && !self.declares_write_faults() {

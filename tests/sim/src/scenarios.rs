@@ -116,6 +116,7 @@ pub fn all() -> Vec<Scenario> {
         s("planned-moves-hold-up-nobody", 4, members::quiet_moves),
         s("old-members-left-behind", 6, members::left_behind),
         s("vote-that-only-a-checkpoint-remembers", 9, votes::behind_a_checkpoint),
+        s("lost-vote-and-a-leader-that-was-frozen", 6, votes::frozen_leader),
     ];
     all.extend(snapshots::all().into_iter().chain(together::all()));
     all.extend(clones::all().into_iter().chain(scrub::all()));

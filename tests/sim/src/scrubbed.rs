@@ -18,8 +18,7 @@ impl World {
     /// What a node says of its scrub; nothing if it does not take part.
     pub fn scrub_status(&self, n: Who) -> Option<ScrubStatus> {
         let node = &self.nodes[n];
-        let takes_part = !node.mute && !node.lost;
-        takes_part.then_some(node.shard.as_ref()?.status().scrub)
+        (!node.lost).then_some(node.shard.as_ref()?.status().scrub)
     }
 
     /// Has all nodes look at all of their blocks.
@@ -109,7 +108,7 @@ impl World {
     /// what the others hold, before it is asked for anything.
     pub fn diverge_at_the_end(&mut self) {
         let mut rng = Rng::stream(self.options.seed, "divergence", 0);
-        let sound = |w: &World, n: Who| w.scrub_status(n).is_some() && !w.nodes[n].mute;
+        let sound = |w: &World, n: Who| w.scrub_status(n).is_some();
         let all = (0..self.nodes.len()).all(|n| sound(self, n));
         // A page of which another copy is damaged as well may be beyond help.
         let harmed = self.damaged || self.options.families.has(Family::Damage);

@@ -311,7 +311,7 @@ impl World {
         }
         for n in 0..self.nodes.len() {
             let kept = self.nodes[n].shard.as_ref().map_or(0, |s| s.status().kept_blocks);
-            if kept > 0 && !self.nodes[n].mute {
+            if kept > 0 {
                 let text = format!("node {n} keeps {kept} blocks for snapshots that are gone");
                 self.fail(Class::Snapshot, text);
             }

@@ -9,6 +9,7 @@ use super::members::{addresses_of, check_content};
 use super::mending::Mending;
 use super::outbox::Outbox;
 use super::propose::{Asker, Pending, Proposal};
+use super::readmission::Barrier;
 use super::ready::Held;
 use super::recovering::Recovering;
 use super::resync::{Help, Incoming, Session};
@@ -115,6 +116,10 @@ pub struct Group {
     /// When followers are told of the commit index if no append has told them by then.
     pub(super) announce_at: Option<Time>,
     pub(super) impaired: Option<Impaired>,
+    /// The number of the loss for which this replica is mute.
+    pub(super) loss: u64,
+    /// What this leader has committed without replicas whose votes may be lost.
+    pub(super) barriers: BTreeMap<NodeId, Barrier>,
     pub(super) told: (Option<NodeId>, Role),
     pub(super) cached_seen: usize,
     /// The first run of entries that the store may hold, and the last entry that it knows.
@@ -182,6 +187,8 @@ impl Group {
             election: Election::default(),
             announce_at: None,
             impaired: None,
+            loss: 0,
+            barriers: BTreeMap::new(),
             told: (None, Role::Follower),
             cached_seen: 0,
             stored: (0, 0),
@@ -224,6 +231,7 @@ impl Group {
         let (table, impaired) = state.finish(cx.shared.planted.is(Bug::AmnesiacVotes));
         self.recorded = table.hard_state();
         self.impaired = impaired;
+        self.draw_loss(cx);
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let made = catch_unwind(AssertUnwindSafe(|| RawNode::new(&config, table, &logger)));
         match made {

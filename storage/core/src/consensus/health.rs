@@ -4,7 +4,7 @@
 //! neither votes nor asks for votes, and tells the leader to forget what it acknowledged. It is
 //! sound again when it holds everything that it is known to have held, and everything that a leader
 //! elected without it has committed in its own term. A replica whose vote may be lost takes no part
-//! at all until an operator decides.
+//! at all until a leader readmits it: see [`super::readmission`].
 
 use super::group::Group;
 use super::shared::Cx;
@@ -197,6 +197,11 @@ impl OpenState {
         }
     }
 
+    /// Begins as one whose vote of a former stay may be lost.
+    pub fn without_vote(&mut self) {
+        self.damage = Some((1, 0, true));
+    }
+
     /// Takes a report of damage that concerns the group.
     pub fn damaged(&mut self, damage: &Damage) {
         // What was lost of a group that is not known may have replaced any entry replayed before it:
@@ -276,9 +281,12 @@ impl Group {
         mark!("entries that were acknowledged are not here");
         let intact = raft.raft.raft_log.last_index();
         let open_term = raft.raft.term;
-        self.impaired = Some(Impaired { open_term, commit: known, ..Impaired::new(intact, known) });
-        // Of one that starts over the leader may still know what it held before it was removed.
+        // Of one that starts over the leader may still know what it held before it was removed. It knows how
+        // it voted; an older device does not.
         let should = self.has_a_say();
+        let impaired = Impaired { open_term, commit: known, ..Impaired::new(intact, known) };
+        self.impaired = Some(Impaired { mute: should, ..impaired });
+        self.draw_loss(cx);
         let why = if should { "the device holds an older state" } else { "it starts over" };
         let text = format!(
             "group {}: the leader counts on entries up to {known}, but the log ends at {intact}: {why}; \
@@ -309,16 +317,31 @@ impl Group {
         // A leader that brings it up by pages has heard of it.
         let heard = self.session.is_some() || self.limbo.is_some();
         let Some(impaired) = self.impaired.as_mut().filter(|_| !heard) else { return };
-        if impaired.mute || impaired.restarted || tick < impaired.report_at {
+        if impaired.restarted || tick < impaired.report_at {
             return;
         }
         impaired.report_at = tick + every;
-        let intact = LogIndex(impaired.intact);
+        let (group, node, intact) = (self.id, self.me, LogIndex(impaired.intact));
+        let frame = match impaired.mute {
+            true => Frame::VoteLost { group, node, loss: self.loss },
+            false => Frame::LogDamaged { group, node, intact },
+        };
         // Not the members that it knows alone: what was lost may have been a change of them, and then
         // the leader is one that only its messages told of.
         for address in self.heard_of().collect::<Vec<_>>() {
-            cx.send(address, Frame::LogDamaged { group: self.id, node: self.me, intact });
+            cx.send(address, frame.clone());
         }
+    }
+
+    /// Takes entries again: one was committed by others. With it and all before it the replica holds whatever was
+    /// committed of what it lost; what it held beyond that may have been replaced.
+    pub(super) fn listen_again(&mut self, (term, index): (Term, LogIndex)) {
+        let Some(impaired) = &mut self.impaired else { return };
+        impaired.mute = false;
+        impaired.open_term = term.0;
+        impaired.last_known = index.0;
+        impaired.commit = impaired.commit.max(index.0);
+        impaired.report_at = 0;
     }
 
     /// Takes full part again once everything lost is held again.

@@ -272,6 +272,7 @@ impl Group {
         self.moved.retain(|node, _| is_there(node));
         self.full.retain(|node, _| is_there(node));
         self.left_for.retain(|node, _| is_there(node));
+        self.barriers.retain(|node, _| is_there(node));
         let before = self.helping.len();
         self.helping.retain(|node, _| is_there(node));
         cx.shared.helping -= before - self.helping.len();

@@ -25,6 +25,7 @@ mod mending;
 mod outbox;
 mod pace;
 mod propose;
+mod readmission;
 mod ready;
 mod recovering;
 mod relief;

@@ -310,6 +310,7 @@ impl Group {
                 self.election.led_since(cx.now);
             }
             (Role::Leader, _) => {
+                self.barriers.clear();
                 self.gates.stand_down(cx, self.id);
                 self.end_help(cx);
                 self.outboxes.clear();

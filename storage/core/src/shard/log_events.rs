@@ -80,7 +80,7 @@ impl Shard {
             }
         }
         let vote = if damage.vote_lost {
-            "; a vote may be lost, so that the replica takes no part until an operator decides"
+            "; a vote may be lost, so that the replica takes no part until its leader readmits it"
         } else {
             ""
         };

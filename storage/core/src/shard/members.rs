@@ -12,7 +12,7 @@ use basalt_wire::time::Time;
 impl Shard {
     /// Starts an empty replica of a group. It is filled by the group's leader.
     pub(super) fn join(&mut self, now: Time, config: &GroupConfig, out: &mut Vec<Effect>) {
-        if self.by_id.contains_key(&config.id) || self.votes_lost {
+        if self.by_id.contains_key(&config.id) {
             return;
         }
         if self.taker.still_holds(config.id) {
@@ -32,6 +32,10 @@ impl Shard {
             mark!("replica comes back");
             state.remember(hard);
             group.returns();
+        }
+        if self.votes_lost {
+            mark!("replica joins without its vote");
+            state.without_vote();
         }
         group.open(&mut cx, state);
         self.by_id.insert(config.id, slot);

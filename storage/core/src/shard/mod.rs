@@ -82,7 +82,7 @@ pub struct Shard {
     given: u64,
     /// Groups that were removed here: the terms and votes that they may not forget should they come back.
     departed: Departed,
-    /// Whether votes may be lost that no replica here knows of: none may come.
+    /// Whether votes may be lost that no replica here knows of: one that comes may have given one.
     votes_lost: bool,
     /// What waits for tables of pages.
     waiting: Waiting,
@@ -437,6 +437,14 @@ impl Shard {
             }
             Frame::LogDamaged { group, node, intact } if node == from.node => {
                 self.with(now, out, group, |group, cx| group.follower_damaged(cx, from, intact));
+            }
+            Frame::VoteLost { group, node, loss } if node == from.node => {
+                self.with(now, out, group, |group, cx| group.vote_lost(cx, from, loss));
+            }
+            Frame::Readmit { group, term, index, loss } => {
+                self.with(now, out, group, |group, cx| {
+                    group.readmitted(cx, from, (term, index), loss);
+                });
             }
             Frame::Pages(message) => {
                 let group = message.group;

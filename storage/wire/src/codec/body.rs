@@ -248,6 +248,15 @@ fn small(kind: u8, r: &mut Reader<'_>) -> Result<Frame> {
             node: r.node("node")?,
             intact: r.index("intact index")?,
         },
+        kind::VOTE_LOST => {
+            Frame::VoteLost { group: r.group()?, node: r.node("node")?, loss: r.u64("loss")? }
+        }
+        kind::READMIT => Frame::Readmit {
+            group: r.group()?,
+            term: r.term()?,
+            index: r.index("index")?,
+            loss: r.u64("loss")?,
+        },
         kind::SLEEP => {
             Frame::Sleep { group: r.group()?, term: r.term()?, commit: r.index("commit index")? }
         }

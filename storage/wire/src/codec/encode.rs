@@ -184,6 +184,19 @@ fn put_body(out: &mut BytesMut, frame: &Frame) -> u8 {
             out.put_u64_le(intact.0);
             kind::LOG_DAMAGED
         }
+        Frame::VoteLost { group, node, loss } => {
+            out.put_u32_le(group.0);
+            out.put_u32_le(node.0);
+            out.put_u64_le(*loss);
+            kind::VOTE_LOST
+        }
+        Frame::Readmit { group, term, index, loss } => {
+            out.put_u32_le(group.0);
+            out.put_u64_le(term.0);
+            out.put_u64_le(index.0);
+            out.put_u64_le(*loss);
+            kind::READMIT
+        }
         Frame::Sleep { group, term, commit } => {
             out.put_u32_le(group.0);
             out.put_u64_le(term.0);

@@ -202,7 +202,9 @@ mod kind {
     pub const REPAIR: u8 = 12;
     pub const DIGESTS: u8 = 13;
     pub const SCORE: u8 = 16;
-    pub const MAX: u8 = SCORE;
+    pub const VOTE_LOST: u8 = 17;
+    pub const READMIT: u8 = 18;
+    pub const MAX: u8 = READMIT;
 }
 
 /// Numbers of the roles in `Hello`.

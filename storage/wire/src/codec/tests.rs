@@ -262,11 +262,13 @@ fn reply() -> impl Strategy<Value = Frame> {
 }
 
 fn small() -> impl Strategy<Value = Frame> {
-    (any::<(u32, u64, u64)>(), 1..u32::MAX, 0..6).prop_map(|((group, a, b), node, which)| {
+    (any::<(u32, u64, u64)>(), 1..u32::MAX, 0..8).prop_map(|((group, a, b), node, which)| {
         let group = GroupId(group);
         match which {
             0 => Frame::AskLeadership { group, candidate: NodeId(node) },
             1 => Frame::LogDamaged { group, node: NodeId(node), intact: LogIndex(a) },
+            5 => Frame::VoteLost { group, node: NodeId(node), loss: a },
+            6 => Frame::Readmit { group, term: Term(a), index: LogIndex(b), loss: b ^ a },
             2 => Frame::Sleep { group, term: Term(a), commit: LogIndex(b) },
             3 => Frame::Ping { nonce: a },
             4 => Frame::Score(NodeScore {

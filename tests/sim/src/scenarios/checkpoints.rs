@@ -1,6 +1,6 @@
 //! Checkpoints: crashes while one is taken, devices and stores that do not fit them.
 
-use super::{calm, dice, harmed, with_checkpoints};
+use super::{calm, dice, harmed, votes, with_checkpoints};
 use crate::disk::CutPolicy;
 use crate::script::{Script, Setup};
 use crate::world::World;
@@ -66,6 +66,13 @@ pub fn older_device(set: Setup) -> World {
     let from = opened_from(&s, victim);
     s.must(from.is_none(), || format!("checkpoint {from:?} of an older device was believed"));
     s.work(10, 20_000);
+    votes::wait_whole(&mut s, victim);
+    // It votes again: without another one nothing is decided but with it.
+    let other = s.other(victim);
+    s.kill(other);
+    s.wait_leader(None, 20_000);
+    s.work(10, 20_000);
+    s.start(other);
     s.end()
 }
 

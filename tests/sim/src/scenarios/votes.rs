@@ -2,6 +2,7 @@
 
 use super::{harmed, with_checkpoints};
 use crate::event::Who;
+use crate::queue::SECOND;
 use crate::script::{Script, Setup};
 use crate::world::World;
 use basalt_core::event::Event;
@@ -66,5 +67,62 @@ pub fn behind_a_checkpoint(set: Setup) -> World {
     s.start(elected);
     s.wait_leader(None, 20_000);
     s.work(10, 20_000);
+    s.end()
+}
+
+/// Waits until every replica of a node takes full part.
+pub fn wait_whole(s: &mut Script, n: Who) {
+    s.wait("all that was lost is there again", 30_000, |w, _| {
+        let status = w.nodes[n].shard.as_ref().map(|shard| shard.status());
+        status.is_some_and(|s| s.groups.iter().all(|g| g.role != GroupRole::Impaired))
+    });
+}
+
+/// The leader is frozen while another one is elected with the victim's vote, and writes are acknowledged by those
+/// two. Then the victim's device goes back to before that, and the two that are there are it and the former
+/// leader, which wakes up and still leads in its old term: it may not have the victim take part without the
+/// third, who alone knows what was acknowledged.
+pub fn frozen_leader(set: Setup) -> World {
+    let mut s = harmed(set);
+    with_checkpoints(&mut s, 24 << 10);
+    let victim = s.world.options.victim as usize;
+    let (frozen, elected) = (s.other(victim), (victim + 2) % 3);
+    prefer(&mut s, frozen);
+    s.work(12, 20_000);
+    s.kill(victim);
+    let before = s.world.nodes[victim].disk.image();
+    s.start(victim);
+    s.pass(1_500);
+    s.isolate(frozen);
+    s.world.nodes[frozen].paused_until = s.world.queue.now() + 3_600 * SECOND;
+    let leader = s.wait_leader(Some(frozen), 20_000);
+    if leader == victim {
+        prefer(&mut s, elected);
+    }
+    let saved = s.world.nodes[victim].store.saved;
+    for _ in 0..20 {
+        s.work(10, 20_000);
+        s.pass(600);
+        if s.world.nodes[victim].store.saved > saved + 1 {
+            break;
+        }
+    }
+    let enough = s.world.nodes[victim].store.saved > saved + 1;
+    s.must(enough, || "the victim took no checkpoint".to_owned());
+    s.kill(victim);
+    s.kill(elected);
+    s.world.damaged = true;
+    s.world.nodes[victim].disk.put_back(before);
+    s.heal();
+    s.start(victim);
+    s.pass(20);
+    s.world.unpause_node(frozen);
+    s.pass(4_000);
+    let leads = s.leader();
+    s.must(leads.is_none(), || format!("node {leads:?} leads without what was acknowledged"));
+    s.start(elected);
+    s.wait_leader(None, 20_000);
+    s.work(10, 20_000);
+    wait_whole(&mut s, victim);
     s.end()
 }

@@ -2,7 +2,7 @@
 //!
 //! A checkpoint lets replay begin at a place P and stands for a batch Q. Its pages hold what is applied;
 //! the term and the vote as of then stand in it too. Whatever is damaged, a replica must come back with
-//! the vote that it gave and the entries that it acknowledged, or take no part.
+//! the vote that it gave and the entries that it acknowledged, or take no part before a leader readmits it.
 //!
 //! | damaged | what is known of it | checkpoint | vote | end of the log |
 //! | --- | --- | --- | --- | --- |
@@ -18,7 +18,7 @@
 //! | what stands there is another history | the checkpoint proves it | refused | lost, mute | nothing believed |
 //! | the last batch behind Q, never sealed | a torn write looks the same | used | as of before | before it |
 
-use super::world::{G, Options, World, node};
+use super::world::{G, Options, World, address, node};
 use super::*;
 use crate::config::Limits;
 use crate::log::HardState;
@@ -177,25 +177,43 @@ impl Case {
         }
     }
 
-    /// It takes no part: no vote is given, none is asked for, and nothing is acknowledged.
-    fn takes_no_part(&mut self) {
+    /// It takes no part as long as it and another one are the only ones: no vote is given, none is asked for,
+    /// and nothing is acknowledged. With a third it comes to hold everything, and then votes.
+    fn comes_back_without_its_vote(&mut self) {
         let seen = self.start();
         assert!(!seen.used && seen.mute && seen.impaired, "{seen:?}: {:#?}", self.world.notices);
         assert_eq!(seen.last, 0, "entries are believed");
         self.world.log.clear();
+        let down = self.world.elect();
+        assert_ne!(down, 1);
+        self.world.crash(down);
         self.world.isolate(1, false);
-        self.world.pass(ms(3000));
-        let leader = self.world.elect();
-        assert_ne!(leader, 1);
-        // The third node asks for votes, and the damaged one is the only other.
-        self.world.crash(leader);
         self.world.pass(ms(5000));
         assert_eq!(self.world.leader(), None, "a lost vote is given again");
         let said: Vec<_> = self.world.log.iter().filter(|l| l.starts_with("1->")).collect();
         assert!(said.iter().all(|l| !l.contains("Raft(")), "{said:#?}");
-        // The same again, as long as nobody decides.
+        // The same again, as long as nothing is committed without it.
         self.world.crash_silently(1);
+        self.world.nodes.get_mut(&1).unwrap().saves_held = false;
         assert!(self.start().mute);
+        self.world.isolate(1, false);
+        self.world.start(down);
+        self.world.pass(ms(5000));
+        assert_eq!(self.world.status(1).role, GroupRole::Follower, "{:#?}", self.world.notices);
+        self.world.check_converged();
+        // Its vote counts again.
+        let leader = self.world.elect();
+        self.world.crash(leader);
+        self.world.pass(ms(5000));
+        assert!(self.world.leader().is_some(), "it votes");
+        index(&self.world.write(1, 1, 7));
+        self.world.start(leader);
+        self.world.pass(ms(3000));
+        self.world.check_converged();
+        // What it holds now is what a start finds.
+        self.world.crash_silently(1);
+        let seen = self.start();
+        assert!(seen.used && !seen.impaired, "{seen:?}: {:#?}", self.world.notices);
     }
 
     /// It comes back with what it had.
@@ -277,7 +295,7 @@ fn two_neighbours_of_which_the_pages_have_seen_something() {
     let (from, until) = (case.from, case.until);
     assert!(from < until);
     case.damage(from..=from + 1);
-    case.takes_no_part();
+    case.comes_back_without_its_vote();
 }
 
 #[test]
@@ -305,7 +323,7 @@ fn a_vote_and_its_neighbour_behind_the_checkpoint() {
     let until = case.until;
     let seq = case.find(|seq, b| seq > until + 1 && b.is_hard_state_alone());
     case.damage(seq..=seq + 1);
-    case.takes_no_part();
+    case.comes_back_without_its_vote();
 }
 
 /// All batches from a number on are damaged.
@@ -318,24 +336,24 @@ fn end_is_gone(planted: Planted, from: impl Fn(&Case) -> u64) -> Case {
 
 #[test]
 fn the_last_batch_of_the_checkpoint_and_all_behind_it() {
-    end_is_gone(Planted::NONE, |case| case.until).takes_no_part();
+    end_is_gone(Planted::NONE, |case| case.until).comes_back_without_its_vote();
 }
 
 #[test]
 fn all_from_before_the_place_where_replay_begins() {
-    end_is_gone(Planted::NONE, |case| case.from - 2).takes_no_part();
+    end_is_gone(Planted::NONE, |case| case.from - 2).comes_back_without_its_vote();
 }
 
 #[test]
 fn nothing_is_left_of_the_log() {
-    end_is_gone(Planted::NONE, |_| 1).takes_no_part();
+    end_is_gone(Planted::NONE, |_| 1).comes_back_without_its_vote();
 }
 
 #[test]
 fn an_older_image_of_the_device() {
     let mut case = Case::new(Planted::NONE);
     case.world.nodes.get_mut(&1).unwrap().disk = case.early.clone();
-    case.takes_no_part();
+    case.comes_back_without_its_vote();
 }
 
 #[test]
@@ -349,7 +367,7 @@ fn another_history_on_an_older_image() {
     case.world.elect();
     case.world.crash_silently(1);
     case.world.nodes.get_mut(&1).unwrap().store = store;
-    case.takes_no_part();
+    case.comes_back_without_its_vote();
 }
 
 #[test]
@@ -370,4 +388,16 @@ fn a_forgotten_proof_is_noticed() {
     let planted = Planted::new(crate::planted::Bug::CheckpointProofForgotten);
     let seen = end_is_gone(planted, |case| case.until).start();
     assert!(!seen.mute && !seen.impaired, "{seen:?}");
+}
+
+#[test]
+fn an_answer_to_another_loss_readmits_nobody() {
+    let mut case = end_is_gone(Planted::NONE, |case| case.until);
+    assert!(case.start().mute);
+    let (group, term, index) = (G, Term(1000), LogIndex(1));
+    let frame = Frame::Readmit { group, term, index, loss: 1 };
+    case.world.event(1, Event::Peer { from: address(2), frame });
+    let shard = case.world.shard(1);
+    assert!(!shard.groups[shard.by_id[&G]].is_sound(), "an old answer counts");
+    assert_ne!(case.world.status(1).term, term);
 }

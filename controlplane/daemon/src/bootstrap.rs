@@ -163,6 +163,21 @@ fn lost_its_store(spec: &ClusterSpec, address: &str, node: &DescribeResponse) ->
     error::status(ErrorReason::NodeExists, message, &[("node", name.clone())])
 }
 
+/// Refuses a cluster for a node that waits for another one; 0 waits for any.
+///
+/// # Errors
+/// Names both.
+pub fn check_awaited(only: u64, cluster: u64) -> Result<(), Status> {
+    if only == 0 || only == cluster {
+        return Ok(());
+    }
+    let message = format!(
+        "the node waits for cluster {only:016x} (--only-cluster), and this is cluster {cluster:016x}; start it \
+         without that, or with this cluster's id"
+    );
+    Err(error::invalid("cluster", message))
+}
+
 /// Has a node begin as a member, or only remember that it is to become one.
 ///
 /// # Errors

@@ -125,6 +125,7 @@ impl Daemon {
     ) -> Result<(), Status> {
         let _one_at_a_time = self.joining.lock().await;
         layout::validate(&spec).map_err(|problem| error::invalid("cluster", problem))?;
+        crate::bootstrap::check_awaited(self.options.only_cluster.unwrap_or(0), spec.id)?;
         let own = crate::bootstrap::own_member(&self.options, node).map_err(Status::internal)?;
         if self.engine().is_ok_and(|engine| engine.cluster() == spec.id) {
             return Ok(());

@@ -109,6 +109,7 @@ impl Engine {
         tokio::spawn(hear(Arc::downgrade(&engine), engine.metadata.clone(), incoming));
         tokio::spawn(reconcile::run(Arc::downgrade(&engine)));
         tokio::spawn(moves::run(Arc::downgrade(&engine)));
+        tokio::spawn(crate::returns::run(Arc::downgrade(&engine)));
         tokio::spawn(crate::scrub::remember(Arc::downgrade(&engine)));
         Ok(engine)
     }

@@ -30,6 +30,7 @@ pub mod options;
 pub mod peer;
 pub mod reconcile;
 pub mod retry;
+mod returns;
 mod reverting;
 pub mod scrub;
 pub mod snapshots;

@@ -24,15 +24,24 @@ const LEAVING: Duration = Duration::from_secs(60);
 /// # Errors
 /// If the node can not be reached or used, or the record does not allow it.
 pub async fn add(daemon: &Arc<Daemon>, request: AddNodeRequest) -> Result<Node, Status> {
-    let engine = daemon.engine()?;
+    let member = admit(&daemon.engine()?, request).await?;
+    shown(daemon, member).await
+}
+
+/// Adds a node, and tells what it is from now on.
+///
+/// # Errors
+/// As [`add`].
+pub(crate) async fn admit(engine: &Arc<Engine>, request: AddNodeRequest) -> Result<Member, Status> {
     engine.metadata.barrier().await?;
     let described = describe(&request.address).await?;
-    let spec = record(&engine)?;
+    let spec = record(engine)?;
     if let Some(known) = membership(&spec, &described, &request.address)? {
         start(&request.address, &spec, &known).await?;
-        return shown(daemon, known).await;
+        return Ok(known);
     }
     check_version(&described, &request.address)?;
+    bootstrap::check_awaited(described.only_cluster, spec.id)?;
     let asked = Member {
         name: described.name.clone(),
         grpc_address: described.grpc_address.clone(),
@@ -44,10 +53,10 @@ pub async fn add(daemon: &Arc<Daemon>, request: AddNodeRequest) -> Result<Node, 
     let op = Op::AddMember(AddMember { member: Some(asked), replaces });
     let member = member_of(engine.metadata.change("", op).await?)?;
     // The node begins with the record as it is after its entry.
-    let spec = record(&engine)?;
+    let spec = record(engine)?;
     start(&request.address, &spec, &member).await?;
     tracing::info!(node = member.node, name = %member.name, replaces, "node added");
-    shown(daemon, member).await
+    Ok(member)
 }
 
 /// Has a node begin as the member that it is; one that has begun is left alone.

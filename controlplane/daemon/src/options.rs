@@ -79,6 +79,18 @@ pub struct Options {
     #[arg(long, value_name = "TIME", default_value = "7d", value_parser = interval)]
     pub scrub_interval: Duration,
 
+    /// Time after which a node that lost all it had is taken in again: if a node that belongs to no cluster, with a
+    /// blank device, answers for so long at the addresses and under the name of a member that does not,
+    /// it takes that member's place, as with 'basalt node add --replaces'. Of the nodes the setting of the one that
+    /// leads the metadata group counts. 0 leaves it to an operator.
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = grace)]
+    pub replace_blank_after: Duration,
+
+    /// The only cluster that this node may become a member of, as 'basalt cluster status' shows its id. Default:
+    /// whichever takes it first.
+    #[arg(long, value_name = "ID", value_parser = cluster_id)]
+    pub only_cluster: Option<u64>,
+
     /// Name of the node, unique in its cluster. Default: the machine's name.
     #[arg(long, env = "BASALT_NAME", value_name = "NAME")]
     pub name: Option<String>,
@@ -231,7 +243,29 @@ const SEGMENT_MIN: u64 = 1 << 20;
 const INTERVAL_MIN: Duration = Duration::from_secs(60);
 const INTERVAL_MAX: Duration = Duration::from_secs(365 * 86_400);
 
+fn cluster_id(text: &str) -> Result<u64, String> {
+    let digits = text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let id = u64::from_str_radix(text, 16).ok().filter(|id| digits && *id != 0);
+    id.ok_or_else(|| format!("'{text}' is no id of a cluster: give its 16 hexadecimal digits"))
+}
+
 fn interval(text: &str) -> Result<Duration, String> {
+    let time = time(text)?;
+    if !time.is_zero() && !(INTERVAL_MIN..=INTERVAL_MAX).contains(&time) {
+        return Err(format!("{text} is not from 1m to 365d; 0 is for never"));
+    }
+    Ok(time)
+}
+
+fn grace(text: &str) -> Result<Duration, String> {
+    let time = time(text)?;
+    if time > INTERVAL_MAX {
+        return Err(format!("{text} is more than 365d; 0 is for never"));
+    }
+    Ok(time)
+}
+
+fn time(text: &str) -> Result<Duration, String> {
     let wrong = || format!("'{text}' is no time: give a number and s, m, h or d, such as 7d, or 0");
     if text == "0" {
         return Ok(Duration::ZERO);
@@ -245,11 +279,7 @@ fn interval(text: &str) -> Result<Duration, String> {
         _ => return Err(wrong()),
     };
     let number: u64 = number.parse().map_err(|_| wrong())?;
-    let time = number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(wrong)?;
-    if !(INTERVAL_MIN..=INTERVAL_MAX).contains(&time) {
-        return Err(format!("{text} is not from 1m to 365d; 0 is for never"));
-    }
-    Ok(time)
+    number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(wrong)
 }
 
 fn segment_size(text: &str) -> Result<u64, String> {
@@ -300,6 +330,21 @@ mod tests {
             let error = parse(extra).expect("parsed").check().expect_err(named);
             assert!(error.contains(named), "{extra:?}: {error}");
         }
+    }
+
+    #[test]
+    fn a_cluster_is_named_by_its_id() {
+        assert_eq!(cluster_id("00000000000000ff"), Ok(255));
+        for wrong in ["", "ff", "0000000000000000", "+00000000000000f", "00000000000000fg"] {
+            assert!(cluster_id(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_grace_may_be_short() {
+        assert_eq!(grace("2s"), Ok(Duration::from_secs(2)));
+        assert_eq!(grace("0"), Ok(Duration::ZERO));
+        assert!(grace("366d").is_err() && grace("2").is_err());
     }
 
     #[test]

@@ -11,7 +11,11 @@ use basalt_api::v1::{
     StateReplicaResponse,
 };
 use basalt_core::event::ProposeError;
+use basalt_wire::disk::SUPERBLOCK_AREA_BYTES;
 use bytes::Bytes;
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
@@ -39,6 +43,7 @@ impl Peer for PeerService {
         let node = self.daemon.node();
         let own = own_member(&self.daemon.options, node).map_err(Status::internal)?;
         let device = self.daemon.options.device_path();
+        let begun = self.daemon.has_begun();
         Ok(Response::new(DescribeResponse {
             name: own.name,
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -48,7 +53,9 @@ impl Peer for PeerService {
             device_bytes: device.metadata().map_or(0, |meta| meta.len()),
             cluster: self.daemon.spec(),
             node,
-            begun: self.daemon.has_begun(),
+            begun,
+            blank: !begun && is_blank(device.clone()).await,
+            only_cluster: self.daemon.options.only_cluster.unwrap_or(0),
         }))
     }
 
@@ -108,5 +115,20 @@ impl Peer for PeerService {
     ) -> Result<Response<StateReplicaResponse>, Status> {
         crate::moves::take(&self.daemon.engine()?, request.into_inner()).await?;
         Ok(Response::new(StateReplicaResponse {}))
+    }
+}
+
+/// Whether a device was never used, or is not made yet. One that can not be read may have been.
+async fn is_blank(device: PathBuf) -> bool {
+    tokio::task::spawn_blocking(move || looks_blank(&device)).await.unwrap_or(false)
+}
+
+fn looks_blank(device: &Path) -> bool {
+    let mut start = Vec::new();
+    let read = File::open(device)
+        .and_then(|file| file.take(SUPERBLOCK_AREA_BYTES).read_to_end(&mut start));
+    match read {
+        Ok(_) => start.iter().all(|byte| *byte == 0),
+        Err(error) => error.kind() == ErrorKind::NotFound,
     }
 }

@@ -315,6 +315,10 @@ fn a_member_that_voted_does_not_begin_anew() {
     m.come_to_rest();
     assert_eq!(m.reason(add(4, 0)), ErrorReason::NodeExists);
     assert_eq!(m.member(add(4, 4)).node, 5);
+    // It is replaced once, whoever sees that it came back blank, and however late.
+    assert_eq!(m.member(add(4, 4)).node, 5, "done already");
+    m.come_to_rest();
+    assert_eq!(m.reason(add(4, 4)), ErrorReason::NodeExists);
 }
 
 #[test]

@@ -190,6 +190,46 @@ fn a_node_that_lost_all_it_knew_does_not_vote_again_under_its_number() -> Result
 }
 
 #[test]
+fn a_node_that_comes_back_blank_takes_its_own_place() -> Result<()> {
+    let node_args = ["--replace-blank-after", "2s"].map(str::to_owned).to_vec();
+    let shape = Shape { device: "512MiB", node_args, ..Shape::default() };
+    let mut cluster = Cluster::start_with("blank", &shape)?;
+    let (still, busy) = volumes(&cluster, 0)?;
+    let data = Data::write(&cluster, &still.uri("still"))?;
+    let fio = writes(&busy)?;
+    // One that was only away is what it was.
+    cluster.nodes[2].process.kill()?;
+    cluster.nodes[2].process.restart()?;
+    cluster.wait_healthy()?;
+    cluster.nodes[2].process.kill()?;
+    std::fs::remove_dir_all(&cluster.nodes[2].folder)?;
+    cluster.nodes[2].process.restart()?;
+    cluster.nodes[2].wait_answers()?;
+    // Asked of the others: it belongs to no cluster itself at first.
+    let others = cluster.nodes[..2].iter().map(|node| node.address()).collect::<Vec<_>>().join(",");
+    wait_until("it is replaced by itself", MOVES, || {
+        let list = cluster.ask(&others, &["node", "list"])?;
+        let named = list.pointer("/nodes").and_then(Value::as_array).context("no nodes")?;
+        Ok(named.len() == 3 && named.iter().any(|node| node["id"] == 4))
+    })?;
+    settle(&cluster, "node-3", 16)?;
+    cluster.wait_healthy()?;
+    check(fio)?;
+    data.verify("replaced by itself")?;
+    // Once, and it counts: another one may be away now.
+    cluster.nodes[0].process.kill()?;
+    data.verify("with the new node in a quorum")?;
+    cluster.nodes[0].process.restart()?;
+    cluster.wait_healthy()?;
+    let list = cluster.basalt(&["node", "list"])?;
+    let named = list.pointer("/nodes").and_then(Value::as_array).context("no nodes")?;
+    let mut numbers: Vec<_> = named.iter().filter_map(|node| node["id"].as_u64()).collect();
+    numbers.sort_unstable();
+    ensure!(numbers == [1, 2, 4], "{list}");
+    cluster.finish()
+}
+
+#[test]
 fn a_volume_outlives_all_the_nodes_that_it_began_with() -> Result<()> {
     let mut cluster = start("generations")?;
     cluster.basalt(&["volume", "create", "still", "--size", "64MiB"])?;

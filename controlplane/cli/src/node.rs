@@ -95,7 +95,9 @@ impl Wait {
             Wait::UntilEmpty(all) => {
                 let left = node.groups_going;
                 let all = left.max(*all);
-                (left == 0, format!("{} of {all} groups moved", all - left))
+                // Who answers may not have heard yet that the node is drained, and shows nothing that goes.
+                let heard = node.draining || node.leaving;
+                (heard && left == 0, format!("{} of {all} groups moved", all - left))
             }
             Wait::ForShare => {
                 let active = |n: &&Node| !n.draining && !n.leaving;
@@ -232,10 +234,12 @@ mod tests {
     fn a_drain_is_over_when_nothing_is_left() {
         let found = Cluster::default();
         let until = Wait::UntilEmpty(12);
-        let judge = |going| until.judge(&node(1, going, 0, going), &found);
+        let draining = |going| Node { draining: true, ..node(1, going, 0, going) };
+        let judge = |going| until.judge(&draining(going), &found);
         assert_eq!(judge(12), (false, "0 of 12 groups moved".to_owned()));
         assert_eq!(judge(5), (false, "7 of 12 groups moved".to_owned()));
         assert!(judge(0).0);
+        assert!(!until.judge(&node(1, 12, 0, 0), &found).0, "it has not heard of the drain");
         assert_eq!(judge(13).1, "0 of 13 groups moved", "one came in the meantime");
     }
 

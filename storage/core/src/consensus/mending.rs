@@ -16,8 +16,8 @@
 use super::comparing::Page;
 use super::group::Group;
 use super::resync::{Fill, ToldPage, blocks_with_room, fits};
-use super::shared::{Cx, Written};
-use crate::log::{Location, Record, RecordSeq};
+use super::shared::Cx;
+use crate::log::{Location, RecordSeq};
 use crate::mark;
 use crate::planted::Bug;
 use crate::replica::blocks_match;
@@ -25,7 +25,6 @@ use basalt_wire::block::{BLOCK_BYTES, CHUNK_BLOCKS};
 use basalt_wire::buffer::Payload;
 use basalt_wire::digests::{Digests, DigestsKind, PageDigest};
 use basalt_wire::disk::checkpoint::GRANULE_BLOCKS;
-use basalt_wire::disk::moved::{MovedBlock, encode_moved};
 use basalt_wire::frame::Frame;
 use basalt_wire::ids::{Address, LogIndex, NodeId};
 use basalt_wire::pages::{Pages, Step, WANT_GRANULES_MAX, granules_that_fit};
@@ -458,17 +457,8 @@ impl Group {
         blocks: Vec<(u16, u32)>,
         payload: Payload,
     ) {
-        let first = told.page.1 * CHUNK_BLOCKS;
-        let moved = |(block, checksum): &(u16, u32)| MovedBlock {
-            volume: told.page.0,
-            block: first + u64::from(*block),
-            checksum: *checksum,
-            from: None,
-        };
-        let moved: Vec<MovedBlock> = blocks.iter().map(moved).collect();
         cx.shared.recorded_bytes += payload.len() as u64;
-        let record = Record::Moved { group: self.id, data: encode_moved(&moved), payload };
-        let seq = cx.shared.record(record, Written { group: self.slot, entry: None });
+        let seq = self.record_blocks(cx, told.page, &blocks, payload);
         let Some(copy) = &mut self.mending.copy else { return };
         copy.blocks += blocks.len() as u64;
         copy.fill = Some(Fill { seq, location: None, told, blocks });

@@ -14,15 +14,14 @@ use super::comparing::Page;
 use super::group::Group;
 use super::loads::PageId;
 use super::resync::{Fill, ToldPage, blocks_with_room, fits};
-use super::shared::{Cx, Written};
+use super::shared::Cx;
 use crate::index::Loss;
-use crate::log::{Location, Record, RecordSeq};
+use crate::log::{Location, RecordSeq};
 use crate::mark;
 use crate::replica::{ToldGranule, blocks_match};
 use basalt_wire::block::{BLOCK_BYTES, CHUNK_BLOCKS};
 use basalt_wire::buffer::Payload;
 use basalt_wire::disk::checkpoint::GRANULE_BLOCKS;
-use basalt_wire::disk::moved::{MovedBlock, encode_moved};
 use basalt_wire::ids::{Address, LogIndex};
 use basalt_wire::pages::{Pages, Step, WANT_GRANULES_MAX, granules_that_fit};
 use std::collections::BTreeSet;
@@ -254,17 +253,8 @@ impl Group {
         blocks: Vec<(u16, u32)>,
         payload: Payload,
     ) {
-        let first = told.page.1 * CHUNK_BLOCKS;
-        let moved = |(block, checksum): &(u16, u32)| MovedBlock {
-            volume: told.page.0,
-            block: first + u64::from(*block),
-            checksum: *checksum,
-            from: None,
-        };
-        let moved: Vec<MovedBlock> = blocks.iter().map(moved).collect();
         cx.shared.recorded_bytes += payload.len() as u64;
-        let record = Record::Moved { group: self.id, data: encode_moved(&moved), payload };
-        let seq = cx.shared.record(record, Written { group: self.slot, entry: None });
+        let seq = self.record_blocks(cx, told.page, &blocks, payload);
         let Some(fetch) = &mut self.recovering.fetch else { return };
         fetch.blocks += blocks.len() as u64;
         fetch.fill = Some(Fill { seq, location: None, told, blocks });

@@ -473,22 +473,32 @@ impl Group {
         blocks: Vec<(u16, u32)>,
         payload: Payload,
     ) {
-        let moved: Vec<MovedBlock> = blocks
-            .iter()
-            .map(|(block, checksum)| MovedBlock {
-                volume: told.page.0,
-                block: told.page.1 * CHUNK_BLOCKS + u64::from(*block),
-                checksum: *checksum,
-                from: None,
-            })
-            .collect();
         cx.shared.moved.blocks_taken += blocks.len() as u64;
         cx.shared.page_bytes += payload.len() as u64;
         cx.shared.pace.take(payload.len());
-        let record = Record::Moved { group: self.id, data: encode_moved(&moved), payload };
-        let seq = cx.shared.record(record, Written { group: self.slot, entry: None });
+        let seq = self.record_blocks(cx, told.page, &blocks, payload);
         let Some(session) = &mut self.session else { return };
         session.fills.push_back(Fill { seq, location: None, told, blocks });
+    }
+
+    /// Records blocks of a page that came from another replica, with their places in it and their checksums.
+    pub(in crate::consensus) fn record_blocks(
+        &self,
+        cx: &mut Cx<'_>,
+        (volume, chunk): (VolumeId, u64),
+        blocks: &[(u16, u32)],
+        payload: Payload,
+    ) -> RecordSeq {
+        let first = chunk * CHUNK_BLOCKS;
+        let moved = |(block, checksum): &(u16, u32)| MovedBlock {
+            volume,
+            block: first + u64::from(*block),
+            checksum: *checksum,
+            from: None,
+        };
+        let moved: Vec<MovedBlock> = blocks.iter().map(moved).collect();
+        let record = Record::Moved { group: self.id, data: encode_moved(&moved), payload };
+        cx.shared.record(record, Written { group: self.slot, entry: None })
     }
 
     /// Notes where blocks from the leader stand.

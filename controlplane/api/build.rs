@@ -1,16 +1,31 @@
 //! Compiles the proto files with a compiler written in Rust: no system `protoc` is needed.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = Path::new("proto");
-    let files = ["basalt/v1/admin.proto", "basalt/v1/node.proto", "basalt/meta/v1/meta.proto"];
+    let files = [
+        "basalt/v1/admin.proto",
+        "basalt/v1/node.proto",
+        "basalt/v1/resources.proto",
+        "basalt/meta/v1/meta.proto",
+        "google/longrunning/operations.proto",
+        "google/rpc/status.proto",
+    ];
     for file in files {
         println!("cargo::rerun-if-changed={}", root.join(file).display());
     }
-    let descriptors = protox::compile(files, [root])?;
+    let mut compiler = protox::Compiler::new([root])?;
+    compiler.include_source_info(true).include_imports(true).open_files(files)?;
+    // As a compiler made it, with what reflection and the test of the conventions need to know of it.
+    let out = PathBuf::from(std::env::var("OUT_DIR")?);
+    std::fs::write(out.join("descriptors.bin"), compiler.encode_file_descriptor_set())?;
     // Maps are ordered, so that equal messages have equal bytes: the state machine of the metadata
     // group compares requests by their encoding.
-    tonic_prost_build::configure().btree_map(".").compile_fds(descriptors)?;
+    let mut config = tonic_prost_build::Config::new();
+    config.enable_type_names();
+    tonic_prost_build::configure()
+        .btree_map(".")
+        .compile_fds_with_config(compiler.file_descriptor_set(), config)?;
     Ok(())
 }

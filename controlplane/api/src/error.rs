@@ -19,10 +19,17 @@ pub fn code_of(reason: ErrorReason) -> Code {
         ErrorReason::VolumeNotFound
         | ErrorReason::SnapshotNotFound
         | ErrorReason::CutNotFound
+        | ErrorReason::StorageClassNotFound
+        | ErrorReason::QuotaNotFound
+        | ErrorReason::OperationNotFound
+        | ErrorReason::EventNotFound
+        | ErrorReason::PoolNotFound
         | ErrorReason::NodeNotFound => Code::NotFound,
-        ErrorReason::VolumeExists | ErrorReason::SnapshotExists | ErrorReason::NodeExists => {
-            Code::AlreadyExists
-        }
+        ErrorReason::VolumeExists
+        | ErrorReason::SnapshotExists
+        | ErrorReason::StorageClassExists
+        | ErrorReason::QuotaExists
+        | ErrorReason::NodeExists => Code::AlreadyExists,
         ErrorReason::VolumeAttached
         | ErrorReason::VolumeDeleting
         | ErrorReason::VolumeShrinks
@@ -33,6 +40,8 @@ pub fn code_of(reason: ErrorReason) -> Code {
         | ErrorReason::TooFewNodes
         | ErrorReason::HasClones
         | ErrorReason::CloneTooDeep
+        | ErrorReason::StorageClassInUse
+        | ErrorReason::OperationUnderWay
         | ErrorReason::NotBootstrapped
         | ErrorReason::AlreadyBootstrapped => Code::FailedPrecondition,
         ErrorReason::EtagMismatch
@@ -42,7 +51,8 @@ pub fn code_of(reason: ErrorReason) -> Code {
         ErrorReason::NodeUnreachable | ErrorReason::NoQuorum | ErrorReason::VolumeCreating => {
             Code::Unavailable
         }
-        ErrorReason::Limit => Code::ResourceExhausted,
+        ErrorReason::Limit | ErrorReason::QuotaExceeded => Code::ResourceExhausted,
+        ErrorReason::RevisionCompacted => Code::OutOfRange,
     }
 }
 

@@ -3,13 +3,30 @@
 
 pub mod dial;
 pub mod error;
+pub mod filter;
 pub mod random;
+pub mod reflect;
 pub mod size;
 
 /// The administrative API and the calls between nodes, package `basalt.v1`.
 pub mod v1 {
     #![allow(missing_docs, clippy::all)]
     tonic::include_proto!("basalt.v1");
+}
+
+/// Every service and message, as an encoded `google.protobuf.FileDescriptorSet`.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+/// Work that takes longer than a call, package `google.longrunning`.
+pub mod longrunning {
+    #![allow(missing_docs, clippy::all)]
+    tonic::include_proto!("google.longrunning");
+}
+
+/// The status of such work that failed, package `google.rpc`.
+pub mod rpc {
+    #![allow(missing_docs, clippy::all)]
+    tonic::include_proto!("google.rpc");
 }
 
 /// What stands in the log of the metadata group, package `basalt.meta.v1`.

@@ -396,6 +396,7 @@ impl Sessions {
                 page_token,
                 host: self.host.clone(),
                 consistency: Consistency::Eventual.into(),
+                ..ListVolumesRequest::default()
             };
             let request = &request;
             let asked = brief.call(|mut client| {

@@ -32,6 +32,7 @@ pub(crate) async fn run(
                 labels: label_map(labels),
                 request_id: change.id(),
                 source_snapshot: from.as_ref().map_or_else(String::new, snapshot::full),
+                ..CreateVolumeRequest::default()
             };
             let created = call!(cluster, create_volume, request)?;
             let volume = clones::wait_ready(options, cluster, name, created).await?;

@@ -4,18 +4,20 @@ use crate::clones::complete;
 use crate::cuts;
 use crate::daemon::Daemon;
 use crate::metadata::Metadata;
+use crate::services::{self, status_of};
 use crate::snapshots;
+use crate::volumes;
 use basalt_api::error;
 use basalt_api::v1::admin_server::Admin;
 use basalt_api::v1::{
     AddNodeRequest, AttachVolumeRequest, AttachVolumeResponse, Attachment, BootstrapRequest,
-    Cluster, Consistency, CreateCutRequest, CreateSnapshotRequest, CreateVolumeRequest, Cut,
-    DeleteCutRequest, DeleteCutResponse, DeleteSnapshotRequest, DeleteVolumeRequest,
-    DetachVolumeRequest, DrainNodeRequest, FlattenVolumeRequest, GetClusterRequest, GetCutRequest,
-    GetPoolMapRequest, GetSnapshotRequest, GetVolumeRequest, ListChangesRequest,
-    ListChangesResponse, ListSnapshotsRequest, ListSnapshotsResponse, ListVolumesRequest,
-    ListVolumesResponse, Node, PoolMap, RemoveNodeRequest, RemoveNodeResponse, ResizeVolumeRequest,
-    RevertVolumeRequest, Snapshot, StartScrubRequest, StartScrubResponse, Volume, volume,
+    Cluster, CreateCutRequest, CreateSnapshotRequest, CreateVolumeRequest, Cut, DeleteCutRequest,
+    DeleteCutResponse, DeleteSnapshotRequest, DeleteVolumeRequest, DetachVolumeRequest,
+    DrainNodeRequest, FlattenVolumeRequest, GetClusterRequest, GetCutRequest, GetPoolMapRequest,
+    GetSnapshotRequest, GetVolumeRequest, ListChangesRequest, ListChangesResponse,
+    ListSnapshotsRequest, ListSnapshotsResponse, ListVolumesRequest, ListVolumesResponse, Node,
+    PoolMap, RemoveNodeRequest, RemoveNodeResponse, ResizeVolumeRequest, RevertVolumeRequest,
+    Snapshot, StartScrubRequest, StartScrubResponse, UpdateVolumeRequest, Volume, volume,
 };
 use basalt_meta::{
     AttachVolume, CloneSource, CreateSnapshot, CreateVolume, DeleteSnapshot, DeleteVolume,
@@ -27,11 +29,6 @@ use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 const PREFIX: &str = "volumes/";
-const PAGE_DEFAULT: usize = 50;
-const PAGE_MAX: usize = 1000;
-const REQUEST_ID_MAX: usize = 128;
-/// First part of every page token; another one is of another version.
-const TOKEN: &str = "v1.";
 
 /// The service.
 pub struct AdminService {
@@ -45,34 +42,29 @@ impl AdminService {
     }
 
     async fn change(&self, request_id: &str, op: Op) -> Result<VolumeRecord, Status> {
-        match self.outcome(request_id, op).await? {
+        match services::change(&self.daemon, request_id, op).await? {
             Outcome::Volume(volume) => Ok(volume),
             other => Err(Status::internal(format!("a change of a volume came to {other:?}"))),
         }
     }
 
+    /// As a change left it, with what follows from other records.
+    fn shown(&self, record: &VolumeRecord) -> Result<Response<Volume>, Status> {
+        let metadata = self.daemon.engine()?.metadata.clone();
+        Ok(Response::new(metadata.look(|state| complete(state, record))))
+    }
+
     async fn change_snapshot(&self, request_id: &str, op: Op) -> Result<SnapshotRecord, Status> {
-        match self.outcome(request_id, op).await? {
+        match services::change(&self.daemon, request_id, op).await? {
             Outcome::Snapshot(snapshot) => Ok(snapshot),
             other => Err(Status::internal(format!("a change of a snapshot came to {other:?}"))),
         }
     }
 
     async fn change_cut(&self, request_id: &str, op: Op) -> Result<u64, Status> {
-        match self.outcome(request_id, op).await? {
+        match services::change(&self.daemon, request_id, op).await? {
             Outcome::Cut(snapshots) => Ok(cuts::number_in(&snapshots)),
             other => Err(Status::internal(format!("a change of a cut came to {other:?}"))),
-        }
-    }
-
-    async fn outcome(&self, request_id: &str, op: Op) -> Result<Outcome, Status> {
-        if request_id.len() > REQUEST_ID_MAX {
-            let message = format!("a request id has at most {REQUEST_ID_MAX} bytes; use a UUID");
-            return Err(error::invalid("request_id", message));
-        }
-        match self.daemon.engine()?.metadata.change(request_id, op).await? {
-            Outcome::Refused(refused) => Err(status_of(refused)),
-            outcome => Ok(outcome),
         }
     }
 }
@@ -104,9 +96,14 @@ impl Admin for AdminService {
             size_bytes: request.size_bytes,
             labels: request.labels,
             source: source_of(&request.source_snapshot)?,
+            storage_class: volumes::class_of(&request.storage_class)?,
+            qos: request.qos,
         });
-        let volume = self.change(&request.request_id, op).await?;
-        Ok(Response::new(volume_of(&volume)))
+        let volume = match request.validate_only {
+            true => volumes::changed(services::rehearse(&self.daemon, op).await?)?,
+            false => self.change(&request.request_id, op).await?,
+        };
+        self.shown(&volume)
     }
 
     async fn get_volume(
@@ -125,26 +122,15 @@ impl Admin for AdminService {
         &self,
         request: Request<ListVolumesRequest>,
     ) -> Result<Response<ListVolumesResponse>, Status> {
-        let request = request.into_inner();
-        let size = page_size(request.page_size)?;
-        let after = parse_token(&request.page_token)?;
-        let metadata = self.daemon.engine()?.metadata.clone();
-        if request.consistency() != Consistency::Eventual {
-            metadata.barrier().await?;
-        }
-        let host = request.host.as_str();
-        let asked = |volume: &&VolumeRecord| {
-            host.is_empty() || volume.attachment.as_ref().is_some_and(|a| a.host == host)
-        };
-        let mut volumes: Vec<Volume> = metadata.look(|state| {
-            let found = state.volumes_after(&after).filter(asked);
-            found.take(size + 1).map(|volume| complete(state, volume)).collect()
-        });
-        let more = volumes.len() > size;
-        volumes.truncate(size);
-        let last = volumes.last().filter(|_| more);
-        let next_page_token = last.map_or_else(String::new, |v| token_after(id_part(&v.name)));
-        Ok(Response::new(ListVolumesResponse { volumes, next_page_token }))
+        volumes::list(&self.daemon, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn update_volume(
+        &self,
+        request: Request<UpdateVolumeRequest>,
+    ) -> Result<Response<Volume>, Status> {
+        let volume = volumes::update(&self.daemon, request.into_inner()).await?;
+        self.shown(&volume)
     }
 
     async fn resize_volume(
@@ -158,7 +144,7 @@ impl Admin for AdminService {
             etag: request.etag,
         });
         let volume = self.change(&request.request_id, op).await?;
-        Ok(Response::new(volume_of(&volume)))
+        self.shown(&volume)
     }
 
     async fn flatten_volume(
@@ -172,8 +158,7 @@ impl Admin for AdminService {
             cancel: request.cancel,
         });
         let volume = self.change(&request.request_id, op).await?;
-        let metadata = self.daemon.engine()?.metadata.clone();
-        Ok(Response::new(metadata.look(|state| complete(state, &volume))))
+        self.shown(&volume)
     }
 
     async fn delete_volume(
@@ -185,7 +170,7 @@ impl Admin for AdminService {
         let (etag, with_snapshots) = (request.etag, request.with_snapshots);
         let op = Op::DeleteVolume(DeleteVolume { id, etag, with_snapshots });
         let volume = self.change(&request.request_id, op).await?;
-        Ok(Response::new(volume_of(&volume)))
+        self.shown(&volume)
     }
 
     async fn create_snapshot(
@@ -288,7 +273,7 @@ impl Admin for AdminService {
             last.revert.is_none()
         });
         reverted.await;
-        Ok(Response::new(volume_of(&last)))
+        self.shown(&last)
     }
 
     type ListChangesStream = ReceiverStream<Result<ListChangesResponse, Status>>;
@@ -334,7 +319,7 @@ impl Admin for AdminService {
             etag: request.etag,
         });
         let volume = self.change(&request.request_id, op).await?;
-        Ok(Response::new(volume_of(&volume)))
+        self.shown(&volume)
     }
 
     async fn get_pool_map(
@@ -399,12 +384,19 @@ pub fn volume_of(record: &VolumeRecord) -> Volume {
         source_snapshot: source
             .map_or_else(String::new, |of| snapshots::path_of(&of.volume_id, &of.snapshot_id)),
         clone_depth: u32::from(record.parent.is_some()),
-        flattening: None,
+        storage_class: match record.storage_class.as_str() {
+            "" => String::new(),
+            class => format!("storageClasses/{class}"),
+        },
+        qos: record.qos,
+        reconciling: state != volume::State::Ready || record.flattening,
+        revision: record.revision,
+        ..Volume::default()
     }
 }
 
 /// The snapshot that a volume is to be a clone of, if it is to be one.
-fn source_of(name: &str) -> Result<Option<CloneSource>, Status> {
+pub(crate) fn source_of(name: &str) -> Result<Option<CloneSource>, Status> {
     if name.is_empty() {
         return Ok(None);
     }
@@ -418,14 +410,6 @@ fn find(metadata: &Metadata, id: &str) -> Result<Volume, Status> {
         .ok_or_else(|| status_of(Refused::volume_not_found(id)))
 }
 
-pub(crate) fn status_of(refused: Refused) -> Status {
-    error::status(refused.reason, refused.message, &refused.facts)
-}
-
-fn id_part(name: &str) -> &str {
-    name.strip_prefix(PREFIX).unwrap_or(name)
-}
-
 pub(crate) fn id_of(name: &str) -> Result<&str, Status> {
     match name.strip_prefix(PREFIX) {
         Some(id) if !id.is_empty() && !id.contains('/') => Ok(id),
@@ -436,63 +420,15 @@ pub(crate) fn id_of(name: &str) -> Result<&str, Status> {
     }
 }
 
-pub(crate) fn page_size(asked: i32) -> Result<usize, Status> {
-    match usize::try_from(asked) {
-        Ok(0) => Ok(PAGE_DEFAULT),
-        Ok(size) => Ok(size.min(PAGE_MAX)),
-        Err(_) => Err(error::invalid("page_size", format!("{asked} is negative"))),
-    }
-}
-
-pub(crate) fn token_after(id: &str) -> String {
-    let hex: String = id.bytes().map(|byte| format!("{byte:02x}")).collect();
-    format!("{TOKEN}{hex}")
-}
-
-fn parse_token(token: &str) -> Result<String, Status> {
-    if token.is_empty() {
-        return Ok(String::new());
-    }
-    let id = token_text(token)?;
-    basalt_meta::check_volume_id(&id).map_err(|_| bad_token())?;
-    Ok(id)
-}
-
-pub(crate) fn bad_token() -> Status {
-    let message = "the page token is none of this API's; start over without one";
-    error::invalid("page_token", message)
-}
-
-/// What stands in a token.
-pub(crate) fn token_text(token: &str) -> Result<String, Status> {
-    let hex = token.strip_prefix(TOKEN).filter(|hex| hex.is_ascii() && hex.len().is_multiple_of(2));
-    let hex = hex.ok_or_else(bad_token)?;
-    let bytes: Result<Vec<u8>, _> =
-        (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16)).collect();
-    String::from_utf8(bytes.map_err(|_| bad_token())?).map_err(|_| bad_token())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn page_tokens_come_back() {
-        assert_eq!(parse_token(&token_after("demo-1")).expect("ours"), "demo-1");
-        assert_eq!(parse_token("").expect("none"), "");
-        for bad in ["x", "v1.zz", "v1.6", "v1.c3a4", "v2.64"] {
-            assert!(parse_token(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn names_and_page_sizes_are_checked() {
+    fn names_are_checked() {
         assert_eq!(id_of("volumes/demo").expect("a name"), "demo");
         for bad in ["", "demo", "volumes/", "volumes/a/b"] {
             assert!(id_of(bad).is_err(), "{bad}");
         }
-        assert_eq!(page_size(0).expect("default"), PAGE_DEFAULT);
-        assert_eq!(page_size(i32::MAX).expect("coerced"), PAGE_MAX);
-        assert!(page_size(-1).is_err());
     }
 }

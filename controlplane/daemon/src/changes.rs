@@ -94,7 +94,7 @@ fn complete(
     id: &str,
 ) -> Result<SnapshotRecord, Status> {
     let found = state.snapshot(volume, id).filter(|s| s.ready && !s.deleting).cloned();
-    found.ok_or_else(|| crate::admin::status_of(Refused::snapshot_not_found(volume_id, id)))
+    found.ok_or_else(|| crate::services::status_of(Refused::snapshot_not_found(volume_id, id)))
 }
 
 impl Comparison {

@@ -8,7 +8,7 @@ use crate::admin::volume_of;
 use crate::engine::{DOOR, Engine};
 use crate::reconcile::done;
 use crate::retry::Retries;
-use basalt_api::v1::{Flattening, Volume};
+use basalt_api::v1::{Flattening, Qos, Volume};
 use basalt_attach::convert;
 use basalt_client::BlockOp;
 use basalt_meta::{
@@ -266,6 +266,10 @@ async fn change(weak: &Weak<Engine>, volume: &VolumeRecord, op: BlockOp) -> Resu
 pub(crate) fn complete(state: &MetaState, record: &VolumeRecord) -> Volume {
     let mut volume = volume_of(record);
     volume.clone_depth = state.clone_depth(record);
+    volume.effective_qos = Some(state.effective_qos(record)).filter(|qos| *qos != Qos::default());
+    volume.operation = state
+        .operation_on(record.number)
+        .map_or_else(String::new, |operation| format!("operations/{}", operation.number));
     if state.is_to_be_flattened(record) {
         let automatic = !record.flattening && volume.clone_depth > FLATTEN_DEPTH;
         volume.flattening = Some(Flattening { automatic, ..Flattening::default() });

@@ -1,7 +1,8 @@
 //! Cuts as the API shows them: snapshots of several volumes at one point in time.
 
-use crate::admin::{id_of, status_of};
+use crate::admin::id_of;
 use crate::metadata::Metadata;
+use crate::services::status_of;
 use crate::snapshots::shown;
 use basalt_api::error;
 use basalt_api::v1::{CreateCutRequest, Cut, CutMember};

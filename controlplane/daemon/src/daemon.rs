@@ -7,10 +7,23 @@ use crate::engine::{Engine, identity_of};
 use crate::incoming::Incoming;
 use crate::options::Options;
 use crate::peer::PeerService;
+use crate::services;
+use crate::services::classes::ClassesService;
+use crate::services::events::EventsService;
+use crate::services::operations::OperationsService;
+use crate::services::pools::PoolsService;
+use crate::services::quotas::QuotasService;
+use crate::services::watch::ResourcesService;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use basalt_api::error;
+use basalt_api::longrunning::operations_server::OperationsServer;
 use basalt_api::v1::admin_server::AdminServer;
+use basalt_api::v1::events_server::EventsServer;
 use basalt_api::v1::peer_server::PeerServer;
+use basalt_api::v1::pools_server::PoolsServer;
+use basalt_api::v1::quotas_server::QuotasServer;
+use basalt_api::v1::resources_server::ResourcesServer;
+use basalt_api::v1::storage_classes_server::StorageClassesServer;
 use basalt_api::v1::{ClusterSpec, ErrorReason, Member};
 use basalt_attach::process::Usage;
 use basalt_meta::layout;
@@ -250,6 +263,13 @@ fn settled_name(options: &mut Options, identity: Option<&Identity>) -> Result<St
 
 async fn serve(daemon: &Arc<Daemon>, listener: TcpListener) -> Result<()> {
     let (stop, mut stopping) = watch::channel(false);
+    let (reporter, health) = tonic_health::server::health_reporter();
+    tokio::spawn(services::health::run(Arc::downgrade(daemon), reporter));
+    // Tools ask for one version or the other.
+    let [reflection, older] = [(); 2].map(|()| {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(basalt_api::FILE_DESCRIPTOR_SET)
+    });
     let server = tonic::transport::Server::builder()
         .concurrency_limit_per_connection(CALLS_MAX)
         .timeout(CALL)
@@ -260,6 +280,15 @@ async fn serve(daemon: &Arc<Daemon>, listener: TcpListener) -> Result<()> {
             move |request| daemon.refuse_if_leaving().map(|()| request)
         }))
         .add_service(PeerServer::new(PeerService::new(daemon.clone())))
+        .add_service(StorageClassesServer::new(ClassesService::new(daemon.clone())))
+        .add_service(QuotasServer::new(QuotasService::new(daemon.clone())))
+        .add_service(PoolsServer::new(PoolsService::new(daemon.clone())))
+        .add_service(EventsServer::new(EventsService::new(daemon.clone())))
+        .add_service(OperationsServer::new(OperationsService::new(daemon.clone())))
+        .add_service(ResourcesServer::new(ResourcesService::new(daemon.clone())))
+        .add_service(health)
+        .add_service(reflection.build_v1()?)
+        .add_service(older.build_v1alpha()?)
         .serve_with_incoming_shutdown(Incoming::new(listener), async move {
             // Both mean that it is time to stop.
             let _ = stopping.wait_for(|stop| *stop).await;

@@ -10,7 +10,7 @@
 //! * [`metadata`]: the mirror of the metadata group, proposals and linearizable reads;
 //! * [`reconcile`]: what makes the node do what the records say, [`retry`]: when it tries again;
 //! * `moves`: what has groups move from node to node;
-//! * [`admin`], [`peer`]: the gRPC services; [`bootstrap`], [`nodes`], [`snapshots`], [`cuts`], [`changes`],
+//! * [`admin`], [`services`], [`peer`]: the gRPC services; [`bootstrap`], [`nodes`], [`snapshots`], [`cuts`], [`changes`],
 //!   [`status`]: their longer stories.
 
 pub mod admin;
@@ -33,5 +33,7 @@ pub mod retry;
 mod returns;
 mod reverting;
 pub mod scrub;
+pub mod services;
 pub mod snapshots;
 pub mod status;
+mod volumes;

@@ -11,6 +11,7 @@ use basalt_api::v1::peer_client::PeerClient;
 use basalt_api::v1::propose_response::Result as ProposeResult;
 use basalt_api::v1::{ErrorReason, ProposeRequest, ProposeResponse};
 use basalt_core::event::{Effect, Event, ProposeError};
+use basalt_meta::feed::{Compacted, Feed, Key};
 use basalt_meta::{Barrier, ENTRY_VERSION, Entry, MetaState, Op, Outcome, encode};
 use basalt_node::Mailbox;
 use basalt_wire::ids::{GroupId, LogIndex, NodeId, Term};
@@ -49,6 +50,7 @@ pub struct Leader {
 #[derive(Default)]
 struct Mirror {
     state: MetaState,
+    feed: Feed,
     outcomes: BTreeMap<u64, Outcome>,
 }
 
@@ -140,6 +142,8 @@ impl Metadata {
             return;
         }
         let outcome = mirror.state.apply(index, command);
+        let changed = mirror.state.take_changes();
+        mirror.feed.take(index, changed);
         mirror.outcomes.insert(index, outcome);
         while mirror.outcomes.len() > OUTCOMES_KEPT {
             mirror.outcomes.pop_first();
@@ -151,6 +155,15 @@ impl Metadata {
     /// Looks at the mirror as it is.
     pub fn look<T>(&self, look: impl FnOnce(&MetaState) -> T) -> T {
         look(&lock(&self.mirror).state)
+    }
+
+    /// The revision of the mirror, and the resources that changed in it after another one.
+    ///
+    /// # Errors
+    /// If that is not known any more.
+    pub fn changed_since(&self, revision: u64) -> Result<(u64, Vec<(u64, Key)>), Compacted> {
+        let mirror = lock(&self.mirror);
+        Ok((mirror.feed.latest(), mirror.feed.since(revision)?))
     }
 
     /// Waits until the mirror is as wanted, for so many milliseconds and not longer than a change may take.
@@ -309,6 +322,12 @@ impl Metadata {
         reached.ok()?.ok()?;
         lock(&self.mirror).outcomes.get(&index).cloned()
     }
+}
+
+/// What a change would come to in a state, which is left as it would be then.
+pub fn rehearse(state: &mut MetaState, op: Op) -> Outcome {
+    let entry = entry(String::new(), op);
+    state.apply(state.applied() + 1, &encode(&entry))
 }
 
 enum Attempt {

@@ -1,10 +1,10 @@
 //! Nodes that an operator adds, drains and removes. The calls change the cluster's record; what follows from
 //! it, the moves of groups, goes on without them.
 
-use crate::admin::status_of;
 use crate::bootstrap::{self, describe};
 use crate::daemon::Daemon;
 use crate::engine::Engine;
+use crate::services::status_of;
 use basalt_api::v1::{
     AddNodeRequest, ClusterSpec, DescribeResponse, DrainNodeRequest, ErrorReason, Member, Node,
     RemoveNodeRequest, RemoveNodeResponse,

@@ -1,7 +1,9 @@
 //! Snapshots as the API shows them.
 
-use crate::admin::{bad_token, id_of, page_size, status_of, token_after, token_text};
+use crate::admin::id_of;
 use crate::metadata::Metadata;
+use crate::services::paging::{Page, bad_token};
+use crate::services::status_of;
 use basalt_api::error;
 use basalt_api::v1::{ListSnapshotsRequest, ListSnapshotsResponse, Snapshot, snapshot};
 use basalt_meta::{MetaState, Refused, SnapshotRecord, VolumeRecord, etag_of_snapshot};
@@ -64,20 +66,14 @@ pub fn list(
     request: &ListSnapshotsRequest,
 ) -> Result<ListSnapshotsResponse, Status> {
     let volume = id_of(&request.parent)?;
-    let size = page_size(request.page_size)?;
-    let after = match request.page_token.as_str() {
-        "" => None,
-        token => Some(token_text(token)?.parse::<u32>().map_err(|_| bad_token())?),
-    };
+    let page = Page::asked(request.page_size, &request.page_token, &[&request.parent])?;
+    let after = page.after.as_deref().map(str::parse::<u32>).transpose();
+    let after = after.map_err(|_| bad_token())?;
     metadata.look(|state| {
         let number = volume_of(state, volume)?.number;
-        let found = state.snapshots_after(number, after).take(size + 1);
+        let found = state.snapshots_after(number, after).take(page.size + 1);
         let mut snapshots: Vec<Snapshot> = found.map(shown).collect();
-        let more = snapshots.len() > size;
-        snapshots.truncate(size);
-        let last = snapshots.last().filter(|_| more);
-        let next_page_token =
-            last.map_or_else(String::new, |s| token_after(&s.generation.to_string()));
+        let next_page_token = page.cut(&mut snapshots, |s| s.generation.to_string());
         Ok(ListSnapshotsResponse { snapshots, next_page_token })
     })
 }

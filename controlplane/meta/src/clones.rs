@@ -65,6 +65,11 @@ impl MetaState {
         self.volumes.values().find(free)
     }
 
+    /// Whether a volume that is being deleted has to wait for clones that hang on it.
+    pub fn is_held_by_clones(&self, volume: &VolumeRecord) -> bool {
+        self.holds_clones(volume.number, None)
+    }
+
     /// Whether a clone hangs on a snapshot of a volume, or on any of it.
     pub(crate) fn holds_clones(&self, volume: u64, generation: Option<u32>) -> bool {
         self.clones_of(volume, generation).next().is_some()
@@ -167,7 +172,7 @@ impl MetaState {
         settle: &SettleClone,
     ) -> Result<Outcome, Refused> {
         // One that is gone meanwhile needs nothing any more.
-        let found = self.volumes.values_mut().find(|v| v.number == settle.volume && v.cloning);
+        let found = self.volumes.select(|_, v| v.number == settle.volume && v.cloning).next();
         if let Some(volume) = found {
             volume.cloning = false;
             volume.revision = index;
@@ -198,7 +203,7 @@ impl MetaState {
         index: u64,
         settle: &SettleFlatten,
     ) -> Result<Outcome, Refused> {
-        let found = self.volumes.values_mut().find(|v| v.number == settle.volume);
+        let found = self.volumes.select(|_, v| v.number == settle.volume).next();
         if let Some(volume) = found.filter(|volume| volume.parent.is_some()) {
             (volume.parent, volume.flattening) = (None, false);
             volume.revision = index;

@@ -80,7 +80,7 @@ impl MetaState {
     ) -> Result<Outcome, Refused> {
         // What was given up meanwhile stays given up.
         let whole = self.cut(settle.cut).all(|snapshot| !snapshot.deleting);
-        for snapshot in self.snapshots.values_mut().filter(|s| whole && s.cut == settle.cut) {
+        for snapshot in self.snapshots.select(|_, s| whole && s.cut == settle.cut) {
             if !snapshot.ready {
                 snapshot.ready = true;
                 snapshot.revision = index;
@@ -105,7 +105,7 @@ impl MetaState {
         for snapshot in self.cut(delete.cut) {
             self.check_no_clones(&snapshot.volume_id, Some(&snapshot.id))?;
         }
-        for snapshot in self.snapshots.values_mut().filter(|s| s.cut == delete.cut) {
+        for snapshot in self.snapshots.select(|_, s| s.cut == delete.cut) {
             if !snapshot.deleting {
                 snapshot.deleting = true;
                 snapshot.revision = index;
@@ -116,8 +116,8 @@ impl MetaState {
 
     /// All snapshots of a cut are to be deleted, unless it is complete.
     pub(crate) fn abandon_cut(&mut self, index: u64, cut: u64) {
-        let members = self.snapshots.values_mut().filter(|s| cut != 0 && s.cut == cut);
-        for snapshot in members.filter(|s| is_unsettled(s)) {
+        let unsettled = |s: &SnapshotRecord| cut != 0 && s.cut == cut && is_unsettled(s);
+        for snapshot in self.snapshots.select(|_, s| unsettled(s)) {
             snapshot.deleting = true;
             snapshot.revision = index;
         }

@@ -5,16 +5,23 @@
 //! same entries holds the same state. A change names itself by a request id; its effect is kept with
 //! the id, and proposing it again, after a lost answer, gives the same outcome and changes nothing.
 
+mod classes;
 mod clones;
 mod cuts;
+mod events;
+pub mod feed;
 pub mod layout;
 mod members;
+mod operations;
 pub mod planner;
+mod quotas;
 mod requests;
 mod reverts;
 mod rules;
 mod snapshots;
 mod state;
+mod tracked;
+mod updates;
 
 pub use basalt_api::meta::v1::entry::Op;
 pub use basalt_api::meta::v1::{
@@ -25,7 +32,15 @@ pub use basalt_api::meta::v1::{
     SettleClone, SettleCut, SettleFlatten, SettleGroup, SettleRevert, SettleSnapshot,
     SnapshotRecord, UpdateMember, VolumeRecord,
 };
+pub use basalt_api::meta::v1::{
+    ClassRecord, DeleteClass, DeleteQuota, EventRecord, ForgetOperation, OperationRecord, PutClass,
+    PutQuota, QuotaRecord, UpdateVolume, operation_record,
+};
+pub use classes::etag_of_revision;
 pub use clones::{CLONE_DEPTH_MAX, FLATTEN_DEPTH};
+pub use operations::groups_named;
+pub use quotas::Used;
 pub use rules::{check_host, check_size, check_snapshot_id, check_volume_id};
 pub use snapshots::etag_of_snapshot;
 pub use state::{ENTRY_VERSION, MetaState, Outcome, Refused, decode, encode, etag_of};
+pub use updates::VOLUME_FIELDS;

@@ -45,11 +45,12 @@ impl MetaState {
         if let (Some(first), false) = (later.first(), revert.drop_later) {
             return Err(later_snapshots(revert, &first.id, later.len()));
         }
-        for ((of, at), snapshot) in &mut self.snapshots {
-            if *of == number && *at > generation && !snapshot.deleting {
-                snapshot.deleting = true;
-                snapshot.revision = index;
-            }
+        let goes = |(of, at): &(u64, u32), snapshot: &SnapshotRecord| {
+            *of == number && *at > generation && !snapshot.deleting
+        };
+        for snapshot in self.snapshots.select(goes) {
+            snapshot.deleting = true;
+            snapshot.revision = index;
         }
         let volume = find(&mut self.volumes, &revert.id)?;
         volume.revert = Some(RevertRecord { generation });
@@ -62,8 +63,8 @@ impl MetaState {
         index: u64,
         settle: &SettleRevert,
     ) -> Result<Outcome, Refused> {
-        let this = |v: &&mut VolumeRecord| v.number == settle.volume;
-        let Some(volume) = self.volumes.values_mut().find(this) else {
+        let this = |v: &VolumeRecord| v.number == settle.volume;
+        let Some(volume) = self.volumes.select(|_, v| this(v)).next() else {
             return Ok(Outcome::Nothing);
         };
         if volume.revert.as_ref().is_some_and(|revert| revert.generation == settle.generation) {

@@ -1,9 +1,15 @@
 //! What names, hosts, sizes and labels may be.
 
+use basalt_api::v1::Qos;
+
 /// Bytes in a block; sizes are multiples of it.
 const BLOCK: u64 = 4096;
 /// The largest volume: 1 PiB.
 const SIZE_MAX: u64 = 1 << 50;
+/// The least bandwidth that a volume can be held to: less than one large request a second.
+const BANDWIDTH_LEAST: u64 = 1 << 20;
+/// The longest description.
+const DESCRIPTION_MAX: usize = 1024;
 /// The most labels of a volume.
 const LABELS_MAX: usize = 64;
 
@@ -61,6 +67,45 @@ pub fn check_size(bytes: u64) -> Result<(), String> {
         ));
     }
     Ok(())
+}
+
+/// Whether a volume, or those of a class, may have these bounds.
+pub(crate) fn check_qos(qos: Option<&Qos>) -> Result<(), String> {
+    let Some(qos) = qos else { return Ok(()) };
+    let burst = |bound: u64, burst: u64, what: &str| {
+        if burst != 0 && bound == 0 {
+            return Err(format!("a burst of {what} without a bound on them: give {what}_max too"));
+        }
+        Ok(())
+    };
+    burst(qos.iops_max, qos.iops_burst, "iops")?;
+    burst(qos.bandwidth_max, qos.bandwidth_burst, "bandwidth")?;
+    if qos.bandwidth_max != 0 && qos.bandwidth_max < BANDWIDTH_LEAST {
+        return Err(format!(
+            "a bandwidth_max of {} bytes a second is less than {BANDWIDTH_LEAST}, the least there can be",
+            qos.bandwidth_max
+        ));
+    }
+    if qos.iops_max != 0 && qos.iops_min > qos.iops_max {
+        return Err(format!(
+            "an iops_min of {} is more than its iops_max of {}",
+            qos.iops_min, qos.iops_max
+        ));
+    }
+    Ok(())
+}
+
+/// Whether `id` may be the last part of the name of a storage class or a quota.
+pub(crate) fn check_plain_id(id: &str, what: &str) -> Result<(), String> {
+    check_id(id, what)
+}
+
+/// Whether a description may be this long.
+pub(crate) fn check_description(text: &str) -> Result<(), String> {
+    match text.len() {
+        0..=DESCRIPTION_MAX => Ok(()),
+        long => Err(format!("a description of {long} bytes is longer than {DESCRIPTION_MAX}")),
+    }
 }
 
 /// Whether a volume may have these labels.

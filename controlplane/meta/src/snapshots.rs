@@ -102,10 +102,9 @@ impl MetaState {
     ) -> Result<Outcome, Refused> {
         self.check_no_clones(&delete.volume, Some(&delete.id))?;
         let number = find(&mut self.volumes, &delete.volume)?.number;
-        let range = (number, 0)..=(number, u32::MAX);
-        let mut all = self.snapshots.range_mut(range).map(|(_, snapshot)| snapshot);
-        let snapshot = all
-            .find(|snapshot| snapshot.id == delete.id)
+        let found = self.snapshot(number, &delete.id).map(|snapshot| (number, snapshot.generation));
+        let snapshot = found
+            .and_then(|key| self.snapshots.get_mut(&key))
             .ok_or_else(|| Refused::snapshot_not_found(&delete.volume, &delete.id))?;
         let etag = etag_of_snapshot(snapshot);
         if !delete.etag.is_empty() && delete.etag != etag {
@@ -271,7 +270,7 @@ pub(crate) fn delete_with_volume(
     while let Some(cut) = state.cut_under_way(number) {
         state.abandon_cut(index, cut);
     }
-    for (_, snapshot) in state.snapshots.range_mut(all()) {
+    for snapshot in state.snapshots.select(|(volume, _), _| *volume == number) {
         snapshot.deleting = true;
         snapshot.revision = index;
     }

@@ -2,14 +2,14 @@
 
 use crate::requests::{Known, Requests};
 use crate::rules;
+use crate::tracked::Tracked;
 use basalt_api::meta::v1::entry::Op;
 use basalt_api::meta::v1::{
-    AttachVolume, AttachmentRecord, CreateVolume, DeleteVolume, DetachVolume, Entry, ResizeVolume,
-    SnapshotRecord, VolumeRecord,
+    AttachVolume, AttachmentRecord, ClassRecord, CreateVolume, DeleteVolume, DetachVolume, Entry,
+    EventRecord, OperationRecord, QuotaRecord, ResizeVolume, SnapshotRecord, VolumeRecord,
 };
 use basalt_api::v1::{ClusterSpec, ErrorReason, Member};
 use prost::Message;
-use std::collections::BTreeMap;
 
 /// Version of the entries that this state machine writes.
 pub const ENTRY_VERSION: u32 = 1;
@@ -40,6 +40,10 @@ pub enum Outcome {
     Cut(Vec<SnapshotRecord>),
     /// The member as the change left it.
     Member(Member),
+    /// The storage class as the change left it.
+    Class(ClassRecord),
+    /// The quota as the change left it.
+    Quota(QuotaRecord),
     /// It changed nothing.
     Refused(Refused),
 }
@@ -51,9 +55,20 @@ pub struct MetaState {
     pub(crate) cluster: Option<ClusterSpec>,
     pub(crate) map_version: u64,
     last_volume: u64,
-    pub(crate) volumes: BTreeMap<String, VolumeRecord>,
+    pub(crate) volumes: Tracked<String, VolumeRecord>,
     /// By the volume's number and their generation.
-    pub(crate) snapshots: BTreeMap<(u64, u32), SnapshotRecord>,
+    pub(crate) snapshots: Tracked<(u64, u32), SnapshotRecord>,
+    pub(crate) classes: Tracked<String, ClassRecord>,
+    pub(crate) quotas: Tracked<String, QuotaRecord>,
+    /// By number; those that ended are forgotten one after the other.
+    pub(crate) operations: Tracked<u64, OperationRecord>,
+    /// By number, the newest.
+    pub(crate) events: Tracked<u64, EventRecord>,
+    pub(crate) last_event: u64,
+    /// The first operation that may be under way.
+    pub(crate) first_open: u64,
+    /// Members by name, and the index of the entry that changed what is said of them last.
+    pub(crate) member_revisions: Tracked<String, u64>,
     requests: Requests,
 }
 
@@ -111,6 +126,11 @@ impl MetaState {
             .map(|(_, volume)| volume)
     }
 
+    /// Index of the entry that changed a member, or where groups are, last.
+    pub fn member_revision(&self, name: &str) -> u64 {
+        self.member_revisions.get(name).copied().unwrap_or(0)
+    }
+
     /// A volume by the last part of its name.
     pub fn volume(&self, id: &str) -> Option<&VolumeRecord> {
         self.volumes.get(id)
@@ -141,7 +161,10 @@ impl MetaState {
             }
         }
         let Some(op) = entry.op else { return Outcome::Nothing };
-        let outcome = self.change(index, entry.now_ms, op);
+        let at = (index, entry.now_ms);
+        let before = self.before(&op);
+        let outcome = self.change(index, entry.now_ms, op.clone());
+        self.follow(at, before, &op, &outcome);
         let took_effect = !matches!(outcome, Outcome::Refused(_));
         if took_effect && !entry.request_id.is_empty() {
             self.requests.keep(&entry.request_id, body, outcome.clone());
@@ -179,6 +202,12 @@ impl MetaState {
             Op::SettleClone(settle) => self.settle_clone(index, &settle),
             Op::FlattenVolume(flatten) => self.flatten_volume(index, &flatten),
             Op::SettleFlatten(settle) => self.settle_flatten(index, &settle),
+            Op::UpdateVolume(update) => self.update_volume(index, update),
+            Op::PutClass(put) => self.put_class((index, now_ms), put),
+            Op::DeleteClass(delete) => self.delete_class(&delete),
+            Op::PutQuota(put) => self.put_quota((index, now_ms), put),
+            Op::DeleteQuota(delete) => self.delete_quota(&delete),
+            Op::ForgetOperation(forget) => self.forget_operation(&forget),
         };
         result.unwrap_or_else(Outcome::Refused)
     }
@@ -234,6 +263,8 @@ impl MetaState {
         let clone = clone.transpose()?;
         let size_bytes = clone.as_ref().map_or(create.size_bytes, |clone| clone.size_bytes);
         rules::check_size(size_bytes).map_err(|e| invalid("size_bytes", e))?;
+        rules::check_qos(create.qos.as_ref()).map_err(|e| invalid("qos", e))?;
+        let storage_class = self.class_for(&create.storage_class)?;
         rules::check_labels(create.labels.iter()).map_err(|e| invalid("labels", e))?;
         if let Some(known) = self.volumes.get(&create.id) {
             let state = if known.deleting { ", and is being deleted" } else { "" };
@@ -247,6 +278,7 @@ impl MetaState {
             let message = format!("the cluster has {VOLUMES_MAX} volumes, the most it can have");
             return Err(refusal(ErrorReason::Limit, message, vec![]));
         }
+        self.check_quotas(&create.id, &create.labels, size_bytes)?;
         self.last_volume += 1;
         let volume = VolumeRecord {
             number: self.last_volume,
@@ -264,6 +296,8 @@ impl MetaState {
             parent: clone.map(|clone| clone.parent),
             flattening: false,
             revert: None,
+            storage_class,
+            qos: create.qos,
         };
         self.volumes.insert(create.id, volume.clone());
         Ok(Outcome::Volume(volume))
@@ -294,12 +328,18 @@ impl MetaState {
         Ok(Outcome::Volume(volume.clone()))
     }
 
-    fn resize_volume(&mut self, index: u64, resize: ResizeVolume) -> Result<Outcome, Refused> {
+    pub(crate) fn resize_volume(
+        &mut self,
+        index: u64,
+        resize: ResizeVolume,
+    ) -> Result<Outcome, Refused> {
         rules::check_size(resize.size_bytes).map_err(|e| {
             refusal(ErrorReason::InvalidField, e, vec![("field", "size_bytes".to_owned())])
         })?;
         let number = find(&mut self.volumes, &resize.id)?.number;
         let busy = self.cut_under_way(number).is_some();
+        let volume = self.volume(&resize.id).ok_or_else(|| not_found(&resize.id))?;
+        let allowed = self.check_quotas(&resize.id, &volume.labels, resize.size_bytes);
         let volume = find(&mut self.volumes, &resize.id)?;
         check_etag(volume, &resize.etag)?;
         if volume.deleting {
@@ -321,6 +361,7 @@ impl MetaState {
             ));
         }
         if resize.size_bytes > volume.size_bytes {
+            allowed?;
             volume.size_bytes = resize.size_bytes;
             volume.revision = index;
         }
@@ -328,10 +369,8 @@ impl MetaState {
     }
 
     fn raise_epoch(&mut self, index: u64, number: u64) -> Result<Outcome, Refused> {
-        let volume = self
-            .volumes
-            .values_mut()
-            .find(|v| v.number == number && (v.deleting || v.revert.is_some()));
+        let meant = |v: &VolumeRecord| v.number == number && (v.deleting || v.revert.is_some());
+        let volume = self.volumes.select(|_, v| meant(v)).next();
         let Some(volume) = volume else {
             let message = format!("no volume of number {number} is being deleted or reverted");
             return Err(refusal(ErrorReason::VolumeNotFound, message, vec![]));
@@ -418,7 +457,7 @@ impl MetaState {
 }
 
 pub(crate) fn find<'a>(
-    volumes: &'a mut BTreeMap<String, VolumeRecord>,
+    volumes: &'a mut Tracked<String, VolumeRecord>,
     id: &str,
 ) -> Result<&'a mut VolumeRecord, Refused> {
     volumes.get_mut(id).ok_or_else(|| not_found(id))

@@ -62,7 +62,7 @@ impl Machine {
 
 fn create(id: &str) -> Op {
     let (id, labels) = (id.to_owned(), BTreeMap::new());
-    Op::CreateVolume(CreateVolume { id, size_bytes: 1 << 30, labels, source: None })
+    Op::CreateVolume(CreateVolume { id, size_bytes: 1 << 30, labels, ..CreateVolume::default() })
 }
 
 fn cut(members: &[(&str, &str)]) -> Op {

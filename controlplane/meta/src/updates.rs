@@ -1,0 +1,65 @@
+//! Changes of single fields of a volume.
+
+use crate::rules;
+use crate::state::{MetaState, Outcome, Refused, being_deleted, check_etag, find, refusal};
+use basalt_api::meta::v1::{ResizeVolume, UpdateVolume};
+use basalt_api::v1::ErrorReason;
+
+/// The fields that can be changed.
+pub const VOLUME_FIELDS: [&str; 4] = ["labels", "qos", "storage_class", "size_bytes"];
+
+impl MetaState {
+    /// All of it, or nothing.
+    pub(crate) fn update_volume(
+        &mut self,
+        index: u64,
+        update: UpdateVolume,
+    ) -> Result<Outcome, Refused> {
+        let invalid = |field: &str, message: String| {
+            refusal(ErrorReason::InvalidField, message, vec![("field", field.to_owned())])
+        };
+        if let Some(other) = update.fields.iter().find(|f| !VOLUME_FIELDS.contains(&f.as_str())) {
+            let message = format!(
+                "'{}' is no field of a volume that can be changed; those are {}",
+                other.escape_debug(),
+                VOLUME_FIELDS.join(", ")
+            );
+            return Err(invalid("update_mask", message));
+        }
+        let changes = |field: &str| update.fields.iter().any(|name| name == field);
+        rules::check_labels(update.labels.iter()).map_err(|e| invalid("labels", e))?;
+        rules::check_qos(update.qos.as_ref()).map_err(|e| invalid("qos", e))?;
+        let class = match update.storage_class.as_str() {
+            "" => String::new(),
+            asked => self.class_for(asked)?,
+        };
+        let known = self.volume(&update.id).ok_or_else(|| Refused::volume_not_found(&update.id))?;
+        check_etag(known, &update.etag)?;
+        if known.deleting {
+            return Err(being_deleted(&update.id, "changed"));
+        }
+        let labels = if changes("labels") { &update.labels } else { &known.labels };
+        let size_bytes = if changes("size_bytes") { update.size_bytes } else { known.size_bytes };
+        self.check_quotas(&update.id, labels, size_bytes)?;
+        if size_bytes != known.size_bytes {
+            // Refused as a whole, so it goes first: nothing else is refused from here on.
+            let (id, etag) = (update.id.clone(), String::new());
+            self.resize_volume(index, ResizeVolume { id, size_bytes, etag })?;
+        }
+        let volume = find(&mut self.volumes, &update.id)?;
+        let before = (volume.labels.clone(), volume.qos, volume.storage_class.clone());
+        if update.fields.iter().any(|name| name == "labels") {
+            volume.labels = update.labels;
+        }
+        if update.fields.iter().any(|name| name == "qos") {
+            volume.qos = update.qos;
+        }
+        if update.fields.iter().any(|name| name == "storage_class") {
+            volume.storage_class = class;
+        }
+        if before != (volume.labels.clone(), volume.qos, volume.storage_class.clone()) {
+            volume.revision = index;
+        }
+        Ok(Outcome::Volume(volume.clone()))
+    }
+}

@@ -11,7 +11,7 @@ say() { printf '\033[1m==> %s\033[0m\n' "$*"; }
 fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
 build_packages=(build-essential clang libclang-dev pkg-config ca-certificates curl git)
-test_packages=(fio qemu-utils libnbd-bin fuse3 python3-libnbd python3 nbd-client nbdkit e2fsprogs xfsprogs openssl jq)
+test_packages=(fio qemu-utils libnbd-bin fuse3 python3-libnbd python3 python3-venv nbd-client nbdkit e2fsprogs xfsprogs openssl jq)
 # A Linux kernel as a process, and what brings its NBD client up.
 test_packages+=(user-mode-linux kmod iproute2 util-linux)
 
@@ -45,6 +45,17 @@ if [ ${#missing[@]} -gt 0 ]; then
         dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q '^install ok installed$' ||
             fail "the package '$package' could not be installed; see the output of apt-get above"
     done
+fi
+
+# A foreign client of the gRPC API: Python's, which knows the services by reflection alone.
+python="${XDG_CACHE_HOME:-$HOME/.cache}/basalt/python"
+modules=(grpcio==1.76.0 grpcio-reflection==1.76.0 grpcio-status==1.76.0)
+if [ "${1:-build}" = test ] && ! [ -e "$python/${modules[0]}" ]; then
+    say "installing Python's gRPC client into $python"
+    rm -rf "$python"
+    python3 -m venv "$python" && "$python/bin/pip" install --quiet --disable-pip-version-check "${modules[@]}" ||
+        fail "the Python modules could not be installed: ${modules[*]}"
+    touch "$python/${modules[0]}"
 fi
 
 channel=$(sed -n 's/^channel = "\(.*\)"$/\1/p' rust-toolchain.toml)

@@ -51,15 +51,15 @@ pub fn copy_fields(
 }
 
 fn copy_field(from: &DynamicMessage, to: &mut DynamicMessage, path: &str) -> Result<(), ()> {
-    let (first, rest) = path.split_once('.').map_or((path, ""), |(first, rest)| (first, rest));
+    let (first, rest) = path.split_once('.').map_or((path, None), |(f, rest)| (f, Some(rest)));
     let field = from.descriptor().get_field_by_name(first).ok_or(())?;
-    if rest.is_empty() {
+    let Some(rest) = rest else {
         match from.has_field(&field) {
             true => to.set_field(&field, from.get_field(&field).into_owned()),
             false => to.clear_field(&field),
         }
         return Ok(());
-    }
+    };
     let inner = from.get_field(&field);
     let (Value::Message(inner), false) = (inner.as_ref(), field.is_list()) else { return Err(()) };
     match to.get_field_mut(&field) {

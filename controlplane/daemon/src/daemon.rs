@@ -79,6 +79,11 @@ impl Daemon {
         })
     }
 
+    /// Tells when the node becomes a running member of a cluster.
+    pub fn engines(&self) -> watch::Receiver<Option<Arc<Engine>>> {
+        self.engine.subscribe()
+    }
+
     /// What the members of the node's cluster agreed on, if it belongs to one: also when it could
     /// not start as a member yet.
     pub fn spec(&self) -> Option<ClusterSpec> {
@@ -269,6 +274,7 @@ async fn serve(daemon: &Arc<Daemon>, listener: TcpListener) -> Result<()> {
     let [reflection, older] = [(); 2].map(|()| {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(basalt_api::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     });
     let server = tonic::transport::Server::builder()
         .concurrency_limit_per_connection(CALLS_MAX)

@@ -10,8 +10,8 @@
 //! * [`metadata`]: the mirror of the metadata group, proposals and linearizable reads;
 //! * [`reconcile`]: what makes the node do what the records say, [`retry`]: when it tries again;
 //! * `moves`: what has groups move from node to node;
-//! * [`admin`], [`services`], [`peer`]: the gRPC services; [`bootstrap`], [`nodes`], [`snapshots`], [`cuts`], [`changes`],
-//!   [`status`]: their longer stories.
+//! * [`admin`], [`services`], [`peer`]: the gRPC services; [`bootstrap`], [`nodes`], [`snapshots`], [`cuts`],
+//!   [`changes`], [`status`]: their longer stories.
 
 pub mod admin;
 pub mod bootstrap;

@@ -1,6 +1,7 @@
 //! The feed of changes: which resources changed, in the order of the log.
 //!
-//! Each change is known by the index of the entry that made it, its revision. The feed names resources and holds nothing of
+//! Each change is known by the index of the entry that made it, its revision. The feed names resources and holds
+//! nothing of
 //! them: whoever watches looks at the resource as it is by then, so that changes that come faster than they are taken
 //! become one. It is bounded; who asks for what it does not hold any more is told to look at everything anew.
 

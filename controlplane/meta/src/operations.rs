@@ -1,6 +1,8 @@
-//! Operations: what takes longer than a call, from the entry that began it to the one after which the state is as wanted.
+//! Operations: what takes longer than a call, from the entry that began it to the one after which the state is as
+//! wanted.
 //!
-//! Nothing reports to an operation. Whether it has ended is asked of the records that it is about whenever they change,
+//! Nothing reports to an operation. Whether it has ended is asked of the records that it is about whenever they
+//! change,
 //! so that it can not be left over from work whose end somebody forgot to tell.
 
 use crate::layout;

@@ -1,6 +1,7 @@
 //! Quotas: bounds on the volumes that have certain labels.
 //!
-//! They are counted when a change is applied, in the order of the log, and nothing is reserved: so two changes under way
+//! They are counted when a change is applied, in the order of the log, and nothing is reserved: so two changes
+//! under way
 //! can not both take the last room, and there is nothing that could be left over from one that failed.
 
 use crate::classes::check_etag;

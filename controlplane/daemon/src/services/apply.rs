@@ -1,6 +1,7 @@
 //! Documents that say what resources are to be.
 //!
-//! What is to be done for a document follows from the records as they are and the document alone. A plan does it to a copy
+//! What is to be done for a document follows from the records as they are and the document alone. A plan does it
+//! to a copy
 //! of the state, so that it says exactly what applying the same documents then would do.
 
 use super::classes::{self, paths};

@@ -2,14 +2,9 @@
 
 use crate::daemon::Daemon;
 use basalt_wire::ids::GroupId;
-use std::sync::{Arc, Weak};
-use std::time::Duration;
-use tokio::time::sleep;
+use std::sync::Weak;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
-
-/// How often it is looked at.
-const LOOK: Duration = Duration::from_millis(500);
 
 /// The service that answers for the whole: it serves if this node knows a leader of the metadata group.
 pub const ADMIN: &str = "basalt.v1.Admin";
@@ -19,23 +14,25 @@ pub const PEER: &str = "basalt.v1.Peer";
 /// Keeps what the health service tells up to date.
 pub async fn run(daemon: Weak<Daemon>, reporter: HealthReporter) {
     reporter.set_service_status(PEER, ServingStatus::Serving).await;
-    let mut last = None;
-    while let Some(daemon) = daemon.upgrade() {
-        let now = match is_usable(&daemon) {
-            true => ServingStatus::Serving,
-            false => ServingStatus::NotServing,
-        };
-        drop(daemon);
-        if last != Some(now) {
-            reporter.set_service_status("", now).await;
-            reporter.set_service_status(ADMIN, now).await;
-            last = Some(now);
+    tell(&reporter, false).await;
+    let Some(mut engines) = daemon.upgrade().map(|daemon| daemon.engines()) else { return };
+    let Ok(engine) = engines.wait_for(Option::is_some).await.map(|engine| engine.clone()) else {
+        return;
+    };
+    let Some(metadata) = engine.map(|engine| engine.metadata.clone()) else { return };
+    let mut elections = metadata.elections();
+    loop {
+        elections.mark_unchanged();
+        let leader = metadata.leader(GroupId::METADATA);
+        tell(&reporter, leader.is_some_and(|leader| leader.node.is_some())).await;
+        if elections.changed().await.is_err() {
+            return;
         }
-        sleep(LOOK).await;
     }
 }
 
-fn is_usable(daemon: &Arc<Daemon>) -> bool {
-    let Ok(engine) = daemon.engine() else { return false };
-    engine.metadata.leader(GroupId::METADATA).is_some_and(|leader| leader.node.is_some())
+async fn tell(reporter: &HealthReporter, usable: bool) {
+    let now = if usable { ServingStatus::Serving } else { ServingStatus::NotServing };
+    reporter.set_service_status("", now).await;
+    reporter.set_service_status(ADMIN, now).await;
 }

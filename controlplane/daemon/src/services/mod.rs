@@ -1,4 +1,5 @@
-//! The gRPC services beside [`crate::admin`]: what is declared, what happened, what is under way, and the watch over all of
+//! The gRPC services beside [`crate::admin`]: what is declared, what happened, what is under way, and the watch
+//! over all of
 //! it; and what all of them share.
 
 pub mod apply;

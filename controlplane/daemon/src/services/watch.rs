@@ -1,6 +1,7 @@
 //! The watch over all resources.
 //!
-//! A watcher is given resources as they are when it is told, not as they were after each change: one that is slow gets
+//! A watcher is given resources as they are when it is told, not as they were after each change: one that is slow
+//! gets
 //! less, and never something that is over. What it waits for is one number, the revision; nothing is kept for it.
 
 use super::paging::{filter_over, holds};
@@ -146,8 +147,8 @@ fn unknown_kind(kind: &str) -> Status {
 
 fn compacted(Compacted { oldest }: Compacted) -> Status {
     let message = format!(
-        "changes are kept from revision {oldest} on; begin the watch again without a revision, which tells everything as \
-         it is first"
+        "changes are kept from revision {oldest} on; begin the watch again without a revision, which \
+         tells everything as it is first"
     );
     error::status(ErrorReason::RevisionCompacted, message, &[("oldest", oldest.to_string())])
 }

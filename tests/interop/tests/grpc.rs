@@ -1,0 +1,30 @@
+//! A foreign gRPC client, which knows the services by reflection alone, against a cluster.
+
+use anyhow::{Context, Result, ensure};
+use basalt_interop::cluster::Cluster;
+use std::path::PathBuf;
+use std::process::Command;
+
+/// The Python that `scripts/setup.sh test` installed gRPC for.
+fn python() -> Result<PathBuf> {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache =
+        cache.or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")));
+    let python = cache.context("there is no home directory")?.join("basalt/python/bin/python");
+    ensure!(python.exists(), "{} is missing; run scripts/setup.sh test", python.display());
+    Ok(python)
+}
+
+#[test]
+fn a_client_without_proto_files_uses_the_api() -> Result<()> {
+    let cluster = Cluster::start("grpc")?;
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/grpc_client.py");
+    let mut client = Command::new(python()?);
+    client.args(["-B", script, &cluster.nodes[1].address()]);
+    let answer = client.output().context("Python does not start")?;
+    let told = String::from_utf8_lossy(&answer.stdout);
+    let failed = String::from_utf8_lossy(&answer.stderr);
+    ensure!(answer.status.success(), "{told}\n{failed}");
+    ensure!(told.lines().count() > 20, "{told}");
+    cluster.finish()
+}

@@ -4,8 +4,11 @@ use crate::v1::admin_client::AdminClient;
 use crate::v1::peer_client::PeerClient;
 use std::future::Future;
 use std::time::Duration;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 use tonic::{Code, Status};
+
+/// What calls go through.
+pub type Channel = tonic::transport::Channel;
 
 /// How long a connection may take to stand.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -44,11 +47,22 @@ impl Cluster {
     where
         F: Future<Output = Result<tonic::Response<T>, Status>>,
     {
+        self.call_through(|channel| call(AdminClient::new(channel))).await
+    }
+
+    /// As [`Cluster::call`], of any service.
+    ///
+    /// # Errors
+    /// As [`Cluster::call`].
+    pub async fn call_through<T, F>(&self, call: impl Fn(Channel) -> F) -> Result<T, Status>
+    where
+        F: Future<Output = Result<tonic::Response<T>, Status>>,
+    {
         let mut problems: Vec<String> = Vec::new();
         let mut last: Option<Status> = None;
         for address in &self.addresses {
-            let outcome = match admin(address, self.timeout) {
-                Ok(client) => call(client).await,
+            let outcome = match channel(address, self.timeout) {
+                Ok(channel) => call(channel).await,
                 Err(status) => Err(status),
             };
             match outcome {
@@ -100,7 +114,11 @@ fn is_passed_over(code: Code) -> bool {
     matches!(code, Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown)
 }
 
-fn channel(address: &str, timeout: Duration) -> Result<Channel, Status> {
+/// What calls of any service at `address` go through; it connects when it is first used.
+///
+/// # Errors
+/// If the address is none.
+pub fn channel(address: &str, timeout: Duration) -> Result<Channel, Status> {
     let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|_| {
         crate::error::invalid(
             "address",

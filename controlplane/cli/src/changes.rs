@@ -88,8 +88,10 @@ struct Writer {
 impl Writer {
     fn begin(&mut self, size_bytes: u64) -> Result<(), Failure> {
         let text = match self.format {
-            Format::Json => format!("{{\n  \"size_bytes\": {size_bytes},\n  \"extents\": ["),
-            Format::Table => format!("{:>16} {:>16}  KIND\n", "OFFSET", "LENGTH"),
+            Format::Json | Format::Yaml => {
+                format!("{{\n  \"size_bytes\": {size_bytes},\n  \"extents\": [")
+            }
+            Format::Table | Format::Name => format!("{:>16} {:>16}  KIND\n", "OFFSET", "LENGTH"),
         };
         output::print(text.as_bytes())
     }
@@ -102,14 +104,14 @@ impl Writer {
             Kind::Unspecified => "unknown",
         };
         let text = match self.format {
-            Format::Json => {
+            Format::Json | Format::Yaml => {
                 let comma = if self.extents > 0 { "," } else { "" };
                 format!(
                     "{comma}\n    {}",
                     json!({ "offset": offset, "length": length, "kind": kind })
                 )
             }
-            Format::Table => format!("{offset:>16} {length:>16}  {kind}\n"),
+            Format::Table | Format::Name => format!("{offset:>16} {length:>16}  {kind}\n"),
         };
         self.extents += 1;
         self.bytes += length;
@@ -118,11 +120,13 @@ impl Writer {
 
     fn end(&self, next_offset: u64) -> Result<(), Failure> {
         let text = match self.format {
-            Format::Json => format!(
+            Format::Json | Format::Yaml => format!(
                 "\n  ],\n  \"changed_bytes\": {},\n  \"next_offset\": {next_offset}\n}}\n",
                 self.bytes
             ),
-            Format::Table => format!("{} extents, {} bytes differ\n", self.extents, self.bytes),
+            Format::Table | Format::Name => {
+                format!("{} extents, {} bytes differ\n", self.extents, self.bytes)
+            }
         };
         output::print(text.as_bytes())
     }

@@ -1,13 +1,21 @@
 //! The command line of Basalt: clusters, their nodes, volumes and their snapshots.
 
+mod apply;
 mod changes;
+mod class;
 mod clones;
 mod cluster;
 mod cuts;
 mod device;
+mod doctor;
+mod documents;
+mod explain;
+mod get;
 mod node;
+mod operation;
 mod options;
 mod output;
+mod quota;
 mod scrub;
 mod snapshot;
 mod space;
@@ -35,6 +43,21 @@ macro_rules! call {
 }
 pub(crate) use call;
 
+/// As `call!`, of a service by its client.
+macro_rules! call_of {
+    ($cluster:expr, $client:ident, $method:ident, $request:expr) => {{
+        let request = $request;
+        let request = &request;
+        $cluster
+            .call_through(|channel| {
+                let request = request.clone();
+                async move { $client::new(channel).$method(request).await }
+            })
+            .await
+    }};
+}
+pub(crate) use call_of;
+
 /// Why a command failed.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -44,6 +67,10 @@ pub(crate) enum Failure {
     Timeout(String),
     /// What came can not be shown.
     Output(String),
+    /// What was given can not be read.
+    Usage(String),
+    /// Something of what was asked for was refused, or is not well; it was shown.
+    Shown,
 }
 
 impl From<Status> for Failure {
@@ -57,6 +84,8 @@ impl Failure {
         match self {
             Failure::Timeout(_) => 5,
             Failure::Output(_) => 1,
+            Failure::Usage(_) => 2,
+            Failure::Shown => 4,
             Failure::Status(status) => match status.code() {
                 Code::InvalidArgument => 2,
                 Code::NotFound => 3,
@@ -69,7 +98,8 @@ impl Failure {
 
     fn text(&self) -> String {
         match self {
-            Failure::Timeout(text) | Failure::Output(text) => text.clone(),
+            Failure::Timeout(text) | Failure::Output(text) | Failure::Usage(text) => text.clone(),
+            Failure::Shown => String::new(),
             Failure::Status(status) => plain(status),
         }
     }
@@ -78,6 +108,8 @@ impl Failure {
         match self {
             Failure::Timeout(_) => "TIMEOUT".to_owned(),
             Failure::Output(_) => "OUTPUT".to_owned(),
+            Failure::Usage(_) => "USAGE".to_owned(),
+            Failure::Shown => "SHOWN".to_owned(),
             Failure::Status(status) => match error::reason_of(status) {
                 Some(reason) => reason.as_str_name().trim_start_matches("ERROR_REASON_").to_owned(),
                 None => format!("{:?}", status.code()),
@@ -97,6 +129,7 @@ fn main() -> ExitCode {
     };
     match runtime.block_on(run(&options)) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(failure @ Failure::Shown) => ExitCode::from(failure.code()),
         Err(failure) => {
             output::failure(options.output, &failure.reason(), &failure.text());
             ExitCode::from(failure.code())
@@ -114,6 +147,14 @@ async fn run(options: &Options) -> Result<(), Failure> {
         Command::Space(command) => space::run(options, &cluster, command).await,
         Command::Scrub(command) => scrub::run(options, &cluster, command).await,
         Command::Snapshot(command) => snapshot::run(options, &cluster, command).await,
+        Command::Class(command) => class::run(options, &cluster, command).await,
+        Command::Quota(command) => quota::run(options, &cluster, command).await,
+        Command::Operation(command) => operation::run(options, &cluster, command).await,
+        Command::Get(asked) => get::run(options, &cluster, asked).await,
+        Command::Apply(asked) => apply::run(options, &cluster, asked, false).await,
+        Command::Diff(asked) => apply::run(options, &cluster, asked, true).await,
+        Command::Explain(asked) => explain::run(options, asked),
+        Command::Doctor(asked) => doctor::run(options, &cluster, asked).await,
         Command::Completion { shell } => {
             let mut words = Vec::new();
             clap_complete::generate(*shell, &mut Options::command(), "basalt", &mut words);

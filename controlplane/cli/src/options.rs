@@ -1,7 +1,12 @@
 //! The words of the command line.
 
+mod declared;
 mod snapshots;
 
+pub(crate) use declared::{
+    ApplyArgs, ClassCommand, ClassFields, DoctorArgs, ExplainArgs, GetArgs, OperationCommand,
+    QosArgs, QuotaCommand, QuotaFields,
+};
 pub(crate) use snapshots::{Diff, SnapshotCommand, SnapshotName};
 
 use basalt_api::random::request_id;
@@ -152,9 +157,18 @@ Examples:
   basalt scrub start
   basalt scrub status -o json | jq '[.nodes[].scrub.blocks_waiting] | add'";
 
+const AFTER_UPDATE: &str = "\
+What is not named stays as it is. A bound of 0 is that of the volume's class. Bounds hold from the next second on,
+attached or not.
+
+Examples:
+  basalt volume update demo --label env=prod --label tmp-
+  basalt volume update demo --class fast --iops-max 5000";
+
 const AFTER_LIST: &str = "\
 Examples:
   basalt volume list
+  basalt volume list --filter 'labels.env = prod AND size_bytes > 1073741824' --order-by 'size_bytes desc'
   basalt volume list -o json | jq -r '.volumes[] | select(.state == \"attached\") | .name'";
 
 const AFTER_DETACH: &str = "\
@@ -214,6 +228,10 @@ pub(crate) enum Format {
     Table,
     /// For programs: one JSON document.
     Json,
+    /// For programs and people: one YAML document.
+    Yaml,
+    /// For programs: the names alone, a line each.
+    Name,
 }
 
 #[derive(Clone, Debug, Subcommand)]
@@ -239,6 +257,30 @@ pub(crate) enum Command {
     /// Keep volumes as they are at a moment.
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
+    /// What volumes of one kind have in common.
+    #[command(subcommand, visible_alias = "storage-class")]
+    Class(ClassCommand),
+    /// How many volumes there may be, and how large they may be together.
+    #[command(subcommand)]
+    Quota(QuotaCommand),
+    /// Work that takes longer than a call.
+    #[command(subcommand)]
+    Operation(OperationCommand),
+    /// Show resources of any kind, once or whenever they change.
+    #[command(after_help = declared::AFTER_GET)]
+    Get(GetArgs),
+    /// Make resources what documents say.
+    #[command(after_help = declared::AFTER_APPLY)]
+    Apply(ApplyArgs),
+    /// What 'basalt apply' would do, without doing it.
+    #[command(after_help = declared::AFTER_DIFF)]
+    Diff(ApplyArgs),
+    /// What a kind of resource is, and what its fields mean.
+    #[command(after_help = declared::AFTER_EXPLAIN)]
+    Explain(ExplainArgs),
+    /// Look for what is wrong, and say what to do about it.
+    #[command(after_help = declared::AFTER_DOCTOR)]
+    Doctor(DoctorArgs),
     /// Words for the shell, so that it completes this program's.
     #[command(after_help = AFTER_COMPLETION)]
     Completion {
@@ -373,12 +415,47 @@ pub(crate) enum VolumeCommand {
         /// A label; may be given several times.
         #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
         labels: Vec<(String, String)>,
+        /// Its storage class; the default one, if there is one, without it.
+        #[arg(long, value_name = "CLASS")]
+        class: Option<String>,
+        #[command(flatten)]
+        qos: QosArgs,
+        /// Only say what it would come to.
+        #[arg(long)]
+        dry_run: bool,
         #[command(flatten)]
         change: Change,
     },
     /// List all volumes.
     #[command(after_help = AFTER_LIST)]
-    List,
+    List {
+        /// Only those that it holds for.
+        #[arg(long, value_name = "FILTER", default_value = "")]
+        filter: String,
+        /// name, size_bytes or create_time_ms, and " desc" behind it or not.
+        #[arg(long, value_name = "FIELD", default_value = "")]
+        order_by: String,
+    },
+    /// Change the labels, the class or the bounds of a volume.
+    #[command(after_help = AFTER_UPDATE)]
+    Update {
+        /// Its name.
+        #[arg(value_parser = volume_id)]
+        name: String,
+        /// A label that it gets, or KEY- for one that it loses; may be given several times.
+        #[arg(long = "label", value_name = "KEY=VALUE|KEY-", value_parser = label_change)]
+        labels: Vec<(String, Option<String>)>,
+        /// Its storage class; '' for none.
+        #[arg(long, value_name = "CLASS")]
+        class: Option<String>,
+        #[command(flatten)]
+        qos: QosArgs,
+        /// Only say what it would come to.
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        change: Change,
+    },
     /// Show one volume.
     Show {
         /// Its name.
@@ -570,6 +647,17 @@ fn label(text: &str) -> Result<(String, String), String> {
     }
 }
 
+/// A label that is set, or taken away.
+fn label_change(text: &str) -> Result<(String, Option<String>), String> {
+    match (text.split_once('='), text.strip_suffix('-')) {
+        (Some((key, value)), _) if !key.is_empty() => Ok((key.to_owned(), Some(value.to_owned()))),
+        (None, Some(key)) if !key.is_empty() => Ok((key.to_owned(), None)),
+        _ => Err(format!(
+            "'{text}' is no change of a label; write key=value, or key- to take it away"
+        )),
+    }
+}
+
 fn seconds(text: &str) -> Result<Duration, String> {
     match text.trim_end_matches('s').parse() {
         Ok(seconds @ 1..=86_400) => Ok(Duration::from_secs(seconds)),
@@ -683,7 +771,11 @@ mod tests {
             ("basalt volume attach demo", "--host"),
             ("basalt volume create demo --size 1GiB --label x", "key=value"),
             ("basalt --timeout 0 volume list", "whole seconds"),
-            ("basalt volume list -o yaml", "yaml"),
+            ("basalt volume list -o xml", "xml"),
+            ("basalt apply", "--file"),
+            ("basalt get disks", "volumes"),
+            ("basalt class create fast --iops-max many", "many"),
+            ("basalt quota create q --selector team", "key=value"),
             ("basalt node add", "ADDRESS"),
             ("basalt node drain n1 --cancel --wait 5", "--wait"),
         ] {

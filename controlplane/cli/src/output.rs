@@ -15,10 +15,25 @@ pub(crate) fn write<T: Serialize>(
 ) -> Result<(), Failure> {
     let text = match format {
         Format::Table => table(),
-        Format::Json => serde_json::to_string_pretty(document)
-            .map_err(|problem| Failure::Output(problem.to_string()))?,
+        Format::Json => serde_json::to_string_pretty(document).map_err(unshown)?,
+        Format::Yaml => serde_yaml_ng::to_string(document).map_err(unshown)?,
+        Format::Name => names(&serde_json::to_value(document).map_err(unshown)?).join("\n"),
     };
     print(format!("{}\n", text.trim_end()).as_bytes())
+}
+
+fn unshown(problem: impl std::fmt::Display) -> Failure {
+    Failure::Output(problem.to_string())
+}
+
+/// The names in a document: its own, or those of what it lists.
+fn names(document: &serde_json::Value) -> Vec<String> {
+    if let Some(name) = document.get("name").and_then(|name| name.as_str()) {
+        return vec![name.to_owned()];
+    }
+    let parts = document.as_object().into_iter().flat_map(|object| object.values());
+    let lists = parts.filter_map(|part| part.as_array()).flatten();
+    lists.flat_map(names).collect()
 }
 
 /// Writes to the standard output.
@@ -99,8 +114,10 @@ pub(crate) fn ask(question: &str) -> Option<String> {
 /// Writes why a command failed: to the standard error, as JSON if that was asked for.
 pub(crate) fn failure(format: Format, reason: &str, text: &str) {
     match format {
-        Format::Table => eprintln!("basalt: {text}"),
-        Format::Json => eprintln!("{}", json!({ "error": { "reason": reason, "message": text } })),
+        Format::Table | Format::Name => eprintln!("basalt: {text}"),
+        Format::Json | Format::Yaml => {
+            eprintln!("{}", json!({ "error": { "reason": reason, "message": text } }))
+        }
     }
 }
 
@@ -135,6 +152,15 @@ mod tests {
     fn columns_line_up() {
         let rows = vec![vec!["demo".to_owned(), "1 GiB".to_owned()]];
         assert_eq!(table(&["NAME", "SIZE"], &rows), "NAME  SIZE\ndemo  1 GiB\n");
+    }
+
+    #[test]
+    fn names_are_found_where_they_stand() {
+        let one = json!({ "name": "volumes/a", "labels": { "name": "x" } });
+        assert_eq!(names(&one), ["volumes/a"]);
+        let list = json!({ "volumes": [one, { "name": "volumes/b" }], "count": 2 });
+        assert_eq!(names(&list), ["volumes/a", "volumes/b"]);
+        assert!(names(&json!({ "version": "1" })).is_empty());
     }
 
     #[test]

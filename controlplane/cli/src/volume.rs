@@ -1,17 +1,18 @@
 //! `basalt volume`.
 
-use crate::options::{Change, NewSize, Options, VolumeCommand, label_map};
+use crate::options::{Change, NewSize, Options, QosArgs, VolumeCommand, label_map};
 use crate::output::{self, Progress};
-use crate::{Failure, call, clones, snapshot};
+use crate::{Failure, call, class, clones, snapshot};
 use basalt_api::dial::{Cluster, plain};
 use basalt_api::error::{self, reason_of};
 use basalt_api::random::request_id;
 use basalt_api::size::show;
 use basalt_api::v1::{
     AttachVolumeRequest, CreateVolumeRequest, DeleteVolumeRequest, DetachVolumeRequest,
-    ErrorReason, GetClusterRequest, GetVolumeRequest, ListVolumesRequest, ResizeVolumeRequest,
-    RevertVolumeRequest, Volume, volume,
+    ErrorReason, GetClusterRequest, GetVolumeRequest, ListVolumesRequest, Qos, ResizeVolumeRequest,
+    RevertVolumeRequest, UpdateVolumeRequest, Volume, volume,
 };
+use prost_types::FieldMask;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 use tonic::{Code, Status};
@@ -25,16 +26,23 @@ pub(crate) async fn run(
     command: &VolumeCommand,
 ) -> Result<(), Failure> {
     match command {
-        VolumeCommand::Create { name, size, from, labels, change } => {
+        VolumeCommand::Create { name, size, from, labels, class, qos, dry_run, change } => {
             let request = CreateVolumeRequest {
                 volume_id: name.clone(),
                 size_bytes: size.unwrap_or_default(),
                 labels: label_map(labels),
                 request_id: change.id(),
                 source_snapshot: from.as_ref().map_or_else(String::new, snapshot::full),
-                ..CreateVolumeRequest::default()
+                storage_class: class.as_deref().map_or_else(String::new, class::path),
+                qos: Some(qos.given().0).filter(|qos| *qos != Qos::default()),
+                validate_only: *dry_run,
             };
             let created = call!(cluster, create_volume, request)?;
+            if *dry_run {
+                return output::write(options.output, &document(&created), || {
+                    format!("volume {name} would be created: {}", show(created.size_bytes))
+                });
+            }
             let volume = clones::wait_ready(options, cluster, name, created).await?;
             output::write(options.output, &document(&volume), || {
                 let of = clones::snapshot_of(&volume);
@@ -46,7 +54,15 @@ pub(crate) async fn run(
             let volume = clones::flatten(options, cluster, name, (*cancel, *wait), change).await?;
             output::write(options.output, &document(&volume), || clones::outcome(name, &volume))
         }
-        VolumeCommand::List => list(options, cluster).await,
+        VolumeCommand::List { filter, order_by } => list(options, cluster, filter, order_by).await,
+        VolumeCommand::Update { name, labels, class, qos, dry_run, change } => {
+            let wanted = Wanted { labels, class: class.as_deref(), qos, dry_run: *dry_run };
+            let volume = update(cluster, name, &wanted, change).await?;
+            let would = if *dry_run { "would be " } else { "" };
+            output::write(options.output, &document(&volume), || {
+                format!("volume {name} {would}changed\n{}", text(&volume))
+            })
+        }
         VolumeCommand::Show { name } => {
             let volume = get(cluster, name).await?;
             output::write(options.output, &document(&volume), || text(&volume))
@@ -126,11 +142,71 @@ pub(crate) async fn get(cluster: &Cluster, name: &str) -> Result<Volume, Failure
     Ok(call!(cluster, get_volume, GetVolumeRequest { name: path(name) })?)
 }
 
-async fn list(options: &Options, cluster: &Cluster) -> Result<(), Failure> {
+/// What is to be changed of a volume.
+struct Wanted<'a> {
+    labels: &'a [(String, Option<String>)],
+    class: Option<&'a str>,
+    qos: &'a QosArgs,
+    dry_run: bool,
+}
+
+async fn update(
+    cluster: &Cluster,
+    name: &str,
+    wanted: &Wanted<'_>,
+    change: &Change,
+) -> Result<Volume, Failure> {
+    let (qos, paths) = wanted.qos.given();
+    let mut paths: Vec<String> = paths.into_iter().map(str::to_owned).collect();
+    let mut volume =
+        Volume { name: path(name), etag: change.etag(), qos: Some(qos), ..Volume::default() };
+    if let Some(class) = wanted.class {
+        paths.push("storage_class".to_owned());
+        volume.storage_class = if class.is_empty() { String::new() } else { class::path(class) };
+    }
+    if !wanted.labels.is_empty() {
+        // Those that are not named stay; another change of them in between is not undone.
+        let known = get(cluster, name).await?;
+        volume.labels = known.labels;
+        for (key, value) in wanted.labels {
+            match value {
+                Some(value) => drop(volume.labels.insert(key.clone(), value.clone())),
+                None => drop(volume.labels.remove(key)),
+            }
+        }
+        if volume.etag.is_empty() {
+            volume.etag = known.etag;
+        }
+        paths.push("labels".to_owned());
+    }
+    if paths.is_empty() {
+        return Err(Failure::Usage("nothing is to be changed; name a field".to_owned()));
+    }
+    let request = UpdateVolumeRequest {
+        volume: Some(volume),
+        update_mask: Some(FieldMask { paths }),
+        request_id: change.id(),
+        validate_only: wanted.dry_run,
+    };
+    Ok(call!(cluster, update_volume, request)?)
+}
+
+async fn list(
+    options: &Options,
+    cluster: &Cluster,
+    filter: &str,
+    order_by: &str,
+) -> Result<(), Failure> {
     let mut volumes = Vec::new();
     let mut page_token = String::new();
     loop {
-        let request = ListVolumesRequest { page_size: PAGE, page_token, ..Default::default() };
+        let request = ListVolumesRequest {
+            page_size: PAGE,
+            page_token,
+            filter: filter.to_owned(),
+            order_by: order_by.to_owned(),
+            ..Default::default()
+        };
         let page = call!(cluster, list_volumes, request)?;
         volumes.extend(page.volumes);
         page_token = page.next_page_token;
@@ -140,6 +216,9 @@ async fn list(options: &Options, cluster: &Cluster) -> Result<(), Failure> {
     }
     let documents: Vec<Value> = volumes.iter().map(document).collect();
     output::write(options.output, &json!({ "volumes": documents }), || {
+        if volumes.is_empty() && !filter.is_empty() {
+            return "there is no such volume".to_owned();
+        }
         if volumes.is_empty() {
             return "no volumes yet; 'basalt volume create demo --size 1GiB' makes one".to_owned();
         }
@@ -352,9 +431,26 @@ fn document(volume: &Volume) -> Value {
         "source_snapshot": clones::snapshot_of(volume),
         "clone_depth": volume.clone_depth,
         "flattening": flattening,
+        "storage_class": volume.storage_class,
+        "qos": volume.qos.as_ref().map(crate::documents::document),
+        "effective_qos": volume.effective_qos.as_ref().map(crate::documents::document),
+        "operation": volume.operation,
         "create_time": output::time(volume.create_time_ms),
         "etag": volume.etag,
     })
+}
+
+/// The bounds that hold for a volume, for people.
+fn bounds(qos: &Qos) -> String {
+    let all = [
+        (qos.iops_max, format!("{} requests/s at most", qos.iops_max)),
+        (qos.iops_burst, format!("bursts of {} requests", qos.iops_burst)),
+        (qos.bandwidth_max, format!("{}/s at most", show(qos.bandwidth_max))),
+        (qos.bandwidth_burst, format!("bursts of {}", show(qos.bandwidth_burst))),
+        (qos.iops_min, format!("{} requests/s before others", qos.iops_min)),
+    ];
+    let set = all.into_iter().filter(|(bound, _)| *bound > 0).map(|(_, text)| text);
+    set.collect::<Vec<_>>().join(", ")
 }
 
 fn text(volume: &Volume) -> String {
@@ -378,6 +474,14 @@ fn text(volume: &Volume) -> String {
         ("state", state(volume).to_owned()),
         ("attached", attached),
         ("clone", clone),
+        (
+            "class",
+            match volume.storage_class.as_str() {
+                "" => "none".to_owned(),
+                class => class.trim_start_matches("storageClasses/").to_owned(),
+            },
+        ),
+        ("bounds", volume.effective_qos.as_ref().map_or("none".to_owned(), bounds)),
         ("labels", if labels.is_empty() { "none".to_owned() } else { labels.join(", ") }),
         ("id", volume.id.to_string()),
         ("created", output::time(volume.create_time_ms)),

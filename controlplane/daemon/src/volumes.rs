@@ -7,11 +7,11 @@ use crate::services::classes::paths;
 use crate::services::paging::{Page, filter_over, holds};
 use crate::services::{self, id_in, unexpected};
 use basalt_api::error;
-use basalt_api::reflect::{dynamic, set_fields};
+use basalt_api::reflect::{copy_fields, dynamic, set_fields, typed};
 use basalt_api::v1::{
     Consistency, ListVolumesRequest, ListVolumesResponse, UpdateVolumeRequest, Volume,
 };
-use basalt_meta::{MetaState, Op, Outcome, UpdateVolume, VOLUME_FIELDS, VolumeRecord};
+use basalt_meta::{MetaState, Op, Outcome, Refused, UpdateVolume, VOLUME_FIELDS, VolumeRecord};
 use std::sync::Arc;
 use tonic::Status;
 
@@ -40,6 +40,10 @@ pub async fn update(
     let id = id_of(&wanted.name)?.to_owned();
     let fields =
         paths(request.update_mask.as_ref(), set_fields(&dynamic(&wanted)), &VOLUME_FIELDS)?;
+    let (wanted, fields) = match fields.iter().any(|path| path.contains('.')) {
+        true => merged(daemon, &id, wanted, &fields).await?,
+        false => (wanted, fields),
+    };
     let op = Op::UpdateVolume(UpdateVolume {
         id,
         etag: wanted.etag,
@@ -53,6 +57,30 @@ pub async fn update(
         true => services::rehearse(daemon, op).await?,
         false => services::change(daemon, &request.request_id, op).await?,
     })
+}
+
+/// A volume as it is to be if parts of its fields change; the fields that this makes change as a whole, and an
+/// etag that
+/// keeps another change in between from being undone.
+async fn merged(
+    daemon: &Arc<Daemon>,
+    id: &str,
+    wanted: Volume,
+    paths: &[String],
+) -> Result<(Volume, Vec<String>), Status> {
+    let metadata = services::linearized(daemon).await?;
+    let known = metadata.look(|state| state.volume(id).map(|known| complete(state, known)));
+    let known = known.ok_or_else(|| services::status_of(Refused::volume_not_found(id)))?;
+    let mut merged = dynamic(&known);
+    copy_fields(&dynamic(&wanted), &mut merged, paths)
+        .map_err(|problem| error::invalid("update_mask", problem))?;
+    let merged: Volume = typed(&merged).map_err(|problem| error::invalid("volume", problem))?;
+    let etag = if wanted.etag.is_empty() { known.etag } else { wanted.etag };
+    let mut fields: Vec<String> =
+        paths.iter().map(|path| path.split('.').next().unwrap_or_default().to_owned()).collect();
+    fields.sort();
+    fields.dedup();
+    Ok((Volume { etag, ..merged }, fields))
 }
 
 /// The orders that a list of volumes can have.

@@ -20,6 +20,7 @@ mod checkpoints;
 mod clones;
 pub mod cuts;
 pub mod daemon;
+mod deletions;
 pub mod engine;
 mod incoming;
 mod keeping;

@@ -3,6 +3,7 @@
 //! woke it, and each step may be repeated.
 
 use crate::clones::Clones;
+use crate::deletions::Deletions;
 use crate::engine::{DOOR, Engine};
 use crate::keeping::Keeping;
 use crate::retry::Retries;
@@ -11,16 +12,12 @@ use basalt_api::v1::{ClusterSpec, Member};
 use basalt_attach::convert;
 use basalt_client::BlockError;
 use basalt_core::event::Event;
-use basalt_meta::{
-    AttachVolume, InitCluster, Op, Outcome, PurgeVolume, RaiseEpoch, UpdateMember, VolumeRecord,
-    layout,
-};
+use basalt_meta::{AttachVolume, InitCluster, Op, Outcome, UpdateMember, VolumeRecord, layout};
 use basalt_nbd::{DoorCommand, DoorError, ExportEnd};
 use basalt_wire::ids::{Epoch, Generation, GroupId, NodeId, VolumeId};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
-use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, sleep_until};
 
 /// How long the task sleeps at most.
@@ -42,7 +39,7 @@ struct Reconciler {
     preferred: BTreeMap<GroupId, NodeId>,
     /// Version of the map that the door has.
     mapped: u64,
-    deletion: Option<(u64, oneshot::Receiver<bool>)>,
+    deletions: Deletions,
     keeping: Keeping,
     reverting: Reverting,
     clones: Clones,
@@ -65,7 +62,7 @@ pub async fn run(weak: Weak<Engine>) {
         retries: Retries::default(),
         preferred: BTreeMap::new(),
         mapped: 0,
-        deletion: None,
+        deletions: Deletions::default(),
         keeping: Keeping::default(),
         reverting: Reverting::default(),
         clones: Clones::default(),
@@ -80,8 +77,14 @@ pub async fn run(weak: Weak<Engine>) {
         drop(engine);
         let now = Instant::now();
         let rest = now + if clean { RESYNC } else { PAUSE };
-        let Reconciler { retries, keeping, reverting, clones, .. } = &reconciler;
-        let tries = [retries.next(now), keeping.next(now), reverting.next(now), clones.next(now)];
+        let Reconciler { retries, keeping, reverting, clones, deletions, .. } = &reconciler;
+        let tries = [
+            retries.next(now),
+            keeping.next(now),
+            reverting.next(now),
+            clones.next(now),
+            deletions.next(now),
+        ];
         let rest = tries.into_iter().flatten().fold(rest, Instant::min);
         tokio::select! {
             _ = changes.changed() => {}
@@ -118,7 +121,8 @@ impl Reconciler {
         clean &= self.keeping.pass(engine).await;
         clean &= self.reverting.pass(engine).await;
         clean &= self.clones.pass(engine).await;
-        clean & self.deletions(engine).await
+        self.deletions.pass(engine);
+        clean
     }
 
     /// The leader writes down what was agreed at bootstrap.
@@ -313,73 +317,6 @@ impl Reconciler {
                 engine.reactor.event(Event::Prefer { group, node });
             }
         }
-    }
-
-    /// The leader deletes the blocks of deleted volumes, one volume after the other.
-    async fn deletions(&mut self, engine: &Arc<Engine>) -> bool {
-        if let Some((number, end)) = &mut self.deletion {
-            let number = *number;
-            match end.try_recv() {
-                Err(oneshot::error::TryRecvError::Empty) => return true,
-                Ok(true) => {
-                    let op = Op::PurgeVolume(PurgeVolume { volume: number });
-                    if !done(engine.metadata.change("", op).await, "purging a volume") {
-                        self.deletion = None;
-                        return false;
-                    }
-                }
-                _ => {}
-            }
-            self.deletion = None;
-        }
-        if !engine.metadata.leads() {
-            return true;
-        }
-        let next = engine.metadata.look(|state| state.volume_to_delete().map(|v| v.number));
-        match next {
-            Some(number) => self.delete(engine, number).await,
-            None => true,
-        }
-    }
-
-    async fn delete(&mut self, engine: &Arc<Engine>, number: u64) -> bool {
-        let op = Op::RaiseEpoch(RaiseEpoch { volume: number });
-        let volume = match engine.metadata.change("", op).await {
-            Ok(Outcome::Volume(volume)) => volume,
-            Ok(_) => return true,
-            Err(status) => {
-                tracing::warn!("deleting a volume has to wait: {}", status.message());
-                return false;
-            }
-        };
-        let Ok(map) = convert::pool_map(&engine.map()) else { return false };
-        let record = crate::admin::volume_of(&volume);
-        let config =
-            convert::volume_config(&record, volume.epoch, Arc::new(map), Some(engine.node));
-        let (done, outcome) = oneshot::channel();
-        let reply = Box::new(move |result| {
-            // The task below may have been dropped with the runtime.
-            let _ = done.send(result);
-        });
-        engine.reactor.tenant(DOOR, Box::new(DoorCommand::Delete { config, reply }));
-        let (end, told) = oneshot::channel();
-        let door = engine.door.clone();
-        tokio::spawn(async move {
-            let problem = match outcome.await {
-                Ok(Ok(())) => None,
-                Ok(Err(error)) => Some(error.to_string()),
-                Err(_) => Some("the node is stopping".to_owned()),
-            };
-            if let Some(problem) = &problem {
-                tracing::warn!(volume = %volume.id, "its blocks are not deleted yet: {problem}");
-                sleep(PAUSE * 4).await;
-            }
-            // The reconciler may be gone.
-            let _ = end.send(problem.is_none());
-            door.changed.notify_one();
-        });
-        self.deletion = Some((number, told));
-        true
     }
 }
 

@@ -9,6 +9,7 @@ use basalt_api::meta::v1::{
     CloneParent, CloneSource, FlattenVolume, SettleClone, SettleFlatten, VolumeRecord,
 };
 use basalt_api::v1::ErrorReason;
+use std::collections::BTreeSet;
 
 /// Snapshots of other volumes that the blocks of a clone may come from, one above the other: what a group
 /// looks through for a block.
@@ -59,10 +60,11 @@ impl MetaState {
         found
     }
 
-    /// A volume that is being deleted and on which no clone hangs any more.
-    pub fn volume_to_delete(&self) -> Option<&VolumeRecord> {
-        let free = |v: &&VolumeRecord| v.deleting && !self.holds_clones(v.number, None);
-        self.volumes.values().find(free)
+    /// Volumes that are being deleted and on which no clone hangs any more.
+    pub fn volumes_to_delete(&self) -> impl Iterator<Item = &VolumeRecord> {
+        let parents: BTreeSet<u64> =
+            self.volumes.values().filter_map(|v| Some(v.parent.as_ref()?.volume)).collect();
+        self.volumes.values().filter(move |v| v.deleting && !parents.contains(&v.number))
     }
 
     /// Whether a volume that is being deleted has to wait for clones that hang on it.

@@ -117,6 +117,17 @@ impl MetaState {
         self.tell_of(at, before, op, outcome);
     }
 
+    /// From here on only what the next entry changes is told.
+    pub(crate) fn forget_changes(&mut self) {
+        self.volumes.forget_touched();
+        self.snapshots.forget_touched();
+        self.classes.forget_touched();
+        self.quotas.forget_touched();
+        self.operations.forget_touched();
+        self.events.forget_touched();
+        self.member_revisions.forget_touched();
+    }
+
     /// What the entry applied last changed. To be asked after each; what is not asked for then is not told later.
     pub fn take_changes(&mut self) -> Vec<Key> {
         let mut keys = Vec::new();

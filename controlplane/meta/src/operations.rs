@@ -11,6 +11,7 @@ use basalt_api::meta::v1::entry::Op;
 use basalt_api::meta::v1::operation_record::Verb;
 use basalt_api::meta::v1::{ForgetOperation, OperationRecord, SnapshotRecord, VolumeRecord};
 use basalt_api::v1::{ClusterSpec, ErrorReason, Member};
+use std::collections::BTreeSet;
 
 /// Ended operations that are kept; the oldest go first.
 pub const ENDED_MAX: usize = 1024;
@@ -37,10 +38,13 @@ impl MetaState {
 
     /// The operation under way on a volume itself that began last.
     pub fn operation_on(&self, volume: u64) -> Option<&OperationRecord> {
-        let on = |op: &&OperationRecord| {
-            op.end_time_ms == 0 && op.volume == volume && op.generation == NO_SNAPSHOT
-        };
-        self.operations.values().rev().take_while(|op| op.number >= self.first_open).find(on)
+        self.open_on(volume).filter(|op| op.generation == NO_SNAPSHOT).last()
+    }
+
+    /// Operations under way that are about a volume or its snapshots, oldest first; 0: about none.
+    fn open_on(&self, volume: u64) -> impl Iterator<Item = &OperationRecord> {
+        let numbers = self.index.open.range((volume, 0)..=(volume, u64::MAX));
+        numbers.filter_map(|(_, number)| self.operations.get(number))
     }
 
     /// Begins what an entry began.
@@ -78,46 +82,46 @@ impl MetaState {
             (Op::RemoveMember(_), Outcome::Member(m)) => of_member(Verb::Remove, m),
             _ => return,
         };
-        let same = |known: &&OperationRecord| {
-            known.end_time_ms == 0 && (known.verb, &known.target) == (begun.verb, &begun.target)
-        };
+        let same =
+            |known: &OperationRecord| (known.verb, &known.target) == (begun.verb, &begun.target);
         // Asked for again while it is under way.
-        if self.open_operations().any(|known| same(&known)) {
+        if self.open_on(begun.volume).any(same) {
             return;
         }
-        if self.open_operations().next().is_none() {
-            self.first_open = begun.number;
-        }
+        self.index.open.insert((begun.volume, begun.number));
         self.operations.insert(begun.number, begun);
     }
 
-    fn open_operations(&self) -> impl Iterator<Item = &OperationRecord> {
-        let from = self.operations.range(self.first_open..);
-        from.map(|(_, op)| op).filter(|op| op.end_time_ms == 0)
-    }
-
-    /// Ends what the state says has ended.
+    /// Ends what the state says has ended. Only what is about records that changed can have.
     pub(crate) fn end_operations(&mut self, (index, now_ms): (u64, i64)) {
-        let ended: Vec<(u64, End)> = self
-            .open_operations()
-            .filter_map(|op| self.end_of(op).map(|end| (op.number, end)))
+        let ended: Vec<(u64, u64, End)> = self
+            .changed_volumes()
+            .into_iter()
+            .flat_map(|volume| self.open_on(volume))
+            .filter_map(|op| self.end_of(op).map(|end| (op.volume, op.number, end)))
             .collect();
-        if ended.is_empty() {
-            return;
-        }
-        for (number, end) in ended {
+        for (volume, number, end) in ended {
+            self.index.open.remove(&(volume, number));
             let op = self.operations.get_mut(&number).expect("found above");
             op.end_time_ms = now_ms.max(1);
             op.cancelled = end == End::Cancelled;
             op.revision = index;
         }
-        let next = self.open_operations().next().map(|op| op.number);
-        self.first_open = next.unwrap_or(u64::MAX);
-        let over = self.operations.values().filter(|op| op.end_time_ms != 0);
-        let over: Vec<u64> = over.map(|op| op.number).collect();
-        for number in over.iter().take(over.len().saturating_sub(ENDED_MAX)) {
-            self.operations.remove(number);
-        }
+        let over = self.operations.len() - self.index.open.len();
+        let oldest = self.operations.values().filter(|op| op.end_time_ms != 0);
+        let oldest: Vec<u64> =
+            oldest.map(|op| op.number).take(over.saturating_sub(ENDED_MAX)).collect();
+        oldest.iter().for_each(|number| self.operations.remove(number));
+    }
+
+    /// The numbers of the volumes that the entry may have changed, themselves or their snapshots, and 0 for all else.
+    fn changed_volumes(&self) -> BTreeSet<u64> {
+        let number = |(id, gone): (&String, Option<&VolumeRecord>)| {
+            gone.or_else(|| self.volume(id)).map(|volume| volume.number)
+        };
+        let volumes = self.volumes.touched().filter_map(number);
+        let snapshots = self.snapshots.touched().map(|((volume, _), _)| *volume);
+        volumes.chain(snapshots).chain([0]).collect()
     }
 
     fn end_of(&self, op: &OperationRecord) -> Option<End> {

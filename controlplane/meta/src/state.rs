@@ -10,11 +10,12 @@ use basalt_api::meta::v1::{
 };
 use basalt_api::v1::{ClusterSpec, ErrorReason, Member};
 use prost::Message;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Version of the entries that this state machine writes.
 pub const ENTRY_VERSION: u32 = 1;
 /// The most volumes of a cluster.
-const VOLUMES_MAX: usize = 10_000;
+const VOLUMES_MAX: usize = 20_000;
 
 /// Why an entry changed nothing.
 #[derive(Clone, Debug, PartialEq)]
@@ -65,11 +66,20 @@ pub struct MetaState {
     /// By number, the newest.
     pub(crate) events: Tracked<u64, EventRecord>,
     pub(crate) last_event: u64,
-    /// The first operation that may be under way.
-    pub(crate) first_open: u64,
+    /// What follows from the records, so that they are found.
+    pub(crate) index: Index,
     /// Members by name, and the index of the entry that changed what is said of them last.
     pub(crate) member_revisions: Tracked<String, u64>,
     requests: Requests,
+}
+
+/// What follows from the records, kept so that they are found quickly.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Index {
+    /// The names of volumes by their numbers.
+    pub(crate) ids: BTreeMap<u64, String>,
+    /// Operations under way: the number of the volume that they are about (0: none), and their own.
+    pub(crate) open: BTreeSet<(u64, u64)>,
 }
 
 /// The bytes of an entry.
@@ -138,13 +148,14 @@ impl MetaState {
 
     /// A volume by its number.
     pub fn volume_by_number(&self, number: u64) -> Option<&VolumeRecord> {
-        self.volumes.values().find(|v| v.number == number)
+        self.volumes.get(self.index.ids.get(&number)?)
     }
 
     /// Applies the entry at `index`. Bytes that are no entry change nothing, on every node alike.
     pub fn apply(&mut self, index: u64, bytes: &[u8]) -> Outcome {
         assert!(index > self.applied, "entry {index} after {} was applied", self.applied);
         self.applied = index;
+        self.forget_changes();
         if bytes.is_empty() {
             return Outcome::Nothing;
         }
@@ -299,6 +310,7 @@ impl MetaState {
             storage_class,
             qos: create.qos,
         };
+        self.index.ids.insert(volume.number, volume.id.clone());
         self.volumes.insert(create.id, volume.clone());
         Ok(Outcome::Volume(volume))
     }
@@ -369,8 +381,8 @@ impl MetaState {
     }
 
     fn raise_epoch(&mut self, index: u64, number: u64) -> Result<Outcome, Refused> {
-        let meant = |v: &VolumeRecord| v.number == number && (v.deleting || v.revert.is_some());
-        let volume = self.volumes.select(|_, v| meant(v)).next();
+        let id = self.volume_by_number(number).filter(|v| v.deleting || v.revert.is_some());
+        let volume = id.map(|v| v.id.clone()).and_then(|id| self.volumes.get_mut(&id));
         let Some(volume) = volume else {
             let message = format!("no volume of number {number} is being deleted or reverted");
             return Err(refusal(ErrorReason::VolumeNotFound, message, vec![]));
@@ -385,7 +397,11 @@ impl MetaState {
         if self.holds_clones(number, None) {
             return Ok(Outcome::Nothing);
         }
-        self.volumes.retain(|_, v| v.number != number || !v.deleting);
+        let going = self.volume_by_number(number).filter(|volume| volume.deleting);
+        if let Some(id) = going.map(|volume| volume.id.clone()) {
+            self.volumes.remove(&id);
+            self.index.ids.remove(&number);
+        }
         if self.volume_by_number(number).is_none() {
             self.snapshots.retain(|(volume, _), _| *volume != number);
         }

@@ -87,6 +87,16 @@ impl<K: Ord + Clone, V> Tracked<K, V> {
         })
     }
 
+    /// What may have changed and was not taken yet, some of it several times; with the value of what went.
+    pub fn touched(&self) -> impl Iterator<Item = (&K, Option<&V>)> {
+        self.touched.iter().map(|(key, gone)| (key, gone.as_ref()))
+    }
+
+    /// Forgets what changed so far.
+    pub fn forget_touched(&mut self) {
+        self.touched.clear();
+    }
+
     /// What may have changed since this was asked last, each once; with the value of what went.
     pub fn take_touched(&mut self) -> BTreeMap<K, Option<V>> {
         let mut last = BTreeMap::new();

@@ -175,12 +175,12 @@ fn what_clones_hang_on_stays_and_the_refusal_names_them() {
     assert_eq!(m.refused(clone("new", "demo", "monday", 0)).reason, ErrorReason::VolumeDeleting);
     m.volume(delete("demo"));
     for _ in 0..5 {
-        let next = m.state.volume_to_delete().map(|v| (v.number, v.id.clone()));
+        let next = m.state.volumes_to_delete().next().map(|v| (v.number, v.id.clone()));
         let (volume, id) = next.expect("a clone");
         assert!(id.starts_with('c'), "{id}");
         m.run(Op::PurgeVolume(PurgeVolume { volume }));
     }
-    assert_eq!(m.state.volume_to_delete().map(|v| v.number), Some(1));
+    assert_eq!(m.state.volumes_to_delete().next().map(|v| v.number), Some(1));
 }
 
 #[test]
@@ -201,7 +201,7 @@ fn a_clone_that_is_flattened_is_one_no_more() {
     m.run(drop_snapshot("demo", "monday"));
     m.run(Op::PurgeSnapshot(PurgeSnapshot { volume: 1, generation: 0 }));
     m.volume(delete("demo"));
-    assert_eq!(m.state.volume_to_delete().map(|v| v.number), Some(1));
+    assert_eq!(m.state.volumes_to_delete().next().map(|v| v.number), Some(1));
 }
 
 #[test]

@@ -19,6 +19,7 @@ pub mod clones;
 pub mod cuts;
 pub mod fill;
 pub mod load;
+pub mod many;
 pub mod measure;
 pub mod members;
 pub mod nbd;

@@ -17,8 +17,8 @@ Examples:
   basalt get volumes -w -o json | jq -c .";
 
 pub(super) const AFTER_APPLY: &str = "\
-Documents are YAML or JSON, several in one file behind '---'. Fields that a document leaves out stay as they are; sizes may
-have units. Nothing is ever deleted. What fails is told with its document, and the status is 4 then.
+Documents are YAML or JSON, several in one file behind '---'. Fields that a document leaves out stay as they are;
+sizes may have units. Nothing is ever deleted. What fails is told with its document, and the status is 4 then.
 
   kind: StorageClass
   name: fast

@@ -6,6 +6,7 @@ use basalt_chaos::clones;
 use basalt_chaos::cuts;
 use basalt_chaos::fill;
 use basalt_chaos::load::{DEPTH, Hot};
+use basalt_chaos::many;
 use basalt_chaos::members;
 use basalt_chaos::overwrite::{self, Plan};
 use basalt_chaos::power::campaign::Campaign;
@@ -23,6 +24,7 @@ Examples:
   chaos absence --volume-mib 1024
   chaos clones --volume-mib 256
   chaos fill --times 50
+  chaos many --count 10000
   chaos members --volume-mib 1024
   chaos overwrite --full 80 --times 10
   chaos snapshots --count 1000
@@ -69,6 +71,15 @@ enum Command {
         /// Their files.
         #[arg(required = true)]
         files: Vec<PathBuf>,
+    },
+    /// Very many volumes are created, listed, watched and deleted; prints rates, times and memory.
+    Many {
+        /// Volumes.
+        #[arg(long, default_value = "10000")]
+        count: usize,
+        /// Calls under way at once.
+        #[arg(long, default_value = "32")]
+        clients: usize,
     },
     /// A node is away while a hundredth of a volume changes, and comes back.
     Absence {
@@ -269,6 +280,10 @@ fn main() -> Result<()> {
         Command::Cuts { count, deaths, seed } => {
             let tell = |text| eprintln!("{text}");
             print!("{}", cuts::run("chaos-cuts", count, deaths, seed, tell)?);
+        }
+        Command::Many { count, clients } => {
+            let plan = many::Plan { count, clients };
+            println!("{}", many::run("chaos-many", plan, |told| eprintln!("{told}"))?);
         }
         Command::Rot { volume_mib, rounds, seed, output } => {
             let plan = rot::Plan::turns(volume_mib, rounds, seed);

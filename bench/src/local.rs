@@ -179,6 +179,7 @@ fn load(shape: &Shape) -> TenantFactory {
         size_bytes: shape.volume_bytes,
         map: Arc::new(map),
         local: (shape.placement == Placement::AtNode1).then_some(address(1).node),
+        limits: basalt_client::RateLimits::default(),
     };
     Box::new(move || Box::new(Load::new(volume)))
 }

@@ -90,7 +90,7 @@ mod tests {
     use crate::v1::{Qos, Volume};
 
     fn volume() -> Volume {
-        let qos = Some(Qos { iops_max: 100, iops_min: 7, ..Qos::default() });
+        let qos = Some(Qos { iops_max: 100, iops_burst: 7, ..Qos::default() });
         let labels = [("env".to_owned(), "prod".to_owned())].into();
         Volume { name: "volumes/a".to_owned(), size_bytes: 4096, qos, labels, ..Volume::default() }
     }
@@ -108,10 +108,10 @@ mod tests {
     fn fields_are_copied_by_path() {
         let from = dynamic(&volume());
         let mut to = dynamic(&Volume { etag: "e".to_owned(), epoch: 3, ..Volume::default() });
-        copy_fields(&from, &mut to, &["labels", "qos.iops_min", "epoch"]).expect("paths");
+        copy_fields(&from, &mut to, &["labels", "qos.iops_burst", "epoch"]).expect("paths");
         let to: Volume = typed(&to).expect("a volume");
         assert_eq!(to.labels, volume().labels);
-        assert_eq!(to.qos, Some(Qos { iops_min: 7, ..Qos::default() }));
+        assert_eq!(to.qos, Some(Qos { iops_burst: 7, ..Qos::default() }));
         assert_eq!((to.epoch, to.etag.as_str(), to.size_bytes), (0, "e", 0));
     }
 

@@ -1,7 +1,8 @@
 //! The API's records as the data path wants them. What comes from a server is checked first.
 
 use basalt_api::v1;
-use basalt_client::{PoolMap, VolumeConfig};
+use basalt_client::{PoolMap, RateLimits, VolumeConfig};
+use basalt_nbd::{DoorCommand, DoorError};
 use basalt_node::Routes;
 use basalt_wire::ids::{Address, ClusterId, Epoch, Generation, NodeId, ShardId, VolumeId};
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -69,7 +70,31 @@ pub fn volume_config(
         size_bytes: volume.size_bytes,
         map,
         local,
+        limits: limits(volume),
     }
+}
+
+/// The bounds that hold for a volume.
+pub fn limits(volume: &v1::Volume) -> RateLimits {
+    let qos = volume.effective_qos.unwrap_or_default();
+    RateLimits {
+        iops_max: qos.iops_max,
+        iops_burst: qos.iops_burst,
+        bandwidth_max: qos.bandwidth_max,
+        bandwidth_burst: qos.bandwidth_burst,
+    }
+}
+
+/// Tells the door what the session of an export may do in a second from now on.
+pub fn limit_command(name: &str, epoch: u64, limits: RateLimits) -> DoorCommand {
+    let shown = name.to_owned();
+    let reply = move |result: Result<(), DoorError>| match result {
+        Ok(()) => tracing::info!(volume = %shown, ?limits, "other bounds"),
+        // The session is over; the next one begins with them.
+        Err(problem) => tracing::info!(volume = %shown, "no other bounds: {problem}"),
+    };
+    let (name, reply) = (name.to_owned(), Box::new(reply));
+    DoorCommand::Limit { name, epoch: Epoch(epoch), limits, reply }
 }
 
 /// The line that an NBD client is shown of a volume.

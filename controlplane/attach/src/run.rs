@@ -11,6 +11,7 @@ use basalt_api::v1::{
     GetPoolMapRequest, GetSnapshotRequest, GetVolumeRequest, ListVolumesRequest, Snapshot, Volume,
     snapshot,
 };
+use basalt_client::RateLimits;
 use basalt_core::event::Effect;
 use basalt_nbd::{DoorCommand, DoorError, ExportEnd, NbdDoor};
 use basalt_node::{ListenSource, Mailbox, ReactorConfig, ReactorHandle, StreamListener};
@@ -154,6 +155,7 @@ struct Sessions {
 struct Held {
     epoch: u64,
     size_bytes: u64,
+    limits: RateLimits,
 }
 
 impl Sessions {
@@ -231,7 +233,8 @@ impl Sessions {
         let volume = attached.volume.context("the cluster's answer names no volume")?;
         let pool = Arc::new(convert::pool_map(&self.map).map_err(|e| anyhow!(e))?);
         let (epoch, size_bytes) = (attached.epoch, volume.size_bytes);
-        self.held.insert(name.to_owned(), Held { epoch, size_bytes });
+        let limits = convert::limits(&volume);
+        self.held.insert(name.to_owned(), Held { epoch, size_bytes, limits });
         let (told, begun) = oneshot::channel();
         let reply = Box::new(move |result| {
             // The program may be on its way out.
@@ -409,7 +412,10 @@ impl Sessions {
                     return tracing::debug!("sizes could not be asked for: {}", plain(&status));
                 }
             };
-            page.volumes.iter().for_each(|volume| self.grow(volume, mailbox));
+            for volume in &page.volumes {
+                self.grow(volume, mailbox);
+                self.limit(volume, mailbox);
+            }
             page_token = page.next_page_token;
             if page_token.is_empty() {
                 return;
@@ -441,6 +447,20 @@ impl Sessions {
             generation: Generation(volume.generation),
             reply: Box::new(reply),
         };
+        mailbox.tenant(DOOR, Box::new(command));
+    }
+
+    /// Tells the door what the session may do in a second, if that has changed.
+    fn limit(&mut self, volume: &Volume, mailbox: &Mailbox) {
+        let name = volume.name.strip_prefix("volumes/").unwrap_or(&volume.name);
+        let Some(held) = self.held.get_mut(name) else { return };
+        let epoch = volume.attachment.as_ref().map(|attachment| attachment.epoch);
+        let limits = convert::limits(volume);
+        if epoch != Some(held.epoch) || limits == held.limits {
+            return;
+        }
+        held.limits = limits;
+        let command = convert::limit_command(name, held.epoch, limits);
         mailbox.tenant(DOOR, Box::new(command));
     }
 

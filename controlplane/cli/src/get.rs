@@ -267,8 +267,7 @@ fn pairs<'a>(labels: impl IntoIterator<Item = (&'a String, &'a String)>) -> Stri
 }
 
 fn iops(qos: &Qos) -> String {
-    let most = if qos.iops_max == 0 { "-".to_owned() } else { qos.iops_max.to_string() };
-    if qos.iops_min == 0 { most } else { format!("{} to {most}", qos.iops_min) }
+    if qos.iops_max == 0 { "-".to_owned() } else { qos.iops_max.to_string() }
 }
 
 fn bandwidth(qos: &Qos) -> String {
@@ -324,7 +323,6 @@ mod tests {
         assert_eq!(word("STATE_READY"), "ready");
         assert_eq!(of(3, 0, |n| n.to_string()), "3");
         assert_eq!(of(3, 5, |n| n.to_string()), "3 of 5");
-        let qos = Qos { iops_min: 10, ..Qos::default() };
-        assert_eq!(iops(&qos), "10 to -");
+        assert_eq!(iops(&Qos { iops_max: 10, ..Qos::default() }), "10");
     }
 }

@@ -447,7 +447,6 @@ fn bounds(qos: &Qos) -> String {
         (qos.iops_burst, format!("bursts of {} requests", qos.iops_burst)),
         (qos.bandwidth_max, format!("{}/s at most", show(qos.bandwidth_max))),
         (qos.bandwidth_burst, format!("bursts of {}", show(qos.bandwidth_burst))),
-        (qos.iops_min, format!("{} requests/s before others", qos.iops_min)),
     ];
     let set = all.into_iter().filter(|(bound, _)| *bound > 0).map(|(_, text)| text);
     set.collect::<Vec<_>>().join(", ")

@@ -301,7 +301,8 @@ impl Admin for AdminService {
             etag: request.etag,
             expected_epoch: 0,
         });
-        let volume = volume_of(&self.change(&request.request_id, op).await?);
+        let volume = self.change(&request.request_id, op).await?;
+        let volume = self.shown(&volume)?.into_inner();
         let epoch = volume.attachment.as_ref().map_or(0, |attachment| attachment.epoch);
         let map = Some(self.daemon.engine()?.map());
         Ok(Response::new(AttachVolumeResponse { volume: Some(volume), epoch, map }))

@@ -1,6 +1,7 @@
 //! The blocks of deleted volumes: the metadata group's leader has them deleted, several volumes at a time.
 //!
-//! A deletion is a session of the control plane's own under a new epoch, so that no host that had the volume before can
+//! A deletion is a session of the control plane's own under a new epoch, so that no host that had the volume
+//! before can
 //! write to it any more. Nothing is remembered but the records: the next leader begins again what is not done.
 
 use crate::engine::{DOOR, Engine};

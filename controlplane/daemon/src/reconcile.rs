@@ -2,7 +2,7 @@
 //! leaders, and now and then without a reason; it looks at the present state only, never at what
 //! woke it, and each step may be repeated.
 
-use crate::clones::Clones;
+use crate::clones::{Clones, complete};
 use crate::deletions::Deletions;
 use crate::engine::{DOOR, Engine};
 use crate::keeping::Keeping;
@@ -10,7 +10,7 @@ use crate::retry::Retries;
 use crate::reverting::Reverting;
 use basalt_api::v1::{ClusterSpec, Member};
 use basalt_attach::convert;
-use basalt_client::BlockError;
+use basalt_client::{BlockError, RateLimits};
 use basalt_core::event::Event;
 use basalt_meta::{AttachVolume, InitCluster, Op, Outcome, UpdateMember, VolumeRecord, layout};
 use basalt_nbd::{DoorCommand, DoorError, ExportEnd};
@@ -50,6 +50,7 @@ struct Served {
     name: String,
     epoch: u64,
     size_bytes: u64,
+    limits: RateLimits,
 }
 
 /// Runs until the engine is gone.
@@ -162,15 +163,17 @@ impl Reconciler {
         let ours = |volume: &&VolumeRecord| {
             volume.attachment.as_ref().is_some_and(|a| a.host == engine.name)
         };
-        let wanted: BTreeMap<u64, VolumeRecord> = engine
-            .metadata
-            .look(|state| state.volumes().filter(ours).map(|v| (v.number, v.clone())).collect());
+        let wanted: BTreeMap<u64, (VolumeRecord, RateLimits)> = engine.metadata.look(|state| {
+            let limits = |v: &VolumeRecord| convert::limits(&complete(state, v));
+            let ours = state.volumes().filter(ours);
+            ours.map(|v| (v.number, (v.clone(), limits(v)))).collect()
+        });
         self.hear_door(engine);
         self.withdraw(engine, &wanted);
         self.grow(engine, &wanted);
         self.retries.retain(|number| wanted.contains_key(&number));
-        engine.door.retain_problems(|name| wanted.values().any(|volume| volume.id == name));
-        for volume in wanted.into_values() {
+        engine.door.retain_problems(|name| wanted.values().any(|(volume, _)| volume.id == name));
+        for (volume, limits) in wanted.into_values() {
             let waits = !self.retries.may(volume.number, Instant::now());
             if waits || self.served.contains_key(&volume.number) {
                 continue;
@@ -178,7 +181,7 @@ impl Reconciler {
             let Some(attachment) = &volume.attachment else { continue };
             let lost = self.lost.get(&volume.number).is_some_and(|e| *e >= attachment.epoch);
             let begun = match attachment.index > self.began && !lost {
-                true => self.serve(engine, &volume, attachment.epoch),
+                true => self.serve(engine, &volume, attachment.epoch, limits),
                 false => renew(engine, &volume).await,
             };
             if !begun {
@@ -211,8 +214,8 @@ impl Reconciler {
         tracing::info!(volume = %name, "not served; tried again in {} ms", pause.as_millis());
     }
 
-    fn withdraw(&mut self, engine: &Engine, wanted: &BTreeMap<u64, VolumeRecord>) {
-        let epoch_of = |number: &u64| wanted.get(number)?.attachment.as_ref().map(|a| a.epoch);
+    fn withdraw(&mut self, engine: &Engine, wanted: &BTreeMap<u64, (VolumeRecord, RateLimits)>) {
+        let epoch_of = |number: &u64| wanted.get(number)?.0.attachment.as_ref().map(|a| a.epoch);
         self.served.retain(|number, Served { name, epoch, .. }| {
             let keep = epoch_of(number) == Some(*epoch);
             if !keep {
@@ -226,11 +229,17 @@ impl Reconciler {
         });
     }
 
-    /// Volumes that are served and have grown. Only what is served under the epoch of the record is
+    /// Volumes that are served and have grown, or have other bounds. Only what is served under the epoch of the
+    /// record is
     /// left here, as [`basalt_client::ClientEvent::Resize`] demands.
-    fn grow(&mut self, engine: &Engine, wanted: &BTreeMap<u64, VolumeRecord>) {
+    fn grow(&mut self, engine: &Engine, wanted: &BTreeMap<u64, (VolumeRecord, RateLimits)>) {
         for (number, served) in &mut self.served {
-            let Some(volume) = wanted.get(number) else { continue };
+            let Some((volume, limits)) = wanted.get(number) else { continue };
+            if served.limits != *limits {
+                served.limits = *limits;
+                let command = convert::limit_command(&served.name, served.epoch, *limits);
+                engine.reactor.tenant(DOOR, Box::new(command));
+            }
             if volume.size_bytes <= served.size_bytes {
                 continue;
             }
@@ -253,7 +262,13 @@ impl Reconciler {
         }
     }
 
-    fn serve(&mut self, engine: &Engine, volume: &VolumeRecord, epoch: u64) -> bool {
+    fn serve(
+        &mut self,
+        engine: &Engine,
+        volume: &VolumeRecord,
+        epoch: u64,
+        limits: RateLimits,
+    ) -> bool {
         let map = match convert::pool_map(&engine.map()) {
             Ok(map) => Arc::new(map),
             Err(problem) => {
@@ -262,7 +277,8 @@ impl Reconciler {
             }
         };
         let record = crate::admin::volume_of(volume);
-        let config = convert::volume_config(&record, epoch, map, Some(engine.node));
+        let mut config = convert::volume_config(&record, epoch, map, Some(engine.node));
+        config.limits = limits;
         let (door, name) = (engine.door.clone(), volume.id.clone());
         let (number, session) = (config.volume, config.epoch);
         let reply = move |result: Result<(), DoorError>| match result {
@@ -293,7 +309,8 @@ impl Reconciler {
         };
         engine.reactor.tenant(DOOR, Box::new(command));
         let size_bytes = volume.size_bytes;
-        self.served.insert(volume.number, Served { name: volume.id.clone(), epoch, size_bytes });
+        let served = Served { name: volume.id.clone(), epoch, size_bytes, limits };
+        self.served.insert(volume.number, served);
         true
     }
 

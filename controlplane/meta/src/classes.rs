@@ -40,7 +40,6 @@ impl MetaState {
             iops_burst: or(own.iops_burst, class.iops_burst),
             bandwidth_max: or(own.bandwidth_max, class.bandwidth_max),
             bandwidth_burst: or(own.bandwidth_burst, class.bandwidth_burst),
-            iops_min: or(own.iops_min, class.iops_min),
         }
     }
 

@@ -86,12 +86,6 @@ pub(crate) fn check_qos(qos: Option<&Qos>) -> Result<(), String> {
             qos.bandwidth_max
         ));
     }
-    if qos.iops_max != 0 && qos.iops_min > qos.iops_max {
-        return Err(format!(
-            "an iops_min of {} is more than its iops_max of {}",
-            qos.iops_min, qos.iops_max
-        ));
-    }
     Ok(())
 }
 

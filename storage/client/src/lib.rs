@@ -14,6 +14,7 @@
 //! * `retry`: when a write may be sent again, as a numbered story;
 //! * `chunks`: the floor of reads, and the order of writes of the same blocks;
 //! * `pace`: which replicas are left alone because reads are far faster elsewhere;
+//! * `limit`: bounds on what a session may do in a second;
 //! * `link`, `group`: credits and unanswered requests of a link, the leader of a group;
 //! * `split`: a request cut into parts;
 //! * `client`: the state machine itself;
@@ -23,6 +24,7 @@ mod chunks;
 mod client;
 pub mod cut;
 mod group;
+mod limit;
 mod link;
 mod pace;
 mod part;
@@ -37,5 +39,5 @@ pub use client::VolumeClient;
 pub use cut::{Cut, CutEnd};
 pub use types::{
     BlockError, BlockOp, BlockResult, ClientEffect, ClientEvent, ClientStats, EXTENT_RUNS_MAX,
-    PoolMap, Tuning, VolumeConfig,
+    PoolMap, RateLimits, Tuning, VolumeConfig,
 };

@@ -23,6 +23,22 @@ pub struct VolumeConfig {
     pub map: Arc<PoolMap>,
     /// The node that this client runs on, whose replicas serve reads if it has any.
     pub local: Option<NodeId>,
+    /// What the session may do in a second.
+    pub limits: RateLimits,
+}
+
+/// Bounds on what a session may do in a second: reads, writes and discards together; 0 means none. A burst is
+/// what may be done beyond a bound at once after less was done; without one it is a tenth of a second's worth.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RateLimits {
+    /// Requests, one for each 32 KiB that are begun.
+    pub iops_max: u64,
+    /// Requests.
+    pub iops_burst: u64,
+    /// Bytes.
+    pub bandwidth_max: u64,
+    /// Bytes.
+    pub bandwidth_burst: u64,
 }
 
 /// Where the groups of a pool are.
@@ -219,6 +235,8 @@ pub enum ClientEvent {
     },
     /// The pool changed.
     Map(Arc<PoolMap>),
+    /// The session may do so much from now on.
+    Limit(RateLimits),
     /// The volume has grown, as a record says that also shows this session's epoch to be the attached
     /// one. Otherwise a later session, which was told the former size, may not have fenced the groups
     /// that this one enters now.
@@ -336,4 +354,6 @@ pub struct ClientStats {
     pub avoided: usize,
     /// Writes that waited for another write of the same blocks.
     pub conflicts: u64,
+    /// Requests that waited for the session's bounds.
+    pub limited: u64,
 }

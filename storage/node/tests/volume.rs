@@ -3,7 +3,7 @@
 mod common;
 
 use basalt_client::{
-    BlockError, BlockOp, BlockResult, ClientEffect, ClientEvent, PoolMap, VolumeClient,
+    BlockError, BlockOp, BlockResult, ClientEffect, ClientEvent, PoolMap, RateLimits, VolumeClient,
     VolumeConfig,
 };
 use basalt_core::event::Effect;
@@ -50,6 +50,7 @@ impl Driver {
             size_bytes: VOLUME_BYTES,
             map: Arc::new(PoolMap { version: 1, group_count: GROUPS, groups }),
             local: local.map(NodeId),
+            limits: RateLimits::default(),
         };
         Driver { client: None, config, asked: HashMap::new(), next: 0, effects: Vec::new() }
     }

@@ -1,4 +1,5 @@
-//! A cluster with very many volumes: how fast they are created, listed and watched, what a change of leaders costs, and
+//! A cluster with very many volumes: how fast they are created, listed and watched, what a change of leaders
+//! costs, and
 //! what each of them takes of a node's memory.
 
 use crate::measure::{cpu_time, distribution, resident_bytes};
@@ -85,7 +86,8 @@ impl Display for Report {
         )?;
         writeln!(
             f,
-            "leader of the metadata group killed: {:.2} s until the next volume was created; the node was back after {:.2} s",
+            "leader of the metadata group killed: {:.2} s until the next volume was created, {:.2} s until \
+             the node was one again",
             self.failover.as_secs_f64(),
             self.restart.as_secs_f64()
         )?;

@@ -12,7 +12,8 @@ use crate::stamp::{Content, OpId, judge};
 use crate::workload::{self, Kind, Plan};
 use crate::world::World;
 use basalt_client::{
-    BlockError, BlockResult, ClientEffect, ClientEvent, Tuning, VolumeClient, VolumeConfig,
+    BlockError, BlockResult, ClientEffect, ClientEvent, RateLimits, Tuning, VolumeClient,
+    VolumeConfig,
 };
 use basalt_wire::block::{BLOCK_BYTES, CHUNK_BLOCKS};
 use basalt_wire::codec::Encoder;
@@ -119,6 +120,11 @@ pub struct Attributed {
     pub epoch: u64,
 }
 
+/// One session of so many may do only so much in a second: some of its requests wait for that.
+const LIMITED_EVERY: u64 = 8;
+const LIMITS: RateLimits =
+    RateLimits { iops_max: 500, iops_burst: 4, bandwidth_max: 16 << 20, bandwidth_burst: 64 << 10 };
+
 impl World {
     /// Attaches a volume: a new session with the next epoch.
     pub fn attach(&mut self, volume: usize, budget: u32) -> Who {
@@ -157,6 +163,10 @@ impl World {
             size_bytes: u64::from(volume_chunks) * CHUNK_BYTES,
             map: Arc::clone(&self.map),
             local,
+            limits: match epoch % LIMITED_EVERY {
+                1 => LIMITS,
+                _ => RateLimits::default(),
+            },
         };
         let mut effects = Vec::new();
         let now_there = clock.read(now);

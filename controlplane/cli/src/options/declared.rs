@@ -85,9 +85,6 @@ pub(crate) struct QosArgs {
     /// Bytes beyond that at once, after it was not made use of.
     #[arg(long, value_name = "SIZE", value_parser = basalt_api::size::parse)]
     pub bandwidth_burst: Option<u64>,
-    /// Requests a second that go before those of others.
-    #[arg(long, value_name = "IOPS")]
-    pub iops_min: Option<u64>,
 }
 
 impl QosArgs {
@@ -98,7 +95,6 @@ impl QosArgs {
             (self.iops_burst, "qos.iops_burst"),
             (self.bandwidth_max, "qos.bandwidth_max"),
             (self.bandwidth_burst, "qos.bandwidth_burst"),
-            (self.iops_min, "qos.iops_min"),
         ];
         let paths = given.iter().filter(|(value, _)| value.is_some()).map(|(_, path)| *path);
         let qos = Qos {
@@ -106,7 +102,6 @@ impl QosArgs {
             iops_burst: self.iops_burst.unwrap_or_default(),
             bandwidth_max: self.bandwidth_max.unwrap_or_default(),
             bandwidth_burst: self.bandwidth_burst.unwrap_or_default(),
-            iops_min: self.iops_min.unwrap_or_default(),
         };
         (qos, paths.collect())
     }

@@ -2,7 +2,7 @@
 
 mod clients;
 
-use basalt_client::{PoolMap, VolumeConfig};
+use basalt_client::{PoolMap, RateLimits, VolumeConfig};
 use basalt_core::config::{GroupConfig, Limits, ShardConfig, Timing};
 use basalt_core::planted::Planted;
 use basalt_device::DeviceSpec;
@@ -83,6 +83,7 @@ fn attach(nodes: &[ReactorHandle], at: usize, epoch: u64, size_bytes: u64) -> St
         size_bytes,
         map: Arc::new(map),
         local: Some(NodeId(at as u32 + 1)),
+        limits: RateLimits::default(),
     };
     let (sender, answer) = channel::<Result<(), DoorError>>();
     let reply = Box::new(move |result| sender.send(result).expect("the test waits"));

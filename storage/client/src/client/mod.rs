@@ -13,6 +13,7 @@ mod timers;
 
 use crate::chunks::Chunks;
 use crate::group::{FenceState, Group};
+use crate::limit::{Cost, Limiter};
 use crate::link::Link;
 use crate::part::{
     Change, Control, ExtentSum, InOrder, NONE, Op, Part, PartKind, Sent, Verb, block_checksums,
@@ -63,6 +64,9 @@ pub struct VolumeClient {
     todo: Vec<u32>,
     /// Requests that came before the session was ready.
     backlog: VecDeque<(u64, BlockOp)>,
+    limiter: Limiter,
+    /// Requests that wait until the session's bounds let them begin, in order.
+    limited: VecDeque<(u64, BlockOp, Cost)>,
     stats: ClientStats,
 }
 
@@ -125,8 +129,11 @@ impl VolumeClient {
             map_is_old: false,
             todo: Vec::new(),
             backlog: VecDeque::new(),
+            limiter: Limiter::default(),
+            limited: VecDeque::new(),
             stats: ClientStats::default(),
         };
+        client.limiter.set(now, client.config.limits);
         client.begin(out);
         client
     }
@@ -151,6 +158,7 @@ impl VolumeClient {
             ClientEvent::LinkDown { to } => self.link_down(to),
             ClientEvent::Reply { from, reply } => self.on_reply(from, reply, out),
             ClientEvent::Map(map) => self.new_map(map, out),
+            ClientEvent::Limit(limits) => self.limiter.set(now, limits),
             ClientEvent::Resize { size_bytes, generation } => self.resize(size_bytes, generation),
         }
         self.run(out);
@@ -162,6 +170,7 @@ impl VolumeClient {
         if !self.is_over() {
             self.look_after_links(out);
             self.look_after_groups(out);
+            self.begin_limited(out);
             self.run(out);
         }
     }
@@ -173,7 +182,8 @@ impl VolumeClient {
         }
         let links = self.links.iter().filter_map(|link| link.deadline(&self.tuning));
         let groups = self.listed.iter().map(|group| self.groups[group.0 as usize].next_at);
-        links.chain(groups).min()
+        let limited = self.limited.front().map(|_| self.limiter.opens_at());
+        links.chain(groups).chain(limited).min()
     }
 
     /// Ends the session: everything unanswered is completed with [`BlockError::Closed`].
@@ -185,7 +195,7 @@ impl VolumeClient {
 
     /// Requests of the user that are not answered.
     pub fn in_flight(&self) -> usize {
-        self.ops.len() + self.backlog.len()
+        self.ops.len() + self.backlog.len() + self.limited.len()
     }
 
     /// Whether the session has begun and is not over.
@@ -235,7 +245,33 @@ impl VolumeClient {
 
     // ---- requests of the user ----
 
+    /// Begins a request, or has it wait if the session has done as much as it may.
     fn submit(&mut self, tag: u64, op: BlockOp, out: &mut Out) {
+        if self.limiter.bounds()
+            && let Some(cost) = Cost::of(&op)
+        {
+            if !self.limited.is_empty() || self.limiter.opens_at() > self.now {
+                self.stats.limited += 1;
+                self.stats.write_bytes += write_bytes(&op);
+                return self.limited.push_back((tag, op, cost));
+            }
+            self.limiter.spend(self.now, cost);
+        }
+        self.submit_now(tag, op, out);
+    }
+
+    /// Begins what waited for the session's bounds and may begin now.
+    fn begin_limited(&mut self, out: &mut Out) {
+        while self.limiter.opens_at() <= self.now
+            && let Some((tag, op, cost)) = self.limited.pop_front()
+        {
+            self.limiter.spend(self.now, cost);
+            self.stats.write_bytes -= write_bytes(&op);
+            self.submit_now(tag, op, out);
+        }
+    }
+
+    fn submit_now(&mut self, tag: u64, op: BlockOp, out: &mut Out) {
         match self.accept(tag, op) {
             Ok(Some(op)) => self.start(op, out),
             Ok(None) => out.push(ClientEffect::Complete { tag, result: Ok(BlockResult::Done) }),
@@ -301,7 +337,7 @@ impl VolumeClient {
             _ if self.view => return Err(BlockError::ReadOnly),
             BlockOp::Write { .. } | BlockOp::Unmap { .. } => return Ok(None),
             BlockOp::Delete => Control::Delete,
-            BlockOp::Revert { .. } if self.ops.len() > 0 => {
+            BlockOp::Revert { .. } if self.ops.len() > 0 || !self.limited.is_empty() => {
                 return Err(BlockError::Io("a volume in use can not be reverted"));
             }
             BlockOp::Revert { generation } => Control::Revert(*generation),
@@ -439,6 +475,14 @@ impl VolumeClient {
             op.error.get_or_insert(error);
             op.cursor.stop();
         });
+    }
+}
+
+/// Bytes of data that a request holds in memory.
+fn write_bytes(op: &BlockOp) -> usize {
+    match op {
+        BlockOp::Write { data, .. } => data.len(),
+        _ => 0,
     }
 }
 

@@ -4,7 +4,8 @@ mod model;
 mod random;
 
 use crate::{
-    BlockError, BlockOp, BlockResult, ClientEffect, ClientEvent, PoolMap, Tuning, VolumeClient,
+    BlockError, BlockOp, BlockResult, ClientEffect, ClientEvent, PoolMap, RateLimits, Tuning,
+    VolumeClient,
 };
 use basalt_wire::buffer::Payload;
 use basalt_wire::frame::{Refusal, RequestOp};
@@ -70,6 +71,48 @@ fn a_session_fences_before_anything_is_sent() {
 
 fn grown(size_bytes: u64) -> ClientEvent {
     ClientEvent::Resize { size_bytes, generation: Generation(0) }
+}
+
+fn bounded(iops_max: u64) -> ClientEvent {
+    ClientEvent::Limit(RateLimits { iops_max, iops_burst: 1, ..RateLimits::default() })
+}
+
+#[test]
+fn requests_wait_for_the_bounds_of_their_session_in_order() {
+    let mut world = World::new(3, 4, 64 * MIB, None);
+    world.run_until(|world| world.ready);
+    world.event(bounded(100));
+    let begun = world.now;
+    (0..20).for_each(|tag| world.submit(tag, write(tag * 4096, 4096, 1)));
+    world.finish();
+    let took = world.now.since(begun);
+    assert!(took >= Duration::from_millis(180) && took < Duration::from_millis(400), "{took:?}");
+    let tags: Vec<u64> = world.done.iter().map(|(tag, ..)| *tag).collect();
+    assert_eq!(tags, (0..20).collect::<Vec<_>>());
+    assert_eq!((world.client.stats().limited, world.client.stats().write_bytes), (19, 0));
+}
+
+#[test]
+fn what_waits_begins_when_the_bounds_go_and_ends_with_its_session() {
+    let mut world = World::new(3, 4, 64 * MIB, None);
+    world.run_until(|world| world.ready);
+    world.event(bounded(1));
+    (0..10).for_each(|tag| world.submit(tag, write(tag * 4096, 4096, 1)));
+    world.event(ClientEvent::Limit(RateLimits::default()));
+    let begun = world.now;
+    world.finish();
+    assert!(world.now.since(begun) < Duration::from_millis(500));
+    assert_eq!(world.done.len(), 10);
+    world.event(bounded(1));
+    (10..20).for_each(|tag| world.submit(tag, write(tag * 4096, 4096, 1)));
+    let mut out = Vec::new();
+    world.client.close(&mut out);
+    let closed = |effect: &&ClientEffect| {
+        matches!(effect, ClientEffect::Complete { result: Err(BlockError::Closed), .. })
+    };
+    let closed = out.iter().filter(closed).count();
+    assert_eq!((world.done.len() + closed, world.client.in_flight()), (20, 0));
+    assert!(closed >= 9, "{closed}");
 }
 
 #[test]

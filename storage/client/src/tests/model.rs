@@ -2,7 +2,7 @@
 //! and forget, and links that break with requests under way, some of which arrive much later.
 
 use crate::{BlockError, BlockOp, BlockResult};
-use crate::{ClientEffect, ClientEvent, PoolMap, Tuning, VolumeClient, VolumeConfig};
+use crate::{ClientEffect, ClientEvent, PoolMap, RateLimits, Tuning, VolumeClient, VolumeConfig};
 use basalt_wire::block::{BLOCK_BYTES, CHUNK_BLOCKS, crc32c};
 use basalt_wire::buffer::Payload;
 use basalt_wire::command::BlockRange;
@@ -114,6 +114,7 @@ pub fn config(groups: u32, size_bytes: u64, local: Option<NodeId>) -> VolumeConf
             groups: vec![voters; groups as usize],
         }),
         local,
+        limits: RateLimits::default(),
     }
 }
 

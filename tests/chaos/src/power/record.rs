@@ -144,6 +144,7 @@ fn start(
         size_bytes: CHUNKS * CHUNK_BLOCKS * BLOCK_BYTES as u64,
         map: Arc::new(PoolMap { version: 1, group_count: GROUPS, groups }),
         local: None,
+        limits: basalt_client::RateLimits::default(),
     };
     let mut config = ReactorConfig::new("client", CLUSTER);
     config.routes = routes;

@@ -529,6 +529,16 @@ impl Core {
             DoorCommand::Resize { name, epoch, description, size_bytes, generation, reply } => {
                 reply(self.resize(name, epoch, &description, (size_bytes, generation)));
             }
+            DoorCommand::Limit { name, epoch, limits, reply } => {
+                let found = self.exports.by_name(&name).filter(|export| export.epoch == epoch);
+                reply(match found.map(|export| export.info.id) {
+                    Some(id) => {
+                        self.tasks.push_back((id, ClientEvent::Limit(limits)));
+                        Ok(())
+                    }
+                    None => Err(DoorError::Unknown(name)),
+                });
+            }
             DoorCommand::Map(map) => {
                 let ids: Vec<u64> = self.exports.iter().map(|export| export.info.id).collect();
                 for id in ids {

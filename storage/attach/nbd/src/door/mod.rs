@@ -11,7 +11,9 @@ mod tests;
 use self::core::Core;
 use crate::session::SessionConfig;
 use crate::tls::TlsServer;
-use basalt_client::{BlockError, BlockOp, BlockResult, ClientStats, PoolMap, VolumeConfig};
+use basalt_client::{
+    BlockError, BlockOp, BlockResult, ClientStats, PoolMap, RateLimits, VolumeConfig,
+};
 use basalt_node::{StreamId, Tenant, TenantCx, TenantEvent};
 use basalt_wire::frame::Request;
 use basalt_wire::ids::{Address, Epoch, Generation, VolumeId};
@@ -170,6 +172,17 @@ pub enum DoorCommand {
         /// The generation that writes go to, as the record says that also says the size.
         generation: Generation,
         /// Called when requests are held against it.
+        reply: Reply<()>,
+    },
+    /// What a volume's session may do in a second has changed.
+    Limit {
+        /// The export.
+        name: String,
+        /// The session that is meant.
+        epoch: Epoch,
+        /// The bounds from now on.
+        limits: RateLimits,
+        /// Called when they hold.
         reply: Reply<()>,
     },
     /// The pool changed.

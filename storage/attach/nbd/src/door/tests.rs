@@ -303,6 +303,7 @@ fn volume_config(volume: u64, epoch: u64) -> VolumeConfig {
         size_bytes: 64 << 20,
         map: Arc::new(PoolMap { version: 1, group_count: 4, groups: vec![vec![TO]; 4] }),
         local: None,
+        limits: basalt_client::RateLimits::default(),
     }
 }
 

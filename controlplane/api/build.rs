@@ -11,6 +11,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "basalt/meta/v1/meta.proto",
         "google/longrunning/operations.proto",
         "google/rpc/status.proto",
+        "basalt/v1/heal.proto",
     ];
     for file in files {
         println!("cargo::rerun-if-changed={}", root.join(file).display());

@@ -47,6 +47,7 @@ pub fn code_of(reason: ErrorReason) -> Code {
         ErrorReason::EtagMismatch
         | ErrorReason::AttachmentChanged
         | ErrorReason::CutGivenUp
+        | ErrorReason::MemberChanged
         | ErrorReason::VolumeBusy => Code::Aborted,
         ErrorReason::NodeUnreachable | ErrorReason::NoQuorum | ErrorReason::VolumeCreating => {
             Code::Unavailable

@@ -145,7 +145,7 @@ pub fn names(placement: &Placement, node: u32) -> bool {
 
 /// Whether groups may come to a member.
 pub fn is_active(member: &Member) -> bool {
-    !member.draining && !member.leaving
+    !member.draining && !member.leaving && !member.evacuated
 }
 
 /// The voter that should lead each volume group: one that serves an attachment, so that its writes

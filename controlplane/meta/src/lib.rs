@@ -9,8 +9,11 @@ mod classes;
 mod clones;
 mod cuts;
 mod events;
+pub mod failover;
 pub mod feed;
+pub mod healing;
 pub mod layout;
+pub mod liveness;
 mod members;
 mod operations;
 pub mod planner;
@@ -27,10 +30,11 @@ pub use basalt_api::meta::v1::entry::Op;
 pub use basalt_api::meta::v1::{
     AddMember, AttachVolume, AttachmentRecord, Barrier, CloneParent, CloneSource, CreateCut,
     CreateSnapshot, CreateVolume, DeleteCut, DeleteSnapshot, DeleteVolume, DetachVolume,
-    DrainMember, Entry, FlattenVolume, GiveUpCut, InitCluster, MoveGroup, NewSnapshot,
-    PurgeSnapshot, PurgeVolume, RaiseEpoch, RemoveMember, ResizeVolume, RevertRecord, RevertVolume,
-    SettleClone, SettleCut, SettleFlatten, SettleGroup, SettleRevert, SettleSnapshot,
-    SnapshotRecord, UpdateMember, VolumeRecord,
+    DrainMember, Entry, EvacuateMember, FailOverVolume, FlattenVolume, GiveUpCut, InitCluster,
+    JudgeMember, MoveGroup, NewSnapshot, PurgeSnapshot, PurgeVolume, RaiseEpoch, RemoveMember,
+    ResizeVolume, RevertRecord, RevertVolume, SetFailover, SetFailureDomain, SettleClone,
+    SettleCut, SettleFlatten, SettleGroup, SettleRevert, SettleSnapshot, SnapshotRecord,
+    UpdateMember, VolumeRecord,
 };
 pub use basalt_api::meta::v1::{
     ClassRecord, DeleteClass, DeleteQuota, EventRecord, ForgetOperation, OperationRecord, PutClass,

@@ -19,7 +19,7 @@ impl MetaState {
         self.cluster().map(|spec| layout::placement_of(spec, group)).unwrap_or_default()
     }
 
-    fn spec(&mut self) -> Result<&mut ClusterSpec, Refused> {
+    pub(crate) fn spec(&mut self) -> Result<&mut ClusterSpec, Refused> {
         self.cluster.as_mut().ok_or_else(|| {
             let message = "the cluster's record is not written yet; ask again".to_owned();
             refusal(ErrorReason::NotBootstrapped, message, vec![])
@@ -187,7 +187,7 @@ fn has_voted(spec: &ClusterSpec, node: u32) -> bool {
 }
 
 /// The most voters of a volume group.
-fn replicas(spec: &ClusterSpec) -> usize {
+pub(crate) fn replicas(spec: &ClusterSpec) -> usize {
     let voters = |group| layout::placement_of(spec, group).voters.len();
     (0..spec.group_count).map(voters).max().unwrap_or(0)
 }
@@ -213,6 +213,8 @@ fn check_member(member: &Member) -> Result<(), Refused> {
         refusal(ErrorReason::InvalidField, message, vec![("field", field.to_owned())])
     };
     rules::check_host(&member.name).map_err(|e| invalid("name", e))?;
+    let location = member.location.clone().unwrap_or_default();
+    crate::healing::check_location(&location).map_err(|e| invalid("location", e))?;
     let addresses =
         [("grpc_address", &member.grpc_address), ("data_address", &member.data_address)];
     for (field, address) in addresses {
@@ -233,7 +235,10 @@ fn are_members(placement: &Placement, voters: &[u32], learners: &[u32]) -> bool 
 /// Whether a placement that is being moved to can not stay: a node of it is to be empty by now. Only
 /// then a group goes elsewhere before it has arrived, as it might never arrive.
 pub(crate) fn is_outdated(spec: &ClusterSpec, placement: &Placement, group: u32) -> bool {
-    let away = |m: &Member| if group == METADATA_GROUP { m.leaving } else { !layout::is_active(m) };
+    let away = |m: &Member| match group {
+        METADATA_GROUP => m.leaving || m.evacuated,
+        _ => !layout::is_active(m),
+    };
     let mut named = placement.voters.iter().chain(&placement.learners);
     named.any(|node| !spec.members.iter().any(|m| m.node == *node && !away(m)))
 }
@@ -262,7 +267,7 @@ fn judge_move(spec: &ClusterSpec, now: &Placement, to: &MoveGroup) -> Result<(),
             return Err(format!("node {node} is not a member of the cluster"));
         };
         let stays = now.voters.contains(&node) || now.learners.contains(&node);
-        if !stays && (member.leaving || (member.draining && !metadata)) {
+        if !stays && (member.leaving || member.evacuated || (member.draining && !metadata)) {
             return Err(format!("the node '{}' is to be empty", member.name));
         }
     }
@@ -273,7 +278,7 @@ fn node_fact(member: &Member) -> Vec<(&'static str, String)> {
     vec![("node", member.name.clone())]
 }
 
-fn not_found(node: u32) -> Refused {
+pub(crate) fn not_found(node: u32) -> Refused {
     let message = format!("there is no node {node}; 'basalt node list' shows those that there are");
     refusal(ErrorReason::NodeNotFound, message, vec![("node", node.to_string())])
 }
@@ -309,7 +314,7 @@ fn is_member(known: &Member, old: &Member) -> Refused {
     refusal(ErrorReason::NodeExists, message, node_fact(known))
 }
 
-fn too_few(member: &Member, active: usize) -> Refused {
+pub(crate) fn too_few(member: &Member, active: usize) -> Refused {
     let message = format!(
         "the node '{}' can not be drained or removed: {} nodes would be left for the {} replicas of \
          each group; add a node first, or one in its place (basalt node add ADDRESS --replaces {})",

@@ -219,6 +219,11 @@ impl MetaState {
             Op::PutQuota(put) => self.put_quota((index, now_ms), put),
             Op::DeleteQuota(delete) => self.delete_quota(&delete),
             Op::ForgetOperation(forget) => self.forget_operation(&forget),
+            Op::JudgeMember(judge) => self.judge_member(index, now_ms, judge),
+            Op::EvacuateMember(evacuate) => self.evacuate_member(&evacuate),
+            Op::FailOverVolume(over) => self.fail_over_volume(index, now_ms, over),
+            Op::SetFailover(set) => self.set_failover(index, &set),
+            Op::SetFailureDomain(set) => self.set_failure_domain(&set),
         };
         result.unwrap_or_else(Outcome::Refused)
     }
@@ -251,8 +256,8 @@ impl MetaState {
             return Err(refusal(ErrorReason::InvalidField, message, vec![]));
         };
         // A node keeps the name under which volumes are attached to it, and tells only its addresses.
-        let Member { draining, leaving, .. } = *known;
-        let member = Member { name: known.name.clone(), draining, leaving, ..member };
+        let member = crate::healing::with_record_of(known, member);
+        let member = Member { name: known.name.clone(), ..member };
         if *known != member {
             *known = member;
             self.map_version += 1;
@@ -309,6 +314,7 @@ impl MetaState {
             revert: None,
             storage_class,
             qos: create.qos,
+            failover: create.failover,
         };
         self.index.ids.insert(volume.number, volume.id.clone());
         self.volumes.insert(create.id, volume.clone());
@@ -408,7 +414,7 @@ impl MetaState {
         Ok(Outcome::Nothing)
     }
 
-    fn attach_volume(
+    pub(crate) fn attach_volume(
         &mut self,
         index: u64,
         now_ms: i64,
@@ -417,6 +423,7 @@ impl MetaState {
         rules::check_host(&attach.host).map_err(|e| {
             refusal(ErrorReason::InvalidField, e, vec![("field", "host".to_owned())])
         })?;
+        let free = self.volume(&attach.id).is_some_and(|v| self.may_take(v.attachment.as_ref()));
         let volume = find(&mut self.volumes, &attach.id)?;
         check_etag(volume, &attach.etag)?;
         if volume.deleting {
@@ -435,7 +442,7 @@ impl MetaState {
             Some(a) if a.host == attach.host && !attach.renew => {
                 return Ok(Outcome::Volume(volume.clone()));
             }
-            Some(a) if a.host != attach.host && !attach.r#move => {
+            Some(a) if a.host != attach.host && !attach.r#move && !free => {
                 return Err(refusal(
                     ErrorReason::VolumeAttached,
                     format!(

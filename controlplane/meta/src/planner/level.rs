@@ -1,7 +1,6 @@
 //! Nodes that hold more than others: by replicas first, then by bytes.
 
-use super::Plan;
-use basalt_api::meta::v1::MoveGroup;
+use super::{Move, Plan, Why};
 use basalt_api::v1::Placement;
 use std::cmp::Reverse;
 
@@ -20,7 +19,7 @@ struct Exchange {
 
 impl Plan<'_> {
     /// A replica of a node that holds many goes to one that holds few: the one that evens their bytes most.
-    pub(super) fn level(&mut self) -> Option<MoveGroup> {
+    pub(super) fn level(&mut self) -> Option<Move> {
         let mut pairs: Vec<(usize, usize, u32, u32)> = Vec::new();
         for (from, many) in &self.load {
             let fewer = self.load.iter().filter(|(_, few)| few.replicas + 1 < many.replicas);
@@ -41,13 +40,13 @@ impl Plan<'_> {
             let at = fits.min_by_key(|at| self.bytes(*at).abs_diff(wanted))?;
             Some((at, from, to))
         })?;
-        Some(self.sent(at, from, to))
+        Some(self.sent(at, from, to, Why::Replicas(from)))
     }
 
     /// Moves that even the bytes of two nodes and leave the replicas even: of one group if a node holds one
     /// replica more than the other, or else of one there and of a lighter one back. None while anything
     /// moves, or if not all bytes are known, or if it is not worth it.
-    pub(super) fn exchange(&mut self) -> Vec<MoveGroup> {
+    pub(super) fn exchange(&mut self) -> Vec<Move> {
         let known = |at: usize| self.outlook.bytes.contains_key(&(at as u32));
         let rest = |group: &Placement| !group.moving;
         if !self.groups.iter().all(rest) || !(0..self.groups.len()).all(known) {
@@ -61,8 +60,8 @@ impl Plan<'_> {
         }
         match self.best_exchange() {
             Some(Exchange { from, to, there, back }) => {
-                let there = self.sent(there, from, to);
-                let back = back.map(|at| self.sent(at, to, from));
+                let there = self.sent(there, from, to, Why::Bytes(from));
+                let back = back.map(|at| self.sent(at, to, from, Why::Bytes(from)));
                 std::iter::once(there).chain(back).collect()
             }
             None => Vec::new(),
@@ -108,17 +107,23 @@ impl Plan<'_> {
         })
     }
 
-    /// Whether a group may exchange one voter for another, and would settle.
-    fn may_go(&self, at: usize, from: u32, to: u32) -> bool {
+    /// Whether a group may exchange one voter for another: it would settle, there is room, and it is spread no worse.
+    pub(super) fn may_go(&self, at: usize, from: u32, to: u32) -> bool {
         let Placement { voters, moving, .. } = &self.groups[at];
         let up = |node: &u32| *node == from || self.is_up(*node);
-        !moving && voters.contains(&from) && !voters.contains(&to) && voters.iter().all(up)
+        !moving
+            && voters.contains(&from)
+            && !voters.contains(&to)
+            && self.is_up(to)
+            && voters.iter().all(up)
+            && self.has_room(to, at)
+            && self.stays_apart(at, from, to)
     }
 
-    fn sent(&mut self, at: usize, from: u32, to: u32) -> MoveGroup {
+    pub(super) fn sent(&mut self, at: usize, from: u32, to: u32, why: Why) -> Move {
         let voters = self.groups[at].voters.iter();
         let voters = voters.map(|node| if *node == from { to } else { *node }).collect();
-        self.moved(at, voters)
+        self.moved(at, voters, why)
     }
 
     /// Bytes of a node that holds as much as the others.

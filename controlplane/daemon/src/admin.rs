@@ -16,7 +16,8 @@ use basalt_api::v1::{
     DrainNodeRequest, FlattenVolumeRequest, GetClusterRequest, GetCutRequest, GetPoolMapRequest,
     GetSnapshotRequest, GetVolumeRequest, ListChangesRequest, ListChangesResponse,
     ListSnapshotsRequest, ListSnapshotsResponse, ListVolumesRequest, ListVolumesResponse, Node,
-    PoolMap, RemoveNodeRequest, RemoveNodeResponse, ResizeVolumeRequest, RevertVolumeRequest,
+    PlanPlacementRequest, PlanPlacementResponse, PoolMap, RemoveNodeRequest, RemoveNodeResponse, ResizeVolumeRequest, RevertVolumeRequest,
+    SetFailoverRequest, SetFailureDomainRequest,
     Snapshot, StartScrubRequest, StartScrubResponse, UpdateVolumeRequest, Volume, volume,
 };
 use basalt_meta::{
@@ -98,6 +99,7 @@ impl Admin for AdminService {
             source: source_of(&request.source_snapshot)?,
             storage_class: volumes::class_of(&request.storage_class)?,
             qos: request.qos,
+            failover: request.failover,
         });
         let volume = match request.validate_only {
             true => volumes::changed(services::rehearse(&self.daemon, op).await?)?,
@@ -354,6 +356,31 @@ impl Admin for AdminService {
     ) -> Result<Response<RemoveNodeResponse>, Status> {
         Ok(Response::new(crate::nodes::remove(&self.daemon, request.into_inner()).await?))
     }
+
+    async fn set_failover(
+        &self,
+        request: Request<SetFailoverRequest>,
+    ) -> Result<Response<Volume>, Status> {
+        let request = request.into_inner();
+        let op = crate::failover::setting(&request)?;
+        Ok(Response::new(volume_of(&self.change(&request.request_id, op).await?)))
+    }
+
+    async fn set_failure_domain(
+        &self,
+        request: Request<SetFailureDomainRequest>,
+    ) -> Result<Response<Cluster>, Status> {
+        let request = request.into_inner();
+        self.outcome(&request.request_id, crate::placement::setting(&request)).await?;
+        Ok(Response::new(crate::status::cluster(&self.daemon).await?))
+    }
+
+    async fn plan_placement(
+        &self,
+        request: Request<PlanPlacementRequest>,
+    ) -> Result<Response<PlanPlacementResponse>, Status> {
+        Ok(Response::new(crate::placement::plan(&self.daemon, request.get_ref()).await?))
+    }
 }
 
 /// A volume as the API shows it.
@@ -392,6 +419,7 @@ pub fn volume_of(record: &VolumeRecord) -> Volume {
         qos: record.qos,
         reconciling: state != volume::State::Ready || record.flattening,
         revision: record.revision,
+        failover: record.failover,
         ..Volume::default()
     }
 }

@@ -42,14 +42,14 @@ pub fn own_member(options: &Options, node: u32) -> Result<Member, String> {
         grpc_address: options.advertised(options.listen)?,
         data_address: options.advertised(options.data_listen)?,
         nbd_address,
+        location: options.healing.location(),
         ..Member::default()
     })
 }
 
 /// Whether a member is what a node says of itself, which knows nothing of what is to become of it.
 pub fn is_same(member: &Member, own: &Member) -> bool {
-    let Member { draining, leaving, .. } = *member;
-    *member == Member { draining, leaving, ..own.clone() }
+    *member == basalt_meta::healing::with_record_of(member, own.clone())
 }
 
 /// Makes the cluster, and returns when its first record is committed.
@@ -107,14 +107,16 @@ fn fresh(
         grpc_address: node.grpc_address.clone(),
         data_address: node.data_address.clone(),
         nbd_address: node.nbd_address.clone(),
+        location: node.location.clone(),
         ..Member::default()
     });
     let group_count = match request.group_count {
         0 => layout::GROUPS_DEFAULT,
         count => count,
     };
-    layout::plan(random().max(1), members.collect(), group_count)
-        .map_err(|problem| error::invalid("nodes", problem))
+    let spec = layout::plan(random().max(1), members.collect(), group_count);
+    let spec = spec.map_err(|problem| error::invalid("nodes", problem))?;
+    Ok(ClusterSpec { failure_domain: request.failure_domain, ..spec })
 }
 
 fn go_on(

@@ -110,6 +110,8 @@ impl Engine {
         tokio::spawn(reconcile::run(Arc::downgrade(&engine)));
         tokio::spawn(moves::run(Arc::downgrade(&engine)));
         tokio::spawn(crate::returns::run(Arc::downgrade(&engine)));
+        tokio::spawn(crate::liveness::run(Arc::downgrade(&engine)));
+        tokio::spawn(crate::failover::run(Arc::downgrade(&engine)));
         tokio::spawn(crate::scrub::remember(Arc::downgrade(&engine)));
         Ok(engine)
     }

@@ -10,6 +10,7 @@
 //! * [`metadata`]: the mirror of the metadata group, proposals and linearizable reads;
 //! * [`reconcile`]: what makes the node do what the records say, [`retry`]: when it tries again;
 //! * `moves`: what has groups move from node to node;
+//! * `liveness`: who lives, `failover`: attachments of nodes that do not;
 //! * [`admin`], [`services`], [`peer`]: the gRPC services; [`bootstrap`], [`nodes`], [`snapshots`], [`cuts`],
 //!   [`changes`], [`status`]: their longer stories.
 
@@ -22,13 +23,16 @@ pub mod cuts;
 pub mod daemon;
 mod deletions;
 pub mod engine;
+mod failover;
 mod incoming;
 mod keeping;
+mod liveness;
 pub mod metadata;
 mod moves;
 pub mod nodes;
 pub mod options;
 pub mod peer;
+mod placement;
 pub mod reconcile;
 pub mod retry;
 mod returns;

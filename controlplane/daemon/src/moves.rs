@@ -18,14 +18,15 @@ pub(crate) use replica::take;
 
 use self::plan::{GroupSteps, Reports, Statement};
 use crate::engine::Engine;
+use crate::placement;
 use crate::reconcile::done;
 use crate::status;
 use basalt_api::dial;
 use basalt_api::v1::{ClusterSpec, Member, StateReplicaRequest};
 use basalt_core::shard::Phase;
-use basalt_meta::planner::{self, Outlook};
+use basalt_meta::planner::{self, Move, Outlook};
 use basalt_meta::{Op, RemoveMember, layout};
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::task::JoinSet;
@@ -64,8 +65,8 @@ pub(crate) async fn run(weak: Weak<Engine>) {
 /// What this process did last. Nothing of it is needed but to pace itself.
 struct Driver {
     last: Vec<GroupSteps>,
-    /// Nodes that reported last; all members before anybody was asked.
-    up: Option<BTreeSet<u32>>,
+    /// What nodes reported last; nothing before anybody was asked.
+    outlook: Option<Outlook>,
     pause: Duration,
     /// When the next pass may begin.
     next: Instant,
@@ -74,7 +75,7 @@ struct Driver {
 
 impl Driver {
     fn new(now: Instant) -> Driver {
-        Driver { last: Vec::new(), up: None, pause: PASS, next: now, swept: now }
+        Driver { last: Vec::new(), outlook: None, pause: PASS, next: now, swept: now }
     }
 
     /// Does what is due, and says when to look again if nothing changes.
@@ -83,7 +84,7 @@ impl Driver {
         let spec = engine.metadata.look(|state| state.cluster().cloned());
         let Some(spec) = spec.filter(|_| engine.metadata.leads()) else {
             self.last.clear();
-            self.up = None;
+            self.outlook = None;
             return now + SWEEP;
         };
         let due = match !self.last.is_empty() || self.is_moving(&spec) {
@@ -99,8 +100,8 @@ impl Driver {
             return due;
         }
         self.swept = now;
-        let (steps, up) = pass(engine, &spec).await;
-        self.up = Some(up);
+        let (steps, outlook) = pass(engine, &spec).await;
+        self.outlook = Some(outlook);
         let same = steps.iter().map(GroupSteps::shape).eq(self.last.iter().map(GroupSteps::shape));
         self.pause = if same { (self.pause * 2).min(PASS_MAX) } else { PASS };
         self.last = steps;
@@ -109,12 +110,9 @@ impl Driver {
     }
 
     /// Whether the records ask for something that may not be so yet, and that does not wait for a node that is
-    /// away. Whether data is even is looked at when everybody is asked.
+    /// away, as far as it was told when it asked last.
     fn is_moving(&self, spec: &ClusterSpec) -> bool {
-        let mut outlook = Outlook::hopeful(spec);
-        if let Some(up) = &self.up {
-            outlook.up.clone_from(up);
-        }
+        let outlook = self.outlook.clone().unwrap_or_else(|| Outlook::hopeful(spec));
         let mut placements = spec.placements.iter().chain(&spec.metadata_placement);
         placements.any(|placement| placement.moving)
             || spec.members.iter().any(|member| member.leaving)
@@ -122,9 +120,9 @@ impl Driver {
     }
 }
 
-/// Asks everybody, and does what there is to do now. Tells what there was to do, and which nodes work.
-async fn pass(engine: &Arc<Engine>, spec: &ClusterSpec) -> (Vec<GroupSteps>, BTreeSet<u32>) {
-    let reports = reports(engine, spec).await;
+/// Asks everybody, and does what there is to do now. Tells what there was to do, and what it was told.
+async fn pass(engine: &Arc<Engine>, spec: &ClusterSpec) -> (Vec<GroupSteps>, Outlook) {
+    let (reports, outlook) = reports(engine, spec).await;
     let steps = plan::steps(spec, &reports);
     let mut under_way = JoinSet::new();
     for group in steps.clone() {
@@ -136,41 +134,53 @@ async fn pass(engine: &Arc<Engine>, spec: &ClusterSpec) -> (Vec<GroupSteps>, BTr
         let op = Op::RemoveMember(RemoveMember { node });
         done(engine.metadata.change("", op).await, "removing a node");
     }
-    let outlook = plan::outlook(&reports);
-    for to in planner::next_moves(spec, &outlook, IN_FLIGHT) {
-        tracing::info!(group = to.group, voters = ?to.voters, learners = ?to.learners, "moves");
+    for Move { to, why } in planner::next(spec, &outlook, IN_FLIGHT) {
+        let why = placement::reason(spec, why);
+        tracing::info!(group = to.group, voters = ?to.voters, learners = ?to.learners, "moves: {why}");
         done(engine.metadata.change("", Op::MoveGroup(to)).await, "having a group move");
     }
-    (steps, outlook.up)
+    (steps, outlook)
 }
 
-/// What the members that work say that they hold.
-async fn reports(engine: &Arc<Engine>, spec: &ClusterSpec) -> Reports {
+/// What is to be planned with, as the members tell now.
+pub(crate) async fn outlook(engine: &Arc<Engine>, spec: &ClusterSpec) -> Outlook {
+    reports(engine, spec).await.1
+}
+
+/// What the members that work say that they hold, and what is to be planned with.
+async fn reports(engine: &Arc<Engine>, spec: &ClusterSpec) -> (Reports, Outlook) {
     let mut asked = JoinSet::new();
     for member in spec.members.iter().cloned() {
         let engine = engine.clone();
         asked.spawn(async move { Some((member.node, replicas_at(&engine, &member).await?)) });
     }
-    let mut reports = Reports::new();
+    let (mut reports, mut capacity) = (Reports::new(), BTreeMap::new());
     while let Some(answer) = asked.join_next().await {
-        reports.extend(answer.ok().flatten());
+        if let Some((node, (replicas, bytes))) = answer.ok().flatten() {
+            reports.insert(node, replicas);
+            capacity.insert(node, bytes);
+        }
     }
-    reports
+    capacity.retain(|_, bytes| *bytes > 0);
+    let outlook = Outlook { capacity, ..plan::outlook(&reports) };
+    (reports, outlook)
 }
 
-/// A node whose shard is not open tells what it was started with, which may not be what it holds.
+/// What a node holds, and how many bytes of data its device takes. A node whose shard is not open tells what it was
+/// started with, which may not be what it holds.
 async fn replicas_at(
     engine: &Arc<Engine>,
     member: &Member,
-) -> Option<Vec<basalt_api::v1::Replica>> {
+) -> Option<(Vec<basalt_api::v1::Replica>, u64)> {
     if member.node == engine.node.0 {
         let status = engine.status().await.ok()?;
         let shard = status.shard()?;
         let works = matches!(shard.phase, Phase::Running | Phase::Draining);
-        return works.then(|| status::replicas_of(shard));
+        return works.then(|| (status::replicas_of(shard), shard.space.capacity));
     }
     let report = status::ask(member).await.ok()?;
-    report.node.is_some_and(|node| status::works(&node)).then_some(report.replicas)
+    let node = report.node.filter(status::works)?;
+    Some((report.replicas, node.space.map_or(0, |space| space.capacity_bytes)))
 }
 
 async fn carry_out(engine: Arc<Engine>, members: Vec<Member>, steps: GroupSteps) {

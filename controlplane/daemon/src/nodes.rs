@@ -47,6 +47,7 @@ pub(crate) async fn admit(engine: &Arc<Engine>, request: AddNodeRequest) -> Resu
         grpc_address: described.grpc_address.clone(),
         data_address: described.data_address.clone(),
         nbd_address: described.nbd_address.clone(),
+        location: described.location.clone(),
         ..Member::default()
     };
     let replaces = replaced(&spec, &request.replaces, &asked)?;
@@ -168,7 +169,7 @@ fn is_placed(engine: &Engine, node: u32) -> bool {
     })
 }
 
-fn record(engine: &Engine) -> Result<ClusterSpec, Status> {
+pub(crate) fn record(engine: &Engine) -> Result<ClusterSpec, Status> {
     engine.metadata.look(|state| state.cluster().cloned()).ok_or_else(|| {
         let message = "the cluster's record is not written yet; ask again";
         error::status(ErrorReason::NotBootstrapped, message, &[])
@@ -229,7 +230,7 @@ fn replaced(spec: &ClusterSpec, name: &str, asked: &Member) -> Result<u32, Statu
 }
 
 /// The member of a name or number. Of two of one name it is the one that stays.
-fn find<'a>(spec: &'a ClusterSpec, name: &str) -> Result<&'a Member, Status> {
+pub(crate) fn find<'a>(spec: &'a ClusterSpec, name: &str) -> Result<&'a Member, Status> {
     let named = |m: &&Member| m.name == name || m.node.to_string() == name;
     let mut found = spec.members.iter().filter(named);
     let best = found.clone().find(|m| !m.leaving).or_else(|| found.next());

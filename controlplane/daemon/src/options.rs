@@ -1,5 +1,9 @@
 //! The command line of `basaltd`.
 
+mod healing;
+
+pub use healing::HealingOptions;
+
 use basalt_api::size::show;
 use basalt_attach::door::TlsOptions;
 use basalt_attach::listen::NbdListen;
@@ -91,6 +95,10 @@ pub struct Options {
     #[arg(long, value_name = "ID", value_parser = cluster_id)]
     pub only_cluster: Option<u64>,
 
+    /// What is made of nodes that fail.
+    #[command(flatten)]
+    pub healing: HealingOptions,
+
     /// Name of the node, unique in its cluster. Default: the machine's name.
     #[arg(long, env = "BASALT_NAME", value_name = "NAME")]
     pub name: Option<String>,
@@ -132,6 +140,7 @@ impl Options {
     /// # Errors
     /// Says what is wrong and what would be right.
     pub fn check(&self) -> Result<(), String> {
+        self.healing.check()?;
         let least = SEGMENTS_MIN * self.segment_size + SUPERBLOCK_AREA_BYTES;
         let device = self.device_path();
         if !device.exists() && self.device_size < least {

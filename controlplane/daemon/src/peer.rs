@@ -6,9 +6,9 @@ use basalt_api::error;
 use basalt_api::v1::peer_server::Peer;
 use basalt_api::v1::propose_response::Result as ProposeResult;
 use basalt_api::v1::{
-    DescribeRequest, DescribeResponse, GetReportRequest, JoinRequest, JoinResponse, NodeReport,
-    ProposeRequest, ProposeResponse, ScrubRequest, ScrubResponse, StateReplicaRequest,
-    StateReplicaResponse,
+    BeatRequest, BeatResponse, DescribeRequest, DescribeResponse, GetReportRequest, JoinRequest,
+    JoinResponse, NodeReport, ProposeRequest, ProposeResponse, ScrubRequest, ScrubResponse,
+    StateReplicaRequest, StateReplicaResponse,
 };
 use basalt_core::event::ProposeError;
 use basalt_wire::disk::SUPERBLOCK_AREA_BYTES;
@@ -56,6 +56,7 @@ impl Peer for PeerService {
             begun,
             blank: !begun && is_blank(device.clone()).await,
             only_cluster: self.daemon.options.only_cluster.unwrap_or(0),
+            location: own.location,
         }))
     }
 
@@ -115,6 +116,12 @@ impl Peer for PeerService {
     ) -> Result<Response<StateReplicaResponse>, Status> {
         crate::moves::take(&self.daemon.engine()?, request.into_inner()).await?;
         Ok(Response::new(StateReplicaResponse {}))
+    }
+
+    async fn beat(&self, request: Request<BeatRequest>) -> Result<Response<BeatResponse>, Status> {
+        let engine = self.daemon.engine()?;
+        engine.check_cluster(request.into_inner().cluster)?;
+        Ok(Response::new(crate::liveness::beat(&engine).await?))
     }
 }
 

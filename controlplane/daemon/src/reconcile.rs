@@ -100,7 +100,7 @@ async fn catch_up(weak: &Weak<Engine>) -> Option<u64> {
     loop {
         let engine = weak.upgrade()?;
         // The others can not send what is missing here to an address that they do not know.
-        tell_addresses(&engine, &engine.spec()).await;
+        tell_addresses(&engine, &known_spec(&engine)).await;
         let metadata = engine.metadata.clone();
         drop(engine);
         match metadata.barrier().await {
@@ -349,6 +349,16 @@ async fn addresses(engine: &Arc<Engine>) -> bool {
         }
     }
     tell_addresses(engine, &record).await
+}
+
+/// What the members agreed on as this node remembers it. Where they stand it does not: that is compared when the
+/// records have come.
+fn known_spec(engine: &Engine) -> ClusterSpec {
+    let mut spec = engine.spec();
+    if let Some(own) = spec.members.iter_mut().find(|member| member.node == engine.node.0) {
+        own.location = engine.options.healing.location();
+    }
+    spec
 }
 
 /// This node's addresses into the record, if they are others there.

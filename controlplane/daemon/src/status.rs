@@ -106,7 +106,8 @@ pub async fn cluster(daemon: &Arc<Daemon>) -> Result<Cluster, Status> {
         .zip(&spec.members)
         .for_each(|(node, member)| place(node, member, &spec, &reports));
     let (health, health_sentence) = judge(&nodes, &groups, &reports);
-    let health_sentence = format!("{health_sentence}{}", movement(&groups));
+    let shortage = crate::placement::shortage(&spec, &reports);
+    let health_sentence = format!("{health_sentence}{}{shortage}", movement(&groups));
     Ok(Cluster {
         id: format!("{:016x}", spec.id),
         nodes,
@@ -114,6 +115,7 @@ pub async fn cluster(daemon: &Arc<Daemon>) -> Result<Cluster, Status> {
         health: health.into(),
         health_sentence,
         volume_count: engine.metadata.look(|state| state.volumes().count() as u64),
+        failure_domain: spec.failure_domain,
     })
 }
 
@@ -174,6 +176,18 @@ fn state_of(status: &ReactorStatus) -> String {
             Phase::Suspect(reason) => format!("suspect: {reason}"),
             Phase::Failed(reason) => format!("failed: {reason}"),
         },
+    }
+}
+
+/// Why a node's device does not work, if it was given up.
+pub(crate) fn failed_of(status: &ReactorStatus) -> Option<String> {
+    let host = status.shard.as_ref()?;
+    match (&host.state, &host.shard) {
+        (HostState::Failed(reason), _) => Some(reason.clone()),
+        (HostState::Open, Some(ShardStatus { phase: Phase::Failed(reason), .. })) => {
+            Some(reason.clone())
+        }
+        _ => None,
     }
 }
 
@@ -413,6 +427,7 @@ fn views_of<'a>(id: &str, reports: &'a [NodeReport]) -> Vec<(u32, &'a Replica)> 
 /// it and leave it.
 fn place(node: &mut Node, member: &Member, spec: &ClusterSpec, reports: &[NodeReport]) {
     (node.draining, node.leaving) = (member.draining, member.leaving);
+    crate::liveness::show(node, member);
     for group in 0..spec.group_count {
         let placement = layout::placement_of(spec, group);
         let (placed, former) =

@@ -81,7 +81,7 @@ pub(super) fn outlook(reports: &Reports) -> Outlook {
         let most = bytes.entry(group).or_default();
         *most = replica.live_bytes.max(*most);
     }
-    Outlook { up, bytes }
+    Outlook { up, bytes, ..Outlook::default() }
 }
 
 /// Members that leave and that no placement names any more.

@@ -18,6 +18,7 @@ fn cluster(nodes: u32) -> ClusterSpec {
         placements: vec![placement()],
         metadata_placement: Some(placement()),
         last_node: nodes,
+        ..ClusterSpec::default()
     }
 }
 

@@ -1,14 +1,15 @@
 //! `basalt cluster`.
 
 use crate::Failure;
-use crate::options::{ClusterCommand, Format, Options};
+use crate::options::{ClusterCommand, Format, Options, Placement};
 use crate::output::{self, Progress};
-use crate::scrub;
+use crate::{healing, scrub};
 use basalt_api::dial;
 use basalt_api::error::status;
 use basalt_api::size::show;
 use basalt_api::v1::{
-    BootstrapRequest, Cluster, ErrorReason, GetClusterRequest, Group, Health, Node, Score,
+    BootstrapRequest, Cluster, ErrorReason, FailureDomain, GetClusterRequest, Group, Health, Node,
+    Score,
 };
 use serde_json::{Value, json};
 use std::fmt::Write;
@@ -22,7 +23,15 @@ pub(crate) async fn run(
     command: &ClusterCommand,
 ) -> Result<(), Failure> {
     match command {
-        ClusterCommand::Bootstrap { nodes, groups } => bootstrap(options, nodes, *groups).await,
+        ClusterCommand::Bootstrap { nodes, groups, domain } => {
+            bootstrap(options, nodes, *groups, domain.failure_domain.value()).await
+        }
+        ClusterCommand::Placement(Placement::Plan { what_if }) => {
+            healing::plan(options, cluster, what_if).await
+        }
+        ClusterCommand::Placement(Placement::FailureDomain { domain }) => {
+            healing::set_domain(options, cluster, *domain).await
+        }
         ClusterCommand::Status { groups, check, wait } => {
             let found = match wait {
                 Some(patience) => wait_for_health(cluster, *patience, options.output).await?,
@@ -39,8 +48,14 @@ pub(crate) async fn run(
     }
 }
 
-async fn bootstrap(options: &Options, nodes: &[String], groups: u32) -> Result<(), Failure> {
-    let request = BootstrapRequest { nodes: nodes.to_vec(), group_count: groups };
+async fn bootstrap(
+    options: &Options,
+    nodes: &[String],
+    groups: u32,
+    failure_domain: FailureDomain,
+) -> Result<(), Failure> {
+    let failure_domain = failure_domain.into();
+    let request = BootstrapRequest { nodes: nodes.to_vec(), group_count: groups, failure_domain };
     // The first of the nodes does it; bootstrap may take longer than other calls.
     let first =
         dial::Cluster::new(nodes[..1].to_vec(), options.timeout.max(Duration::from_secs(90)));
@@ -143,6 +158,9 @@ fn document(cluster: &Cluster) -> Value {
             "groups_going": node.groups_going,
             "draining": node.draining,
             "leaving": node.leaving,
+            "member_state": healing::member_state(node),
+            "evacuated": node.evacuated,
+            "location": healing::location(node),
         })
     };
     let group = |group: &Group| {
@@ -164,6 +182,7 @@ fn document(cluster: &Cluster) -> Value {
         "health": word(cluster.health()),
         "health_sentence": cluster.health_sentence,
         "volume_count": cluster.volume_count,
+        "failure_domain": healing::domain_name(cluster.failure_domain()),
         "nodes": cluster.nodes.iter().map(node).collect::<Vec<_>>(),
         "groups": cluster.groups.iter().map(group).collect::<Vec<_>>(),
     })

@@ -11,6 +11,7 @@ mod doctor;
 mod documents;
 mod explain;
 mod get;
+mod healing;
 mod node;
 mod operation;
 mod options;

@@ -1,12 +1,14 @@
 //! `basalt node`.
 
-use crate::options::{Format, NodeCommand, Options};
+use crate::options::{Format, NodeCommand, NodeShow, Options};
 use crate::output::{self, Progress};
-use crate::{Failure, call};
+use crate::{Failure, call, healing};
 use basalt_api::dial;
+use basalt_api::error::status;
 use basalt_api::size::show;
 use basalt_api::v1::{
-    AddNodeRequest, Cluster, DrainNodeRequest, GetClusterRequest, Node, RemoveNodeRequest,
+    AddNodeRequest, Cluster, DrainNodeRequest, ErrorReason, GetClusterRequest, Node,
+    RemoveNodeRequest,
 };
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -26,6 +28,18 @@ pub(crate) async fn run(
             let found = ask(cluster).await?;
             let document = json!({ "nodes": found.nodes.iter().map(document).collect::<Vec<_>>() });
             output::write(options.output, &document, || text(&found.nodes))
+        }
+        NodeCommand::Show(NodeShow::Show { node }) => {
+            let found = ask(cluster).await?;
+            let named = |n: &&Node| n.name == *node || n.id.to_string() == *node;
+            let Some(found) = found.nodes.iter().find(named) else {
+                let text = format!(
+                    "the cluster has no node '{node}'; 'basalt node list' shows those that it has"
+                );
+                let facts = [("node", node.clone())];
+                return Err(status(ErrorReason::NodeNotFound, text, &facts).into());
+            };
+            output::write(options.output, &document(found), || one(found))
         }
         NodeCommand::Add { address, replaces, wait } => {
             let replaces = replaces.clone().unwrap_or_default();
@@ -171,6 +185,11 @@ fn document(node: &Node) -> Value {
         "live_bytes": live_bytes(node),
         "draining": node.draining,
         "leaving": node.leaving,
+        "member_state": healing::member_state(node),
+        "member_state_since": output::time(node.member_state_since_ms),
+        "member_state_why": node.member_state_why,
+        "evacuated": node.evacuated,
+        "location": healing::location(node),
         "version": node.version,
         "grpc_address": node.grpc_address,
         "data_address": node.data_address,
@@ -180,15 +199,61 @@ fn document(node: &Node) -> Value {
 
 /// What a node is doing, and what is to become of it.
 fn state(node: &Node) -> String {
-    let now = if node.reachable { node.state.clone() } else { "unreachable".to_owned() };
+    let now = match (healing::member_state(node), node.reachable) {
+        (judged @ ("down" | "failed"), _) => judged.to_owned(),
+        ("suspect", true) => format!("{}; suspect", node.state),
+        (_, true) => node.state.clone(),
+        (_, false) => "unreachable".to_owned(),
+    };
     let plan = match (node.leaving, node.draining, node.groups_going) {
         (true, _, left) => format!("leaving, {left} left"),
+        (_, false, 0) if node.evacuated => "given up for now".to_owned(),
+        (_, false, left) if node.evacuated => format!("given up for now, {left} left"),
         (_, true, 0) => "drained".to_owned(),
         (_, true, left) => format!("draining, {left} left"),
         _ if node.groups_coming > 0 => format!("{} coming", node.groups_coming),
         _ => return now,
     };
     if now == "running" { plan } else { format!("{now}; {plan}") }
+}
+
+fn one(node: &Node) -> String {
+    let since = match node.member_state_since_ms {
+        0 => String::new(),
+        since => format!(" since {}", output::time(since)),
+    };
+    let why = match node.member_state_why.is_empty() {
+        true => String::new(),
+        false => format!(": {}", node.member_state_why),
+    };
+    let place = healing::location(node);
+    let rows = [
+        ("name", format!("{} (number {})", node.name, node.id)),
+        ("judged", format!("{}{since}{why}", healing::member_state(node))),
+        ("state", state(node)),
+        ("location", if place.is_empty() { "not said".to_owned() } else { place }),
+        (
+            "groups",
+            format!(
+                "{}, {} coming, {} going",
+                node.groups_placed, node.groups_coming, node.groups_going
+            ),
+        ),
+        ("leads", node.leaderships.to_string()),
+        ("data", live_bytes(node).map_or_else(|| "-".to_owned(), show)),
+        (
+            "serving",
+            if node.serving.is_empty() { "nothing".to_owned() } else { node.serving.join(", ") },
+        ),
+        ("grpc", node.grpc_address.clone()),
+        ("data path", node.data_address.clone()),
+        (
+            "nbd",
+            if node.nbd_address.is_empty() { "-".to_owned() } else { node.nbd_address.clone() },
+        ),
+        ("version", node.version.clone()),
+    ];
+    rows.iter().map(|(key, value)| format!("{key:<9} {value}\n")).collect()
 }
 
 fn text(nodes: &[Node]) -> String {

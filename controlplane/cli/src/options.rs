@@ -1,12 +1,14 @@
 //! The words of the command line.
 
 mod declared;
+mod healing;
 mod snapshots;
 
 pub(crate) use declared::{
     ApplyArgs, ClassCommand, ClassFields, DoctorArgs, ExplainArgs, GetArgs, OperationCommand,
     QosArgs, QuotaCommand, QuotaFields,
 };
+pub(crate) use healing::{Domain, DomainArgs, FailoverArgs, NodeShow, Placement, WhatIf};
 pub(crate) use snapshots::{Diff, SnapshotCommand, SnapshotName};
 
 use basalt_api::random::request_id;
@@ -302,7 +304,11 @@ pub(crate) enum ClusterCommand {
         /// Volume groups, a power of two from 1 to 1024; fixed for good.
         #[arg(long, value_name = "COUNT", default_value = "16", value_parser = groups)]
         groups: u32,
+        #[command(flatten)]
+        domain: DomainArgs,
     },
+    #[command(flatten)]
+    Placement(Placement),
     /// Nodes, groups, leaders, and one sentence on their health.
     #[command(after_help = AFTER_STATUS)]
     Status {
@@ -323,6 +329,8 @@ pub(crate) enum NodeCommand {
     /// The nodes, what they do and what they hold.
     #[command(after_help = AFTER_NODE_LIST)]
     List,
+    #[command(flatten)]
+    Show(NodeShow),
     /// Add a node, whose share of the groups moves to it.
     #[command(after_help = AFTER_NODE_ADD)]
     Add {
@@ -420,6 +428,8 @@ pub(crate) enum VolumeCommand {
         class: Option<String>,
         #[command(flatten)]
         qos: QosArgs,
+        #[command(flatten)]
+        failover: FailoverArgs,
         /// Only say what it would come to.
         #[arg(long)]
         dry_run: bool,
@@ -450,6 +460,8 @@ pub(crate) enum VolumeCommand {
         class: Option<String>,
         #[command(flatten)]
         qos: QosArgs,
+        #[command(flatten)]
+        failover: FailoverArgs,
         /// Only say what it would come to.
         #[arg(long)]
         dry_run: bool,

@@ -2,15 +2,15 @@
 
 use crate::options::{Change, NewSize, Options, QosArgs, VolumeCommand, label_map};
 use crate::output::{self, Progress};
-use crate::{Failure, call, class, clones, snapshot};
+use crate::{Failure, call, class, clones, healing, snapshot};
 use basalt_api::dial::{Cluster, plain};
 use basalt_api::error::{self, reason_of};
 use basalt_api::random::request_id;
 use basalt_api::size::show;
 use basalt_api::v1::{
     AttachVolumeRequest, CreateVolumeRequest, DeleteVolumeRequest, DetachVolumeRequest,
-    ErrorReason, GetClusterRequest, GetVolumeRequest, ListVolumesRequest, Qos, ResizeVolumeRequest,
-    RevertVolumeRequest, UpdateVolumeRequest, Volume, volume,
+    ErrorReason, Failover, GetClusterRequest, GetVolumeRequest, ListVolumesRequest, Qos,
+    ResizeVolumeRequest, RevertVolumeRequest, UpdateVolumeRequest, Volume, volume,
 };
 use prost_types::FieldMask;
 use serde_json::{Value, json};
@@ -26,7 +26,17 @@ pub(crate) async fn run(
     command: &VolumeCommand,
 ) -> Result<(), Failure> {
     match command {
-        VolumeCommand::Create { name, size, from, labels, class, qos, dry_run, change } => {
+        VolumeCommand::Create {
+            name,
+            size,
+            from,
+            labels,
+            class,
+            qos,
+            failover,
+            dry_run,
+            change,
+        } => {
             let request = CreateVolumeRequest {
                 volume_id: name.clone(),
                 size_bytes: size.unwrap_or_default(),
@@ -35,6 +45,7 @@ pub(crate) async fn run(
                 source_snapshot: from.as_ref().map_or_else(String::new, snapshot::full),
                 storage_class: class.as_deref().map_or_else(String::new, class::path),
                 qos: Some(qos.given().0).filter(|qos| *qos != Qos::default()),
+                failover: failover.value().into(),
                 validate_only: *dry_run,
             };
             let created = call!(cluster, create_volume, request)?;
@@ -55,10 +66,11 @@ pub(crate) async fn run(
             output::write(options.output, &document(&volume), || clones::outcome(name, &volume))
         }
         VolumeCommand::List { filter, order_by } => list(options, cluster, filter, order_by).await,
-        VolumeCommand::Update { name, labels, class, qos, dry_run, change } => {
-            let wanted = Wanted { labels, class: class.as_deref(), qos, dry_run: *dry_run };
+        VolumeCommand::Update { name, labels, class, qos, failover, dry_run, change } => {
+            let (class, dry_run) = (class.as_deref(), *dry_run);
+            let wanted = Wanted { labels, class, qos, failover: failover.value(), dry_run };
             let volume = update(cluster, name, &wanted, change).await?;
-            let would = if *dry_run { "would be " } else { "" };
+            let would = if dry_run { "would be " } else { "" };
             output::write(options.output, &document(&volume), || {
                 format!("volume {name} {would}changed\n{}", text(&volume))
             })
@@ -147,6 +159,7 @@ struct Wanted<'a> {
     labels: &'a [(String, Option<String>)],
     class: Option<&'a str>,
     qos: &'a QosArgs,
+    failover: Failover,
     dry_run: bool,
 }
 
@@ -163,6 +176,10 @@ async fn update(
     if let Some(class) = wanted.class {
         paths.push("storage_class".to_owned());
         volume.storage_class = if class.is_empty() { String::new() } else { class::path(class) };
+    }
+    if wanted.failover != Failover::Unspecified {
+        paths.push("failover".to_owned());
+        volume.failover = wanted.failover.into();
     }
     if !wanted.labels.is_empty() {
         // Those that are not named stay; another change of them in between is not undone.
@@ -435,6 +452,7 @@ fn document(volume: &Volume) -> Value {
         "qos": volume.qos.as_ref().map(crate::documents::document),
         "effective_qos": volume.effective_qos.as_ref().map(crate::documents::document),
         "operation": volume.operation,
+        "failover": healing::failover(volume),
         "create_time": output::time(volume.create_time_ms),
         "etag": volume.etag,
     })
@@ -481,6 +499,7 @@ fn text(volume: &Volume) -> String {
             },
         ),
         ("bounds", volume.effective_qos.as_ref().map_or("none".to_owned(), bounds)),
+        ("failover", healing::failover(volume).to_owned()),
         ("labels", if labels.is_empty() { "none".to_owned() } else { labels.join(", ") }),
         ("id", volume.id.to_string()),
         ("created", output::time(volume.create_time_ms)),

@@ -6,6 +6,8 @@
 //! * [`cuts`]: snapshots of several volumes together.
 //! * [`clones`]: volumes that begin as a snapshot of another, and become their own.
 //! * [`absence`]: a node that was away.
+//! * [`creates`]: volumes created while leaders die.
+//! * [`fence`]: a node with a volume is cut off, and the volume goes on elsewhere.
 //! * [`fill`]: devices without room.
 //! * [`overwrite`]: devices that are nearly full, for a long time.
 //! * [`members`]: nodes that come and go.
@@ -14,9 +16,12 @@
 //!   [`load`]: random overwrites that are remembered. [`plot`]: curves over time.
 
 pub mod absence;
+mod admin;
 mod api;
 pub mod clones;
+pub mod creates;
 pub mod cuts;
+pub mod fence;
 pub mod fill;
 pub mod load;
 pub mod many;

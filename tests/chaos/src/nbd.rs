@@ -1,7 +1,7 @@
 //! A small NBD client that sends what it is told, when it is told, and waits for nothing by itself.
 
 use anyhow::{Context, Result, bail, ensure};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
@@ -28,6 +28,7 @@ pub enum Kind {
 pub struct NbdClient {
     stream: TcpStream,
     next: u64,
+    patience: Duration,
 }
 
 /// What a server said to a request.
@@ -45,7 +46,15 @@ impl NbdClient {
     /// # Errors
     /// If the server does not serve it.
     pub fn open(port: u16, export: &str, patience: Duration) -> Result<NbdClient> {
-        let mut stream = TcpStream::connect(("127.0.0.1", port)).context("can not connect")?;
+        NbdClient::open_at(&format!("127.0.0.1:{port}"), export, patience)
+    }
+
+    /// As [`NbdClient::open`], at any address.
+    ///
+    /// # Errors
+    /// If the server does not serve it.
+    pub fn open_at(address: &str, export: &str, patience: Duration) -> Result<NbdClient> {
+        let mut stream = TcpStream::connect(address).context("can not connect")?;
         stream.set_read_timeout(Some(patience))?;
         stream.set_nodelay(true)?;
         let mut greeting = [0; 18];
@@ -66,7 +75,7 @@ impl NbdClient {
             let mut text = vec![0; number_at::<4>(&head, 16) as usize];
             stream.read_exact(&mut text)?;
             match kind {
-                REPLY_ACK => return Ok(NbdClient { stream, next: 0 }),
+                REPLY_ACK => return Ok(NbdClient { stream, next: 0, patience }),
                 kind if kind >> 31 == 1 => bail!("refused: {}", String::from_utf8_lossy(&text)),
                 _ => {}
             }
@@ -82,6 +91,22 @@ impl NbdClient {
         bytes.extend(data);
         self.stream.write_all(&bytes)?;
         Ok(self.next)
+    }
+
+    /// Whether an answer, or the end of the connection, comes within a time.
+    ///
+    /// # Errors
+    /// If the connection is broken.
+    pub fn has_answer(&mut self, within: Duration) -> Result<bool> {
+        self.stream.set_read_timeout(Some(within))?;
+        let seen = self.stream.peek(&mut [0]);
+        self.stream.set_read_timeout(Some(self.patience))?;
+        match seen {
+            Ok(_) => Ok(true),
+            Err(e) if is_closed(&e) => Ok(true),
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => Ok(false),
+            Err(e) => Err(e).context("no answer"),
+        }
     }
 
     /// Waits for the next answer to a write; nothing if the connection was closed.

@@ -4,12 +4,14 @@
 //! the nodes in order and removes all files; a cluster dropped without it (a test that failed) keeps
 //! its logs and says where they are.
 
+use crate::lan::Lan;
 use crate::ports::free_port;
 use crate::process::{Program, run, wait_until, work_dir};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How long anything may take that should take a second: the machine may be busy.
@@ -28,11 +30,14 @@ pub struct Shape {
     pub groups: usize,
     /// More arguments of every node.
     pub node_args: Vec<String>,
+    /// Where each node is a host, by its number; nothing: all of them are on loopback.
+    pub lan: Option<Arc<Lan>>,
 }
 
 impl Default for Shape {
     fn default() -> Shape {
-        Shape { nodes: 3, device: "4GiB", segment: "16MiB", groups: 16, node_args: Vec::new() }
+        let (node_args, lan) = (Vec::new(), None);
+        Shape { nodes: 3, device: "4GiB", segment: "16MiB", groups: 16, node_args, lan }
     }
 }
 
@@ -51,6 +56,8 @@ pub struct Ports {
 pub struct Node {
     /// Its name.
     pub name: String,
+    /// Where it is reached: an address.
+    pub host: String,
     /// Where it listens.
     pub ports: Ports,
     /// Its data directory.
@@ -62,12 +69,17 @@ pub struct Node {
 impl Node {
     /// The address of its gRPC API.
     pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.ports.grpc)
+        format!("{}:{}", self.host, self.ports.grpc)
+    }
+
+    /// Where it serves NBD.
+    pub fn nbd_address(&self) -> String {
+        format!("{}:{}", self.host, self.ports.nbd)
     }
 
     /// Where it serves a volume that is attached to it.
     pub fn uri(&self, volume: &str) -> String {
-        format!("nbd://127.0.0.1:{}/{volume}", self.ports.nbd)
+        format!("nbd://{}/{volume}", self.nbd_address())
     }
 
     /// Waits until its gRPC API can be reached.
@@ -391,17 +403,21 @@ impl Drop for Cluster {
 fn start_node(folder: &Path, number: usize, shape: &Shape) -> Result<Node> {
     let name = format!("node-{number}");
     let ports = Ports { grpc: free_port()?, data: free_port()?, nbd: free_port()? };
+    let host = shape.lan.as_ref().map_or("127.0.0.1".to_owned(), |lan| lan.address(number));
     let log = folder.join(format!("{name}.log"));
     let data = folder.join(&name);
     let more: Vec<&str> = shape.node_args.iter().map(String::as_str).collect();
-    let process = Program::new("basaltd")
+    let mut program = Program::new("basaltd")
         .more_args(&more)
         .args(["--name", &name, "--data-dir", &data.to_string_lossy()])
         .args(["--device-size", shape.device, "--segment-size", shape.segment])
-        .args(["--listen", &format!("127.0.0.1:{}", ports.grpc)])
-        .args(["--data-listen", &format!("127.0.0.1:{}", ports.data)])
-        .args(["--nbd-listen", &format!("127.0.0.1:{}", ports.nbd)])
-        .log(log)
-        .start()?;
-    Ok(Node { name, ports, folder: data, process })
+        .args(["--listen", &format!("{host}:{}", ports.grpc)])
+        .args(["--data-listen", &format!("{host}:{}", ports.data)])
+        .args(["--nbd-listen", &format!("{host}:{}", ports.nbd)])
+        .log(log);
+    if let Some(lan) = &shape.lan {
+        program = program.network(lan.namespace(number)?);
+    }
+    let process = program.start()?;
+    Ok(Node { name, host, ports, folder: data, process })
 }

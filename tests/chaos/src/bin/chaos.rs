@@ -3,7 +3,9 @@
 use anyhow::{Context, Result, ensure};
 use basalt_chaos::absence::{self, Reach};
 use basalt_chaos::clones;
+use basalt_chaos::creates;
 use basalt_chaos::cuts;
+use basalt_chaos::fence::{self, Cut};
 use basalt_chaos::fill;
 use basalt_chaos::load::{DEPTH, Hot};
 use basalt_chaos::many;
@@ -23,6 +25,8 @@ Examples:
   chaos summary rounds-*.json
   chaos absence --volume-mib 1024
   chaos clones --volume-mib 256
+  chaos creates --count 1000 --deaths 5
+  chaos fence --cut network --rounds 10
   chaos fill --times 50
   chaos many --count 10000
   chaos members --volume-mib 1024
@@ -104,6 +108,27 @@ enum Command {
         /// Seed of the blocks.
         #[arg(long, default_value = "1")]
         seed: u64,
+    },
+    /// Volumes are created by several clients while the leader of the metadata group is killed.
+    Creates {
+        /// How many volumes.
+        #[arg(long, default_value = "1000")]
+        count: usize,
+        /// Clients that create them.
+        #[arg(long, default_value = "4")]
+        clients: usize,
+        /// How often the leader is killed.
+        #[arg(long, default_value = "5")]
+        deaths: usize,
+    },
+    /// A node with a volume is frozen, cut off or killed under a writer, and the volume goes on elsewhere.
+    Fence {
+        /// What is done to the node; cutting it off needs to be root.
+        #[arg(long, value_enum)]
+        cut: Cut,
+        /// How often: by itself and on demand in turn.
+        #[arg(long, default_value = "10")]
+        rounds: usize,
     },
     /// The devices are filled to the last byte and emptied again.
     Fill {
@@ -251,6 +276,15 @@ fn main() -> Result<()> {
             let (volume_bytes, rest) = (volume_mib << 20, Duration::from_secs(rest));
             let plan = clones::Plan { volume_bytes, rate, rest, seed };
             print!("{}", clones::run("chaos-clones", &plan, |said| eprintln!("{said}"))?);
+        }
+        Command::Creates { count, clients, deaths } => {
+            let plan = creates::Plan { count, clients, deaths };
+            print!("{}", creates::run("chaos-creates", &plan, |said| eprintln!("{said}"))?);
+        }
+        Command::Fence { cut, rounds } => {
+            let plan = fence::Plan { cut, rounds, node_args: Vec::new() };
+            let rounds = fence::run("chaos-fence", &plan, |round| println!("{round}"))?;
+            println!("{}", fence::summary(cut, &rounds));
         }
         Command::Fill { times, seed } => {
             fill::run("chaos-fill", times, seed, |round| println!("{round:?}"))?;

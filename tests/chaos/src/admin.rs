@@ -1,0 +1,79 @@
+//! The API at whichever node answers: for runs in which nodes are away.
+
+use anyhow::{Context, Result, anyhow};
+use basalt_api::dial::{self, plain};
+use basalt_api::v1::admin_client::AdminClient;
+use basalt_api::v1::{
+    Cluster as Status, Consistency, GetClusterRequest, GetVolumeRequest, ListVolumesRequest, Volume,
+};
+use basalt_interop::cluster::Cluster;
+use std::future::Future;
+use std::time::Duration;
+use tokio::runtime::Runtime;
+use tonic::Code;
+use tonic::transport::Channel;
+
+/// How long a node may take to answer before the next one is asked.
+const ASK: Duration = Duration::from_secs(3);
+
+/// Some nodes of a cluster, asked in turn.
+pub(crate) struct Admin {
+    runtime: Runtime,
+    cluster: dial::Cluster,
+}
+
+impl Admin {
+    /// The nodes of a cluster but for one of them, by name.
+    pub(crate) fn without(cluster: &Cluster, name: &str) -> Result<Admin> {
+        let others = cluster.nodes.iter().filter(|node| node.name != name);
+        Admin::at(others.map(|node| node.address()).collect())
+    }
+
+    /// The nodes at these addresses.
+    pub(crate) fn at(addresses: Vec<String>) -> Result<Admin> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok(Admin { runtime, cluster: dial::Cluster::new(addresses, ASK) })
+    }
+
+    /// Makes a call.
+    pub(crate) fn call<T, F>(
+        &self,
+        call: impl Fn(AdminClient<Channel>) -> F,
+    ) -> Result<T, tonic::Status>
+    where
+        F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    {
+        self.runtime.block_on(self.cluster.call(call))
+    }
+
+    pub(crate) fn status(&self) -> Result<Status> {
+        let asked = self.call(|mut c| async move { c.get_cluster(GetClusterRequest {}).await });
+        asked.map_err(|status| anyhow!("the cluster's status: {}", plain(&status)))
+    }
+
+    /// A volume as far as the asked node has heard of it: also while nobody leads.
+    pub(crate) fn volume_as_heard(&self, id: &str) -> Result<Volume> {
+        let consistency = Consistency::Eventual.into();
+        let request = ListVolumesRequest { page_size: 1000, consistency, ..Default::default() };
+        let asked = self.call(|mut client| {
+            let request = request.clone();
+            async move { client.list_volumes(request).await }
+        });
+        let page = asked.map_err(|status| anyhow!("the volumes: {}", plain(&status)))?;
+        let found = page.volumes.into_iter().find(|volume| volume.name == format!("volumes/{id}"));
+        found.with_context(|| format!("the volume {id} is not known"))
+    }
+
+    pub(crate) fn volume(&self, id: &str) -> Result<Volume, tonic::Status> {
+        let name = format!("volumes/{id}");
+        self.call(|mut client| {
+            let request = GetVolumeRequest { name: name.clone() };
+            async move { client.get_volume(request).await }
+        })
+    }
+}
+
+/// Whether another attempt may have an answer: nobody led, or a node was away.
+pub(crate) fn may_repeat(status: &tonic::Status) -> bool {
+    matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled)
+}

@@ -34,7 +34,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tonic::Status;
 
 /// Groups that move at a time: so many fill a link, and leave the foreground its part.
-const IN_FLIGHT: usize = 4;
+pub(crate) const IN_FLIGHT: usize = 4;
 /// How long a node may take to take a statement; one that takes longer hears it again.
 const STATE: Duration = Duration::from_millis(1500);
 /// From the start of a pass to the start of the next while there is progress.

@@ -30,7 +30,7 @@ pub(crate) async fn plan(
     let mut spec = nodes::record(&engine)?;
     let mut outlook = moves::outlook(&engine, &spec).await;
     suppose(&mut spec, &mut outlook, request)?;
-    Ok(shown(&spec, &planner::forecast(&spec, &outlook), &outlook))
+    Ok(shown(&spec, &planner::forecast(&spec, &outlook, moves::IN_FLIGHT), &outlook))
 }
 
 /// Makes the record what it would be.

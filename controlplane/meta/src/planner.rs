@@ -260,7 +260,10 @@ impl Plan<'_> {
     fn mend(&mut self, at: usize) -> Option<Move> {
         let mut voters = self.groups[at].voters.clone();
         let wanted = self.wanted();
-        let bad = voters.iter().position(|node| !self.load.contains_key(node));
+        let is_bad = |node: &u32| !self.load.contains_key(node);
+        // With one left that is away the move would not arrive.
+        let lost = voters.iter().position(|node| is_bad(node) && !self.is_up(*node));
+        let bad = lost.or_else(|| voters.iter().position(is_bad));
         let best = self.best(at, bad);
         let why = bad.map_or(Why::Missing, |bad| Why::Leaves(voters[bad]));
         match (bad, best) {

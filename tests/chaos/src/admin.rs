@@ -4,7 +4,8 @@ use anyhow::{Context, Result, anyhow};
 use basalt_api::dial::{self, plain};
 use basalt_api::v1::admin_client::AdminClient;
 use basalt_api::v1::{
-    Cluster as Status, Consistency, GetClusterRequest, GetVolumeRequest, ListVolumesRequest, Volume,
+    Cluster as Status, Consistency, GetClusterRequest, GetReportRequest, GetVolumeRequest,
+    ListVolumesRequest, Volume,
 };
 use basalt_interop::cluster::Cluster;
 use std::future::Future;
@@ -49,6 +50,16 @@ impl Admin {
     pub(crate) fn status(&self) -> Result<Status> {
         let asked = self.call(|mut c| async move { c.get_cluster(GetClusterRequest {}).await });
         asked.map_err(|status| anyhow!("the cluster's status: {}", plain(&status)))
+    }
+
+    /// How many replicas the first of the nodes holds, as it says itself.
+    pub(crate) fn replicas(&self) -> Result<usize> {
+        let address = self.cluster.addresses().first().context("an address")?.clone();
+        let asked = self
+            .runtime
+            .block_on(async { dial::peer(&address, ASK)?.get_report(GetReportRequest {}).await });
+        let report = asked.map_err(|status| anyhow!("a report: {}", plain(&status)))?.into_inner();
+        Ok(report.replicas.len())
     }
 
     /// A volume as far as the asked node has heard of it: also while nobody leads.

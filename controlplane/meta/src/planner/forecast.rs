@@ -17,8 +17,8 @@ pub struct Forecast {
     pub unmet: Vec<String>,
 }
 
-/// What the planner would do if every move arrived and nothing else happened.
-pub fn forecast(spec: &ClusterSpec, outlook: &Outlook) -> Forecast {
+/// What the planner would do if every move arrived and nothing else happened, with so many groups moving at a time.
+pub fn forecast(spec: &ClusterSpec, outlook: &Outlook, in_flight_max: usize) -> Forecast {
     let mut spec = spec.clone();
     let before = super::objective::score(&spec, outlook);
     let mut moves = Vec::new();
@@ -28,7 +28,7 @@ pub fn forecast(spec: &ClusterSpec, outlook: &Outlook) -> Forecast {
     }
     // The objective becomes less with each, so this ends; the bound is there for a planner that is wrong.
     for _ in 0..spec.group_count as usize * 16 + 64 {
-        let planned = next(&spec, outlook, usize::MAX / 2);
+        let planned = next(&spec, outlook, in_flight_max);
         if planned.is_empty() {
             break;
         }

@@ -7,6 +7,7 @@ use basalt_chaos::creates;
 use basalt_chaos::cuts;
 use basalt_chaos::fence::{self, Cut};
 use basalt_chaos::fill;
+use basalt_chaos::heal;
 use basalt_chaos::load::{DEPTH, Hot};
 use basalt_chaos::many;
 use basalt_chaos::members;
@@ -129,6 +130,21 @@ enum Command {
         /// How often: by itself and on demand in turn.
         #[arg(long, default_value = "10")]
         rounds: usize,
+    },
+    /// A node dies under load, is rebuilt on the others, and comes back.
+    Heal {
+        /// MiB of the volume.
+        #[arg(long, default_value = "512")]
+        volume_mib: u64,
+        /// Volume groups.
+        #[arg(long, default_value = "16")]
+        groups: usize,
+        /// Writes a second at most; as many as go without it.
+        #[arg(long)]
+        rate: Option<u64>,
+        /// How long the node is dead before it is given up.
+        #[arg(long, default_value = "10s")]
+        rebuild_after: String,
     },
     /// The devices are filled to the last byte and emptied again.
     Fill {
@@ -285,6 +301,12 @@ fn main() -> Result<()> {
             let plan = fence::Plan { cut, rounds, node_args: Vec::new() };
             let rounds = fence::run("chaos-fence", &plan, |round| println!("{round}"))?;
             println!("{}", fence::summary(cut, &rounds));
+        }
+        Command::Heal { volume_mib, groups, rate, rebuild_after } => {
+            let (volume_bytes, node_args) =
+                (volume_mib << 20, vec!["--rebuild-after".to_owned(), rebuild_after]);
+            let plan = heal::Plan { volume_bytes, groups, rate, node_args };
+            println!("{}", heal::run("chaos-heal", &plan, |said| eprintln!("{said}"))?);
         }
         Command::Fill { times, seed } => {
             fill::run("chaos-fill", times, seed, |round| println!("{round:?}"))?;

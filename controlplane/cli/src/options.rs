@@ -717,7 +717,8 @@ mod tests {
         assert_eq!(name, "demo");
 
         let options = parse("basalt cluster bootstrap --node a:1 --node b:2").unwrap();
-        let Command::Cluster(ClusterCommand::Bootstrap { nodes, groups }) = options.command else {
+        let Command::Cluster(ClusterCommand::Bootstrap { nodes, groups, .. }) = options.command
+        else {
             panic!("another command")
         };
         assert_eq!((nodes.len(), groups), (2, 16));

@@ -166,7 +166,8 @@ impl MetaState {
             return changed(format!("the volume '{}' stays where it is attached", over.id));
         }
         let current = volume.attachment.as_ref();
-        if !current.is_some_and(|now| now.epoch == over.epoch) || !self.may_take(current) {
+        let other = current.is_none_or(|now| now.epoch != over.epoch);
+        if other || !self.may_take(current) {
             return changed(format!(
                 "the attachment of the volume '{}' is another one by now, or its node is back",
                 over.id

@@ -122,8 +122,9 @@ pub fn next(spec: &ClusterSpec, outlook: &Outlook, in_flight_max: usize) -> Vec<
 }
 
 /// Who should hold the metadata group. Voters stay as long as they are members, also those that are
-/// drained: a voter can not become a learner. One that is down for long leaves, and is a learner when it is back. Others become voters up to a number that is worth it: a
-/// fourth does not make the group survive more than three do.
+/// drained: a voter can not become a learner. One that is down for long leaves, and is a learner when it is back.
+/// Others become voters up to a number that is worth it: a fourth does not make the group survive more than
+/// three do.
 fn metadata_target(spec: &ClusterSpec, now: &Placement) -> Placement {
     let staying = spec.members.iter().filter(|m| !m.leaving && !m.evacuated);
     let (active, drained): (Vec<_>, Vec<_>) = staying.partition(|m| !m.draining);

@@ -243,8 +243,9 @@ fn any_step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// Whatever is heard: nobody counts as dead who was heard in any way within the time, nor while most are silent, nor
-    /// sooner than a whole period after the leader began or was stopped. And all who are heard long enough are up.
+    /// Whatever is heard: nobody counts as dead who was heard in any way within the time, nor while most are
+    /// silent, nor sooner than a whole period after the leader began or was stopped. And all who are heard long
+    /// enough are up.
     #[test]
     fn only_the_dead_are_buried(
         nodes in 2u32..7,

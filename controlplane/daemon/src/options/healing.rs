@@ -19,13 +19,14 @@ pub struct HealingOptions {
     #[arg(long, value_name = "TIME", default_value = "3s", value_parser = silence)]
     pub suspect_after: Duration,
 
-    /// Silence of both, API and data path, after which a node counts as dead: volumes that are attached to it may be
-    /// attached elsewhere at once, and are if they are told to. At least twice --suspect-after. Give all nodes the same.
+    /// Silence of both, API and data path, after which a node counts as dead: volumes that are attached to it
+    /// may be attached elsewhere at once, and are if they are told to. At least twice --suspect-after. Give all
+    /// nodes the same.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = silence)]
     pub down_after: Duration,
 
-    /// Time after which a node that is dead, or whose device has failed, has its replicas made anew on other nodes, such
-    /// as 10m, if there are enough others with room; 0 for never. Give all nodes the same.
+    /// Time after which a node that is dead, or whose device has failed, has its replicas made anew on other
+    /// nodes, such as 10m, if there are enough others with room; 0 for never. Give all nodes the same.
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = super::grace)]
     pub rebuild_after: Duration,
 

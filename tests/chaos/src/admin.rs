@@ -32,8 +32,13 @@ impl Admin {
 
     /// The nodes at these addresses.
     pub(crate) fn at(addresses: Vec<String>) -> Result<Admin> {
+        Admin::patient(addresses, ASK)
+    }
+
+    /// The same, each with so much time to answer.
+    pub(crate) fn patient(addresses: Vec<String>, patience: Duration) -> Result<Admin> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        Ok(Admin { runtime, cluster: dial::Cluster::new(addresses, ASK) })
+        Ok(Admin { runtime, cluster: dial::Cluster::new(addresses, patience) })
     }
 
     /// Makes a call.

@@ -9,6 +9,7 @@
 //! * [`creates`]: volumes created while leaders die.
 //! * [`fence`]: a node with a volume is cut off, and the volume goes on elsewhere.
 //! * [`fill`]: devices without room.
+//! * [`headless`]: only the reactors run.
 //! * [`heal`]: a dead node's replicas are made anew.
 //! * [`overwrite`]: devices that are nearly full, for a long time.
 //! * [`members`]: nodes that come and go.
@@ -24,6 +25,7 @@ pub mod creates;
 pub mod cuts;
 pub mod fence;
 pub mod fill;
+pub mod headless;
 pub mod heal;
 pub mod load;
 pub mod many;

@@ -7,6 +7,7 @@ use basalt_chaos::creates;
 use basalt_chaos::cuts;
 use basalt_chaos::fence::{self, Cut};
 use basalt_chaos::fill;
+use basalt_chaos::headless;
 use basalt_chaos::heal;
 use basalt_chaos::load::{DEPTH, Hot};
 use basalt_chaos::many;
@@ -130,6 +131,12 @@ enum Command {
         /// How often: by itself and on demand in turn.
         #[arg(long, default_value = "10")]
         rounds: usize,
+    },
+    /// Every thread but the reactors is stopped while fio writes and verifies; needs to be root.
+    Headless {
+        /// Seconds.
+        #[arg(long, default_value = "60")]
+        seconds: u64,
     },
     /// A node dies under load, is rebuilt on the others, and comes back.
     Heal {
@@ -301,6 +308,9 @@ fn main() -> Result<()> {
             let plan = fence::Plan { cut, rounds, node_args: Vec::new() };
             let rounds = fence::run("chaos-fence", &plan, |round| println!("{round}"))?;
             println!("{}", fence::summary(cut, &rounds));
+        }
+        Command::Headless { seconds } => {
+            println!("{}", headless::run("chaos-headless", Duration::from_secs(seconds))?);
         }
         Command::Heal { volume_mib, groups, rate, rebuild_after } => {
             let (volume_bytes, node_args) =

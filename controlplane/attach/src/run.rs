@@ -8,8 +8,8 @@ use basalt_api::dial::{Cluster, plain};
 use basalt_api::random::request_id;
 use basalt_api::v1::{
     self, AttachVolumeRequest, AttachVolumeResponse, Consistency, DetachVolumeRequest,
-    GetPoolMapRequest, GetSnapshotRequest, GetVolumeRequest, ListVolumesRequest, Snapshot, Volume,
-    snapshot,
+    GetPoolMapRequest, GetSnapshotRequest, GetVolumeRequest, HostSession, ListVolumesRequest,
+    Snapshot, Volume, snapshot,
 };
 use basalt_client::RateLimits;
 use basalt_core::event::Effect;
@@ -63,7 +63,7 @@ pub async fn run(options: Options, inherited: Vec<ListenSource>) -> Result<ExitC
     }
     let cluster = Cluster::new(options.cluster.clone(), options.timeout);
     let map = cluster
-        .call(|mut client| async move { client.get_pool_map(GetPoolMapRequest {}).await })
+        .call(|mut client| async move { client.get_pool_map(GetPoolMapRequest::default()).await })
         .await
         .map_err(|status| anyhow!("the cluster's map: {}", plain(&status)))?;
     // The listeners are bound before anything is taken from another host.
@@ -352,11 +352,20 @@ impl Sessions {
     /// Asks all nodes for the map that they have: one that is no member any more, or is cut off, answers with
     /// what it knew then. Whoever answers first with a newer one is heard first.
     fn ask_for_map(&mut self) {
+        // It is how they know that this host lives.
+        let session = |(volume, held): (&String, &Held)| HostSession {
+            volume: volume.clone(),
+            epoch: held.epoch,
+            age_ms: 0,
+        };
+        let sessions: Vec<HostSession> = self.held.iter().map(session).collect();
         for address in self.known_addresses() {
             let (node, cluster) = (Cluster::new(vec![address], BRIEF), self.map.cluster);
+            let request = GetPoolMapRequest { sessions: sessions.clone() };
             self.asked.spawn(async move {
-                let asked = node.call(|mut client| async move {
-                    client.get_pool_map(GetPoolMapRequest {}).await
+                let asked = node.call(|mut client| {
+                    let request = request.clone();
+                    async move { client.get_pool_map(request).await }
                 });
                 match asked.await {
                     Ok(map) => Some(map).filter(|map| map.cluster == cluster),

@@ -8,8 +8,8 @@ use basalt_api::dial::Cluster;
 use basalt_api::random::request_id;
 use basalt_api::size::show;
 use basalt_api::v1::{
-    Failover, FailureDomain, GetClusterRequest, Location, MemberState, Node, PlacementScore,
-    PlanPlacementRequest, PlanPlacementResponse, PlannedMove, SetFailoverRequest,
+    Attachment, Failover, FailureDomain, GetClusterRequest, Location, MemberState, Node, PlacementScore,
+    PlanPlacementRequest, PlanPlacementResponse, PlannedMove, 
     SetFailureDomainRequest, Volume,
 };
 use serde_json::{Value, json};
@@ -147,6 +147,15 @@ pub(crate) fn member_state(node: &Node) -> &'static str {
         MemberState::Suspect => "suspect",
         MemberState::Down => "down",
         MemberState::Failed => "failed",
+    }
+}
+
+/// Whether a host that is no node lives, in a word.
+pub(crate) fn host_state(attachment: &Attachment) -> &'static str {
+    match attachment.host_state() {
+        MemberState::Up => "up",
+        MemberState::Down => "down",
+        _ => "unknown",
     }
 }
 

@@ -9,7 +9,7 @@ use basalt_api::random::request_id;
 use basalt_api::size::show;
 use basalt_api::v1::{
     AttachVolumeRequest, CreateVolumeRequest, DeleteVolumeRequest, DetachVolumeRequest,
-    ErrorReason, Failover, GetClusterRequest, GetVolumeRequest, ListVolumesRequest, Qos,
+    ErrorReason, Failover, GetClusterRequest, GetVolumeRequest, ListVolumesRequest, MemberState, Qos,
     ResizeVolumeRequest, RevertVolumeRequest, UpdateVolumeRequest, Volume, volume,
 };
 use prost_types::FieldMask;
@@ -423,10 +423,14 @@ fn state(volume: &Volume) -> &'static str {
 }
 
 fn document(volume: &Volume) -> Value {
-    let attachment = volume
-        .attachment
-        .as_ref()
-        .map(|a| json!({ "host": a.host, "epoch": a.epoch, "since": output::time(a.since_ms) }));
+    let attachment = volume.attachment.as_ref().map(|a| {
+        json!({
+            "host": a.host,
+            "epoch": a.epoch,
+            "since": output::time(a.since_ms),
+            "host_state": healing::host_state(a),
+        })
+    });
     let flattening = volume.flattening.as_ref().map(|f| {
         json!({
             "done_bytes": f.done_bytes,
@@ -474,7 +478,13 @@ fn text(volume: &Volume) -> String {
     let labels: Vec<String> =
         volume.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
     let attached = volume.attachment.as_ref().map_or("to nobody".to_owned(), |a| {
-        format!("to {} since {}, epoch {}", a.host, output::time(a.since_ms), a.epoch)
+        let lost = match a.host_state() {
+            MemberState::Down => {
+                format!(", not heard since {}", output::time(a.host_state_since_ms))
+            }
+            _ => String::new(),
+        };
+        format!("to {} since {}, epoch {}{lost}", a.host, output::time(a.since_ms), a.epoch)
     });
     let clone = match (clones::snapshot_of(volume), &volume.flattening) {
         (None, _) => "no".to_owned(),

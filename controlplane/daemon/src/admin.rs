@@ -327,9 +327,11 @@ impl Admin for AdminService {
 
     async fn get_pool_map(
         &self,
-        _request: Request<GetPoolMapRequest>,
+        request: Request<GetPoolMapRequest>,
     ) -> Result<Response<PoolMap>, Status> {
-        Ok(Response::new(self.daemon.engine()?.map()))
+        let engine = self.daemon.engine()?;
+        engine.hosts.note(request.into_inner().sessions);
+        Ok(Response::new(engine.map()))
     }
 
     async fn start_scrub(
@@ -396,6 +398,8 @@ pub fn volume_of(record: &VolumeRecord) -> Volume {
         host: a.host.clone(),
         epoch: a.epoch,
         since_ms: a.since_ms,
+        host_state: a.host_state,
+        host_state_since_ms: a.host_state_since_ms,
     });
     Volume {
         name: format!("{PREFIX}{}", record.id),

@@ -2,6 +2,7 @@
 
 use crate::checkpoints::Checkpoints;
 use crate::clones::FlattenProgress;
+use crate::hosts::HostsHeard;
 use crate::metadata::Metadata;
 use crate::moves;
 use crate::options::Options;
@@ -61,6 +62,8 @@ pub struct Engine {
     pub door: Arc<Door>,
     /// The clones that it flattens.
     pub flattening: FlattenProgress,
+    /// Hosts that are no nodes, as far as they were heard of.
+    pub(crate) hosts: HostsHeard,
     /// Held while a replica is remembered or forgotten and the shard is told: both have one order.
     pub replicas: tokio::sync::Mutex<()>,
     spec: Mutex<ClusterSpec>,
@@ -102,6 +105,7 @@ impl Engine {
             store,
             door,
             flattening: FlattenProgress::default(),
+            hosts: HostsHeard::default(),
             replicas: tokio::sync::Mutex::default(),
             spec: Mutex::new(spec),
             failed,

@@ -24,6 +24,7 @@ pub mod daemon;
 mod deletions;
 pub mod engine;
 mod failover;
+mod hosts;
 mod incoming;
 mod keeping;
 mod liveness;

@@ -7,7 +7,8 @@ use crate::metadata::now_ms;
 use crate::status::failed_of;
 use basalt_api::dial;
 use basalt_api::v1::peer_client::PeerClient;
-use basalt_api::v1::{BeatRequest, BeatResponse, ClusterSpec, MemberState, Node};
+use basalt_api::v1::{BeatRequest, BeatResponse, ClusterSpec, HostSession, MemberState, Node};
+use basalt_meta::hosts::Hosts;
 use basalt_meta::liveness::{Liveness, Sign, Thresholds};
 use basalt_meta::{ENTRY_VERSION, Entry, Op};
 use basalt_wire::ids::{GroupId, Term};
@@ -61,7 +62,7 @@ pub(crate) async fn run(weak: Weak<Engine>) {
 pub(crate) async fn beat(engine: &Arc<Engine>) -> Result<BeatResponse, Status> {
     let status = engine.status().await.map_err(|e| Status::unavailable(format!("{e:#}")))?;
     let failed = failed_of(&status).unwrap_or_default();
-    Ok(BeatResponse { node: engine.node.0, failed })
+    Ok(BeatResponse { node: engine.node.0, failed, sessions: engine.hosts.list() })
 }
 
 /// Says of a node what the record says.
@@ -76,12 +77,20 @@ pub(crate) fn show(node: &mut Node, member: &basalt_api::v1::Member) {
     node.location.clone_from(&member.location);
 }
 
+/// What an entry is about: there is one at a time.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum About {
+    Node(u32),
+    Volume(String),
+}
+
 type Answer = (u32, Option<BeatResponse>);
 
 /// What the leader of one term hears.
 struct Watch {
     term: Term,
     liveness: Liveness,
+    hosts: Hosts,
     thresholds: Thresholds,
     /// When time began for [`Liveness`].
     origin: Instant,
@@ -89,9 +98,9 @@ struct Watch {
     clients: BTreeMap<u32, (String, PeerClient<Channel>)>,
     asked: JoinSet<Answer>,
     awaited: BTreeSet<u32>,
-    /// Entries that were proposed and are not committed yet, by node.
-    told: JoinSet<u32>,
-    telling: BTreeSet<u32>,
+    /// Entries that were proposed and are not committed yet.
+    told: JoinSet<About>,
+    telling: BTreeSet<About>,
     /// Whether too few are heard to declare anybody dead.
     blind: bool,
 }
@@ -102,6 +111,7 @@ impl Watch {
         Watch {
             term,
             liveness: Liveness::new(engine.node.0, thresholds, origin.elapsed()),
+            hosts: Hosts::new(thresholds.down, origin.elapsed()),
             thresholds,
             origin,
             clients: BTreeMap::new(),
@@ -126,7 +136,7 @@ impl Watch {
                 Some(told) = self.told.join_next(), if !self.told.is_empty() => {
                     // One that broke off is proposed again in the node's next turn.
                     match told {
-                        Ok(node) => drop(self.telling.remove(&node)),
+                        Ok(about) => drop(self.telling.remove(&about)),
                         Err(_) => self.telling.clear(),
                     }
                 }
@@ -139,12 +149,17 @@ impl Watch {
         let verdicts = self.liveness.judge(now, &spec);
         self.warn_if_blind(now, &spec);
         for verdict in verdicts {
-            self.tell(engine, verdict.node, Op::JudgeMember(verdict));
+            self.tell(engine, About::Node(verdict.node), Op::JudgeMember(verdict));
+        }
+        let sees_most = !self.blind;
+        let hosts = engine.metadata.look(|state| self.hosts.judge(now, state, sees_most));
+        for verdict in hosts {
+            self.tell(engine, About::Volume(verdict.id.clone()), Op::JudgeAttachment(verdict));
         }
         let after = engine.options.healing.rebuild_after;
         if !after.is_zero() {
             for lost in self.liveness.give_up(now, now_ms(), &spec, after) {
-                self.tell(engine, lost.node, Op::EvacuateMember(lost));
+                self.tell(engine, About::Node(lost.node), Op::EvacuateMember(lost));
             }
         }
     }
@@ -180,6 +195,16 @@ impl Watch {
         if let Some(answer) = answer {
             let failed = Some(answer.failed).filter(|why| !why.is_empty());
             self.liveness.hear(node, self.origin.elapsed(), Sign::Api(failed));
+            self.hear_hosts(answer.sessions);
+        }
+    }
+
+    /// A node, this one or another, tells what it has heard of hosts.
+    fn hear_hosts(&mut self, sessions: Vec<HostSession>) {
+        let now = self.origin.elapsed();
+        for session in sessions {
+            let at = now.saturating_sub(Duration::from_millis(session.age_ms));
+            self.hosts.hear(&session.volume, session.epoch, at);
         }
     }
 
@@ -188,6 +213,7 @@ impl Watch {
         let Ok(status) = engine.status().await else { return };
         let now = self.origin.elapsed();
         self.liveness.hear(engine.node.0, now, Sign::Api(failed_of(&status)));
+        self.hear_hosts(engine.hosts.list());
         for member in &spec.members {
             let to = address_of(member.node);
             if status.links.iter().any(|link| link.up && link.to == to) {
@@ -207,8 +233,8 @@ impl Watch {
     }
 
     /// Has something written down, by this node alone: should it lead no more, another one judges.
-    fn tell(&mut self, engine: &Arc<Engine>, node: u32, op: Op) {
-        if !self.telling.insert(node) {
+    fn tell(&mut self, engine: &Arc<Engine>, about: About, op: Op) {
+        if !self.telling.insert(about.clone()) {
             return;
         }
         let entry =
@@ -218,11 +244,9 @@ impl Watch {
         self.told.spawn(async move {
             match metadata.propose_here(command).await {
                 Ok(_) => log(entry.op.as_ref()),
-                Err(error) => {
-                    tracing::warn!(node, "what became of it is not written down yet: {error}")
-                }
+                Err(error) => tracing::warn!("{about:?}: not written down yet: {error}"),
             }
-            node
+            about
         });
     }
 }
@@ -238,6 +262,12 @@ fn log(op: Option<&Op>) {
                 _ => tracing::error!(node, "the node is down: {why}"),
             }
         }
+        Some(Op::JudgeAttachment(judge)) => match judge.state() {
+            MemberState::Down => {
+                tracing::warn!(volume = %judge.id, "the host that has it is not heard any more");
+            }
+            _ => tracing::info!(volume = %judge.id, "the host that has it is heard"),
+        },
         Some(Op::EvacuateMember(lost)) => {
             let node = lost.node;
             tracing::warn!(node, "given up for now: its groups are placed on other nodes");

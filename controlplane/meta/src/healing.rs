@@ -7,8 +7,8 @@ use crate::layout;
 use crate::liveness::is_lost;
 use crate::state::{MetaState, Outcome, Refused, check_etag, find, refusal};
 use basalt_api::meta::v1::{
-    AttachVolume, AttachmentRecord, EvacuateMember, FailOverVolume, JudgeMember, SetFailover,
-    SetFailureDomain,
+    AttachVolume, AttachmentRecord, EvacuateMember, FailOverVolume, JudgeAttachment, JudgeMember,
+    SetFailover, SetFailureDomain,
 };
 use basalt_api::v1::{
     ClusterSpec, ErrorReason, Failover, FailureDomain, Location, Member, MemberState,
@@ -84,7 +84,9 @@ impl MetaState {
 
     /// Whether an attachment may be taken from its host without a word from there.
     pub(crate) fn may_take(&self, current: Option<&AttachmentRecord>) -> bool {
-        current.is_some_and(|attachment| self.is_lost(&attachment.host))
+        current.is_some_and(|attachment| {
+            self.is_lost(&attachment.host) || attachment.host_state() == MemberState::Down
+        })
     }
 
     fn judged(&mut self, node: u32, was_index: u64) -> Result<&mut Member, Refused> {
@@ -167,7 +169,8 @@ impl MetaState {
         }
         let current = volume.attachment.as_ref();
         let other = current.is_none_or(|now| now.epoch != over.epoch);
-        if other || !self.may_take(current) {
+        // What is attached to a host that is no node is used there.
+        if other || !current.is_some_and(|now| self.is_lost(&now.host)) {
             return changed(format!(
                 "the attachment of the volume '{}' is another one by now, or its node is back",
                 over.id
@@ -185,6 +188,27 @@ impl MetaState {
             ..AttachVolume::default()
         };
         self.attach_volume(index, now_ms, attach)
+    }
+
+    /// The host of an attachment, which is no node, lives or does not.
+    pub(crate) fn judge_attachment(
+        &mut self,
+        now_ms: i64,
+        judge: &JudgeAttachment,
+    ) -> Result<Outcome, Refused> {
+        let known = matches!(judge.state(), MemberState::Up | MemberState::Down);
+        let volume = find(&mut self.volumes, &judge.id)?;
+        let attachment = volume.attachment.as_mut();
+        let Some(attachment) = attachment.filter(|now| known && now.epoch == judge.epoch) else {
+            let message = format!("the attachment of the volume '{}' is another one", judge.id);
+            let facts = vec![("volume", judge.id.clone())];
+            return Err(refusal(ErrorReason::AttachmentChanged, message, facts));
+        };
+        if attachment.host_state() != judge.state() {
+            attachment.host_state = judge.state;
+            attachment.host_state_since_ms = now_ms;
+        }
+        Ok(Outcome::Nothing)
     }
 
     /// Says what becomes of a volume's attachment when its node is down.

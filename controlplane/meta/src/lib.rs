@@ -12,6 +12,7 @@ mod events;
 pub mod failover;
 pub mod feed;
 pub mod healing;
+pub mod hosts;
 pub mod layout;
 pub mod liveness;
 mod members;
@@ -31,10 +32,10 @@ pub use basalt_api::meta::v1::{
     AddMember, AttachVolume, AttachmentRecord, Barrier, CloneParent, CloneSource, CreateCut,
     CreateSnapshot, CreateVolume, DeleteCut, DeleteSnapshot, DeleteVolume, DetachVolume,
     DrainMember, Entry, EvacuateMember, FailOverVolume, FlattenVolume, GiveUpCut, InitCluster,
-    JudgeMember, MoveGroup, NewSnapshot, PurgeSnapshot, PurgeVolume, RaiseEpoch, RemoveMember,
-    ResizeVolume, RevertRecord, RevertVolume, SetFailover, SetFailureDomain, SettleClone,
-    SettleCut, SettleFlatten, SettleGroup, SettleRevert, SettleSnapshot, SnapshotRecord,
-    UpdateMember, VolumeRecord,
+    JudgeAttachment, JudgeMember, MoveGroup, NewSnapshot, PurgeSnapshot, PurgeVolume, RaiseEpoch,
+    RemoveMember, ResizeVolume, RevertRecord, RevertVolume, SetFailover, SetFailureDomain,
+    SettleClone, SettleCut, SettleFlatten, SettleGroup, SettleRevert, SettleSnapshot,
+    SnapshotRecord, UpdateMember, VolumeRecord,
 };
 pub use basalt_api::meta::v1::{
     ClassRecord, DeleteClass, DeleteQuota, EventRecord, ForgetOperation, OperationRecord, PutClass,

@@ -224,6 +224,7 @@ impl MetaState {
             Op::FailOverVolume(over) => self.fail_over_volume(index, now_ms, over),
             Op::SetFailover(set) => self.set_failover(index, &set),
             Op::SetFailureDomain(set) => self.set_failure_domain(&set),
+            Op::JudgeAttachment(judge) => self.judge_attachment(now_ms, &judge),
         };
         result.unwrap_or_else(Outcome::Refused)
     }
@@ -458,7 +459,8 @@ impl MetaState {
         volume.epoch += 1;
         volume.revision = index;
         let (host, epoch) = (attach.host, volume.epoch);
-        volume.attachment = Some(AttachmentRecord { host, epoch, since_ms: now_ms, index });
+        let made = AttachmentRecord { host, epoch, since_ms: now_ms, index, ..Default::default() };
+        volume.attachment = Some(made);
         Ok(Outcome::Volume(volume.clone()))
     }
 

@@ -4,11 +4,13 @@ use basalt_api::v1::{
     ClusterSpec, ErrorReason, Failover, FailureDomain, Location, Member, MemberState,
 };
 use basalt_meta::failover::{self, Next};
+use basalt_meta::hosts::Hosts;
 use basalt_meta::{
     AttachVolume, CreateVolume, DetachVolume, ENTRY_VERSION, Entry, EvacuateMember, FailOverVolume,
-    InitCluster, JudgeMember, MetaState, Op, Outcome, SetFailover, SetFailureDomain, UpdateMember,
-    VolumeRecord, encode, etag_of, layout,
+    InitCluster, JudgeAttachment, JudgeMember, MetaState, Op, Outcome, SetFailover,
+    SetFailureDomain, UpdateMember, VolumeRecord, encode, etag_of, layout,
 };
+use std::time::Duration;
 
 struct Machine {
     state: MetaState,
@@ -279,4 +281,65 @@ fn the_failure_domain_is_one_that_there_is() {
     let bad = Member { location: Some(bad), node: 0, ..member(4) };
     let add = basalt_meta::AddMember { member: Some(bad), replaces: 0 };
     assert_eq!(m.reason(Op::AddMember(add)), ErrorReason::InvalidField);
+}
+
+/// A second goes by for each, and the leader hears of some sessions.
+fn seconds(
+    m: &mut Machine,
+    hosts: &mut Hosts,
+    now: &mut Duration,
+    count: u64,
+    heard: &[(&str, u64)],
+) -> Vec<(String, MemberState)> {
+    let mut said = Vec::new();
+    for _ in 0..count {
+        *now += Duration::from_secs(1);
+        heard.iter().for_each(|(volume, epoch)| hosts.hear(volume, *epoch, *now));
+        for verdict in hosts.judge(*now, &m.state, true) {
+            said.push((verdict.id.clone(), verdict.state()));
+            assert_eq!(m.run(Op::JudgeAttachment(verdict)), Outcome::Nothing);
+        }
+    }
+    said
+}
+
+#[test]
+fn a_host_that_said_that_it_serves_and_says_so_no_more_has_lost_the_volume() {
+    let mut m = Machine::new((1..=3).map(member).collect(), Failover::Node);
+    for (id, host) in [("demo", "outside"), ("silent", "other"), ("node", "n1")] {
+        if id != "demo" {
+            m.create(id, Failover::None);
+        }
+        m.volume(attach(id, host));
+    }
+    let down = Duration::from_secs(10);
+    let mut now = Duration::from_secs(500);
+    let mut hosts = Hosts::new(down, now);
+    let epoch = m.host("demo").1;
+    let said = seconds(&mut m, &mut hosts, &mut now, 5, &[("demo", epoch), ("node", 1)]);
+    assert_eq!(said, [("demo".to_owned(), MemberState::Up)], "once, and not of a node");
+    assert!(seconds(&mut m, &mut hosts, &mut now, 9, &[]).is_empty());
+    assert_eq!(m.reason(attach("demo", "n2")), ErrorReason::VolumeAttached);
+    let said = seconds(&mut m, &mut hosts, &mut now, 1, &[]);
+    assert_eq!(said, [("demo".to_owned(), MemberState::Down)]);
+    assert!(failover::next(&m.state, 9).is_empty(), "who uses it is there, and not at a node");
+    // It speaks again.
+    let said = seconds(&mut m, &mut hosts, &mut now, 1, &[("demo", epoch)]);
+    assert_eq!(said, [("demo".to_owned(), MemberState::Up)]);
+    // Another leader waits a whole time, and so does one that was stopped; one that hears few nodes says nothing.
+    let mut hosts = Hosts::new(down, now);
+    assert!(seconds(&mut m, &mut hosts, &mut now, 9, &[]).is_empty());
+    now += Duration::from_secs(60);
+    assert!(hosts.judge(now, &m.state, true).is_empty());
+    assert!(seconds(&mut m, &mut hosts, &mut now, 9, &[]).is_empty());
+    now += Duration::from_secs(1);
+    assert!(hosts.judge(now, &m.state, false).is_empty());
+    let said = seconds(&mut m, &mut hosts, &mut now, 1, &[]);
+    assert_eq!(said, [("demo".to_owned(), MemberState::Down)]);
+    m.volume(attach("demo", "n2"));
+    let late = JudgeAttachment { id: "demo".to_owned(), epoch, state: MemberState::Up.into() };
+    assert_eq!(m.reason(Op::JudgeAttachment(late)), ErrorReason::AttachmentChanged);
+    // What never said so is not known to be dead.
+    seconds(&mut m, &mut hosts, &mut now, 60, &[]);
+    assert_eq!(m.reason(attach("silent", "n2")), ErrorReason::VolumeAttached);
 }

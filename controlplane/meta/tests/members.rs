@@ -1,12 +1,12 @@
 //! Members that come and go, and the moves that follow.
 
-use basalt_api::v1::{ClusterSpec, ErrorReason, Member, Placement};
+use basalt_api::v1::{ClusterSpec, ErrorReason, Member, MemberState, Placement};
 use basalt_meta::layout::{self, METADATA_GROUP, METADATA_VOTERS_MAX, REPLICAS};
 use basalt_meta::planner::Outlook;
 use basalt_meta::{
     AddMember, AttachVolume, CreateVolume, DetachVolume, DrainMember, ENTRY_VERSION, Entry,
-    InitCluster, MetaState, MoveGroup, Op, Outcome, RemoveMember, SettleGroup, UpdateMember,
-    encode, planner,
+    EvacuateMember, InitCluster, JudgeMember, MetaState, MoveGroup, Op, Outcome, RemoveMember,
+    SettleGroup, UpdateMember, encode, planner,
 };
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -577,6 +577,10 @@ enum Step {
     /// A node is away, or all are back.
     Leave,
     Return,
+    /// Those that are away are judged to be dead, and given up if that may be; the others to be up.
+    Judge {
+        give_up: bool,
+    },
     /// A group has so many bytes.
     Grow(u64),
 }
@@ -590,11 +594,27 @@ fn any_step() -> impl Strategy<Value = Step> {
         6 => Just(Step::Settle),
         1 => Just(Step::Leave),
         1 => Just(Step::Return),
+        2 => any::<bool>().prop_map(|give_up| Step::Judge { give_up }),
         2 => (0u64..256 << 20).prop_map(Step::Grow),
     ]
 }
 
 impl Machine {
+    /// What the leader makes of who is away.
+    fn judge(&mut self, give_up: bool) {
+        for member in self.spec().members.clone() {
+            let dead = self.away.contains(&member.node);
+            let state = if dead { MemberState::Down } else { MemberState::Up };
+            let (node, was_index) = (member.node, member.state_index);
+            let (state, why) = (state.into(), "as drawn".to_owned());
+            self.run(Op::JudgeMember(JudgeMember { node, state, why, was_index }));
+            let was_index = self.node(node).expect("a member").state_index;
+            if dead && give_up {
+                self.run(Op::EvacuateMember(EvacuateMember { node, was_index }));
+            }
+        }
+    }
+
     fn step(&mut self, step: &Step, draw: usize) {
         let nodes: Vec<u32> = self.spec().members.iter().map(|m| m.node).collect();
         let node = nodes[draw % nodes.len()];
@@ -613,6 +633,7 @@ impl Machine {
                     self.settle(moving[draw % moving.len()]);
                 }
             }
+            Step::Judge { give_up } => self.judge(*give_up),
             Step::Leave => drop(self.away.insert(node)),
             Step::Return => self.away.clear(),
             Step::Grow(bytes) => {
@@ -637,7 +658,10 @@ proptest! {
         }
         // With whoever is there it comes to rest as far as it can, and with all of them wholly.
         m.come_to_rest();
+        m.judge(true);
+        m.come_to_rest();
         m.away.clear();
+        m.judge(false);
         m.come_to_rest();
         prop_assert!(m.spec().members.iter().all(|member| !member.leaving));
         m.check_rest();

@@ -132,6 +132,35 @@ pub fn run(name: &str, plan: &Plan, tell: impl Fn(&Round)) -> Result<Vec<Round>>
     Ok(rounds)
 }
 
+/// A `basalt-attach` is killed: how long another host that asks for its volume is refused.
+///
+/// # Errors
+/// If it gets the volume while the first one lives, or never.
+pub fn run_host(name: &str, node_args: &[String]) -> Result<Duration> {
+    let node_args = node_args.to_vec();
+    let cluster = Cluster::start_with(name, &Shape { node_args, ..Shape::default() })?;
+    let size = (BLOCKS * BLOCK as u64).to_string();
+    cluster.basalt(&["volume", "create", VOLUME, "--size", &size])?;
+    let mut attached = cluster.attach(VOLUME, "fence-host", false)?;
+    let mut client = NbdClient::open(attached.port, VOLUME, PATIENCE)?;
+    client.write(0, &[OLD; BLOCK])?;
+    let admin = Admin::without(&cluster, "")?;
+    wait_until("it is known to serve", PATIENCE, || {
+        let attachment = admin.volume_as_heard(VOLUME)?.attachment.context("it is attached")?;
+        Ok(attachment.host_state() == MemberState::Up)
+    })?;
+    let course = Course { cluster, cut: Cut::Kill, lan: None, round: 0 };
+    let died = Instant::now();
+    attached.process.kill()?;
+    let target = course.attach_on_demand(&admin, "fence-host")?;
+    let refused = died.elapsed();
+    let mut owner = course.open_elsewhere(&target)?;
+    ensure!(owner.read(0, BLOCK as u32)? == [OLD; BLOCK], "what was written before is not there");
+    owner.write(0, &[0; BLOCK])?;
+    course.cluster.finish()?;
+    Ok(refused)
+}
+
 struct Course {
     cluster: Cluster,
     cut: Cut,

@@ -381,7 +381,11 @@ mod tests {
             size_bytes: 1 << 30,
             state: volume::State::Ready.into(),
             labels: [("env".to_owned(), "prod".to_owned())].into(),
-            attachment: Some(Attachment { host: "n1".to_owned(), epoch: 3, since_ms: 0 }),
+            attachment: Some(Attachment {
+                host: "n1".to_owned(),
+                epoch: 3,
+                ..Attachment::default()
+            }),
             ..Volume::default()
         }
     }

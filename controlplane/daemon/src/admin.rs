@@ -16,9 +16,9 @@ use basalt_api::v1::{
     DrainNodeRequest, FlattenVolumeRequest, GetClusterRequest, GetCutRequest, GetPoolMapRequest,
     GetSnapshotRequest, GetVolumeRequest, ListChangesRequest, ListChangesResponse,
     ListSnapshotsRequest, ListSnapshotsResponse, ListVolumesRequest, ListVolumesResponse, Node,
-    PlanPlacementRequest, PlanPlacementResponse, PoolMap, RemoveNodeRequest, RemoveNodeResponse, ResizeVolumeRequest, RevertVolumeRequest,
-    SetFailoverRequest, SetFailureDomainRequest,
-    Snapshot, StartScrubRequest, StartScrubResponse, UpdateVolumeRequest, Volume, volume,
+    PlanPlacementRequest, PlanPlacementResponse, PoolMap, RemoveNodeRequest, RemoveNodeResponse,
+    ResizeVolumeRequest, RevertVolumeRequest, SetFailureDomainRequest, Snapshot, StartScrubRequest,
+    StartScrubResponse, UpdateVolumeRequest, Volume, volume,
 };
 use basalt_meta::{
     AttachVolume, CloneSource, CreateSnapshot, CreateVolume, DeleteSnapshot, DeleteVolume,
@@ -359,21 +359,13 @@ impl Admin for AdminService {
         Ok(Response::new(crate::nodes::remove(&self.daemon, request.into_inner()).await?))
     }
 
-    async fn set_failover(
-        &self,
-        request: Request<SetFailoverRequest>,
-    ) -> Result<Response<Volume>, Status> {
-        let request = request.into_inner();
-        let op = crate::failover::setting(&request)?;
-        Ok(Response::new(volume_of(&self.change(&request.request_id, op).await?)))
-    }
-
     async fn set_failure_domain(
         &self,
         request: Request<SetFailureDomainRequest>,
     ) -> Result<Response<Cluster>, Status> {
         let request = request.into_inner();
-        self.outcome(&request.request_id, crate::placement::setting(&request)).await?;
+        let op = crate::placement::setting(&request);
+        services::change(&self.daemon, &request.request_id, op).await?;
         Ok(Response::new(crate::status::cluster(&self.daemon).await?))
     }
 

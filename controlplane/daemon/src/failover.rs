@@ -2,31 +2,19 @@
 //! group looks at the records, as soon as they change, and never at what changed.
 
 use crate::engine::Engine;
-use basalt_api::v1::SetFailoverRequest;
 use basalt_meta::failover::{self, Next};
-use basalt_meta::{FailOverVolume, Op, Outcome, SetFailover};
+use basalt_meta::{FailOverVolume, Op, Outcome};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
-use tonic::Status;
 
 /// Volumes that are moved at a time.
 const AT_A_TIME: usize = 64;
 /// From one look to the next at least, and at most.
 const PAUSE: Duration = Duration::from_millis(20);
 const LOOK: Duration = Duration::from_secs(1);
-
-/// The change that a request asks for.
-///
-/// # Errors
-/// If it names no volume.
-pub(crate) fn setting(request: &SetFailoverRequest) -> Result<Op, Status> {
-    let id = crate::admin::id_of(&request.name)?.to_owned();
-    let (failover, etag) = (request.failover, request.etag.clone());
-    Ok(Op::SetFailover(SetFailover { id, failover, etag }))
-}
 
 /// Runs until the engine is gone.
 pub(crate) async fn run(weak: Weak<Engine>) {

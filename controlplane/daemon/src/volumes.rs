@@ -52,6 +52,7 @@ pub async fn update(
         qos: wanted.qos,
         storage_class: class_of(&wanted.storage_class)?,
         size_bytes: wanted.size_bytes,
+        failover: wanted.failover,
     });
     changed(match request.validate_only {
         true => services::rehearse(daemon, op).await?,

@@ -68,6 +68,7 @@ impl MetaState {
         match op {
             Op::AttachVolume(attach) => Before { attachment: attachment(&attach.id), ..before },
             Op::DetachVolume(detach) => Before { attachment: attachment(&detach.id), ..before },
+            Op::FailOverVolume(over) => Before { attachment: attachment(&over.id), ..before },
             Op::PurgeVolume(purge) => {
                 Before { volume: self.volume_by_number(purge.volume).cloned(), ..before }
             }
@@ -94,7 +95,9 @@ impl MetaState {
                 }
                 _ => return,
             },
-            (Op::AttachVolume(_), Outcome::Volume(v)) if v.revision == at.0 => {
+            (Op::AttachVolume(_) | Op::FailOverVolume(_), Outcome::Volume(v))
+                if v.revision == at.0 =>
+            {
                 return self.tell_attached(at, before.attachment, v);
             }
             (Op::DetachVolume(_), Outcome::Volume(v)) if v.revision == at.0 => {
@@ -125,7 +128,10 @@ impl MetaState {
                 let message = "given up: not every group answered in time".to_owned();
                 (Severity::Warning, "CUT_GIVEN_UP", format!("cuts/{}", give.cut), message)
             }
-            _ => return,
+            _ => match self.told_of(at.0, op, outcome) {
+                Some(told) => told,
+                None => return,
+            },
         };
         self.tell(at, severity, (reason, target, message));
     }

@@ -5,11 +5,13 @@
 
 use crate::layout;
 use crate::liveness::is_lost;
-use crate::state::{MetaState, Outcome, Refused, check_etag, find, refusal};
+use crate::state::{MetaState, Outcome, Refused, find, refusal};
+use basalt_api::meta::v1::entry::Op;
 use basalt_api::meta::v1::{
     AttachVolume, AttachmentRecord, EvacuateMember, FailOverVolume, JudgeAttachment, JudgeMember,
-    SetFailover, SetFailureDomain,
+    SetFailureDomain,
 };
+use basalt_api::v1::event::Severity;
 use basalt_api::v1::{
     ClusterSpec, ErrorReason, Failover, FailureDomain, Location, Member, MemberState,
 };
@@ -129,12 +131,49 @@ impl MetaState {
             member.evacuated &= state != MemberState::Up;
         }
         member.state_why = judge.why;
-        Ok(Outcome::Member(member.clone()))
+        let member = member.clone();
+        self.member_revisions.insert(member.name.clone(), index);
+        Ok(Outcome::Member(member))
+    }
+
+    /// What is told of a change of the living and the dead: how bad it is, its reason, its target, and a sentence.
+    pub(crate) fn told_of(
+        &self,
+        index: u64,
+        op: &Op,
+        outcome: &Outcome,
+    ) -> Option<(Severity, &'static str, String, String)> {
+        match (op, outcome) {
+            (Op::JudgeMember(_), Outcome::Member(m)) if m.state_index == index => {
+                let (severity, reason) = match m.state() {
+                    MemberState::Up => (Severity::Info, "NODE_UP"),
+                    MemberState::Suspect => (Severity::Warning, "NODE_SUSPECT"),
+                    MemberState::Failed => (Severity::Error, "NODE_FAILED"),
+                    _ => (Severity::Error, "NODE_DOWN"),
+                };
+                Some((severity, reason, format!("nodes/{}", m.name), m.state_why.clone()))
+            }
+            (Op::EvacuateMember(_), Outcome::Member(m)) => {
+                let message = "lost for long: its groups are placed on other nodes".to_owned();
+                Some((Severity::Warning, "NODE_GIVEN_UP", format!("nodes/{}", m.name), message))
+            }
+            (Op::JudgeAttachment(judge), Outcome::Nothing)
+                if judge.state() == MemberState::Down =>
+            {
+                let volume = self.volume(&judge.id);
+                let host = &volume?.attachment.as_ref()?.host;
+                let message = format!("its host '{host}' is not heard any more");
+                let target = format!("volumes/{}", judge.id);
+                Some((Severity::Warning, "VOLUME_HOST_LOST", target, message))
+            }
+            _ => None,
+        }
     }
 
     /// A node that is down for long gives its groups up.
     pub(crate) fn evacuate_member(
         &mut self,
+        index: u64,
         evacuate: &EvacuateMember,
     ) -> Result<Outcome, Refused> {
         let (enough, others) =
@@ -149,7 +188,9 @@ impl MetaState {
             return Err(crate::members::too_few(member, others + 1));
         }
         member.evacuated = true;
-        Ok(Outcome::Member(member.clone()))
+        let member = member.clone();
+        self.member_revisions.insert(member.name.clone(), index);
+        Ok(Outcome::Member(member))
     }
 
     /// A volume whose node is down goes to another one, if it is still so.
@@ -211,22 +252,6 @@ impl MetaState {
         Ok(Outcome::Nothing)
     }
 
-    /// Says what becomes of a volume's attachment when its node is down.
-    pub(crate) fn set_failover(
-        &mut self,
-        index: u64,
-        set: &SetFailover,
-    ) -> Result<Outcome, Refused> {
-        let volume = find(&mut self.volumes, &set.id)?;
-        check_etag(volume, &set.etag)?;
-        check_failover(set.failover())?;
-        if volume.failover() != set.failover() {
-            volume.failover = set.failover;
-            volume.revision = index;
-        }
-        Ok(Outcome::Volume(volume.clone()))
-    }
-
     /// Says what replicas are kept apart by.
     pub(crate) fn set_failure_domain(
         &mut self,
@@ -246,13 +271,4 @@ impl MetaState {
 /// Whether volumes may be given to a node that it is not asked for.
 pub(crate) fn takes_volumes(member: &Member) -> bool {
     is_up(member) && layout::is_active(member) && !member.nbd_address.is_empty()
-}
-
-fn check_failover(failover: Failover) -> Result<(), Refused> {
-    if failover == Failover::Unspecified {
-        let message = "nothing is said to become of the attachment: none or node".to_owned();
-        let facts = vec![("field", "failover".to_owned())];
-        return Err(refusal(ErrorReason::InvalidField, message, facts));
-    }
-    Ok(())
 }

@@ -33,9 +33,9 @@ pub use basalt_api::meta::v1::{
     CreateSnapshot, CreateVolume, DeleteCut, DeleteSnapshot, DeleteVolume, DetachVolume,
     DrainMember, Entry, EvacuateMember, FailOverVolume, FlattenVolume, GiveUpCut, InitCluster,
     JudgeAttachment, JudgeMember, MoveGroup, NewSnapshot, PurgeSnapshot, PurgeVolume, RaiseEpoch,
-    RemoveMember, ResizeVolume, RevertRecord, RevertVolume, SetFailover, SetFailureDomain,
-    SettleClone, SettleCut, SettleFlatten, SettleGroup, SettleRevert, SettleSnapshot,
-    SnapshotRecord, UpdateMember, VolumeRecord,
+    RemoveMember, ResizeVolume, RevertRecord, RevertVolume, SetFailureDomain, SettleClone,
+    SettleCut, SettleFlatten, SettleGroup, SettleRevert, SettleSnapshot, SnapshotRecord,
+    UpdateMember, VolumeRecord,
 };
 pub use basalt_api::meta::v1::{
     ClassRecord, DeleteClass, DeleteQuota, EventRecord, ForgetOperation, OperationRecord, PutClass,

@@ -220,9 +220,8 @@ impl MetaState {
             Op::DeleteQuota(delete) => self.delete_quota(&delete),
             Op::ForgetOperation(forget) => self.forget_operation(&forget),
             Op::JudgeMember(judge) => self.judge_member(index, now_ms, judge),
-            Op::EvacuateMember(evacuate) => self.evacuate_member(&evacuate),
+            Op::EvacuateMember(evacuate) => self.evacuate_member(index, &evacuate),
             Op::FailOverVolume(over) => self.fail_over_volume(index, now_ms, over),
-            Op::SetFailover(set) => self.set_failover(index, &set),
             Op::SetFailureDomain(set) => self.set_failure_domain(&set),
             Op::JudgeAttachment(judge) => self.judge_attachment(now_ms, &judge),
         };

@@ -2,11 +2,11 @@
 
 use crate::rules;
 use crate::state::{MetaState, Outcome, Refused, being_deleted, check_etag, find, refusal};
-use basalt_api::meta::v1::{ResizeVolume, UpdateVolume};
+use basalt_api::meta::v1::{ResizeVolume, UpdateVolume, VolumeRecord};
 use basalt_api::v1::ErrorReason;
 
 /// The fields that can be changed.
-pub const VOLUME_FIELDS: [&str; 4] = ["labels", "qos", "storage_class", "size_bytes"];
+pub const VOLUME_FIELDS: [&str; 5] = ["labels", "qos", "storage_class", "size_bytes", "failover"];
 
 impl MetaState {
     /// All of it, or nothing.
@@ -47,7 +47,9 @@ impl MetaState {
             self.resize_volume(index, ResizeVolume { id, size_bytes, etag })?;
         }
         let volume = find(&mut self.volumes, &update.id)?;
-        let before = (volume.labels.clone(), volume.qos, volume.storage_class.clone());
+        let settled =
+            |v: &VolumeRecord| (v.labels.clone(), v.qos, v.storage_class.clone(), v.failover);
+        let before = settled(volume);
         if update.fields.iter().any(|name| name == "labels") {
             volume.labels = update.labels;
         }
@@ -57,7 +59,10 @@ impl MetaState {
         if update.fields.iter().any(|name| name == "storage_class") {
             volume.storage_class = class;
         }
-        if before != (volume.labels.clone(), volume.qos, volume.storage_class.clone()) {
+        if update.fields.iter().any(|name| name == "failover") {
+            volume.failover = update.failover;
+        }
+        if before != settled(volume) {
             volume.revision = index;
         }
         Ok(Outcome::Volume(volume.clone()))

@@ -7,8 +7,8 @@ use basalt_meta::failover::{self, Next};
 use basalt_meta::hosts::Hosts;
 use basalt_meta::{
     AttachVolume, CreateVolume, DetachVolume, ENTRY_VERSION, Entry, EvacuateMember, FailOverVolume,
-    InitCluster, JudgeAttachment, JudgeMember, MetaState, Op, Outcome, SetFailover,
-    SetFailureDomain, UpdateMember, VolumeRecord, encode, etag_of, layout,
+    InitCluster, JudgeAttachment, JudgeMember, MetaState, Op, Outcome, SetFailureDomain,
+    UpdateMember, UpdateVolume, VolumeRecord, encode, etag_of, layout,
 };
 use std::time::Duration;
 
@@ -198,10 +198,11 @@ fn a_volume_that_fails_over_goes_once_and_only_from_the_dead() {
     m.judge(1, MemberState::Up);
     assert_eq!(m.reason(Op::FailOverVolume(late.clone())), ErrorReason::AttachmentChanged);
     let set = |failover: Failover, etag: String| {
-        Op::SetFailover(SetFailover { id: "demo".to_owned(), failover: failover.into(), etag })
+        let (fields, failover) = (vec!["failover".to_owned()], failover.into());
+        let id = "demo".to_owned();
+        Op::UpdateVolume(UpdateVolume { id, fields, failover, etag, ..UpdateVolume::default() })
     };
     assert_eq!(m.reason(set(Failover::None, "0-0".to_owned())), ErrorReason::EtagMismatch);
-    assert_eq!(m.reason(set(Failover::Unspecified, String::new())), ErrorReason::InvalidField);
     let etag = etag_of(m.state.volume("demo").expect("there"));
     m.volume(set(Failover::None, etag));
     m.judge(1, MemberState::Down);

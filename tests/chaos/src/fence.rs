@@ -176,7 +176,7 @@ impl Course {
         let at = self.cluster.place_of(&host)?;
         let others = Admin::without(&self.cluster, &host)?;
         let policy = if by_itself { "node" } else { "none" };
-        self.cluster.basalt(&["volume", "failover", VOLUME, policy])?;
+        self.cluster.basalt(&["volume", "update", VOLUME, "--failover", policy])?;
         let mut writer = Writer::start(self.client(at)?);
         std::thread::sleep(BEFORE);
         let (lost, clock) = (Instant::now(), now_ms());

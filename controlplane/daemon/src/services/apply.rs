@@ -143,6 +143,7 @@ fn derive_volume(state: &MetaState, wanted: &Volume) -> Result<Step, Status> {
             source,
             storage_class,
             qos: wanted.qos,
+            failover: wanted.failover,
         });
         return Ok(Step { name, action: Action::Create, op: Some(op), paths });
     };
@@ -156,6 +157,7 @@ fn derive_volume(state: &MetaState, wanted: &Volume) -> Result<Step, Status> {
         qos: wanted.qos,
         storage_class,
         size_bytes: wanted.size_bytes,
+        failover: wanted.failover,
     };
     let mut trial = state.clone();
     let same = match crate::metadata::rehearse(&mut trial, Op::UpdateVolume(update.clone())) {

@@ -1,4 +1,4 @@
-//! What becomes of nodes that fail, and where replicas go: `basalt volume failover`, `basalt cluster plan` and
+//! What becomes of nodes that fail, and where replicas go: `basalt cluster plan` and
 //! `basalt cluster failure-domain`.
 
 use crate::options::{Domain, Options, WhatIf};
@@ -8,8 +8,8 @@ use basalt_api::dial::Cluster;
 use basalt_api::random::request_id;
 use basalt_api::size::show;
 use basalt_api::v1::{
-    Attachment, Failover, FailureDomain, GetClusterRequest, Location, MemberState, Node, PlacementScore,
-    PlanPlacementRequest, PlanPlacementResponse, PlannedMove, 
+    Attachment, Failover, FailureDomain, GetClusterRequest, Location, MemberState, Node,
+    PlacementScore, PlanPlacementRequest, PlanPlacementResponse, PlannedMove,
     SetFailureDomainRequest, Volume,
 };
 use serde_json::{Value, json};

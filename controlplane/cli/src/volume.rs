@@ -9,8 +9,8 @@ use basalt_api::random::request_id;
 use basalt_api::size::show;
 use basalt_api::v1::{
     AttachVolumeRequest, CreateVolumeRequest, DeleteVolumeRequest, DetachVolumeRequest,
-    ErrorReason, Failover, GetClusterRequest, GetVolumeRequest, ListVolumesRequest, MemberState, Qos,
-    ResizeVolumeRequest, RevertVolumeRequest, UpdateVolumeRequest, Volume, volume,
+    ErrorReason, Failover, GetClusterRequest, GetVolumeRequest, ListVolumesRequest, MemberState,
+    Qos, ResizeVolumeRequest, RevertVolumeRequest, UpdateVolumeRequest, Volume, volume,
 };
 use prost_types::FieldMask;
 use serde_json::{Value, json};

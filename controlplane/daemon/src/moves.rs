@@ -26,7 +26,6 @@ use basalt_api::v1::{ClusterSpec, Member, StateReplicaRequest};
 use basalt_core::shard::Phase;
 use basalt_meta::planner::{self, Move, Outlook};
 use basalt_meta::{Op, RemoveMember, layout};
-use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::task::JoinSet;
@@ -154,15 +153,13 @@ async fn reports(engine: &Arc<Engine>, spec: &ClusterSpec) -> (Reports, Outlook)
         let engine = engine.clone();
         asked.spawn(async move { Some((member.node, replicas_at(&engine, &member).await?)) });
     }
-    let (mut reports, mut capacity) = (Reports::new(), BTreeMap::new());
+    let (mut reports, mut outlook) = (Reports::new(), Outlook::default());
     while let Some(answer) = asked.join_next().await {
-        if let Some((node, (replicas, bytes))) = answer.ok().flatten() {
+        if let Some((node, (replicas, capacity))) = answer.ok().flatten() {
+            placement::note(&mut outlook, node, &replicas, capacity);
             reports.insert(node, replicas);
-            capacity.insert(node, bytes);
         }
     }
-    capacity.retain(|_, bytes| *bytes > 0);
-    let outlook = Outlook { capacity, ..plan::outlook(&reports) };
     (reports, outlook)
 }
 

@@ -4,7 +4,7 @@ use crate::daemon::Daemon;
 use crate::{moves, nodes, status};
 use basalt_api::v1::{
     ClusterSpec, FailureDomain, NodeReport, PlanPlacementRequest, PlanPlacementResponse,
-    PlannedMove, SetFailureDomainRequest,
+    PlannedMove, Replica, SetFailureDomainRequest,
 };
 use basalt_meta::layout::{self, METADATA_GROUP};
 use basalt_meta::planner::{self, Forecast, Outlook, Why};
@@ -116,29 +116,31 @@ pub(crate) fn reason(spec: &ClusterSpec, why: Why) -> String {
     }
 }
 
-/// What is to be planned with, as nodes have reported.
-fn outlook_of(reports: &[NodeReport]) -> Outlook {
-    let mut outlook = Outlook::default();
-    for report in reports {
-        let Some(node) = report.node.as_ref().filter(|node| status::works(node)) else { continue };
-        if report.replicas.iter().any(|replica| replica.group == status::METADATA) {
-            outlook.up.insert(node.id);
-        }
-        let capacity = node.space.as_ref().map_or(0, |space| space.capacity_bytes);
-        if capacity > 0 {
-            outlook.capacity.insert(node.id, capacity);
-        }
-        for replica in &report.replicas {
-            let Ok(group) = replica.group.parse() else { continue };
-            let most = outlook.bytes.entry(group).or_default();
-            *most = replica.live_bytes.max(*most);
-        }
+/// Takes what a node that works reports into what is planned with: who is there and holds the records, how many bytes
+/// each group has, and how many of them a device takes.
+pub(crate) fn note(outlook: &mut Outlook, node: u32, replicas: &[Replica], capacity: u64) {
+    if replicas.iter().any(|replica| replica.group == status::METADATA) {
+        outlook.up.insert(node);
     }
-    outlook
+    if capacity > 0 {
+        outlook.capacity.insert(node, capacity);
+    }
+    for replica in replicas {
+        let Ok(group) = replica.group.parse() else { continue };
+        // One that is being filled has less than the others.
+        let most = outlook.bytes.entry(group).or_default();
+        *most = replica.live_bytes.max(*most);
+    }
 }
 
 /// What no move sets right, in words that follow a sentence.
 pub(crate) fn shortage(spec: &ClusterSpec, reports: &[NodeReport]) -> String {
-    let unmet = planner::unmet(spec, &outlook_of(reports));
+    let mut outlook = Outlook::default();
+    for report in reports {
+        let Some(node) = report.node.as_ref().filter(|node| status::works(node)) else { continue };
+        let capacity = node.space.as_ref().map_or(0, |space| space.capacity_bytes);
+        note(&mut outlook, node.id, &report.replicas, capacity);
+    }
+    let unmet = planner::unmet(spec, &outlook);
     unmet.into_iter().map(|sentence| format!("; {sentence}")).collect()
 }

@@ -4,7 +4,6 @@
 
 use basalt_api::v1::state_replica_request::What;
 use basalt_api::v1::{ClusterSpec, JoinGroup, Members, Placement, Replica};
-use basalt_meta::planner::Outlook;
 use basalt_meta::{SettleGroup, layout};
 use basalt_wire::ids::GroupId;
 use std::collections::{BTreeMap, BTreeSet};
@@ -67,21 +66,6 @@ pub(super) fn steps(spec: &ClusterSpec, reports: &Reports) -> Vec<GroupSteps> {
     let numbers = std::iter::once(GroupId::METADATA.0).chain(0..spec.groups.len() as u32);
     let all = numbers.map(|number| GroupView::new(spec, number, reports).steps());
     all.filter(|steps| !steps.is_nothing()).collect()
-}
-
-/// What is to be planned with: who works and holds the records, and how many bytes each group has.
-pub(super) fn outlook(reports: &Reports) -> Outlook {
-    let holds_records = |held: &[Replica]| held.iter().any(|r| r.group == crate::status::METADATA);
-    let up =
-        reports.iter().filter(|(_, held)| holds_records(held)).map(|(node, _)| *node).collect();
-    let mut bytes: BTreeMap<u32, u64> = BTreeMap::new();
-    for replica in reports.values().flatten() {
-        let Ok(group) = replica.group.parse() else { continue };
-        // One that is being filled has less than the others.
-        let most = bytes.entry(group).or_default();
-        *most = replica.live_bytes.max(*most);
-    }
-    Outlook { up, bytes, ..Outlook::default() }
 }
 
 /// Members that leave and that no placement names any more.

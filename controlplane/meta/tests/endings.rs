@@ -75,7 +75,7 @@ impl Machine {
         for volume in state.clones_to_flatten() {
             steps.push(Op::SettleFlatten(SettleFlatten { volume: volume.number }));
         }
-        if let Some(volume) = state.volume_to_delete() {
+        if let Some(volume) = state.volumes_to_delete().next() {
             steps.push(Op::RaiseEpoch(RaiseEpoch { volume: volume.number }));
             steps.push(Op::PurgeVolume(PurgeVolume { volume: volume.number }));
         }

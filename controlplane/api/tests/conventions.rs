@@ -22,7 +22,7 @@ const WITHOUT_REQUEST_ID: [(&str, &str); 7] = [
 ];
 
 /// Verbs of methods that change nothing.
-const READS: [&str; 4] = ["Get", "List", "Watch", "Wait"];
+const READS: [&str; 5] = ["Get", "List", "Plan", "Wait", "Watch"];
 
 /// Resources that are created in a way of their own, and why.
 const NO_STANDARD_CREATE: [(&str, &str); 1] = [("Cut", "it is named by its number")];
@@ -173,7 +173,7 @@ fn get_takes_a_name() {
         let resource = named(&method, "Get")?;
         let request = method.input();
         let by_name = begins_with_name(&request) && request.fields().len() == 1;
-        let single = SINGLE.contains(&resource.as_str()) && request.fields().len() == 0;
+        let single = SINGLE.contains(&resource.as_str());
         let good = (by_name || single) && method.output().name() == resource;
         (!good || method.is_server_streaming()).then(|| method.full_name().to_owned())
     });

@@ -14,6 +14,7 @@
 //! * `retry`: when a write may be sent again, as a numbered story;
 //! * `chunks`: the floor of reads, and the order of writes of the same blocks;
 //! * `pace`: which replicas are left alone because reads are far faster elsewhere;
+//! * [`latency`]: how long requests take;
 //! * `limit`: bounds on what a session may do in a second;
 //! * `link`, `group`: credits and unanswered requests of a link, the leader of a group;
 //! * `split`: a request cut into parts;
@@ -24,6 +25,7 @@ mod chunks;
 mod client;
 pub mod cut;
 mod group;
+pub mod latency;
 mod limit;
 mod link;
 mod pace;

@@ -34,6 +34,9 @@ pub(crate) struct Op {
     pub error: Option<BlockError>,
     /// Bytes of a write's data.
     pub write_bytes: usize,
+    /// When it was submitted, and how many bytes it is about.
+    pub began: Time,
+    pub bytes: u64,
 }
 
 /// What a request does, and what has come of it.

@@ -13,6 +13,7 @@ mod timers;
 
 use crate::chunks::Chunks;
 use crate::group::{FenceState, Group};
+use crate::latency::Latencies;
 use crate::limit::{Cost, Limiter};
 use crate::link::Link;
 use crate::part::{
@@ -66,8 +67,18 @@ pub struct VolumeClient {
     backlog: VecDeque<(u64, BlockOp)>,
     limiter: Limiter,
     /// Requests that wait until the session's bounds let them begin, in order.
-    limited: VecDeque<(u64, BlockOp, Cost)>,
+    limited: VecDeque<Limited>,
     stats: ClientStats,
+    latencies: Latencies,
+}
+
+/// A request that waits until the session's bounds let it begin.
+#[derive(Debug)]
+struct Limited {
+    tag: u64,
+    op: BlockOp,
+    cost: Cost,
+    submitted: Time,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,6 +143,7 @@ impl VolumeClient {
             limiter: Limiter::default(),
             limited: VecDeque::new(),
             stats: ClientStats::default(),
+            latencies: Latencies::default(),
         };
         client.limiter.set(now, client.config.limits);
         client.begin(out);
@@ -223,6 +235,11 @@ impl VolumeClient {
         ClientStats { ops: self.in_flight(), unanswered: self.sent.len(), ..self.stats }
     }
 
+    /// How long its requests took.
+    pub fn latencies(&self) -> &Latencies {
+        &self.latencies
+    }
+
     fn run(&mut self, out: &mut Out) {
         let mut next = 0;
         while let Some(part) = self.todo.get(next).copied() {
@@ -253,27 +270,28 @@ impl VolumeClient {
             if !self.limited.is_empty() || self.limiter.opens_at() > self.now {
                 self.stats.limited += 1;
                 self.stats.write_bytes += write_bytes(&op);
-                return self.limited.push_back((tag, op, cost));
+                let submitted = self.now;
+                return self.limited.push_back(Limited { tag, op, cost, submitted });
             }
             self.limiter.spend(self.now, cost);
         }
-        self.submit_now(tag, op, out);
+        self.submit_now((tag, op), self.now, out);
     }
 
     /// Begins what waited for the session's bounds and may begin now.
     fn begin_limited(&mut self, out: &mut Out) {
         while self.limiter.opens_at() <= self.now
-            && let Some((tag, op, cost)) = self.limited.pop_front()
+            && let Some(Limited { tag, op, cost, submitted }) = self.limited.pop_front()
         {
             self.limiter.spend(self.now, cost);
             self.stats.write_bytes -= write_bytes(&op);
-            self.submit_now(tag, op, out);
+            self.submit_now((tag, op), submitted, out);
         }
     }
 
-    fn submit_now(&mut self, tag: u64, op: BlockOp, out: &mut Out) {
+    fn submit_now(&mut self, (tag, op): (u64, BlockOp), submitted: Time, out: &mut Out) {
         match self.accept(tag, op) {
-            Ok(Some(op)) => self.start(op, out),
+            Ok(Some(op)) => self.start(Op { began: submitted, ..op }, out),
             Ok(None) => out.push(ClientEffect::Complete { tag, result: Ok(BlockResult::Done) }),
             Err(error) => out.push(ClientEffect::Complete { tag, result: Err(error) }),
         }
@@ -284,7 +302,7 @@ impl VolumeClient {
     fn accept(&self, tag: u64, op: BlockOp) -> Result<Option<Op>, BlockError> {
         if let Some(control) = self.control(&op)? {
             let cursor = Cursor::new(Cut::Read, 0, 0);
-            return Ok(Some(new_op(tag, Verb::Control(control), cursor)));
+            return Ok(Some(new_op(tag, Verb::Control(control), (cursor, 0))));
         }
         let (verb, cut, offset, len) = match op {
             BlockOp::Read { offset, len } => {
@@ -311,7 +329,7 @@ impl VolumeClient {
         }
         match offset.checked_add(len) {
             Some(end) if end <= self.config.size_bytes => {
-                Ok(Some(new_op(tag, verb, Cursor::new(cut, offset, len))))
+                Ok(Some(new_op(tag, verb, (Cursor::new(cut, offset, len), len))))
             }
             _ => Err(BlockError::OutOfRange),
         }
@@ -369,6 +387,7 @@ impl VolumeClient {
         if op.under_way == 0 && op.cursor.is_done() {
             let op = self.ops.remove(id);
             self.stats.write_bytes -= op.write_bytes;
+            self.note_latency(&op);
             let deleted = matches!(op.verb, Verb::Control(Control::Delete)) && op.error.is_none();
             let result = match op.error {
                 Some(error) => Err(error),
@@ -379,6 +398,16 @@ impl VolumeClient {
                 self.end(BlockError::Closed, out);
             }
         }
+    }
+
+    fn note_latency(&mut self, op: &Op) {
+        let histogram = match op.verb {
+            Verb::Read(..) => &mut self.latencies.read,
+            Verb::Write(_) => &mut self.latencies.write,
+            Verb::Unmap => &mut self.latencies.unmap,
+            _ => return,
+        };
+        histogram.add(self.now.since(op.began), op.bytes, op.error.is_some());
     }
 
     fn make_part(&mut self, id: u32, piece: Piece) -> Part {
@@ -486,12 +515,13 @@ fn write_bytes(op: &BlockOp) -> usize {
     }
 }
 
-fn new_op(tag: u64, verb: Verb, cursor: Cursor) -> Op {
+fn new_op(tag: u64, verb: Verb, (cursor, bytes): (Cursor, u64)) -> Op {
     let write_bytes = match &verb {
         Verb::Write(data) => data.len(),
         _ => 0,
     };
-    Op { tag, verb, cursor, under_way: 0, started: 0, error: None, write_bytes }
+    let began = Time::ZERO;
+    Op { tag, verb, cursor, under_way: 0, started: 0, error: None, write_bytes, began, bytes }
 }
 
 /// Blocks of a volume, the last one perhaps not whole.

@@ -222,8 +222,8 @@ impl VolumeClient {
         for id in self.ops.keys() {
             out.push(ClientEffect::Complete { tag: self.ops[id].tag, result: Err(error) });
         }
-        let limited = self.limited.drain(..).map(|(tag, op, _)| (tag, op));
-        for (tag, _) in self.backlog.drain(..).chain(limited) {
+        let limited = self.limited.drain(..).map(|limited| limited.tag);
+        for tag in self.backlog.drain(..).map(|(tag, _)| tag).chain(limited) {
             out.push(ClientEffect::Complete { tag, result: Err(error) });
         }
         self.ops = Slab::default();

@@ -93,6 +93,23 @@ fn requests_wait_for_the_bounds_of_their_session_in_order() {
 }
 
 #[test]
+fn the_times_of_requests_are_those_that_their_user_sees() {
+    let mut world = World::new(3, 4, 64 * MIB, None);
+    world.run_until(|world| world.ready);
+    world.event(bounded(10));
+    (0..3).for_each(|tag| world.submit(tag, write(tag * 4096, 4096, 1)));
+    world.finish();
+    world.event(ClientEvent::Limit(RateLimits::default()));
+    data(&mut world, 0, 8192);
+    let (read, write) = (world.client.latencies().read, world.client.latencies().write);
+    assert_eq!((write.count(), write.bytes, write.failed), (3, 3 * 4096, 0));
+    // They waited for the bounds: a tenth and two tenths of a second.
+    assert!(write.sum_ns >= 300_000_000, "{}", write.sum_ns);
+    assert_eq!((read.count(), read.bytes), (1, 8192));
+    assert_eq!(world.client.latencies().unmap.count(), 0);
+}
+
+#[test]
 fn what_waits_begins_when_the_bounds_go_and_ends_with_its_session() {
     let mut world = World::new(3, 4, 64 * MIB, None);
     world.run_until(|world| world.ready);

@@ -651,6 +651,7 @@ impl Core {
                 ready: export.ready,
                 connections: peers.map(|conn| conn.peer.clone()).collect(),
                 client: export.client.stats(),
+                latencies: Box::new(*export.client.latencies()),
             }
         });
         DoorStatus { exports: exports.collect(), connections: self.conns.len() }

@@ -11,6 +11,7 @@ mod tests;
 use self::core::Core;
 use crate::session::SessionConfig;
 use crate::tls::TlsServer;
+use basalt_client::latency::Latencies;
 use basalt_client::{
     BlockError, BlockOp, BlockResult, ClientStats, PoolMap, RateLimits, VolumeConfig,
 };
@@ -248,6 +249,8 @@ pub struct ExportStatus {
     pub connections: Vec<String>,
     /// What its client did.
     pub client: ClientStats,
+    /// How long requests took.
+    pub latencies: Box<Latencies>,
 }
 
 /// The NBD server of a reactor. Give it to [`basalt_node::ReactorConfig::tenants`] and its

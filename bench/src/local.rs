@@ -143,6 +143,7 @@ fn shard_config(shape: &Shape, node: u32) -> ShardConfig {
         checkpoint_bytes: 0,
         index_bytes: u64::MAX,
         scrub: basalt_core::config::Scrubbing::ASKED,
+        metadata_saved: basalt_wire::ids::LogIndex(0),
         seed: shape.life << 32 | u64::from(node),
         planted: Planted::NONE,
     }

@@ -396,6 +396,7 @@ fn shard_setup(
             ..Scrubbing::ASKED
         },
         index_bytes: options.index_memory,
+        metadata_saved: LogIndex(0),
         planted: Planted::default(),
     };
     let format = if opened { FormatPolicy::Never } else { FormatPolicy::IfBlank };

@@ -33,6 +33,9 @@ pub struct ShardConfig {
     pub index_bytes: u64,
     /// How damage is looked for.
     pub scrub: Scrubbing,
+    /// The last command of the metadata group that the state stands for which the control plane starts from: it
+    /// is told those behind it. 0 for none.
+    pub metadata_saved: LogIndex,
     /// Seed of the shard's own randomness (election timeouts).
     pub seed: u64,
     /// A bug planted by the simulator; none in production.
@@ -131,6 +134,11 @@ pub struct Limits {
     /// Bytes of Raft entries, all groups together, that a checkpoint leaves in the log for followers
     /// that come back, if there is room: those that need older ones get pages.
     pub log_retain_bytes: u64,
+    /// Newest commands of the metadata group that are kept although the control plane's state stands for them:
+    /// followers that need older ones get that state.
+    pub metadata_retain_entries: u64,
+    /// Bytes of them that are kept at most.
+    pub metadata_retain_bytes: u64,
 }
 
 impl Default for Limits {
@@ -147,6 +155,8 @@ impl Default for Limits {
             segments_reserved: 2,
             copy_segments: true,
             log_retain_bytes: 1 << 30,
+            metadata_retain_entries: 4 << 10,
+            metadata_retain_bytes: 4 << 20,
         }
     }
 }

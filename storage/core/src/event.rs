@@ -55,6 +55,12 @@ pub enum Event {
         /// The command, opaque to the shard.
         command: Bytes,
     },
+    /// The control plane has the state of the metadata group as of an entry in its own store, for good: its own,
+    /// or one that it fetched. It is told no command up to there any more, and they may be forgotten.
+    MetadataSaved {
+        /// The entry.
+        index: LogIndex,
+    },
     /// The node that should lead a group, by the placement policy.
     Prefer {
         /// The group.
@@ -115,8 +121,8 @@ pub enum Effect {
         /// The index of the committed entry, or why there is none.
         result: Result<LogIndex, ProposeError>,
     },
-    /// A committed metadata command, in order, each exactly once since the shard was opened (all
-    /// of them are told again at start).
+    /// A committed metadata command. Since the shard was opened each behind the state that the control plane has
+    /// is told exactly once, in order, without a gap.
     Applied {
         /// Its index.
         index: LogIndex,
@@ -124,6 +130,15 @@ pub enum Effect {
         term: Term,
         /// The command. Empty for the entry with which a leader starts its term.
         command: Bytes,
+    },
+    /// The log that is left does not lead from the state that the control plane has to the present one. It is to
+    /// get a later state from another node, keep it, and say so ([`Event::MetadataSaved`]). Replaces what was
+    /// asked for before.
+    FetchMetadata {
+        /// A node that should have it, if one is known: others may have it too.
+        from: Option<NodeId>,
+        /// The first entry that would do.
+        at_least: LogIndex,
     },
     /// A group's leader, as this replica sees it, changed.
     LeaderChanged {

@@ -138,6 +138,10 @@ pub enum Bug {
     LostPageIsEmpty,
     /// The table of a page leaves memory before the checkpoint that holds it is durable.
     PageLeavesEarly,
+    /// Metadata commands are forgotten although no state in the control plane's store stands for them.
+    CommandsForgottenEarly,
+    /// A replica of the metadata group goes over to a later entry before the control plane has the state as of it.
+    MetadataNotAwaited,
     /// A leader that is much slower than the others goes on leading.
     SlowLeaderStays,
     /// A leader that is slow hands over although the others are no faster.

@@ -83,6 +83,7 @@ impl Bench {
             checkpoint_bytes: 0,
             index_bytes: u64::MAX,
             scrub: basalt_core::config::Scrubbing::ASKED,
+            metadata_saved: basalt_wire::ids::LogIndex(0),
             seed: 1,
             planted: Planted::NONE,
         };

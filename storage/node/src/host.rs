@@ -111,7 +111,7 @@ impl Host {
     }
 
     pub(crate) fn event(&mut self, now: Time, event: Event) {
-        self.note_replicas(&event);
+        self.note_config(&event);
         match &mut self.shard {
             Some(shard) => {
                 self.stirred = true;
@@ -122,10 +122,14 @@ impl Host {
     }
 
     /// A device that is opened again has the replicas that came since, and not those that went: a founder
-    /// that came back empty would vote as if it had never promised anything.
-    fn note_replicas(&mut self, event: &Event) {
+    /// that came back empty would vote as if it had never promised anything. And the control plane has the state
+    /// that it has by now.
+    fn note_config(&mut self, event: &Event) {
         let groups = &mut self.config.groups;
         match event {
+            Event::MetadataSaved { index } => {
+                self.config.metadata_saved = self.config.metadata_saved.max(*index);
+            }
             Event::Join(config) if groups.iter().all(|group| group.id != config.id) => {
                 groups.push(config.clone());
             }

@@ -3,7 +3,7 @@
 use basalt_core::planted::Bug;
 
 /// Every planted bug, with its name on the command line.
-pub const ALL: [(Bug, &str); 68] = [
+pub const ALL: [(Bug, &str); 70] = [
     (Bug::AckBeforeDurable, "ack-before-durable"),
     (Bug::NoFlush, "no-flush"),
     (Bug::DurableOutOfOrder, "durable-out-of-order"),
@@ -70,6 +70,8 @@ pub const ALL: [(Bug, &str); 68] = [
     (Bug::ColdPagesNotCarried, "cold-pages-not-carried"),
     (Bug::LostPageIsEmpty, "lost-page-is-empty"),
     (Bug::PageLeavesEarly, "page-leaves-early"),
+    (Bug::CommandsForgottenEarly, "commands-forgotten-early"),
+    (Bug::MetadataNotAwaited, "metadata-not-awaited"),
     (Bug::SlowLeaderStays, "slow-leader-stays"),
     (Bug::HandsOverWhenAllSlow, "hands-over-when-all-slow"),
 ];

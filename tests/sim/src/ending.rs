@@ -462,7 +462,8 @@ impl World {
                 if !self.is_placed(n, g.group) {
                     continue;
                 }
-                if g.applied != g.last || g.role == GroupRole::Impaired || g.leader.is_none() {
+                let whole = g.applied == g.last && self.metadata_is_whole(n, g);
+                if !whole || g.role == GroupRole::Impaired || g.leader.is_none() {
                     return false;
                 }
                 match at.iter().find(|a| a.0 == g.group) {

@@ -53,6 +53,20 @@ pub enum Ev {
         /// Of which boot.
         boot: u32,
     },
+    /// A state of the metadata group is in a node's store.
+    MetadataKept {
+        /// Of which node.
+        node: Who,
+        /// Of which boot.
+        boot: u32,
+    },
+    /// A node asks another one for its state of the metadata group.
+    MetadataAsked {
+        /// Which node.
+        node: Who,
+        /// Of which boot.
+        boot: u32,
+    },
     /// A link is attempted.
     Connect {
         /// Which.

@@ -38,6 +38,7 @@ pub mod disk;
 pub mod ending;
 pub mod event;
 pub mod members;
+pub mod metadata;
 pub mod nemesis;
 pub mod net;
 pub mod node;

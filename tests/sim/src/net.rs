@@ -159,6 +159,11 @@ impl Net {
         self.links.get(&link).map(Box::as_ref)
     }
 
+    /// Whether bytes pass between two, both ways.
+    pub fn is_passable(&self, a: Who, b: Who) -> bool {
+        !self.is_blocked(a, b) && !self.is_blocked(b, a)
+    }
+
     fn is_blocked(&self, from: Who, to: Who) -> bool {
         self.blocked.get(from).and_then(|row| row.get(to)).is_some_and(|n| *n > 0)
     }

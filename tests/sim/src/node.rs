@@ -4,6 +4,7 @@
 use crate::clock::Clock;
 use crate::disk::{CutPolicy, Disk};
 use crate::event::{Ev, Who};
+use crate::metadata::ControlPlane;
 use crate::net::{LinkIndex, LinkKind};
 use crate::queue::{Instant, MICRO, MILLI, SECOND};
 use crate::report::Class;
@@ -15,7 +16,7 @@ use basalt_core::event::{Effect, Event, LinkId};
 use basalt_core::shard::Phase;
 use basalt_wire::codec::Encoder;
 use basalt_wire::frame::{Frame, Reply, ReplyResult, Request, RequestOp};
-use basalt_wire::ids::{Address, GroupId, LogIndex, NodeId, ShardId};
+use basalt_wire::ids::{Address, GroupId, NodeId, ShardId};
 
 /// The address of a node's only shard.
 pub fn address(node: Who) -> Address {
@@ -68,13 +69,19 @@ pub struct SimNode {
     known: u64,
     /// Turns that nothing but a timer caused, since something else did.
     idle_turns: u32,
-    /// Index of the metadata command applied last by this process.
-    applied: LogIndex,
+    /// What it does with the commands of the metadata group.
+    pub control: ControlPlane,
 }
 
 impl SimNode {
     /// A node that was not started yet.
-    pub fn new(config: ShardConfig, disk: Disk, store: Store, nodes: usize, rate: f64) -> SimNode {
+    pub fn new(
+        config: ShardConfig,
+        disk: Disk,
+        (store, control): (Store, ControlPlane),
+        nodes: usize,
+        rate: f64,
+    ) -> SimNode {
         SimNode {
             config,
             disk,
@@ -95,7 +102,7 @@ impl SimNode {
             held: None,
             known: 0,
             idle_turns: 0,
-            applied: LogIndex(0),
+            control,
         }
     }
 
@@ -159,8 +166,8 @@ impl World {
         node.timer_at = Instant::MAX;
         node.turn_armed = false;
         node.idle_turns = 0;
-        node.applied = LogIndex(0);
         let mut config = node.config.clone();
+        config.metadata_saved = node.control.start(node.store.metadata);
         config.seed = crate::rng::mix(config.seed ^ u64::from(node.boot));
         let mut effects = Vec::new();
         node.shard = Some(Shard::open(config, node.clock.read(now), &mut effects));
@@ -186,6 +193,9 @@ impl World {
         node.inbox.clear();
         node.held = None;
         node.store.crash();
+        if let Some(state) = node.control.crash() {
+            node.store.metadata = state;
+        }
         match power {
             Some(policy) => node.disk.power_cut(policy),
             None => node.disk.kill(),
@@ -384,7 +394,10 @@ impl World {
                 Effect::Send { to, frame } => self.send_peer(n, to, &frame, &mut sends),
                 Effect::Reply { link, reply } => self.send_reply(n, link, reply, &mut sends),
                 Effect::Proposed { token, result } => self.proposed(token, result.ok()),
-                Effect::Applied { index, command, .. } => self.applied(n, index, &command),
+                Effect::Applied { index, command, .. } => self.metadata_told(n, index, &command),
+                Effect::FetchMetadata { from, at_least } => {
+                    self.metadata_wanted(n, from, at_least);
+                }
                 Effect::LeaderChanged { group, leader, term } => {
                     self.trace(|| format!("node {n} group {group} leader {leader:?} term {term}"));
                 }
@@ -404,7 +417,12 @@ impl World {
                     self.trace(|| format!("node {n} notice alarm {alarm}: {text}"));
                     let full = self.declares_full() && text.contains("the device is full");
                     self.ran_full |= full;
-                    if alarm && !full && !self.declares_damage(n) && !self.declares_write_faults() {
+                    let expected = full || self.nodes[n].control.may_lack(&text);
+                    if alarm
+                        && !expected
+                        && !self.declares_damage(n)
+                        && !self.declares_write_faults()
+                    {
                         self.fail(Class::Alarm, format!("node {n}: {text}"));
                     }
                 }
@@ -526,18 +544,6 @@ impl World {
         };
         if let Err(text) = judged {
             self.fail(Class::Fencing, text);
-        }
-    }
-
-    fn applied(&mut self, n: Who, index: LogIndex, command: &[u8]) {
-        let before = self.nodes[n].applied;
-        if index <= before {
-            let text = format!("node {n} applied metadata entry {index} after {before}");
-            self.fail(Class::Raft, text);
-        }
-        self.nodes[n].applied = index;
-        if let Err(text) = self.raft.applied(GroupId::METADATA.0, index, command) {
-            self.fail(Class::Raft, text);
         }
     }
 

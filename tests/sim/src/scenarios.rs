@@ -10,6 +10,7 @@ mod growth;
 mod links;
 mod members;
 mod memory;
+mod metadata;
 mod pages;
 mod room;
 mod scrub;
@@ -119,7 +120,7 @@ pub fn all() -> Vec<Scenario> {
         s("lost-vote-and-a-leader-that-was-frozen", 6, votes::frozen_leader),
     ];
     all.extend(snapshots::all().into_iter().chain(together::all()));
-    all.extend(clones::all().into_iter().chain(scrub::all()));
+    all.extend(clones::all().into_iter().chain(scrub::all()).chain(metadata::all()));
     all
 }
 

@@ -56,6 +56,7 @@ impl Script {
         let mut world = World::new(o, set.trace);
         world.scripted = true;
         for n in 0..world.nodes.len() {
+            world.nodes[n].control.saves = 0.0;
             world.start_node(n);
         }
         world.volumes.push(Volume::new(1, &world.options));

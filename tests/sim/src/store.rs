@@ -2,6 +2,7 @@
 //! lost, damaged or put back to an older state while nobody looks.
 
 use crate::event::{Ev, Who};
+use crate::metadata::State;
 use crate::rng::Rng;
 use crate::world::World;
 use basalt_core::checkpoint::{
@@ -23,7 +24,9 @@ const HISTORY: usize = 4;
 /// The store of one node.
 pub struct Store {
     content: Content,
-    history: VecDeque<Content>,
+    /// The control plane's state of the metadata group.
+    pub metadata: State,
+    history: VecDeque<(Content, State)>,
     /// What was asked and has not taken place.
     waiting: VecDeque<StoreOp>,
     /// Pages that were asked for and not given.
@@ -37,7 +40,8 @@ impl Store {
     /// An empty store.
     pub fn new(rng: Rng) -> Store {
         let (content, history, waiting) = (Content::new(), VecDeque::new(), VecDeque::new());
-        Store { content, history, waiting, asked: VecDeque::new(), saved: 0, rng }
+        let (metadata, asked) = (State::default(), VecDeque::new());
+        Store { content, metadata, history, waiting, asked, saved: 0, rng }
     }
 
     /// The next operation takes place.
@@ -100,7 +104,7 @@ impl Store {
             return Err(SaveError::Lost(lost));
         }
         self.saved += 1;
-        self.history.push_back(self.content.clone());
+        self.history.push_back((self.content.clone(), self.metadata));
         if self.history.len() > HISTORY {
             self.history.pop_front();
         }
@@ -134,9 +138,14 @@ impl Store {
         self.asked.clear();
     }
 
-    /// Everything is gone, as if the directory had been lost.
-    pub fn lose(&mut self) {
-        self.content.clear();
+    /// The checkpoint is gone, the state of the metadata group, or both.
+    pub fn lose(&mut self, (checkpoint, metadata): (bool, bool)) {
+        if checkpoint {
+            self.content.clear();
+        }
+        if metadata {
+            self.metadata = State::default();
+        }
     }
 
     /// An older state is put back, if there is one.
@@ -145,7 +154,7 @@ impl Store {
             true => false,
             false => {
                 let at = self.rng.below(self.history.len() as u64) as usize;
-                self.content = self.history[at].clone();
+                (self.content, self.metadata) = self.history[at].clone();
                 true
             }
         }
@@ -289,15 +298,20 @@ impl World {
     /// or a loss or an older state. A replica that came in pages then lacks what it acknowledged.
     pub fn disturb_store(&mut self, n: Who, may_harm: bool) {
         let up = self.nodes[n].is_up();
+        let lost = self.nodes[n].control.draw_loss();
         let store = &mut self.nodes[n].store;
         let text = match store.rng.below(if may_harm { 4 } else { 2 }) {
             // A store that a process has open is not exchanged under it.
             0 | 1 if up => return,
             0 => {
-                store.lose();
+                store.lose(lost);
+                self.nodes[n].control.harmed |= lost.1;
                 "is lost"
             }
-            1 if store.go_back() => "is put back to an older state",
+            1 if store.go_back() => {
+                self.nodes[n].control.harmed = true;
+                "is put back to an older state"
+            }
             1 => return,
             _ => match store.damage() {
                 Some(text) => {

@@ -9,6 +9,7 @@ use crate::disk::{Disk, DiskOptions};
 use crate::ending::{CHECK_EVERY, Ending, Probe, Stage};
 use crate::event::{Ev, Who};
 use crate::members::Moves;
+use crate::metadata::ControlPlane;
 use crate::net::{Arrival, Connected, LinkIndex, LinkKind, Net, NetOptions, SILENCE};
 use crate::node::{SimNode, address};
 use crate::options::{Family, Options, SEGMENTS_RESERVED};
@@ -121,6 +122,8 @@ pub struct World {
     pub positions: FxHashMap<(Who, GroupId), (u32, Term, LogIndex)>,
     /// What moves while a node makes room, as seen last, and since when it stands still.
     pub room: FxHashMap<Who, ([u64; 5], Instant)>,
+    /// The digest of the metadata state as of each entry.
+    pub metadata: FxHashMap<u64, u64>,
     /// Metadata proposals and what they came to.
     pub proposals: Vec<Option<LogIndex>>,
     /// Network faults: the pairs that each keeps apart.
@@ -194,6 +197,7 @@ impl World {
             requests: FxHashMap::default(),
             positions: FxHashMap::default(),
             room: FxHashMap::default(),
+            metadata: FxHashMap::default(),
             proposals: Vec::new(),
             cuts: Vec::new(),
             probes: Vec::new(),
@@ -229,6 +233,7 @@ impl World {
         let o = &self.options;
         let mut rng = Rng::stream(o.seed, "node", n as u64);
         let mut store_rng = Rng::stream(o.seed, "store", n as u64);
+        let mut meta_rng = Rng::stream(o.seed, "metadata", n as u64);
         let own = address(n);
         let mut held: Vec<GroupConfig> = groups
             .iter()
@@ -251,10 +256,16 @@ impl World {
                 sleep_after: Duration::from_millis(rng.within(300, 3_000)),
                 ..Timing::default()
             },
-            limits: Limits { copy_segments: draw_copies(o.seed, n), ..draw_limits(&mut rng) },
+            limits: Limits {
+                copy_segments: draw_copies(o.seed, n),
+                metadata_retain_entries: *meta_rng.pick(&[0, 1, 8, 64]),
+                metadata_retain_bytes: *meta_rng.pick(&[0, 1 << 10, 1 << 20]),
+                ..draw_limits(&mut rng)
+            },
             checkpoint_bytes: draw_interval(&mut store_rng),
             index_bytes: draw_index(&mut store_rng),
             scrub: Scrubbing { every: Duration::from_nanos(o.scrub), ..Scrubbing::ASKED },
+            metadata_saved: LogIndex(0),
             seed: rng.bits(),
             planted: o.planted,
         };
@@ -270,7 +281,8 @@ impl World {
             disk.execute(op);
         }
         let rate = self.draw_rate();
-        SimNode::new(config, disk, Store::new(store_rng), self.options.all_nodes(), rate)
+        let kept = (Store::new(store_rng), ControlPlane::new(meta_rng));
+        SimNode::new(config, disk, kept, self.options.all_nodes(), rate)
     }
 
     /// How fast a clock runs.
@@ -392,6 +404,16 @@ impl World {
             Ev::Pages { node, boot } => {
                 if self.nodes[node].boot == boot {
                     self.pages_read(node);
+                }
+            }
+            Ev::MetadataKept { node, boot } => {
+                if self.nodes[node].boot == boot {
+                    self.metadata_kept(node);
+                }
+            }
+            Ev::MetadataAsked { node, boot } => {
+                if self.nodes[node].boot == boot {
+                    self.ask_for_metadata(node);
                 }
             }
             Ev::Connect { link } => self.connect(link),
@@ -576,9 +598,9 @@ fn draw_limits(rng: &mut Rng) -> Limits {
         batches_in_flight: *rng.pick(&[1, 2, 4]),
         appends_in_flight: *rng.pick(&[1, 4, 64]),
         segments_reserved: SEGMENTS_RESERVED,
-        copy_segments: true,
         log_retain_bytes: *rng.pick(&[0, 32 << 10, 256 << 10, 1 << 20]),
         gather_bytes: *rng.pick(&[0, 0, 16 << 10, 128 << 10]),
+        ..Limits::default()
     }
 }
 
@@ -607,6 +629,8 @@ fn code(event: &Ev) -> u64 {
         Ev::Check => (15, 0, 0),
         Ev::Store { node, boot } => (16, node as u64, u64::from(boot)),
         Ev::Pages { node, boot } => (17, node as u64, u64::from(boot)),
+        Ev::MetadataKept { node, boot } => (18, node as u64, u64::from(boot)),
+        Ev::MetadataAsked { node, boot } => (19, node as u64, u64::from(boot)),
     };
     mix(a << 8 | kind) ^ b.rotate_left(17)
 }

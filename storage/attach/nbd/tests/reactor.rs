@@ -56,6 +56,7 @@ fn cluster(nodes: u32, device_bytes: u64) -> Vec<ReactorHandle> {
                 checkpoint_bytes: 0,
                 index_bytes: u64::MAX,
                 scrub: basalt_core::config::Scrubbing::ASKED,
+                metadata_saved: basalt_wire::ids::LogIndex(0),
                 seed: u64::from(number),
                 planted: Planted::NONE,
             },

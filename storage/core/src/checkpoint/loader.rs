@@ -24,7 +24,7 @@ pub struct GroupSnapshot {
     pub entries: Vec<(u64, Slot)>,
     /// Its members as of then. Nothing of a group that was removed: only its hard state counts.
     pub members: Option<Membership>,
-    /// Its commands from index 1 on, if it is the metadata group.
+    /// Its commands from the manifest's first one on, if it is the metadata group.
     pub commands: Vec<MetadataEntry>,
 }
 
@@ -57,7 +57,8 @@ pub struct Loader {
     page: Option<(GroupId, PageKey)>,
     manifest: Option<Manifest>,
     parts: BTreeMap<GroupId, Part>,
-    commands: Vec<MetadataEntry>,
+    /// The index of the first command, and all of them.
+    commands: (u64, Vec<MetadataEntry>),
     records: u64,
 }
 
@@ -78,7 +79,7 @@ impl Loader {
             page: None,
             manifest: None,
             parts: BTreeMap::new(),
-            commands: Vec::new(),
+            commands: (1, Vec::new()),
             records: 0,
         }
     }
@@ -100,10 +101,15 @@ impl Loader {
             Record::Manifest(manifest) => self.manifest = Some(manifest),
             Record::Members(group, members) => self.part(group).members = Some(members),
             Record::Command(index, entry) => {
-                if index.0 != self.commands.len() as u64 + 1 {
-                    return Err(format!("metadata command {} is missing", self.commands.len() + 1));
+                let (first, commands) = &mut self.commands;
+                if commands.is_empty() {
+                    *first = index.0;
                 }
-                self.commands.push(entry);
+                let next = *first + commands.len() as u64;
+                if index.0 != next {
+                    return Err(format!("metadata command {next} is missing"));
+                }
+                commands.push(entry);
             }
             Record::Entries(group, run, entries) => {
                 self.part(group).runs.push((run, entries));
@@ -158,7 +164,7 @@ impl Loader {
             let part = self.parts.remove(&group.group).expect("made just now");
             let commands = match group.group {
                 GroupId::METADATA => std::mem::take(&mut self.commands),
-                _ => Vec::new(),
+                _ => (group.first.0, Vec::new()),
             };
             groups.insert(group.group, join(group, part, commands)?);
         }
@@ -175,16 +181,17 @@ impl Loader {
 fn join(
     group: &GroupManifest,
     part: Part,
-    commands: Vec<MetadataEntry>,
+    (first, commands): (u64, Vec<MetadataEntry>),
 ) -> Result<GroupSnapshot, String> {
     let Part { mut replica, volumes, granules, seen, runs, members } = part;
     let metadata = group.group == GroupId::METADATA;
+    let commands_named = if metadata { group.applied.0 + 1 - group.first.0 } else { 0 };
     let entries = if metadata { Vec::new() } else { join_runs(group, &runs)? };
     let numbers = [
         ("volumes", volumes, group.volumes),
         ("volumes with granules", seen.len() as u64, group.volumes),
         ("granules", granules, group.granules),
-        ("commands", commands.len() as u64, if metadata { group.applied.0 } else { 0 }),
+        ("commands", commands.len() as u64, commands_named),
     ];
     for (what, found, named) in numbers {
         if found != named {
@@ -192,13 +199,18 @@ fn join(
             return Err(format!("group {id} has {found} {what}, its manifest says {named}"));
         }
     }
+    if !commands.is_empty() && first != group.first.0 {
+        let named = group.first;
+        return Err(format!("its metadata commands begin at {first}, its manifest says {named}"));
+    }
     if members.is_none() != group.gone {
         return Err(format!("group {} has no members, or is gone and has some", group.group));
     }
-    if entries.windows(2).any(|w| w[0].0 > w[1].0) {
+    let terms = || entries.iter().map(|e| e.0).chain(commands.iter().map(|c| c.term.0));
+    if !terms().is_sorted() {
         return Err(format!("the terms of group {} are out of order", group.group));
     }
-    if entries.first().is_some_and(|(term, _)| *term < group.before.0) {
+    if terms().next().is_some_and(|term| term < group.before.0) {
         return Err(format!("the terms of group {} begin too low", group.group));
     }
     replica.restored(group.applied).map_err(|e| format!("group {}: {e}", group.group))?;

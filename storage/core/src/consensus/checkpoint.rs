@@ -10,16 +10,14 @@ use crate::mark;
 use crate::planted::Bug;
 use crate::replica::DirtyPages;
 use basalt_wire::disk::batch::HardStateFields;
-use basalt_wire::disk::checkpoint::{
-    GroupManifest, MetadataEntry, RUN_ENTRIES, Record, entries_key,
-};
-use basalt_wire::ids::{LogIndex, NodeId, SegmentId, Term};
+use basalt_wire::disk::checkpoint::{GroupManifest, RUN_ENTRIES, Record, entries_key};
+use basalt_wire::ids::{GroupId, LogIndex, NodeId, SegmentId, Term};
 use std::collections::BTreeSet;
 
 /// What a run of entries is counted with, in granules.
 const RUN_COST: usize = 16;
 /// A follower that is at work is waited for while it is behind by so many times what is kept anyway.
-const PATIENCE: u64 = 4;
+pub(super) const PATIENCE: u64 = 4;
 /// The part of what is not live on a device that entries kept for followers may hold back from the cleaner.
 const SPAN_SHARE: u64 = 16;
 
@@ -103,8 +101,13 @@ impl Group {
     pub fn freeze(&mut self, retention: &Retention<'_>, out: &mut Changes) -> Frozen {
         let applied = self.replica.applied().0;
         let first = self.first_to_keep(retention);
-        let first_run = (first.0 - 1) / RUN_ENTRIES as u64;
         let restored = self.limbo.is_some();
+        if self.raft.as_ref().is_some_and(|raft| raft.store().is_resident()) {
+            self.save_commands((first.0, applied), restored, out);
+            let (pages, volumes) = (self.replica.take_dirty_pages(), self.replica.stored().0);
+            return Frozen { applied, first, pages, volumes, run: u64::MAX, restored };
+        }
+        let first_run = (first.0 - 1) / RUN_ENTRIES as u64;
         // What came in pages replaces all entries that the store knows.
         let (from, end) = (self.stored.0, self.stored.1.div_ceil(RUN_ENTRIES as u64));
         for run in from..if restored { end } else { first_run.min(end) } {
@@ -120,7 +123,8 @@ impl Group {
         let Some(raft) = &self.raft else { return (1, 0) };
         let table = raft.store();
         if table.is_resident() {
-            return (1, 0);
+            // See `commands`.
+            return table.first();
         }
         let mut keep = self.replica.applied().0 + 1;
         if let Some(bytes) = retention.bytes {
@@ -134,7 +138,7 @@ impl Group {
     }
 
     /// The entries that followers need next, as far as this leader knows.
-    fn needed_by_others<'a>(
+    pub(super) fn needed_by_others<'a>(
         &'a self,
         down: &'a BTreeSet<NodeId>,
     ) -> impl Iterator<Item = u64> + 'a {
@@ -175,13 +179,6 @@ impl Group {
         let Some(raft) = &self.raft else { return false };
         let table = raft.store();
         if table.is_resident() {
-            // Its commands are its log, and few.
-            for index in self.stored.1 + 1..=job.applied {
-                let data = table.content(index).expect("a resident entry").data.clone();
-                let (term, kind) = (Term(table.term_of(index)), table.kind_of(index));
-                out.put(&Record::Command(LogIndex(index), MetadataEntry { term, kind, data }));
-            }
-            self.stored = (0, job.applied);
             return false;
         }
         while job.run * (RUN_ENTRIES as u64) < job.applied {
@@ -261,7 +258,9 @@ impl Group {
     pub fn restore(&mut self, snapshot: GroupSnapshot) {
         mark!("group starts from a checkpoint");
         let manifest = &snapshot.manifest;
-        self.stored = ((manifest.first.0 - 1) / RUN_ENTRIES as u64, manifest.applied.0);
+        let resident = self.id == GroupId::METADATA;
+        let runs = (manifest.first.0 - 1) / RUN_ENTRIES as u64;
+        self.stored = (if resident { manifest.first.0 } else { runs }, manifest.applied.0);
         self.replica = snapshot.replica;
         if let Some(members) = snapshot.members {
             self.set_members(members);

@@ -1,5 +1,6 @@
 //! One replica's part in its group: its state, and the messages that reach it.
 
+use super::commands::Commands;
 use super::comparing::Comparing;
 use super::convert::{self, Receiver};
 use super::election::Election;
@@ -17,7 +18,6 @@ use super::shared::{Cx, Room};
 use super::table::{Content, ENTRY_SIZE, Table, weight};
 use super::waits::Waits;
 use crate::config::GroupConfig;
-use crate::event::Effect;
 use crate::log::{HardState, RecordSeq};
 use crate::mark;
 use crate::planted::Bug;
@@ -145,6 +145,7 @@ pub struct Group {
     pub(super) needed_until: u64,
     /// Committed entries that are not applied, and what else waits for tables of pages.
     pub(super) waits: Waits,
+    pub(super) commands: Commands,
 }
 
 impl Group {
@@ -204,6 +205,7 @@ impl Group {
             recovering: Recovering::default(),
             needed_until: 0,
             waits: Waits::default(),
+            commands: Commands::default(),
         }
     }
 
@@ -240,7 +242,7 @@ impl Group {
             Err(_) => self.quarantine(cx, "the log's content contradicts itself"),
         }
         self.election.active_at = cx.now;
-        self.tell_commands(cx);
+        self.begin_telling(cx);
         self.guard(cx, |group, cx| group.ready(cx));
         let moves =
             moves.into_iter().filter_map(|(data, at)| Some((decode_moved(&data).ok()?, at)));
@@ -253,25 +255,9 @@ impl Group {
             let tail = self.replica.applied().0 + 1..=raft.store().last();
             cx.shared.cache_order.extend(tail.map(|index| (self.slot, index)));
         }
+        self.forget_commands(cx);
         self.settle_cache(cx);
         self.report_damage(cx);
-    }
-
-    /// Tells the control plane the metadata commands that a checkpoint stands for.
-    fn tell_commands(&self, cx: &mut Cx<'_>) {
-        let Some(raft) = self.raft.as_ref().filter(|_| self.id == GroupId::METADATA) else {
-            return;
-        };
-        let table = raft.store();
-        for index in 1..=self.replica.applied().0 {
-            let command = match table.kind_of(index) {
-                // What changes the members is no command of the metadata state.
-                ENTRY_KIND_MEMBERS => Bytes::new(),
-                _ => table.content(index).expect("a resident entry").data.clone(),
-            };
-            let (term, index) = (Term(table.term_of(index)), LogIndex(index));
-            cx.out.push(Effect::Applied { index, term, command });
-        }
     }
 
     /// Runs a step of the library, or of ours that depends on it, and stops the group if it breaks.

@@ -111,7 +111,8 @@ impl OpenState {
         self.table.set_members(members.clone());
         self.hard = HardState { term: state.term, vote: state.vote, commit: state.commit };
         if self.table.is_resident() {
-            self.table.restore_commands(std::mem::take(&mut snapshot.commands));
+            let commands = std::mem::take(&mut snapshot.commands);
+            self.table.restore_commands(manifest.first.0, manifest.before.0, commands);
         } else {
             let entries = std::mem::take(&mut snapshot.entries);
             self.table.restore(manifest.first.0, manifest.before.0, entries);

@@ -275,7 +275,7 @@ impl Group {
         self.barriers.retain(|node, _| is_there(node));
         let before = self.helping.len();
         self.helping.retain(|node, _| is_there(node));
-        cx.shared.helping -= before - self.helping.len();
+        cx.shared.helping -= self.counted(before - self.helping.len());
         self.room_changed();
     }
 

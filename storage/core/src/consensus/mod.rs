@@ -13,6 +13,7 @@
 
 mod announce;
 mod checkpoint;
+mod commands;
 mod comparing;
 mod convert;
 mod election;

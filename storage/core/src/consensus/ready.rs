@@ -276,7 +276,7 @@ impl Group {
     fn apply_metadata(&mut self, cx: &mut Cx<'_>, index: LogIndex, term: Term, command: Bytes) {
         self.replica.skip(index);
         let proposed = !command.is_empty();
-        cx.out.push(Effect::Applied { index, term, command });
+        self.tell_command(cx, index.0, term, command);
         if proposed {
             self.answer_next(cx, index, Ok(()));
         }

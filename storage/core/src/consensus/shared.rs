@@ -213,6 +213,8 @@ pub struct Shared {
     pub gathering: bool,
     /// What was proposed since the shard was opened.
     pub proposed: ProposedCounts,
+    /// The last command of the metadata group that a state in the control plane's own store stands for.
+    pub metadata_saved: u64,
     /// Peers that can not be reached, as far as the driver knows.
     pub down: BTreeSet<NodeId>,
     /// Whether leaderships are being handed over.
@@ -287,6 +289,7 @@ impl Shared {
             pending_requests: 0,
             gathering: false,
             proposed: ProposedCounts::default(),
+            metadata_saved: config.metadata_saved.0,
             down: BTreeSet::new(),
             draining: false,
             read_only: false,

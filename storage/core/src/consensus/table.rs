@@ -79,7 +79,7 @@ pub struct Table {
     cached: VecDeque<Content>,
     cached_from: u64,
     cached_bytes: usize,
-    /// Whether all entries and their content are held for good.
+    /// Whether the content of all entries that are held is in memory.
     resident: bool,
     /// Followers that need entries from before the first, as the library noticed.
     lacking: RefCell<BTreeSet<u64>>,
@@ -104,13 +104,13 @@ impl Table {
         }
     }
 
-    /// A table without entries that keeps whatever it is given in memory, for good: its log needs
+    /// A table without entries that keeps the content of all that it holds in memory: its log needs
     /// nothing of the device.
     pub fn resident(members: Membership) -> Table {
         Table { resident: true, ..Table::new(members) }
     }
 
-    /// Whether all entries are held in memory for good.
+    /// Whether the content of all entries that are held is in memory.
     pub fn is_resident(&self) -> bool {
         self.resident
     }
@@ -129,10 +129,10 @@ impl Table {
         self.cached_from = self.last() + 1;
     }
 
-    /// A resident table with the commands of a checkpoint, from index 1 on.
-    pub fn restore_commands(&mut self, commands: Vec<MetadataEntry>) {
+    /// A resident table with the commands of a checkpoint, from `first` on.
+    pub fn restore_commands(&mut self, first: u64, before: u64, commands: Vec<MetadataEntry>) {
         assert!(self.resident, "commands for a table that would forget them");
-        self.start_at(1, 0);
+        self.start_at(first, before);
         for MetadataEntry { term, kind, data } in commands {
             let slot = Slot { placed: true, kind, ..Slot::default() };
             let content = Content { data, payload: None, kind };
@@ -151,17 +151,15 @@ impl Table {
         self.cached_bytes = 0;
     }
 
-    /// Forgets the entries up to `index`. They are applied, and a durable checkpoint stands for them.
+    /// Forgets the entries up to `index`. They are applied, and a durable checkpoint stands for them, or a
+    /// durable state of the control plane.
     pub fn truncate_front(&mut self, index: u64) {
-        assert!(
-            index <= self.last() && !self.resident,
-            "entries up to {index} can not be forgotten"
-        );
+        assert!(index <= self.last(), "entries up to {index} can not be forgotten");
         if index < self.first {
             return;
         }
         self.before = self.term_of(index);
-        self.evict(index);
+        self.drop_content(index);
         self.slots.drain(..(index + 1 - self.first) as usize);
         self.first = index + 1;
         self.changes.retain(|change| *change > index);
@@ -189,6 +187,20 @@ impl Table {
             fits
         };
         self.last() + 1 - self.slots.iter().rev().take_while(fits).count() as u64
+    }
+
+    /// The first of the newest `entries` whose content takes no more than `bytes` of memory together. All of the
+    /// content is in memory.
+    pub fn first_of_newest(&self, entries: u64, bytes: u64) -> u64 {
+        let mut left = bytes;
+        let fits = |content: &&Content| {
+            let size = weight(content) as u64;
+            let fits = size <= left;
+            left = left.saturating_sub(size);
+            fits
+        };
+        let newest = self.cached.iter().rev().take(entries.try_into().unwrap_or(usize::MAX));
+        self.last() + 1 - newest.take_while(fits).count() as u64
     }
 
     /// Takes the followers that need entries from before the first.
@@ -351,7 +363,14 @@ impl Table {
     /// Gives the bytes that became free.
     pub fn evict(&mut self, index: u64) -> usize {
         let before = self.cached_bytes;
-        while !self.resident && self.cached_from <= index && !self.cached.is_empty() {
+        if !self.resident {
+            self.drop_content(index);
+        }
+        before - self.cached_bytes
+    }
+
+    fn drop_content(&mut self, index: u64) {
+        while self.cached_from <= index && !self.cached.is_empty() {
             if !self.slots[self.at(self.cached_from)].placed {
                 break;
             }
@@ -359,7 +378,6 @@ impl Table {
             self.cached_bytes -= self.weight(&content);
             self.cached_from += 1;
         }
-        before - self.cached_bytes
     }
 
     fn entry(&self, index: u64) -> eraftpb::Entry {
@@ -529,17 +547,36 @@ mod tests {
     }
 
     #[test]
-    fn a_resident_table_forgets_nothing() {
+    fn a_resident_table_forgets_only_from_its_front() {
         let mut table = Table::resident(Membership::default());
         let entry = |term, kind, data| MetadataEntry { term: Term(term), kind, data };
-        table.restore_commands(vec![
-            entry(2, 0, Bytes::from_static(b"a")),
-            entry(3, ENTRY_KIND_MEMBERS, Bytes::new()),
-        ]);
-        table.append(3, 3, Slot { placed: true, ..Slot::default() }, Content::default());
-        assert_eq!((table.evict(3), table.cached_bytes()), (0, 0));
-        assert_eq!(table.content(1).unwrap().data, Bytes::from_static(b"a"));
-        assert_eq!((table.term_of(1), table.term_of(3), table.last()), (2, 3, 3));
+        let commands =
+            vec![entry(2, 0, Bytes::from_static(b"a")), entry(3, ENTRY_KIND_MEMBERS, Bytes::new())];
+        table.restore_commands(5, 1, commands);
+        table.append(7, 3, Slot { placed: true, ..Slot::default() }, Content::default());
+        assert_eq!((table.evict(7), table.cached_bytes()), (0, 0));
+        assert_eq!(table.content(5).unwrap().data, Bytes::from_static(b"a"));
+        let terms: Vec<_> = (3..=8).map(|i| table.term_of(i)).collect();
+        assert_eq!((terms, table.last()), (vec![0, 1, 2, 3, 3, 0], 7));
+        table.truncate_front(5);
+        assert_eq!((table.first(), table.last()), ((6, 2), 7));
+        assert!(table.content(5).is_none() && table.content(6).is_some());
+        table.truncate_front(7);
+        assert_eq!((table.first(), table.last(), table.cached_bytes()), ((8, 3), 7, 0));
+    }
+
+    #[test]
+    fn the_newest_are_counted_and_weighed() {
+        let mut table = Table::resident(Membership::default());
+        for n in 1..=6 {
+            let content = Content { data: Bytes::from(vec![0; 100]), ..Content::default() };
+            table.append(n, 1, Slot { placed: true, ..Slot::default() }, content);
+        }
+        let each = 100 + size_of::<Content>() as u64;
+        assert_eq!(table.first_of_newest(4, u64::MAX), 3);
+        assert_eq!(table.first_of_newest(u64::MAX, 2 * each + 1), 5);
+        assert_eq!(table.first_of_newest(0, u64::MAX), 7);
+        assert_eq!(table.first_of_newest(9, u64::MAX), 1);
     }
 
     #[test]

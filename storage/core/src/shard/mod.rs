@@ -179,6 +179,10 @@ impl Shard {
                     self.each(now, out, |group, cx| group.peer_link(cx, peer, up));
                 }
             }
+            Event::MetadataSaved { index } => {
+                self.shared.metadata_saved = self.shared.metadata_saved.max(index.0);
+                self.with(now, out, GroupId::METADATA, Group::metadata_saved);
+            }
             Event::Prefer { group, node } => {
                 self.with(now, out, group, |group, cx| group.prefer(cx, node));
             }

@@ -64,6 +64,7 @@ pub fn shard_config(node: u32, voters: &[u32], groups: u32) -> ShardConfig {
         checkpoint_bytes: 0,
         index_bytes: u64::MAX,
         scrub: basalt_core::config::Scrubbing::ASKED,
+        metadata_saved: basalt_wire::ids::LogIndex(0),
         seed: u64::from(node),
         planted: Planted::NONE,
     }

@@ -7,7 +7,7 @@
 //!
 //! | key | value, between version and checksum |
 //! | --- | --- |
-//! | `C` index 8 | an entry of the metadata group: term 8, type 1, the command or change of members |
+//! | `C` index 8 | an entry of the metadata group, from its first on: term 8, type 1, command or change of members |
 //! | `E` group 4, run 8 | up to 256 entries of 27 bytes, see [`EntryPlace`] |
 //! | `G` group 4 | its members, see [`Membership`] |
 //! | `M` | the manifest |
@@ -312,6 +312,19 @@ pub fn group_prefixes(group: GroupId) -> [[u8; 5]; 4] {
         let mut key = [kind; 5];
         key[1..].copy_from_slice(&group.0.to_be_bytes());
         key
+    })
+}
+
+/// Prefixes of the keys of the metadata group's entries from one index up to another: of whole runs where there
+/// are some, so that there are few.
+pub fn command_prefixes(from: u64, to: u64) -> impl Iterator<Item = Vec<u8>> {
+    let mut next = from;
+    std::iter::from_fn(move || {
+        let index = (next < to).then_some(next)?;
+        let whole = index.is_multiple_of(256) && to - index >= 256;
+        let (length, count) = if whole { (8, 256) } else { (9, 1) };
+        next += count;
+        Some([COMMANDS_PREFIX, &index.to_be_bytes()].concat()[..length].to_vec())
     })
 }
 

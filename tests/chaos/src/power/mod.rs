@@ -57,6 +57,7 @@ pub fn shard_config(n: usize, seed: u64) -> ShardConfig {
         checkpoint_bytes: 0,
         index_bytes: u64::MAX,
         scrub: basalt_core::config::Scrubbing::ASKED,
+        metadata_saved: basalt_wire::ids::LogIndex(0),
         seed: seed.wrapping_mul(31).wrapping_add(n as u64),
         planted: Planted::NONE,
     }

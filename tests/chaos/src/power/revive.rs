@@ -311,6 +311,7 @@ impl World {
             Effect::DeviceSuspect { reason } => self.notices.push(format!("{n}: {reason}")),
             Effect::Notice { alarm, text } => self.notices.push(format!("{n}: {alarm} {text}")),
             Effect::Store(_) => unreachable!("no checkpoints are asked for"),
+            Effect::FetchMetadata { .. } => unreachable!("no metadata command is forgotten"),
             Effect::Proposed { .. }
             | Effect::Applied { .. }
             | Effect::LeaderChanged { .. }

@@ -13,7 +13,7 @@ use basalt_wire::block::{BLOCK_BYTES, CHUNK_BLOCKS};
 use basalt_wire::buffer::Payload;
 use basalt_wire::disk::checkpoint::{GRANULE_BLOCKS, VolumeRecord};
 use basalt_wire::disk::moved::{MovedBlock, encode_moved};
-use basalt_wire::ids::{Address, LogIndex, Term, VolumeId};
+use basalt_wire::ids::{Address, GroupId, LogIndex, Term, VolumeId};
 use basalt_wire::membership::Membership;
 use basalt_wire::pages::{
     GranuleSums, PageDigests, Pages, Step, WANT_BLOCKS_MAX, WANT_GRANULES_MAX, granules_that_fit,
@@ -107,6 +107,11 @@ impl Session {
         self.start.is_some() && self.untold.is_none()
     }
 
+    /// The entry that it leads to, once the leader has told.
+    pub(in crate::consensus) fn leads_to(&self) -> Option<LogIndex> {
+        self.start.map(|(start, _)| start)
+    }
+
     /// Questions so far.
     pub(super) fn asks(&self) -> u32 {
         self.asks
@@ -177,7 +182,7 @@ impl Group {
         let settled = self.waits.entries.is_empty() && !self.is_replaying();
         let free = self.session.is_none() && self.limbo.is_none() && settled;
         let may = !cx.shared.read_only && cx.shared.tick >= self.session_after;
-        if !free || !may || cx.shared.sessions >= SESSIONS_MAX {
+        if !free || !may || cx.shared.sessions + self.counted(1) > SESSIONS_MAX {
             return;
         }
         if !cx.shared.checkpoints {
@@ -194,7 +199,7 @@ impl Group {
         }
         mark!("session of pages opened");
         self.stop_mending();
-        cx.shared.sessions += 1;
+        cx.shared.sessions += self.counted(1);
         cx.shared.messages += 1;
         let id = cx.shared.draw([u64::from(self.id.0), cx.shared.messages, cx.now.0]);
         self.session = Some(Session {
@@ -206,7 +211,7 @@ impl Group {
             members: Membership::default(),
             volumes: Vec::new(),
             untold: Some(VolumeId(0)),
-            cursor: Some((VolumeId(0), 0)),
+            cursor: (self.id != GroupId::METADATA).then_some((VolumeId(0), 0)),
             todo: VecDeque::new(),
             asked: BTreeMap::new(),
             asks: 0,
@@ -222,7 +227,7 @@ impl Group {
         if let Some(session) = self.session.take() {
             mark!("session of pages ended early");
             self.replica.unstage();
-            cx.shared.sessions -= usize::from(!session.finished);
+            cx.shared.sessions -= self.counted(usize::from(!session.finished));
             let rest = REST * u64::from(cx.shared.timing.election_ticks);
             self.session_after = cx.shared.tick + rest;
         }
@@ -292,7 +297,20 @@ impl Group {
             return;
         }
         again.into_iter().for_each(|(ask, _)| self.send_ask(cx, ask));
+        self.stay_known(cx);
         self.ask_more(cx);
+    }
+
+    /// Asks again where a session of the metadata group began, while the control plane fetches: a leader that
+    /// hears nothing forgets the session, and does not keep the log for it.
+    fn stay_known(&self, cx: &mut Cx<'_>) {
+        let Some(session) = self.session.as_ref().filter(|s| s.is_told() && !s.finished) else {
+            return;
+        };
+        let due = cx.shared.tick.is_multiple_of(u64::from(cx.shared.timing.election_ticks));
+        if self.id == GroupId::METADATA && due {
+            self.send_pages(cx, session.leader, session.id, Step::Open { from: VolumeId(0) });
+        }
     }
 
     /// Takes the members that the state will have; gives the session up if this replica is none of them, or
@@ -343,6 +361,12 @@ impl Group {
         session.untold = next.filter(|_| more);
         session.volumes.extend(volumes);
         session.asked.clear();
+        if self.id == GroupId::METADATA {
+            let from = session.leader.node;
+            self.ask_for_state(cx, from, start.0);
+            self.ask_more(cx);
+            return;
+        }
         self.ask(cx, None);
     }
 
@@ -411,9 +435,10 @@ impl Group {
                 break;
             }
         }
-        if let Some(session) = self.session.as_mut().filter(|s| !s.finished && s.is_done()) {
-            session.finished = true;
-            cx.shared.sessions -= 1;
+        let complete = |session: &&Session| session.is_done() && self.has_state_for(cx, session);
+        if self.session.as_ref().filter(|s| !s.finished).is_some_and(|s| complete(&s)) {
+            cx.shared.sessions -= self.counted(1);
+            self.session.iter_mut().for_each(|session| session.finished = true);
         }
     }
 

@@ -93,7 +93,8 @@ impl Group {
             raft.raft.prs().get(u64::from(node.0)).map_or(0, |progress| progress.matched)
         };
         self.helping.retain(|node, help| leads && help.until > tick && matched(node) < help.start);
-        cx.shared.helping -= before - self.helping.len();
+        let ended = self.counted(before - self.helping.len());
+        cx.shared.helping -= ended;
         let stuck = self.outboxes.iter().filter_map(|(node, o)| Some((*node, o.stuck()?)));
         let damaged = stuck.filter(|(node, entry)| self.gets_pages_for(cx, *node, *entry));
         lacking.extend(damaged.map(|(node, _)| u64::from(node.0)));
@@ -107,7 +108,7 @@ impl Group {
         }
         for id in lacking {
             let Some(to) = self.address_of(id) else { continue };
-            let room = cx.shared.helping < SESSIONS_MAX;
+            let room = cx.shared.helping + self.counted(1) <= SESSIONS_MAX;
             if room && !self.helping.contains_key(&to.node) && !cx.shared.down.contains(&to.node) {
                 mark!("follower is behind the log");
                 self.send_pages(cx, to, 0, Step::Behind);
@@ -117,7 +118,7 @@ impl Group {
 
     /// Forgets all sessions: it does not lead any more.
     pub fn end_help(&mut self, cx: &mut Cx<'_>) {
-        cx.shared.helping -= self.helping.len();
+        cx.shared.helping -= self.counted(self.helping.len());
         self.helping.clear();
         self.page_damage = false;
         self.needed_until = 0;
@@ -196,12 +197,12 @@ impl Group {
         let known = self.helping.contains_key(&to.node);
         let start = self.replica.applied().0;
         let start_term = self.raft.as_ref().map_or(0, |raft| raft.store().term_of(start));
-        let room = known || cx.shared.helping < SESSIONS_MAX;
+        let room = known || cx.shared.helping + self.counted(1) <= SESSIONS_MAX;
         if !room || self.replica.is_fuzzy() || start_term == 0 {
             return false;
         }
         mark!("session of pages begun");
-        cx.shared.helping += usize::from(!known);
+        cx.shared.helping += self.counted(usize::from(!known));
         let (volumes, waiting) = (self.replica.volume_states(), VecDeque::new());
         let members = self.members.clone();
         let help = Help { session, start, start_term, members, volumes, until, waiting };

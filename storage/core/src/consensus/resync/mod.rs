@@ -13,6 +13,9 @@
 //!    finds the old state or the new one, and what was written before it is found by its checksum.
 //! 4. It serves no read before it has applied everything that a page can have seen.
 //!
+//! The metadata group has no pages: its state is the control plane's, which fetches it between the steps 2 and 3;
+//! see [`super::commands`].
+//!
 //! The follower drives, asks again when there is no answer, and gives up when it hears nothing, or of
 //! another leader. The leader keeps of a session only where it began, to leave the log behind that.
 
@@ -27,7 +30,7 @@ use super::group::Group;
 use super::shared::Cx;
 use crate::mark;
 use basalt_wire::frame::Frame;
-use basalt_wire::ids::Address;
+use basalt_wire::ids::{Address, GroupId};
 use basalt_wire::pages::{OFFER_PAGES_MAX, Pages, Step};
 
 /// Replicas of a shard that are brought up at a time, and that it brings up at a time.
@@ -107,6 +110,11 @@ impl Group {
             _ => return true,
         };
         self.has_pages(cx, pages.into_iter())
+    }
+
+    /// How many sessions count among those that may be at a time: those of the metadata group move nothing here.
+    pub(super) fn counted(&self, sessions: usize) -> usize {
+        if self.id == GroupId::METADATA { 0 } else { sessions }
     }
 
     pub(super) fn send_pages(&self, cx: &mut Cx<'_>, to: Address, session: u64, step: Step) {

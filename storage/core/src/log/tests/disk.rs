@@ -174,6 +174,7 @@ pub fn config(segments: u64, planted: Planted) -> ShardConfig {
         checkpoint_bytes: 0,
         index_bytes: u64::MAX,
         scrub: crate::config::Scrubbing::ASKED,
+        metadata_saved: basalt_wire::ids::LogIndex(0),
         seed: 42,
         planted,
     }

@@ -10,6 +10,7 @@ mod gates;
 mod gather;
 mod members;
 mod memory;
+mod metadata;
 mod pages;
 mod recycled;
 mod scrubbing;

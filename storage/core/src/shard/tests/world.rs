@@ -64,6 +64,8 @@ pub struct World {
     pub notices: Vec<String>,
     pub applied: BTreeMap<u32, Vec<(u64, Bytes)>>,
     pub proposed: BTreeMap<u64, Result<LogIndex, crate::event::ProposeError>>,
+    /// The entry as of which a node asks for the state of the metadata group.
+    pub wanted: BTreeMap<u32, LogIndex>,
     pub drained: BTreeSet<u32>,
     pub leaders: BTreeMap<(u32, u64), u32>,
     pub log_frames: bool,
@@ -132,6 +134,7 @@ impl World {
             notices: Vec::new(),
             applied: BTreeMap::new(),
             proposed: BTreeMap::new(),
+            wanted: BTreeMap::new(),
             drained: BTreeSet::new(),
             leaders: BTreeMap::new(),
             log_frames: true,
@@ -156,6 +159,7 @@ impl World {
                 checkpoint_bytes: options.checkpoint_bytes,
                 index_bytes: options.index_bytes,
                 scrub: options.scrub,
+                metadata_saved: LogIndex(0),
                 seed: options.seed,
                 planted: options.planted,
             };
@@ -344,6 +348,9 @@ impl World {
             Effect::Reply { reply, .. } => {
                 let again = self.replies.insert(reply.id.0, reply.result);
                 assert!(again.is_none(), "request {} was answered twice", reply.id);
+            }
+            Effect::FetchMetadata { at_least, .. } => {
+                self.wanted.insert(n, at_least);
             }
             Effect::Proposed { token, result } => {
                 self.proposed.insert(token, result);

@@ -212,3 +212,22 @@ fn a_volume_is_not_its_own_parent() {
     let (key, value) = encoded(&Record::Volume(group, id, clone));
     assert_eq!(Record::decode(&key, &value), Err(CheckpointError::Field("parent")));
 }
+
+#[test]
+fn prefixes_of_commands_cover_them_and_no_others() {
+    let key = |index: u64| {
+        let entry = MetadataEntry { term: Term(1), kind: 0, data: Bytes::new() };
+        let mut key = Vec::new();
+        Record::Command(LogIndex(index), entry).key(&mut key);
+        key
+    };
+    for (from, to, most) in
+        [(1, 1, 0), (1, 3, 2), (250, 1030, 16), (256, 512, 1), (1, 100_000, 900)]
+    {
+        let prefixes: Vec<Vec<u8>> = command_prefixes(from, to).collect();
+        assert!(prefixes.len() <= most, "{from}..{to} takes {}", prefixes.len());
+        let covered = |index| prefixes.iter().any(|prefix| key(index).starts_with(prefix));
+        let near = (from.saturating_sub(300)..from + 300).chain(to.saturating_sub(300)..to + 300);
+        near.for_each(|n| assert_eq!(covered(n), (from..to).contains(&n), "{from}..{to}: {n}"));
+    }
+}

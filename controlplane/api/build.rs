@@ -9,6 +9,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "basalt/v1/node.proto",
         "basalt/v1/resources.proto",
         "basalt/meta/v1/meta.proto",
+        "basalt/meta/v1/state.proto",
         "google/longrunning/operations.proto",
         "google/rpc/status.proto",
         "basalt/v1/heal.proto",

@@ -5,6 +5,8 @@
 //! same entries holds the same state. A change names itself by a request id; its effect is kept with
 //! the id, and proposing it again, after a lost answer, gives the same outcome and changes nothing.
 
+pub mod backup;
+mod chunks;
 mod classes;
 mod clones;
 mod cuts;
@@ -27,6 +29,7 @@ mod state;
 mod tracked;
 mod updates;
 
+pub use basalt_api::meta::v1::BackupHeader;
 pub use basalt_api::meta::v1::entry::Op;
 pub use basalt_api::meta::v1::{
     AddMember, AttachVolume, AttachmentRecord, Barrier, CloneParent, CloneSource, CreateCut,
@@ -41,6 +44,7 @@ pub use basalt_api::meta::v1::{
     ClassRecord, DeleteClass, DeleteQuota, EventRecord, ForgetOperation, OperationRecord, PutClass,
     PutQuota, QuotaRecord, UpdateVolume, operation_record,
 };
+pub use chunks::{BadState, CHUNK_BYTES_MAX, Chunks, STATE_FORMAT, StateReader};
 pub use classes::etag_of_revision;
 pub use clones::{CLONE_DEPTH_MAX, FLATTEN_DEPTH};
 pub use operations::groups_named;

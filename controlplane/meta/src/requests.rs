@@ -55,6 +55,30 @@ impl Requests {
             self.by_id.remove(&oldest);
         }
     }
+
+    /// All that are kept, in the order in which they took effect: id, body, outcome.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, u64, &Outcome)> {
+        self.order.iter().map(|id| {
+            let kept = self.by_id.get(id).expect("each id is kept with its effect");
+            (id.as_str(), kept.body, &kept.outcome)
+        })
+    }
+
+    /// How many are kept.
+    pub fn len(&self) -> usize {
+        self.order.len()
+    }
+
+    /// Whether an id is kept.
+    pub fn holds(&self, id: &str) -> bool {
+        self.by_id.contains_key(id)
+    }
+
+    /// The effect of the newest one.
+    pub fn newest_mut(&mut self) -> Option<&mut Outcome> {
+        let kept = self.by_id.get_mut(self.order.back()?);
+        kept.map(|kept| &mut kept.outcome)
+    }
 }
 
 #[cfg(test)]

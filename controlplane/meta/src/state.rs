@@ -52,10 +52,10 @@ pub enum Outcome {
 /// Volumes, attachments, members and the map, as of some index of the log.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct MetaState {
-    applied: u64,
+    pub(crate) applied: u64,
     pub(crate) cluster: Option<ClusterSpec>,
     pub(crate) map_version: u64,
-    last_volume: u64,
+    pub(crate) last_volume: u64,
     pub(crate) volumes: Tracked<String, VolumeRecord>,
     /// By the volume's number and their generation.
     pub(crate) snapshots: Tracked<(u64, u32), SnapshotRecord>,
@@ -70,7 +70,7 @@ pub struct MetaState {
     pub(crate) index: Index,
     /// Members by name, and the index of the entry that changed what is said of them last.
     pub(crate) member_revisions: Tracked<String, u64>,
-    requests: Requests,
+    pub(crate) requests: Requests,
 }
 
 /// What follows from the records, kept so that they are found quickly.

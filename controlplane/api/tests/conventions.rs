@@ -22,7 +22,7 @@ const WITHOUT_REQUEST_ID: [(&str, &str); 7] = [
 ];
 
 /// Verbs of methods that change nothing.
-const READS: [&str; 5] = ["Get", "List", "Plan", "Wait", "Watch"];
+const READS: [&str; 6] = ["Backup", "Get", "List", "Plan", "Wait", "Watch"];
 
 /// Resources that are created in a way of their own, and why.
 const NO_STANDARD_CREATE: [(&str, &str); 1] = [("Cut", "it is named by its number")];

@@ -23,6 +23,7 @@ pub(crate) async fn run(
     command: &ClusterCommand,
 ) -> Result<(), Failure> {
     match command {
+        ClusterCommand::Backup(command) => crate::backup::run(options, cluster, command).await,
         ClusterCommand::Bootstrap { nodes, groups, domain } => {
             bootstrap(options, nodes, *groups, domain.failure_domain.value()).await
         }

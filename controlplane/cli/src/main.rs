@@ -1,6 +1,7 @@
 //! The command line of Basalt: clusters, their nodes, volumes and their snapshots.
 
 mod apply;
+mod backup;
 mod changes;
 mod class;
 mod clones;

@@ -295,6 +295,7 @@ pub(crate) enum Command {
 
 #[derive(Clone, Debug, Subcommand)]
 pub(crate) enum ClusterCommand {
+    Backup(crate::backup::Backup),
     /// Make one cluster of nodes that belong to none.
     #[command(after_help = AFTER_BOOTSTRAP)]
     Bootstrap {

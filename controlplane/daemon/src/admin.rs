@@ -10,15 +10,16 @@ use crate::volumes;
 use basalt_api::error;
 use basalt_api::v1::admin_server::Admin;
 use basalt_api::v1::{
-    AddNodeRequest, AttachVolumeRequest, AttachVolumeResponse, Attachment, BootstrapRequest,
-    Cluster, CreateCutRequest, CreateSnapshotRequest, CreateVolumeRequest, Cut, DeleteCutRequest,
-    DeleteCutResponse, DeleteSnapshotRequest, DeleteVolumeRequest, DetachVolumeRequest,
-    DrainNodeRequest, FlattenVolumeRequest, GetClusterRequest, GetCutRequest, GetPoolMapRequest,
-    GetSnapshotRequest, GetVolumeRequest, ListChangesRequest, ListChangesResponse,
-    ListSnapshotsRequest, ListSnapshotsResponse, ListVolumesRequest, ListVolumesResponse, Node,
-    PlanPlacementRequest, PlanPlacementResponse, PoolMap, RemoveNodeRequest, RemoveNodeResponse,
-    ResizeVolumeRequest, RevertVolumeRequest, SetFailureDomainRequest, Snapshot, StartScrubRequest,
-    StartScrubResponse, UpdateVolumeRequest, Volume, volume,
+    AddNodeRequest, AttachVolumeRequest, AttachVolumeResponse, Attachment, BackupMetadataRequest,
+    BootstrapRequest, Cluster, CreateCutRequest, CreateSnapshotRequest, CreateVolumeRequest, Cut,
+    DeleteCutRequest, DeleteCutResponse, DeleteSnapshotRequest, DeleteVolumeRequest,
+    DetachVolumeRequest, DrainNodeRequest, FlattenVolumeRequest, GetClusterRequest, GetCutRequest,
+    GetPoolMapRequest, GetSnapshotRequest, GetVolumeRequest, ListChangesRequest,
+    ListChangesResponse, ListSnapshotsRequest, ListSnapshotsResponse, ListVolumesRequest,
+    ListVolumesResponse, Node, PlanPlacementRequest, PlanPlacementResponse, PoolMap,
+    RemoveNodeRequest, RemoveNodeResponse, ResizeVolumeRequest, RevertVolumeRequest,
+    SetFailureDomainRequest, Snapshot, StartScrubRequest, StartScrubResponse, UpdateVolumeRequest,
+    Volume, volume,
 };
 use basalt_meta::{
     AttachVolume, CloneSource, CreateSnapshot, CreateVolume, DeleteSnapshot, DeleteVolume,
@@ -276,6 +277,15 @@ impl Admin for AdminService {
         });
         reverted.await;
         self.shown(&last)
+    }
+
+    type BackupMetadataStream = crate::state::Backup;
+
+    async fn backup_metadata(
+        &self,
+        _request: Request<BackupMetadataRequest>,
+    ) -> Result<Response<crate::state::Backup>, Status> {
+        Ok(Response::new(crate::state::backup(&*self.daemon.engine()?).await?))
     }
 
     type ListChangesStream = ReceiverStream<Result<ListChangesResponse, Status>>;

@@ -332,8 +332,7 @@ async fn failure(daemon: &Arc<Daemon>) -> String {
 
 async fn stop_engine(daemon: &Arc<Daemon>) -> Result<()> {
     let Ok(engine) = daemon.engine() else { return Ok(()) };
-    tokio::task::spawn_blocking(move || engine.reactor.stop()).await??;
-    Ok(())
+    engine.stop().await
 }
 
 /// Makes sure that no other process uses the directory, and keeps it so as long as the file lives.

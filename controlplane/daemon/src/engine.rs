@@ -41,6 +41,9 @@ pub const DOOR: usize = 0;
 /// How long the first opening of a device may take: it was just made, or holds little.
 const FIRST_OPENING: Duration = Duration::from_secs(30);
 
+/// How long the last of what the reactor told may take to be heard, and to be saved.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
 /// How long a device may be held by what a killed process left in the kernel.
 const DEVICE_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -68,6 +71,8 @@ pub struct Engine {
     pub replicas: tokio::sync::Mutex<()>,
     spec: Mutex<ClusterSpec>,
     failed: watch::Sender<Option<String>>,
+    /// Ends when everything is heard that the reactor has told before its end.
+    hears: Mutex<Option<tokio::task::JoinHandle<()>>>,
 }
 
 impl Engine {
@@ -84,10 +89,13 @@ impl Engine {
         ensure!(is_whole(identity), "the node's identity is incomplete");
         let node = NodeId(identity.node);
         let name = options.node_name().map_err(|e| anyhow!(e))?;
-        let metadata = Arc::new(Metadata::new(node, spec.id, grpc_addresses(&spec)));
+        let state = crate::state::load(&store, spec.id);
+        let begins_at = LogIndex(state.applied());
+        let metadata = Arc::new(Metadata::new(node, spec.id, grpc_addresses(&spec), state));
         let (notices, incoming) = mpsc::unbounded_channel();
         let door = Arc::new(Door::default());
-        let config = reactor_config(&options, &store, &spec, node, notices, door.clone())?;
+        let mut config = reactor_config(&options, &store, &spec, node, notices, door.clone())?;
+        config.shard.iter_mut().for_each(|shard| shard.config.metadata_saved = begins_at);
         wait_for_device(&options.device_path());
         let reactor = basalt_node::start(config).context("the node can not start")?;
         if !store.opened()? {
@@ -109,8 +117,11 @@ impl Engine {
             replicas: tokio::sync::Mutex::default(),
             spec: Mutex::new(spec),
             failed,
+            hears: Mutex::default(),
         });
-        tokio::spawn(hear(Arc::downgrade(&engine), engine.metadata.clone(), incoming));
+        let hears = tokio::spawn(hear(Arc::downgrade(&engine), engine.metadata.clone(), incoming));
+        *engine.hears.lock().unwrap_or_else(PoisonError::into_inner) = Some(hears);
+        tokio::spawn(crate::state::run(Arc::downgrade(&engine)));
         tokio::spawn(reconcile::run(Arc::downgrade(&engine)));
         tokio::spawn(moves::run(Arc::downgrade(&engine)));
         tokio::spawn(crate::returns::run(Arc::downgrade(&engine)));
@@ -170,6 +181,24 @@ impl Engine {
     pub async fn status(self: &Arc<Engine>) -> Result<ReactorStatus> {
         let engine = self.clone();
         Ok(tokio::task::spawn_blocking(move || engine.reactor.status()).await??)
+    }
+
+    /// Stops the reactor and keeps the state of the metadata group, so that the next start has little to do again.
+    ///
+    /// # Errors
+    /// If the reactor fails.
+    pub async fn stop(self: &Arc<Engine>) -> Result<()> {
+        let engine = self.clone();
+        tokio::task::spawn_blocking(move || engine.reactor.stop()).await??;
+        let hears = self.hears.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(hears) = hears {
+            // It ends with the reactor that it hears.
+            let _ = tokio::time::timeout(LAST_WORDS, hears).await;
+        }
+        if tokio::time::timeout(LAST_WORDS, crate::state::save(self)).await.is_err() {
+            tracing::warn!("the state of the metadata group is not saved in time");
+        }
+        Ok(())
     }
 
     /// Ends when the reactor has failed, with the reason.
@@ -308,7 +337,11 @@ async fn hear(
             Effect::DeviceSuspect { reason } => {
                 tracing::error!("the device can not be trusted, it is opened again: {reason}");
             }
-            other => metadata.notice(other),
+            other => {
+                if let (Err(reason), Some(engine)) = (metadata.notice(other), engine.upgrade()) {
+                    engine.failed.send_replace(Some(reason));
+                }
+            }
         }
         if let Some(engine) = engine.upgrade()
             && let Some(Err(reason)) = engine.reactor.ended()
@@ -387,7 +420,11 @@ fn shard_setup(
         volatile_cache: true,
         groups: groups_of(spec, store.identity()?.as_ref()),
         timing: Timing::default(),
-        limits: Limits { log_retain_bytes: options.log_retain, ..Limits::default() },
+        limits: Limits {
+            log_retain_bytes: options.log_retain,
+            metadata_retain_entries: options.metadata_retain,
+            ..Limits::default()
+        },
         seed: basalt_api::random::random(),
         checkpoint_bytes: options.checkpoint_every,
         scrub: Scrubbing {

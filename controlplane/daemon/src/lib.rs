@@ -8,6 +8,7 @@
 //! * [`daemon`]: the life of the process: locked, waiting for bootstrap, running, stopped;
 //! * [`engine`]: a running member of a cluster;
 //! * [`metadata`]: the mirror of the metadata group, proposals and linearizable reads;
+//! * `state`: where the state of the metadata group is kept, and how it comes from other nodes;
 //! * [`reconcile`]: what makes the node do what the records say, [`retry`]: when it tries again;
 //! * `moves`: what has groups move from node to node;
 //! * `liveness`: who lives, `failover`: attachments of nodes that do not;
@@ -41,5 +42,6 @@ mod reverting;
 pub mod scrub;
 pub mod services;
 pub mod snapshots;
+mod state;
 pub mod status;
 mod volumes;

@@ -52,6 +52,20 @@ struct Mirror {
     state: MetaState,
     feed: Feed,
     outcomes: BTreeMap<u64, Outcome>,
+    /// Up to which entry the state is in the store, and what was applied behind that: commands, and their bytes.
+    saved: u64,
+    unsaved: (u64, usize),
+    /// Commands that were told before a leader was known: those behind what the store held.
+    replayed: u64,
+}
+
+/// A later state that the shard wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Who should have it.
+    pub from: Option<NodeId>,
+    /// The first entry that would do.
+    pub at_least: u64,
 }
 
 type Waiter = oneshot::Sender<Result<LogIndex, ProposeError>>;
@@ -70,6 +84,8 @@ pub struct Metadata {
     mailbox: OnceLock<Mailbox>,
     /// All nodes by their gRPC addresses.
     peers: Mutex<BTreeMap<NodeId, Peer>>,
+    /// A state that is to come from another node.
+    wanted: watch::Sender<Option<Wanted>>,
 }
 
 /// How a node is called. Its connection stays: making one takes longer than a proposal.
@@ -87,19 +103,31 @@ impl Peer {
 }
 
 impl Metadata {
-    /// An empty mirror on `node`.
-    pub fn new(node: NodeId, cluster: u64, peers: BTreeMap<NodeId, String>) -> Metadata {
+    /// A mirror on `node` that begins with what the store holds.
+    pub fn new(
+        node: NodeId,
+        cluster: u64,
+        peers: BTreeMap<NodeId, String>,
+        state: MetaState,
+    ) -> Metadata {
+        let saved = state.applied();
         Metadata {
             node,
             cluster,
-            mirror: Mutex::default(),
-            applied: watch::Sender::new(0),
+            mirror: Mutex::new(Mirror {
+                state,
+                saved,
+                feed: Feed::from(saved),
+                ..Mirror::default()
+            }),
+            applied: watch::Sender::new(saved),
             leaders: Mutex::default(),
             elections: watch::Sender::new(0),
             pending: Mutex::default(),
             next_token: AtomicU64::new(1),
             mailbox: OnceLock::new(),
             peers: Mutex::new(peers.into_iter().map(|(node, at)| (node, Peer::at(at))).collect()),
+            wanted: watch::Sender::new(None),
         }
     }
 
@@ -118,9 +146,16 @@ impl Metadata {
     }
 
     /// Takes a notice of the reactor.
-    pub fn notice(&self, effect: Effect) {
+    ///
+    /// # Errors
+    /// If a command is missing: then the mirror is none any more, and the process must end.
+    pub fn notice(&self, effect: Effect) -> Result<(), String> {
         match effect {
-            Effect::Applied { index, command, .. } => self.apply(index.0, &command),
+            Effect::Applied { index, command, .. } => self.apply(index.0, &command)?,
+            Effect::FetchMetadata { from, at_least } => {
+                let at_least = at_least.0;
+                self.wanted.send_replace(Some(Wanted { from, at_least }));
+            }
             Effect::Proposed { token, result } => {
                 if let Some(waiter) = lock(&self.pending).remove(&token) {
                     // Whoever asked may have given up.
@@ -133,14 +168,22 @@ impl Metadata {
             }
             _ => {}
         }
+        Ok(())
     }
 
-    fn apply(&self, index: u64, command: &Bytes) {
+    fn apply(&self, index: u64, command: &Bytes) -> Result<(), String> {
+        let old = self.leader(GroupId::METADATA).is_none();
         let mut mirror = lock(&self.mirror);
-        // A device that was opened again replays the log from its start.
-        if index <= mirror.state.applied() {
-            return;
+        let applied = mirror.state.applied();
+        // A device that was opened again tells again what is not saved, and the state may have come from elsewhere.
+        if index <= applied {
+            return Ok(());
         }
+        if index != applied + 1 {
+            return Err(format!("entry {index} of the metadata group was told behind {applied}"));
+        }
+        mirror.replayed += u64::from(old);
+        mirror.unsaved = (mirror.unsaved.0 + 1, mirror.unsaved.1 + command.len());
         let outcome = mirror.state.apply(index, command);
         let changed = mirror.state.take_changes();
         mirror.feed.take(index, changed);
@@ -150,6 +193,64 @@ impl Metadata {
         }
         drop(mirror);
         self.applied.send_replace(index);
+        Ok(())
+    }
+
+    /// The state as it is now.
+    pub fn state(&self) -> MetaState {
+        lock(&self.mirror).state.clone()
+    }
+
+    /// Commands that were applied behind the state in the store, and their bytes.
+    pub fn unsaved(&self) -> (u64, usize) {
+        lock(&self.mirror).unsaved
+    }
+
+    /// Up to which entry the state is in the store, and how many commands behind it were told at the start.
+    pub fn kept(&self) -> (u64, u64) {
+        let mirror = lock(&self.mirror);
+        (mirror.saved, mirror.replayed)
+    }
+
+    /// A state is in the store, for good: the mirror's own, as it was a moment ago, or a later one, which it goes
+    /// over to. The shard is told.
+    pub fn saved(&self, state: MetaState) {
+        let index = state.applied();
+        let mut mirror = lock(&self.mirror);
+        mirror.saved = mirror.saved.max(index);
+        let behind = mirror.state.applied().saturating_sub(index);
+        let bytes = if behind == 0 { 0 } else { mirror.unsaved.1 };
+        mirror.unsaved = (behind, bytes);
+        let later = index > mirror.state.applied();
+        if later {
+            mirror.state = state;
+            // What changed on the way to it is not known: who watches looks at everything anew.
+            mirror.feed = Feed::from(index);
+        }
+        drop(mirror);
+        if later {
+            self.applied.send_replace(index);
+        }
+        self.wanted
+            .send_if_modified(|wanted| wanted.take_if(|wanted| wanted.at_least <= index).is_some());
+        if let Some(mailbox) = self.mailbox.get() {
+            mailbox.event(Event::MetadataSaved { index: LogIndex(index) });
+        }
+    }
+
+    /// A state that is to come from another node, as far as the shard has said.
+    pub fn wanted(&self) -> watch::Receiver<Option<Wanted>> {
+        self.wanted.subscribe()
+    }
+
+    /// How the other nodes are called, a given one first.
+    pub fn others(&self, first: Option<NodeId>) -> Vec<(NodeId, PeerClient<Channel>)> {
+        let peers = lock(&self.peers);
+        let others = peers.iter().filter(|(node, _)| **node != self.node);
+        let clients = others.filter_map(|(node, peer)| Some((*node, peer.client.clone().ok()?)));
+        let mut clients: Vec<_> = clients.collect();
+        clients.sort_by_key(|(node, _)| Some(*node) != first);
+        clients
     }
 
     /// Looks at the mirror as it is.

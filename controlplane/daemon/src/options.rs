@@ -78,6 +78,17 @@ pub struct Options {
     #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = basalt_api::size::parse)]
     pub log_retain: u64,
 
+    /// Changes of volumes, attachments and members after which their state is saved: a start makes no more of
+    /// them again than these, and the log forgets what the saved state stands for.
+    #[arg(long, value_name = "COUNT", default_value_t = 4096)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    pub metadata_save_every: u64,
+
+    /// Such changes that are kept in memory, 4MiB of them at most, for nodes that were away although the saved
+    /// state stands for them. A node that needs older ones gets the state.
+    #[arg(long, value_name = "COUNT", default_value_t = 4096)]
+    pub metadata_retain: u64,
+
     /// Time in which the node reads and verifies all that it holds, again and again, such as 7d or 12h; 0 leaves it
     /// to 'basalt scrub start'. Damage is looked for at an even pace over nine tenths of it.
     #[arg(long, value_name = "TIME", default_value = "7d", value_parser = interval)]

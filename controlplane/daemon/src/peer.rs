@@ -6,9 +6,9 @@ use basalt_api::error;
 use basalt_api::v1::peer_server::Peer;
 use basalt_api::v1::propose_response::Result as ProposeResult;
 use basalt_api::v1::{
-    BeatRequest, BeatResponse, DescribeRequest, DescribeResponse, GetReportRequest, JoinRequest,
-    JoinResponse, NodeReport, ProposeRequest, ProposeResponse, ScrubRequest, ScrubResponse,
-    StateReplicaRequest, StateReplicaResponse,
+    BeatRequest, BeatResponse, DescribeRequest, DescribeResponse, GetMetadataStateRequest,
+    GetReportRequest, JoinRequest, JoinResponse, NodeReport, ProposeRequest, ProposeResponse,
+    ScrubRequest, ScrubResponse, StateReplicaRequest, StateReplicaResponse,
 };
 use basalt_core::event::ProposeError;
 use basalt_wire::disk::SUPERBLOCK_AREA_BYTES;
@@ -108,6 +108,16 @@ impl Peer for PeerService {
     ) -> Result<Response<ScrubResponse>, Status> {
         crate::scrub::begin(&self.daemon)?;
         Ok(Response::new(ScrubResponse {}))
+    }
+
+    type GetMetadataStateStream = crate::state::Pieces;
+
+    async fn get_metadata_state(
+        &self,
+        request: Request<GetMetadataStateRequest>,
+    ) -> Result<Response<crate::state::Pieces>, Status> {
+        let engine = self.daemon.engine()?;
+        Ok(Response::new(crate::state::give(&engine, request.into_inner()).await?))
     }
 
     async fn state_replica(

@@ -63,7 +63,19 @@ pub async fn report(daemon: &Daemon) -> Result<NodeReport, Status> {
     let flattening = engine.flattening.list().into_iter();
     let flattening =
         flattening.map(|(volume, of)| VolumeFlattening { volume, progress: Some(of) }).collect();
-    Ok(NodeReport { node: Some(node), replicas, metadata_applied, flattening })
+    let group = status
+        .shard()
+        .and_then(|shard| shard.groups.iter().find(|status| status.group == GroupId::METADATA));
+    let (metadata_saved, metadata_replayed) = engine.metadata.kept();
+    Ok(NodeReport {
+        node: Some(node),
+        replicas,
+        metadata_applied,
+        flattening,
+        metadata_saved,
+        metadata_replayed,
+        metadata_first: group.map_or(0, |status| status.first.0),
+    })
 }
 
 /// The cluster as this node and those that it reaches see it.

@@ -27,7 +27,7 @@ pub(crate) type Fill = Box<dyn FnOnce(&mut CheckpointBatch<'_>) + Send>;
 /// Keys and values, in the order of the keys.
 pub type Records = Vec<(Box<[u8]>, Box<[u8]>)>;
 pub(crate) type Pieces = mpsc::SyncSender<Records>;
-type Family<'a> = Arc<BoundColumnFamily<'a>>;
+pub(crate) type Family<'a> = Arc<BoundColumnFamily<'a>>;
 
 /// Says whether the records under the prefix of a number are as they should be.
 type Judge = Box<dyn Fn(usize, &Records) -> bool + Send>;
@@ -156,11 +156,12 @@ impl Store {
 pub(crate) fn families(path: &Path, general: &Options) -> Vec<ColumnFamilyDescriptor> {
     // A store that is not there yet has none.
     let mut names = DB::list_cf(general, path).unwrap_or_default();
-    names.extend([FAMILY, DEFAULT_COLUMN_FAMILY_NAME].map(str::to_owned));
+    names.extend([FAMILY, crate::metadata::FAMILY, DEFAULT_COLUMN_FAMILY_NAME].map(str::to_owned));
     names.sort_unstable();
     names.dedup();
     let options_of = |name: &str| match name {
         DEFAULT_COLUMN_FAMILY_NAME => general.clone(),
+        crate::metadata::FAMILY => crate::metadata::options(general),
         _ => options(general),
     };
     names.iter().map(|name| ColumnFamilyDescriptor::new(name, options_of(name))).collect()
@@ -196,7 +197,8 @@ impl Database {
         let current = named.unwrap_or_else(|| FAMILY.to_owned());
         let all = DB::list_cf(&crate::options(), &self.path).map_err(|e| self.failed(&e))?;
         for name in all {
-            if name != DEFAULT_COLUMN_FAMILY_NAME && name != current {
+            let others = [DEFAULT_COLUMN_FAMILY_NAME, crate::metadata::FAMILY];
+            if name != current && !others.contains(&&name[..]) {
                 self.database.drop_cf(&name).map_err(|e| self.failed(&e))?;
             }
         }
@@ -232,9 +234,9 @@ impl Database {
         self.family_of(&current)
     }
 
-    fn family_of(&self, name: &str) -> Result<Family<'_>, StoreError> {
+    pub(crate) fn family_of(&self, name: &str) -> Result<Family<'_>, StoreError> {
         self.database.cf_handle(name).ok_or_else(|| {
-            let reason = format!("the family {name} of the checkpoint is missing");
+            let reason = format!("the column family {name} is missing");
             StoreError::Database { path: self.path.clone(), reason }
         })
     }
@@ -304,6 +306,7 @@ impl Database {
             for item in self.database.iterator_opt(IteratorMode::Start, uncached()) {
                 item.map_err(|e| self.failed(&e))?;
             }
+            self.verify_metadata()?;
         }
         self.read_on(IteratorMode::From(from, Direction::Forward), bytes, to)
     }
@@ -331,14 +334,14 @@ impl Database {
     }
 }
 
-fn durable() -> WriteOptions {
+pub(crate) fn durable() -> WriteOptions {
     let mut durable = WriteOptions::default();
     durable.set_sync(true);
     durable
 }
 
 /// Each block is verified, and none takes another's place in memory.
-fn uncached() -> ReadOptions {
+pub(crate) fn uncached() -> ReadOptions {
     let mut once = ReadOptions::default();
     once.fill_cache(false);
     once.set_verify_checksums(true);

@@ -2,11 +2,13 @@
 //! who the others are, which replicas it holds, and how often it was started; and the shard's index
 //! checkpoints, as records whose meaning is not known here. It stands in RocksDB, on a helper thread.
 //! The first part is written only at bootstrap, at a start, and when an address changes or a replica
-//! comes or goes, the second by volume of log written.
+//! comes or goes, the second by volume of log written. Beside both stands the control plane's state of the metadata
+//! group, in pieces.
 //!
 //! Every change is one synced write batch: it took place whole, or not at all.
 
 mod checkpoint;
+mod metadata;
 mod record;
 
 pub use checkpoint::{AddRecord, CheckpointBatch, Pages, Records};
@@ -91,6 +93,8 @@ pub struct Store {
     thread: Mutex<Option<JoinHandle<()>>>,
     /// For those who read without waiting for what was asked for before; nothing once it is closed.
     database: Arc<RwLock<Option<Arc<Database>>>>,
+    /// Held while a state of the metadata group is written.
+    metadata: Mutex<()>,
 }
 
 impl Store {
@@ -111,7 +115,7 @@ impl Store {
             .map_err(|e| StoreError::Database { path, reason: e.to_string() })?;
         let database = outcome.recv().map_err(|_| StoreError::Closed)??;
         let database = Arc::new(RwLock::new(Some(database)));
-        Ok(Store { calls, thread: Mutex::new(Some(thread)), database })
+        Ok(Store { calls, thread: Mutex::new(Some(thread)), database, metadata: Mutex::new(()) })
     }
 
     /// Who the node is, nothing before bootstrap.

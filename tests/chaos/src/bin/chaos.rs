@@ -12,6 +12,7 @@ use basalt_chaos::heal;
 use basalt_chaos::load::{DEPTH, Hot};
 use basalt_chaos::many;
 use basalt_chaos::members;
+use basalt_chaos::metadata;
 use basalt_chaos::overwrite::{self, Plan};
 use basalt_chaos::power::campaign::Campaign;
 use basalt_chaos::rot;
@@ -32,6 +33,7 @@ Examples:
   chaos fill --times 50
   chaos many --count 10000
   chaos members --volume-mib 1024
+  chaos metadata --volumes 10000 --changes 100000
   chaos overwrite --full 80 --times 10
   chaos snapshots --count 1000
   chaos cuts --count 100 --deaths 20
@@ -161,6 +163,15 @@ enum Command {
         /// Seed of what is drawn.
         #[arg(long, default_value = "1")]
         seed: u64,
+    },
+    /// One node with many volumes and many changes of them is started again; prints what that takes.
+    Metadata {
+        /// Volumes.
+        #[arg(long, default_value = "10000")]
+        volumes: u64,
+        /// Changes beside those that make them.
+        #[arg(long, default_value = "100000")]
+        changes: u64,
     },
     /// Three nodes become five and three others, and one is replaced, under load; prints a table.
     Members {
@@ -331,6 +342,11 @@ fn main() -> Result<()> {
             if let Some(file) = picture {
                 std::fs::write(&file, overwrite::picture(&intervals))
                     .with_context(|| format!("cannot write {}", file.display()))?;
+            }
+        }
+        Command::Metadata { volumes, changes } => {
+            for figures in metadata::figures("chaos-metadata", volumes, changes)? {
+                println!("{figures}");
             }
         }
         Command::Members { volume_mib, groups, rate, rest, seed } => {

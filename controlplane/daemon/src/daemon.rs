@@ -277,10 +277,13 @@ async fn serve(daemon: &Arc<Daemon>, listener: TcpListener) -> Result<()> {
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     });
     let server = tonic::transport::Server::builder()
+        // For /metrics.
+        .accept_http1(true)
         .concurrency_limit_per_connection(CALLS_MAX)
         .timeout(CALL)
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(5)))
+        .add_routes(crate::metrics::routes(daemon))
         .add_service(AdminServer::with_interceptor(AdminService::new(daemon.clone()), {
             let daemon = daemon.clone();
             move |request| daemon.refuse_if_leaving().map(|()| request)

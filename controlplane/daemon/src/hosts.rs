@@ -1,4 +1,5 @@
-//! Hosts that are no nodes and serve volumes: what this node has heard of them. It is soft state, and the leader of the
+//! Hosts that are no nodes and serve volumes: what this node has heard of them. It is soft state, and the leader
+//! of the
 //! metadata group asks for it with every sign of life.
 
 use basalt_api::v1::HostSession;

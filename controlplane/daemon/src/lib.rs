@@ -30,6 +30,7 @@ mod incoming;
 mod keeping;
 mod liveness;
 pub mod metadata;
+mod metrics;
 mod moves;
 pub mod nodes;
 pub mod options;

@@ -1,6 +1,7 @@
 //! Which hosts live that are no nodes, and serve volumes all the same: what a leader makes of what they say.
 //!
-//! A host says now and then, to every node, which volumes it serves under which epochs. One that never did is not known
+//! A host says now and then, to every node, which volumes it serves under which epochs. One that never did is not
+//! known
 //! to be dead: it may be a program that serves and does not say so. That a host says so is written down once for each
 //! attachment, and so is when it does no more, and when it does again. Nodes tell the leader what they have heard, so
 //! that a host is silent only if it is for all of them.

@@ -4,7 +4,8 @@
 //! suspect; only when both are for long does it count as dead. Nothing that was heard goes into the log, only what is
 //! made of it, when that changes.
 //!
-//! Four things keep a leader from burying the living. It begins by taking everybody to have been heard at that moment,
+//! Four things keep a leader from burying the living. It begins by taking everybody to have been heard at that
+//! moment,
 //! and begins anew when it was itself stopped for a while. It declares nobody dead while it hears less than a
 //! majority: then the one that is cut off is likely itself. And a node that comes and goes has to be
 //! heard for longer and longer before it counts as up again.

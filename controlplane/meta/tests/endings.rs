@@ -1,4 +1,5 @@
-//! Whatever was asked for, and whatever of what follows from it was done, lost, late or done twice: deleting ends. From
+//! Whatever was asked for, and whatever of what follows from it was done, lost, late or done twice: deleting ends.
+//! From
 //! every state of every volume, snapshot, cut and attachment, with the steps that a refusal names.
 
 use basalt_api::v1::{ErrorReason, Failover, Member, MemberState};
@@ -111,7 +112,8 @@ impl Machine {
     fn come_to_rest(&mut self, draw: usize) {
         for round in 0..1000 {
             let steps = self.steps(draw + round);
-            // A volume's epoch is raised each time that its blocks are deleted or reverted; that alone is no progress.
+            // A volume's epoch is raised each time that its blocks are deleted or reverted; that alone is no
+            // progress.
             let Some(op) = steps.into_iter().rev().find(|op| !matches!(op, Op::RaiseEpoch(_)))
             else {
                 return;
@@ -360,7 +362,8 @@ proptest! {
         prop_assert!(machine.steps(draw).is_empty());
     }
 
-    /// What is attached to a dead node and fails over comes to rest where a node lives, if one does; no straggler takes
+    /// What is attached to a dead node and fails over comes to rest where a node lives, if one does; no straggler
+    /// takes
     /// it back.
     #[test]
     fn volumes_come_to_nodes_that_live(

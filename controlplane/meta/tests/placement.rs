@@ -289,7 +289,8 @@ impl World {
 }
 
 proptest! {
-    /// From any state the planner comes to rest, gains with each move, is idempotent there, keeps replicas on different
+    /// From any state the planner comes to rest, gains with each move, is idempotent there, keeps replicas on
+    /// different
     /// nodes, and leaves no two of them in one domain that could be apart.
     #[test]
     fn the_planner_only_gains(world in any_world()) {

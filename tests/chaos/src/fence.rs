@@ -298,7 +298,8 @@ impl Course {
         opened.context("just opened")
     }
 
-    /// How long the decision took, and from there the attachment: both are in the records, and all clocks here are one.
+    /// How long the decision took, and from there the attachment: both are in the records, and all clocks here are
+    /// one.
     fn times(&self, others: &Admin, host: &str, clock: i64) -> Result<(Duration, Duration)> {
         let volume = others.volume(VOLUME).map_err(|status| anyhow!("{}", plain(&status)))?;
         let since = volume.attachment.context("attached")?.since_ms;

@@ -1,4 +1,5 @@
-//! Every thread of every process is stopped but the reactors: nobody answers gRPC, keeps records, takes checkpoints or
+//! Every thread of every process is stopped but the reactors: nobody answers gRPC, keeps records, takes
+//! checkpoints or
 //! hears of changes. Volumes that are attached serve on, to clients that are connected and to new ones; then the
 //! threads go on, and so does everything else.
 

@@ -10,7 +10,8 @@ use std::time::Duration;
 const SUSPECT_MIN: Duration = Duration::from_millis(1500);
 const SILENCE_MAX: Duration = Duration::from_secs(3600);
 
-/// Options about failures. Of the nodes the settings of the one that leads the metadata group count, so give all nodes
+/// Options about failures. Of the nodes the settings of the one that leads the metadata group count, so give all
+/// nodes
 /// the same; the location is each node's own.
 #[derive(Args, Clone, Debug)]
 pub struct HealingOptions {

@@ -5,7 +5,8 @@ use crate::layout;
 use basalt_api::v1::{ClusterSpec, PlacementScore};
 use std::collections::BTreeMap;
 
-/// How well groups are placed: less is better, an earlier part before all later ones. No move is planned that does not
+/// How well groups are placed: less is better, an earlier part before all later ones. No move is planned that does
+/// not
 /// make it less. Groups that move count as if they had arrived.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Objective {

@@ -1,14 +1,33 @@
 //! Calling a cluster by the addresses of some of its nodes, with a deadline on everything.
+//!
+//! A process shows the same credentials in all its calls: [`present`] says which.
 
+use crate::connect::{Bearer, Connector, Fresh};
 use crate::v1::admin_client::AdminClient;
 use crate::v1::peer_client::PeerClient;
+use crate::v1::security_client::SecurityClient;
+use basalt_security::Credentials;
 use std::future::Future;
+use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Endpoint;
 use tonic::{Code, Status};
 
 /// What calls go through.
-pub type Channel = tonic::transport::Channel;
+pub type Channel = InterceptedService<Fresh, Bearer>;
+
+static CREDENTIALS: RwLock<Credentials> = RwLock::new(Credentials { keyring: None, token: None });
+
+/// From now on the process shows these credentials: what was dialled before goes on with the former ones.
+pub fn present(credentials: Credentials) {
+    *CREDENTIALS.write().unwrap_or_else(PoisonError::into_inner) = credentials;
+}
+
+/// The credentials that the process shows.
+pub fn credentials() -> Credentials {
+    CREDENTIALS.read().unwrap_or_else(PoisonError::into_inner).clone()
+}
 
 /// How long a connection may take to stand.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -95,6 +114,11 @@ pub fn peer(address: &str, timeout: Duration) -> Result<PeerClient<Channel>, Sta
     Ok(PeerClient::new(channel(address, timeout)?))
 }
 
+/// A client of the service of tokens and records at `address`; it connects when it is first used.
+pub fn security(address: &str, timeout: Duration) -> Result<SecurityClient<Channel>, Status> {
+    Ok(SecurityClient::new(channel(address, timeout)?))
+}
+
 /// What a status says, without the library's wrapping. A failed connection names its cause.
 pub fn plain(status: &Status) -> String {
     let mut text = status.message().to_owned();
@@ -119,19 +143,33 @@ fn is_passed_over(code: Code) -> bool {
 /// # Errors
 /// If the address is none.
 pub fn channel(address: &str, timeout: Duration) -> Result<Channel, Status> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|_| {
+    channel_as(address, timeout, &credentials())
+}
+
+/// As [`channel`], with other credentials than the process shows.
+///
+/// # Errors
+/// If the address is none, or the token can not be sent.
+pub fn channel_as(
+    address: &str,
+    timeout: Duration,
+    credentials: &Credentials,
+) -> Result<Channel, Status> {
+    let scheme = if credentials.keyring.is_some() { "https" } else { "http" };
+    let endpoint = Endpoint::from_shared(format!("{scheme}://{address}")).map_err(|_| {
         crate::error::invalid(
             "address",
             format!("'{address}' is not an address; give host:port, such as 127.0.0.1:7101"),
         )
     })?;
-    Ok(endpoint
+    let endpoint = endpoint
         .connect_timeout(CONNECT_TIMEOUT.min(timeout))
         .timeout(timeout)
-        .tcp_nodelay(true)
         .http2_keep_alive_interval(ALIVE_EVERY)
-        .keep_alive_timeout(ALIVE_TIMEOUT)
-        .connect_lazy())
+        .keep_alive_timeout(ALIVE_TIMEOUT);
+    let connector = Connector::new(address, credentials.keyring.clone());
+    let channel = Fresh::new(endpoint, connector);
+    Ok(InterceptedService::new(channel, Bearer::new(credentials.token.clone())))
 }
 
 #[cfg(test)]

@@ -24,11 +24,13 @@ pub fn code_of(reason: ErrorReason) -> Code {
         | ErrorReason::OperationNotFound
         | ErrorReason::EventNotFound
         | ErrorReason::PoolNotFound
+        | ErrorReason::TokenNotFound
         | ErrorReason::NodeNotFound => Code::NotFound,
         ErrorReason::VolumeExists
         | ErrorReason::SnapshotExists
         | ErrorReason::StorageClassExists
         | ErrorReason::QuotaExists
+        | ErrorReason::TokenExists
         | ErrorReason::NodeExists => Code::AlreadyExists,
         ErrorReason::VolumeAttached
         | ErrorReason::VolumeDeleting
@@ -54,6 +56,10 @@ pub fn code_of(reason: ErrorReason) -> Code {
         }
         ErrorReason::Limit | ErrorReason::QuotaExceeded => Code::ResourceExhausted,
         ErrorReason::RevisionCompacted => Code::OutOfRange,
+        ErrorReason::CredentialsMissing
+        | ErrorReason::CredentialsInvalid
+        | ErrorReason::JoinTokenUsed => Code::Unauthenticated,
+        ErrorReason::PermissionDenied => Code::PermissionDenied,
     }
 }
 

@@ -1,6 +1,7 @@
 //! The gRPC API of the control plane: messages, clients and servers generated from `proto/`, and the
 //! errors that all services answer with.
 
+mod connect;
 pub mod dial;
 pub mod error;
 pub mod filter;

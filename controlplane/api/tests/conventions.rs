@@ -11,18 +11,20 @@ use prost_reflect::{
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Changes that name no request id, and why they need none.
-const WITHOUT_REQUEST_ID: [(&str, &str); 7] = [
+const WITHOUT_REQUEST_ID: [(&str, &str); 9] = [
     ("Bootstrap", "the list of nodes names it: the same again goes on"),
     ("AddNode", "the node's address names it: the same again goes on"),
     ("DrainNode", "a state that is wanted: the same again is done"),
     ("RemoveNode", "a state that is wanted: the same again is done"),
     ("StartScrub", "one that is under way begins anew"),
+    ("IssueJoinToken", "nothing is kept of it: another one is as good"),
+    ("Admit", "its token names it, and counts once"),
     ("CancelOperation", "of google.longrunning"),
     ("DeleteOperation", "of google.longrunning"),
 ];
 
 /// Verbs of methods that change nothing.
-const READS: [&str; 6] = ["Backup", "Get", "List", "Plan", "Wait", "Watch"];
+const READS: [&str; 7] = ["Backup", "Get", "Identify", "List", "Plan", "Wait", "Watch"];
 
 /// Resources that are created in a way of their own, and why.
 const NO_STANDARD_CREATE: [(&str, &str); 1] = [("Cut", "it is named by its number")];

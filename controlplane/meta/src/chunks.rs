@@ -112,6 +112,7 @@ impl MetaState {
             // Follows from the records.
             index: _,
             member_revisions,
+            tokens,
             requests,
         } = self;
         let cluster = ClusterRecord {
@@ -131,6 +132,7 @@ impl MetaState {
             .chain(snapshots.values().cloned().map(Record::Snapshot))
             .chain(operations.values().cloned().map(Record::Operation))
             .chain(events.values().cloned().map(Record::Event))
+            .chain(tokens.records())
             .chain(requests.iter().flat_map(|(id, body, outcome)| request(id, body, outcome)))
     }
 }
@@ -146,6 +148,7 @@ fn request(id: &str, body: u64, outcome: &Outcome) -> Vec<Record> {
         Outcome::Member(member) => Kept::Member(member.clone()),
         Outcome::Class(class) => Kept::Class(class.clone()),
         Outcome::Quota(quota) => Kept::Quota(quota.clone()),
+        Outcome::Token(token) => Kept::Token(token.clone()),
         Outcome::Cut(snapshots) => {
             let mut all = snapshots.chunks(CUT_PART);
             let first = all.next().unwrap_or_default();
@@ -304,6 +307,12 @@ impl StateReader {
                 self.check_revision(revision)?;
                 put_in_order(&mut self.state.member_revisions, name, revision)
             }
+            Record::Token(token) => {
+                self.state.tokens.restore(token).map_err(BadState::Contradiction)
+            }
+            Record::JoinToken(used) => {
+                self.state.tokens.restore_joined(used).map_err(BadState::Contradiction)
+            }
             Record::CutPart(part) => match self.state.requests.newest_mut() {
                 Some(Outcome::Cut(snapshots)) => {
                     snapshots.extend(part.snapshots);
@@ -378,6 +387,7 @@ impl StateReader {
             Some(Kept::Member(member)) => Outcome::Member(member),
             Some(Kept::Class(class)) => Outcome::Class(class),
             Some(Kept::Quota(quota)) => Outcome::Quota(quota),
+            Some(Kept::Token(token)) => Outcome::Token(token),
         };
         if id.is_empty() || self.state.requests.holds(&id) || self.state.requests.len() >= KEPT_MAX
         {

@@ -26,6 +26,7 @@ mod reverts;
 mod rules;
 mod snapshots;
 mod state;
+mod tokens;
 mod tracked;
 mod updates;
 
@@ -44,12 +45,13 @@ pub use basalt_api::meta::v1::{
     ClassRecord, DeleteClass, DeleteQuota, EventRecord, ForgetOperation, OperationRecord, PutClass,
     PutQuota, QuotaRecord, UpdateVolume, operation_record,
 };
+pub use basalt_api::meta::v1::{CreateToken, RevokeToken, TokenRecord, UseJoinToken};
 pub use chunks::{BadState, CHUNK_BYTES_MAX, Chunks, STATE_FORMAT, StateReader};
 pub use classes::etag_of_revision;
 pub use clones::{CLONE_DEPTH_MAX, FLATTEN_DEPTH};
 pub use operations::groups_named;
 pub use quotas::Used;
-pub use rules::{check_host, check_size, check_snapshot_id, check_volume_id};
+pub use rules::{check_host, check_size, check_snapshot_id, check_token_id, check_volume_id};
 pub use snapshots::etag_of_snapshot;
 pub use state::{ENTRY_VERSION, MetaState, Outcome, Refused, decode, encode, etag_of};
 pub use updates::VOLUME_FIELDS;

@@ -29,6 +29,14 @@ pub fn check_snapshot_id(id: &str) -> Result<(), String> {
     check_id(id, "snapshot")
 }
 
+/// Whether `id` may be the last part of a token's name.
+///
+/// # Errors
+/// Says what is wrong with it.
+pub fn check_token_id(id: &str) -> Result<(), String> {
+    check_id(id, "token")
+}
+
 fn check_id(id: &str, what: &str) -> Result<(), String> {
     let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     let first = id.chars().next().is_some_and(|c| c.is_ascii_lowercase());

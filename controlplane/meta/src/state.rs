@@ -2,11 +2,13 @@
 
 use crate::requests::{Known, Requests};
 use crate::rules;
+use crate::tokens::Tokens;
 use crate::tracked::Tracked;
 use basalt_api::meta::v1::entry::Op;
 use basalt_api::meta::v1::{
     AttachVolume, AttachmentRecord, ClassRecord, CreateVolume, DeleteVolume, DetachVolume, Entry,
-    EventRecord, OperationRecord, QuotaRecord, ResizeVolume, SnapshotRecord, VolumeRecord,
+    EventRecord, OperationRecord, QuotaRecord, ResizeVolume, SnapshotRecord, TokenRecord,
+    VolumeRecord,
 };
 use basalt_api::v1::{ClusterSpec, ErrorReason, Member};
 use prost::Message;
@@ -45,6 +47,8 @@ pub enum Outcome {
     Class(ClassRecord),
     /// The quota as the change left it.
     Quota(QuotaRecord),
+    /// The token as the change left it.
+    Token(TokenRecord),
     /// It changed nothing.
     Refused(Refused),
 }
@@ -70,6 +74,7 @@ pub struct MetaState {
     pub(crate) index: Index,
     /// Members by name, and the index of the entry that changed what is said of them last.
     pub(crate) member_revisions: Tracked<String, u64>,
+    pub(crate) tokens: Tokens,
     pub(crate) requests: Requests,
 }
 
@@ -224,6 +229,9 @@ impl MetaState {
             Op::FailOverVolume(over) => self.fail_over_volume(index, now_ms, over),
             Op::SetFailureDomain(set) => self.set_failure_domain(&set),
             Op::JudgeAttachment(judge) => self.judge_attachment(now_ms, &judge),
+            Op::CreateToken(create) => self.create_token(now_ms, create),
+            Op::RevokeToken(revoke) => self.revoke_token(&revoke),
+            Op::UseJoinToken(join) => self.use_join_token(join),
         };
         result.unwrap_or_else(Outcome::Refused)
     }

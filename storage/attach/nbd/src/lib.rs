@@ -24,4 +24,4 @@ pub use door::{
 };
 pub use export::{Catalog, ExportInfo};
 pub use session::{Session, SessionConfig, Submission, TlsPolicy};
-pub use tls::{TlsError, TlsFiles, TlsServer};
+pub use tls::{TlsError, TlsFiles, TlsServer, TlsSupply};

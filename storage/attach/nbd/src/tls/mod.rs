@@ -7,15 +7,31 @@ pub use files::{TlsError, TlsFiles};
 use bytes::Bytes;
 use rustls::pki_types::UnixTime;
 use rustls::{ServerConfig, ServerConnection};
+use std::fmt;
 use std::io::{Read, Write};
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
+/// Gives the configuration of a new connection.
+pub type TlsSupply = Box<dyn Fn() -> Arc<ServerConfig> + Send + Sync>;
+
 /// The server's side of TLS for many connections. Changed files count for new connections.
-#[derive(Debug)]
 pub struct TlsServer {
-    files: TlsFiles,
-    loaded: Mutex<Loaded>,
+    source: Source,
+}
+
+enum Source {
+    Files { files: TlsFiles, loaded: Mutex<Loaded> },
+    Supply(TlsSupply),
+}
+
+impl fmt::Debug for TlsServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.source {
+            Source::Files { files, .. } => write!(f, "TlsServer({files:?})"),
+            Source::Supply(_) => f.write_str("TlsServer(supplied)"),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -33,27 +49,41 @@ impl TlsServer {
     pub fn load(files: TlsFiles) -> Result<TlsServer, TlsError> {
         let stamps = files.stamps();
         let config = files.read(UnixTime::now())?;
-        Ok(TlsServer { files, loaded: Mutex::new(Loaded { stamps, config }) })
+        let loaded = Mutex::new(Loaded { stamps, config });
+        Ok(TlsServer { source: Source::Files { files, loaded } })
+    }
+
+    /// Takes what somebody else looks after.
+    pub fn supplied(supply: TlsSupply) -> TlsServer {
+        TlsServer { source: Source::Supply(supply) }
     }
 
     /// The server's side of a new connection. If the files changed and can not be used, the last
     /// good ones stay in use.
     pub(crate) fn accept(&self) -> Result<TlsStream, TlsError> {
-        let mut loaded = self.loaded.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let stamps = self.files.stamps();
-        if stamps != loaded.stamps {
-            loaded.stamps = stamps;
-            match self.files.read(UnixTime::now()) {
-                Ok(config) => loaded.config = config,
-                Err(error) => tracing::warn!("the changed TLS files are not used: {error}"),
-            }
-        }
-        let mut tls = ServerConnection::new(loaded.config.clone())
-            .map_err(|error| TlsError::Unusable(error.to_string()))?;
+        let config = match &self.source {
+            Source::Files { files, loaded } => newest(files, loaded),
+            Source::Supply(supply) => supply(),
+        };
+        let mut tls =
+            ServerConnection::new(config).map_err(|error| TlsError::Unusable(error.to_string()))?;
         // What waits to be sent is bounded by the session and by the driver's send queue.
         tls.set_buffer_limit(None);
         Ok(TlsStream { tls })
     }
+}
+
+fn newest(files: &TlsFiles, loaded: &Mutex<Loaded>) -> Arc<ServerConfig> {
+    let mut loaded = loaded.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let stamps = files.stamps();
+    if stamps != loaded.stamps {
+        loaded.stamps = stamps;
+        match files.read(UnixTime::now()) {
+            Ok(config) => loaded.config = config,
+            Err(error) => tracing::warn!("the changed TLS files are not used: {error}"),
+        }
+    }
+    loaded.config.clone()
 }
 
 /// The server's side of one connection.

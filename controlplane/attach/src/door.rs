@@ -1,9 +1,11 @@
 //! The NBD door's options, the same for both programs.
 
+use crate::listen::NbdListen;
 use crate::process::Usage;
 use anyhow::Result;
 use basalt_nbd::{DoorConfig, TlsFiles, TlsPolicy, TlsServer};
 use basalt_node::ListenSource;
+use basalt_security::Keyring;
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,7 +27,9 @@ pub struct TlsOptions {
     pub tls_client_ca: Option<PathBuf>,
 
     /// Whether clients that come over TCP must use TLS. Over unix sockets they may, and need not.
-    /// Default: required with a certificate, off without one.
+    /// Default: required with a certificate, off without one. A node that has a secret and is given no other
+    /// certificate takes its own with 'required', and by default beyond loopback; its clients need one of
+    /// 'basalt identity issue'.
     #[arg(long, value_name = "WHEN")]
     pub tls: Option<TlsWhen>,
 }
@@ -54,17 +58,29 @@ impl TlsOptions {
     /// # Errors
     /// If options are missing, or the files can not be used.
     pub fn door(&self, listeners: &[ListenSource]) -> Result<DoorConfig> {
-        let mut config = DoorConfig::default();
-        let Some(tls) = self.load()? else { return Ok(config) };
-        config.tls = Some(Arc::new(tls));
-        config.session.tls = match self.when() {
-            TlsWhen::Off => TlsPolicy::Off,
-            TlsWhen::Allowed => TlsPolicy::Offered,
-            TlsWhen::Required => TlsPolicy::Required,
+        match self.load()? {
+            Some(tls) => Ok(door_with(tls, self.when(), listeners)),
+            None => Ok(DoorConfig::default()),
+        }
+    }
+
+    /// Whether a node uses its own certificate for NBD on `listen`: it was given no other, and TLS is required, or
+    /// others than this machine reach it and nothing else was said.
+    pub fn uses_own(&self, listen: &NbdListen) -> bool {
+        let wanted = match self.tls {
+            Some(when) => when == TlsWhen::Required,
+            None => !listen.is_local(),
         };
-        let unix = listeners.iter().enumerate().filter(|(_, source)| source.is_unix());
-        config.tls_exempt = unix.map(|(index, _)| index).collect();
-        Ok(config)
+        self.tls_cert.is_none() && self.tls_key.is_none() && self.tls_client_ca.is_none() && wanted
+    }
+
+    /// A door with a node's own certificate, for clients with one of the cluster's authority.
+    ///
+    /// # Panics
+    /// If the keyring is none of a holder of the secret.
+    pub fn own_door(keyring: Arc<Keyring>, listeners: &[ListenSource]) -> DoorConfig {
+        let supply = move || keyring.door().expect("a node holds the secret");
+        door_with(TlsServer::supplied(Box::new(supply)), TlsWhen::Required, listeners)
     }
 
     /// The certificates, if TLS is to be offered. They are read and checked in any case.
@@ -106,6 +122,18 @@ impl TlsOptions {
     pub fn requires(&self) -> bool {
         self.when() == TlsWhen::Required
     }
+}
+
+fn door_with(tls: TlsServer, when: TlsWhen, listeners: &[ListenSource]) -> DoorConfig {
+    let mut config = DoorConfig { tls: Some(Arc::new(tls)), ..DoorConfig::default() };
+    config.session.tls = match when {
+        TlsWhen::Off => TlsPolicy::Off,
+        TlsWhen::Allowed => TlsPolicy::Offered,
+        TlsWhen::Required => TlsPolicy::Required,
+    };
+    let unix = listeners.iter().enumerate().filter(|(_, source)| source.is_unix());
+    config.tls_exempt = unix.map(|(index, _)| index).collect();
+    config
 }
 
 #[cfg(test)]

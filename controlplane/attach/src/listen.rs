@@ -42,6 +42,15 @@ impl NbdListen {
     }
 }
 
+/// Why NBD is not served beyond this machine to whoever comes, and what to do; `option` is what asked for it.
+pub fn open_nbd(listen: &NbdListen, option: &str) -> String {
+    format!(
+        "{option} {listen} can be reached from other machines, and whoever reaches it could read and write the \
+         volumes: let clients show certificates (--tls-cert, --tls-key, --tls-client-ca), listen on 127.0.0.1 or a \
+         unix socket, or say --insecure-nbd if the network is your own"
+    )
+}
+
 impl FromStr for NbdListen {
     type Err = String;
 

@@ -3,6 +3,7 @@
 use crate::door::TlsOptions;
 use crate::listen::NbdListen;
 use crate::process::LogFormat;
+use basalt_security::credentials::CredentialOptions;
 use clap::Parser;
 use std::time::Duration;
 
@@ -65,6 +66,14 @@ pub struct Options {
     /// TLS for NBD.
     #[command(flatten)]
     pub tls: TlsOptions,
+
+    /// Serve NBD beyond this machine to clients that show no certificate.
+    #[arg(long)]
+    pub insecure_nbd: bool,
+
+    /// How the cluster knows this program.
+    #[command(flatten)]
+    pub credentials: CredentialOptions,
 
     /// How log lines on the standard error look. BASALT_LOG chooses what is logged.
     #[arg(long, value_name = "FORMAT", default_value = "text")]

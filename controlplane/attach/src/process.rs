@@ -1,8 +1,11 @@
 //! How a process logs, and how it ends when something is broken.
 
+use basalt_security::Credentials;
 use clap::ValueEnum;
 use std::io::IsTerminal;
 use std::process::ExitCode;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 /// How log lines look.
@@ -54,12 +57,39 @@ pub fn end_on_panic() {
     }));
 }
 
+/// How often credentials are looked at.
+const FRESH_EVERY: Duration = Duration::from_secs(1);
+
+/// Reads credentials again when their files change, at once on SIGHUP, and renews them when it is time, as long as
+/// the process lives.
+pub async fn keep_fresh(credentials: Credentials) {
+    let mut hangup = match signal(SignalKind::hangup()) {
+        Ok(hangup) => hangup,
+        Err(problem) => return tracing::error!("credentials are not kept fresh: {problem}"),
+    };
+    let mut last = None;
+    loop {
+        tokio::select! {
+            _ = hangup.recv() => last = None,
+            () = tokio::time::sleep(FRESH_EVERY) => {}
+        }
+        // What is wrong is said once, not every second.
+        match credentials.refresh() {
+            Ok(()) => last = None,
+            Err(problem) if last.as_ref() != Some(&problem) => {
+                tracing::warn!("the credentials of before stay in use: {problem}");
+                last = Some(problem);
+            }
+            Err(_) => {}
+        }
+    }
+}
+
 /// Ends when the process is asked to stop, and names the signal.
 ///
 /// # Errors
 /// If signals can not be received.
 pub async fn stop_signal() -> std::io::Result<&'static str> {
-    use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     Ok(tokio::select! {

@@ -1,8 +1,9 @@
 //! The program: attach, serve, follow the pool's map and the volumes' sizes, detach.
 
 use crate::convert;
+use crate::listen::{NbdListen, open_nbd};
 use crate::options::{Options, machine_name};
-use crate::process::{Usage, stop_signal};
+use crate::process::{Usage, keep_fresh, stop_signal};
 use anyhow::{Context, Result, anyhow, bail};
 use basalt_api::dial::{Cluster, plain};
 use basalt_api::random::request_id;
@@ -15,6 +16,7 @@ use basalt_client::RateLimits;
 use basalt_core::event::Effect;
 use basalt_nbd::{DoorCommand, DoorError, ExportEnd, NbdDoor};
 use basalt_node::{ListenSource, Mailbox, ReactorConfig, ReactorHandle, StreamListener};
+use basalt_security::Role;
 use basalt_wire::ids::{Epoch, Generation};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -58,9 +60,15 @@ pub async fn run(options: Options, inherited: Vec<ListenSource>) -> Result<ExitC
     }
     // Before the cluster is asked for anything: files that can not be used are the machine's own.
     options.tls.load()?;
-    for listen in options.listen.iter().filter(|l| !l.is_local() && !options.tls.authenticates()) {
-        tracing::warn!("NBD on {listen} can be reached from other machines without authentication");
+    let open = |l: &&NbdListen| !l.is_local() && !options.tls.authenticates();
+    match options.listen.iter().find(open) {
+        Some(listen) if !options.insecure_nbd => bail!(Usage(open_nbd(listen, "--listen"))),
+        Some(listen) => tracing::warn!("whoever reaches {listen} may read and write the volumes"),
+        None => {}
     }
+    let credentials = options.credentials.credentials(&host, Role::Csi)?;
+    basalt_api::dial::present(credentials.clone());
+    tokio::spawn(keep_fresh(credentials));
     let cluster = Cluster::new(options.cluster.clone(), options.timeout);
     let map = cluster
         .call(|mut client| async move { client.get_pool_map(GetPoolMapRequest::default()).await })

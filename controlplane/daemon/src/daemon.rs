@@ -1,12 +1,15 @@
 //! The life of the process: its data directory locked, its API up, waiting to be made part of a
 //! cluster or running as part of one, stopped in order.
 
+use crate::access::AccessLayer;
+use crate::access::recorder::Recorder;
 use crate::admin::AdminService;
 use crate::bootstrap::is_same;
 use crate::engine::{Engine, identity_of};
 use crate::incoming::Incoming;
 use crate::options::Options;
 use crate::peer::PeerService;
+use crate::security::SecurityService;
 use crate::services;
 use crate::services::classes::ClassesService;
 use crate::services::events::EventsService;
@@ -15,7 +18,6 @@ use crate::services::pools::PoolsService;
 use crate::services::quotas::QuotasService;
 use crate::services::watch::ResourcesService;
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use basalt_api::error;
 use basalt_api::longrunning::operations_server::OperationsServer;
 use basalt_api::v1::admin_server::AdminServer;
 use basalt_api::v1::events_server::EventsServer;
@@ -23,10 +25,16 @@ use basalt_api::v1::peer_server::PeerServer;
 use basalt_api::v1::pools_server::PoolsServer;
 use basalt_api::v1::quotas_server::QuotasServer;
 use basalt_api::v1::resources_server::ResourcesServer;
+use basalt_api::v1::security_server::SecurityServer;
 use basalt_api::v1::storage_classes_server::StorageClassesServer;
 use basalt_api::v1::{ClusterSpec, ErrorReason, Member};
-use basalt_attach::process::Usage;
+use basalt_api::{dial, error};
+use basalt_attach::listen::NbdListen;
+use basalt_attach::process::{self, Usage};
 use basalt_meta::layout;
+use basalt_security::authority::Subject;
+use basalt_security::keyring::{LIFETIME, Source};
+use basalt_security::{Credentials, Keyring, Role, Secrets};
 use basalt_store::{Identity, Store, StoreError};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
@@ -43,6 +51,8 @@ const CALLS_MAX: usize = 256;
 const LAST_CALLS: Duration = Duration::from_secs(2);
 /// How long a call may take at all; the longest is a bootstrap.
 const CALL: Duration = Duration::from_secs(120);
+/// How long a connection stands before its client is asked to make a new one, with the certificates of then.
+const CONNECTION: Duration = Duration::from_secs(3600);
 
 /// One process.
 pub struct Daemon {
@@ -52,6 +62,10 @@ pub struct Daemon {
     pub boots: u64,
     /// When this process began.
     pub began: Instant,
+    /// The node's certificates; nothing if it asks nobody who he is.
+    pub keyring: Option<Arc<Keyring>>,
+    /// What becomes of calls.
+    pub recorder: Arc<Recorder>,
     store: Arc<Store>,
     name: String,
     engine: watch::Sender<Option<Arc<Engine>>>,
@@ -202,13 +216,21 @@ pub async fn run(options: Options) -> Result<()> {
     let checked = options.check().and_then(|()| crate::bootstrap::own_member(&options, 0));
     checked.map_err(Usage)?;
     // Now, not when the node joins a cluster: the files are this machine's own.
-    options.tls.load()?;
-    for what in options.exposed() {
-        tracing::warn!(
-            "{what} can be reached from other machines, and nothing is authenticated yet"
-        );
+    if !options.nbd_uses_own() {
+        options.tls.load()?;
     }
+    let secured = options.check_access().map_err(Usage)?;
+    warn_of_what_is_open(&options, secured);
     let _lock = lock_directory(&options.data_dir)?;
+    let secret = options.secret_path();
+    if let Some(join) = options.join.as_ref().filter(|_| !secret.exists()) {
+        let name = options.node_name().map_err(|e| anyhow!(e))?;
+        crate::joining::get_secret(join, &name, &secret).await?;
+    }
+    if secured {
+        // Now, before anything is opened: a secret that can not be used is this machine's own matter.
+        Secrets::load(&secret)?;
+    }
     let store = Arc::new(Store::open(&options.data_dir.join("store"))?);
     let end = run_with(options, &store).await;
     store.close();
@@ -218,6 +240,43 @@ pub async fn run(options: Options) -> Result<()> {
     end
 }
 
+fn warn_of_what_is_open(options: &Options, secured: bool) {
+    if !secured {
+        tracing::warn!("--insecure: whoever uses this machine may read and change everything");
+    }
+    if !options.data_listen.ip().is_loopback() {
+        let at = options.data_listen;
+        tracing::warn!(
+            "the data path on {at} can be reached from other machines, and is not authenticated yet"
+        );
+    }
+    if let Some(nbd) = options.nbd_listen.as_ref().filter(|_| options.insecure_nbd) {
+        tracing::warn!(
+            "--insecure-nbd: whoever reaches {nbd} may read and write the volumes there"
+        );
+    }
+}
+
+/// The node's certificates, which all its calls show from now on.
+fn open_keyring(options: &Options, name: &str) -> Result<Arc<Keyring>> {
+    let mut addresses = vec!["localhost".to_owned(), name.to_owned()];
+    addresses.extend(options.advertise.clone());
+    let nbd = match options.nbd_listen {
+        Some(NbdListen::Tcp(at)) => Some(at),
+        _ => None,
+    };
+    let ips = [Some(options.listen), nbd].into_iter().flatten().map(|at| at.ip());
+    addresses.extend(ips.filter(|ip| !ip.is_unspecified()).map(|ip| ip.to_string()));
+    addresses.push("127.0.0.1".to_owned());
+    let (name, role) = (name.to_owned(), Role::Node);
+    let subject = Subject { name, role, addresses, lifetime: LIFETIME };
+    let keyring = Arc::new(Keyring::open(Source::Secret(options.secret_path()), subject)?);
+    let shown = Credentials { keyring: Some(keyring.clone()), token: None };
+    dial::present(shown.clone());
+    tokio::spawn(process::keep_fresh(shown));
+    Ok(keyring)
+}
+
 async fn run_with(mut options: Options, store: &Arc<Store>) -> Result<()> {
     let identity = store.identity()?;
     let name = settled_name(&mut options, identity.as_ref())?;
@@ -225,10 +284,18 @@ async fn run_with(mut options: Options, store: &Arc<Store>) -> Result<()> {
     let listener = TcpListener::bind(options.listen)
         .await
         .with_context(|| format!("the gRPC API can not listen on {} (--listen)", options.listen))?;
+    let keyring = (!options.insecure).then(|| open_keyring(&options, &name)).transpose()?;
+    let folder = options.data_dir.join("audit");
+    let recorder = Recorder::open(&folder)
+        .with_context(|| format!("the audit in {} can not be used", folder.display()))?;
+    let recorder = Arc::new(recorder);
+    Recorder::keep_synced(&recorder);
     let daemon = Arc::new(Daemon {
         options: Arc::new(options),
         boots,
         began: Instant::now(),
+        keyring,
+        recorder,
         store: store.clone(),
         name,
         engine: watch::channel(None).0,
@@ -245,8 +312,13 @@ async fn run_with(mut options: Options, store: &Arc<Store>) -> Result<()> {
         daemon.engine.send_replace(Some(tokio::task::spawn_blocking(start).await??));
     } else {
         tracing::info!(name = %daemon.name, listen = %daemon.options.listen, "waiting for bootstrap");
+        if let Some(join) = daemon.options.join.clone() {
+            tokio::spawn(crate::joining::ask_to_be_added(daemon.clone(), join));
+        }
     }
-    serve(&daemon, listener).await
+    let end = serve(&daemon, listener).await;
+    daemon.recorder.sync();
+    end
 }
 
 /// The node's name: that under which its cluster knows it, as volumes are attached to it by that
@@ -283,12 +355,15 @@ async fn serve(daemon: &Arc<Daemon>, listener: TcpListener) -> Result<()> {
         .timeout(CALL)
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(5)))
+        .max_connection_age(CONNECTION)
+        .layer(AccessLayer::new(daemon.clone(), daemon.recorder.clone()))
         .add_routes(crate::metrics::routes(daemon))
         .add_service(AdminServer::with_interceptor(AdminService::new(daemon.clone()), {
             let daemon = daemon.clone();
             move |request| daemon.refuse_if_leaving().map(|()| request)
         }))
         .add_service(PeerServer::new(PeerService::new(daemon.clone())))
+        .add_service(SecurityServer::new(SecurityService::new(daemon.clone())))
         .add_service(StorageClassesServer::new(ClassesService::new(daemon.clone())))
         .add_service(QuotasServer::new(QuotasService::new(daemon.clone())))
         .add_service(PoolsServer::new(PoolsService::new(daemon.clone())))
@@ -298,10 +373,13 @@ async fn serve(daemon: &Arc<Daemon>, listener: TcpListener) -> Result<()> {
         .add_service(health)
         .add_service(reflection.build_v1()?)
         .add_service(older.build_v1alpha()?)
-        .serve_with_incoming_shutdown(Incoming::new(listener), async move {
-            // Both mean that it is time to stop.
-            let _ = stopping.wait_for(|stop| *stop).await;
-        });
+        .serve_with_incoming_shutdown(
+            Incoming::new(listener, daemon.keyring.clone()),
+            async move {
+                // Both mean that it is time to stop.
+                let _ = stopping.wait_for(|stop| *stop).await;
+            },
+        );
     let mut server = tokio::spawn(server);
     tracing::info!(listen = %daemon.options.listen, version = env!("CARGO_PKG_VERSION"), "ready");
     let end: Result<()> = tokio::select! {

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use basalt_api::error;
 use basalt_api::v1::{self, ClusterSpec, ErrorReason, Member, NodeAddress, ReplicaAddress};
 use basalt_attach::convert;
+use basalt_attach::door::TlsOptions;
 use basalt_core::config::{GroupConfig, Limits, Scrubbing, ShardConfig, Timing};
 use basalt_core::event::Effect;
 use basalt_core::planted::Planted;
@@ -386,7 +387,12 @@ fn reactor_config(
     config.routes = routes_of(spec)?;
     let listeners: Vec<ListenSource> =
         options.nbd_listen.iter().map(basalt_attach::listen::NbdListen::source).collect();
-    let mut door = options.tls.door(&listeners)?;
+    // The certificates that the node shows in its calls.
+    let own = basalt_api::dial::credentials().keyring.filter(|_| options.nbd_uses_own());
+    let mut door = match own {
+        Some(keyring) => TlsOptions::own_door(keyring, &listeners),
+        None => options.tls.door(&listeners)?,
+    };
     door.on_end = Some(Box::new(move |end| told.ended(end)));
     config.tenants = vec![Box::new(move || Box::new(NbdDoor::new(door)))];
     config.stream_listeners =

@@ -2,8 +2,11 @@
 //!
 //! The HTTP/2 library asks a connection that has begun whether it lives, and ends one that does not
 //! answer. Before it has begun nothing watches it: here it must speak within a time, and of too many
-//! that have not spoken yet the oldest goes, so that they keep nobody out.
+//! that have not spoken yet the oldest goes, so that they keep nobody out. Over TLS it has spoken when the handshake
+//! is over and what it says inside has begun.
 
+use crate::access::transport::{Shown, Transport};
+use basalt_security::Keyring;
 use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
@@ -11,10 +14,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::time::{Sleep, sleep};
 use tonic::codegen::tokio_stream::Stream;
-use tonic::transport::server::{Connected, TcpConnectInfo};
+use tonic::transport::server::Connected;
 
 /// Connections at a time; one more is closed at once.
 const OPEN_MAX: usize = 4096;
@@ -28,13 +31,14 @@ const PREFACE: usize = 24;
 /// Accepts connections.
 pub struct Incoming {
     listener: TcpListener,
+    keyring: Option<Arc<Keyring>>,
     places: Arc<Places>,
 }
 
 impl Incoming {
-    /// Of a socket that listens.
-    pub fn new(listener: TcpListener) -> Incoming {
-        Incoming { listener, places: Arc::default() }
+    /// Of a socket that listens; with a keyring connections are made over TLS.
+    pub fn new(listener: TcpListener, keyring: Option<Arc<Keyring>>) -> Incoming {
+        Incoming { listener, keyring, places: Arc::default() }
     }
 }
 
@@ -50,7 +54,8 @@ impl Stream for Incoming {
             };
             // A connection without it is only slower.
             let _ = stream.set_nodelay(true);
-            if let Some(guarded) = Places::admit(&self.places, stream) {
+            let transport = Transport::new(stream, self.keyring.as_ref());
+            if let Some(guarded) = Places::admit(&self.places, transport) {
                 return Poll::Ready(Some(Ok(guarded)));
             }
         }
@@ -75,7 +80,7 @@ impl Places {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn admit(places: &Arc<Places>, stream: TcpStream) -> Option<Guarded> {
+    fn admit(places: &Arc<Places>, stream: Transport) -> Option<Guarded> {
         let mut taken = places.taken();
         if taken.open >= OPEN_MAX {
             return None;
@@ -103,7 +108,7 @@ struct Silence {
 
 /// A connection that counts.
 pub struct Guarded {
-    stream: TcpStream,
+    stream: Transport,
     silence: Option<Silence>,
     places: Arc<Places>,
 }
@@ -179,10 +184,10 @@ impl AsyncWrite for Guarded {
 }
 
 impl Connected for Guarded {
-    type ConnectInfo = TcpConnectInfo;
+    type ConnectInfo = Shown;
 
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.stream.connect_info()
+    fn connect_info(&self) -> Shown {
+        self.stream.shown()
     }
 }
 
@@ -191,12 +196,13 @@ mod tests {
     use super::*;
     use std::future::poll_fn;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
 
     #[tokio::test]
     async fn the_silent_make_room_and_the_others_stay() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("bound");
-        let mut incoming = Incoming::new(listener);
+        let mut incoming = Incoming::new(listener, None);
         let mut clients = Vec::new();
         let mut accepted = Vec::new();
         for number in 0..SILENT_MAX + 2 {

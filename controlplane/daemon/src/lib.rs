@@ -12,9 +12,11 @@
 //! * [`reconcile`]: what makes the node do what the records say, [`retry`]: when it tries again;
 //! * `moves`: what has groups move from node to node;
 //! * `liveness`: who lives, `failover`: attachments of nodes that do not;
-//! * [`admin`], [`services`], [`peer`]: the gRPC services; [`bootstrap`], [`nodes`], [`snapshots`], [`cuts`],
-//!   [`changes`], [`status`]: their longer stories.
+//! * [`access`]: who may call what; [`joining`]: how a new machine gets the cluster's secret;
+//! * [`admin`], [`services`], [`peer`], [`security`]: the gRPC services; [`bootstrap`], [`nodes`],
+//!   [`snapshots`], [`cuts`], [`changes`], [`status`]: their longer stories.
 
+pub mod access;
 pub mod admin;
 pub mod bootstrap;
 pub mod changes;
@@ -27,6 +29,7 @@ pub mod engine;
 mod failover;
 mod hosts;
 mod incoming;
+pub mod joining;
 mod keeping;
 mod liveness;
 pub mod metadata;
@@ -41,6 +44,7 @@ pub mod retry;
 mod returns;
 mod reverting;
 pub mod scrub;
+pub mod security;
 pub mod services;
 pub mod snapshots;
 mod state;

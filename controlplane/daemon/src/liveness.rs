@@ -6,6 +6,7 @@ use crate::engine::{Engine, address_of};
 use crate::metadata::now_ms;
 use crate::status::failed_of;
 use basalt_api::dial;
+use basalt_api::dial::Channel;
 use basalt_api::v1::peer_client::PeerClient;
 use basalt_api::v1::{BeatRequest, BeatResponse, ClusterSpec, HostSession, MemberState, Node};
 use basalt_meta::hosts::Hosts;
@@ -19,7 +20,6 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::Status;
-use tonic::transport::Channel;
 
 /// How long a node may take to give a sign of life before it is asked again.
 const BEAT: Duration = Duration::from_millis(1500);

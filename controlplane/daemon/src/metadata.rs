@@ -6,6 +6,7 @@
 //! again under the same request id, which takes effect once. A linearizable read proposes a barrier
 //! and reads the mirror when that is applied.
 
+use basalt_api::dial::Channel;
 use basalt_api::error;
 use basalt_api::v1::peer_client::PeerClient;
 use basalt_api::v1::propose_response::Result as ProposeResult;
@@ -24,7 +25,6 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::Status;
-use tonic::transport::Channel;
 
 /// How long a change may take before the caller hears that it did not come through.
 pub const PATIENCE: Duration = Duration::from_secs(10);

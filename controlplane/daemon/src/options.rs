@@ -4,9 +4,10 @@ mod healing;
 
 pub use healing::HealingOptions;
 
+use crate::joining::JoinOption;
 use basalt_api::size::show;
 use basalt_attach::door::TlsOptions;
-use basalt_attach::listen::NbdListen;
+use basalt_attach::listen::{NbdListen, open_nbd};
 use basalt_attach::options::machine_name;
 use basalt_attach::process::LogFormat;
 use basalt_wire::disk::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_UNIT, SUPERBLOCK_AREA_BYTES};
@@ -18,6 +19,7 @@ use std::time::Duration;
 const AFTER: &str = "\
 Examples:
   A node on this machine, waiting to be made part of a cluster:
+    basalt secret new /var/lib/basalt/a/secret
     basaltd --name a --data-dir /var/lib/basalt/a --listen 127.0.0.1:7101 --data-listen 127.0.0.1:7201
   Then, once all nodes run:
     basalt cluster bootstrap --node 127.0.0.1:7101 --node 127.0.0.1:7102 --node 127.0.0.1:7103
@@ -32,8 +34,10 @@ Examples:
 A node keeps its identity in its data directory and finds its cluster again after a restart.
 SIGTERM and SIGINT stop it gracefully: it hands its leaderships over first.
 
-Nothing is authenticated yet: whoever reaches the ports of a node can read and change every volume.
-Listen on loopback or on a network of your own.
+Nodes know each other, and who may ask them, by the cluster's secret: make one with 'basalt secret new FILE',
+and give every node a copy (--secret-file, or the file 'secret' in the data directory). A new machine gets it
+with a token of 'basalt node token' (--join), and is added to the cluster at once.
+The data path is not authenticated yet: let it listen on loopback or on a network of your own.
 
 Exit status: 0 after a stop, 1 if it could not start or had to end, 2 for a wrong command line.";
 
@@ -135,6 +139,24 @@ pub struct Options {
     #[command(flatten)]
     pub tls: TlsOptions,
 
+    /// The cluster's secret ('basalt secret new'), which only its owner may read. Read again when it changes.
+    /// Default: the file 'secret' in the data directory, if there is one.
+    #[arg(long, env = "BASALT_SECRET_FILE", value_name = "FILE", help_heading = "Who may ask")]
+    pub secret_file: Option<PathBuf>,
+
+    /// Get the secret from a node of a cluster, with a token ('basalt node token'), and ask to be added there. A
+    /// node that has a secret already only asks to be added, and a member does neither.
+    #[arg(long, env = "BASALT_JOIN", value_name = "TOKEN@HOST:PORT", help_heading = "Who may ask")]
+    pub join: Option<JoinOption>,
+
+    /// Run without a secret: everybody on this machine may do everything. Only loopback is listened on.
+    #[arg(long, help_heading = "Who may ask")]
+    pub insecure: bool,
+
+    /// Serve NBD beyond this machine to clients that show no certificate.
+    #[arg(long, help_heading = "Who may ask")]
+    pub insecure_nbd: bool,
+
     /// Accept a file system without O_DIRECT (such as tmpfs). For tests: what is acknowledged is not
     /// on the device then.
     #[arg(long)]
@@ -235,21 +257,62 @@ impl Options {
         self.device.clone().unwrap_or_else(|| self.data_dir.join("device"))
     }
 
-    /// What is reachable from other machines although nothing is authenticated.
-    pub fn exposed(&self) -> Vec<String> {
-        let mut exposed = Vec::new();
-        for (what, at) in [("the gRPC API", self.listen), ("the data path", self.data_listen)] {
-            if !at.ip().is_loopback() {
-                exposed.push(format!("{what} on {at}"));
+    /// Where the secret is, or is to be kept.
+    pub fn secret_path(&self) -> PathBuf {
+        self.secret_file.clone().unwrap_or_else(|| self.data_dir.join("secret"))
+    }
+
+    /// Whether NBD is served with the node's own certificate.
+    pub fn nbd_uses_own(&self) -> bool {
+        !self.insecure
+            && !self.insecure_nbd
+            && self.nbd_listen.as_ref().is_some_and(|nbd| self.tls.uses_own(nbd))
+    }
+
+    /// Whether the node authenticates whoever calls. One that does not must be told so, and is reached from this
+    /// machine only.
+    ///
+    /// # Errors
+    /// Says what is missing, or open to other machines.
+    pub fn check_access(&self) -> Result<bool, String> {
+        let has_secret = self.secret_path().exists() || self.join.is_some();
+        if self.insecure && (self.secret_file.is_some() || has_secret) {
+            return Err(format!(
+                "--insecure is for a node without a secret, and there is one in {}; leave out one of both",
+                self.secret_path().display()
+            ));
+        }
+        if self.insecure {
+            let mut ports = vec![("--listen", self.listen), ("--data-listen", self.data_listen)];
+            if let Some(NbdListen::Tcp(nbd)) = self.nbd_listen {
+                ports.push(("--nbd-listen", nbd));
             }
+            return match ports.iter().find(|(_, at)| !at.ip().is_loopback()) {
+                Some((option, at)) => Err(format!(
+                    "{option} {at} can be reached from other machines, and with --insecure nobody is asked who \
+                     he is: listen on 127.0.0.1, or give the node a secret (basalt secret new)"
+                )),
+                None => Ok(false),
+            };
         }
-        if let Some(nbd) = &self.nbd_listen
-            && !nbd.is_local()
-            && !self.tls.authenticates()
-        {
-            exposed.push(format!("NBD on {nbd}"));
+        if !has_secret && self.secret_file.is_none() {
+            return Err(format!(
+                "there is no secret in {}: make one with 'basalt secret new' for a new cluster, copy that of \
+                 the other nodes, or join a cluster with --join; --insecure runs without, on this machine only",
+                self.secret_path().display()
+            ));
         }
-        exposed
+        match &self.nbd_listen {
+            Some(nbd)
+                if !self.insecure_nbd
+                    && !nbd.is_local()
+                    && !self.nbd_uses_own()
+                    && !self.tls.authenticates() =>
+            {
+                Err(open_nbd(nbd, "--nbd-listen"))
+            }
+            _ => Ok(true),
+        }
     }
 }
 
@@ -353,6 +416,35 @@ mod tests {
     }
 
     #[test]
+    fn a_node_that_asks_nobody_is_reached_from_this_machine_only() {
+        let check = |extra: &[&str]| {
+            let args = ["basaltd", "--data-dir", "/nonexistent"].into_iter();
+            let parsed = Options::try_parse_from(args.chain(extra.iter().copied()));
+            let mut options = parsed.expect("good options");
+            options.secret_file = options.secret_file.filter(|_| extra.contains(&"--secret-file"));
+            options.check_access()
+        };
+        assert!(check(&[]).expect_err("no secret").contains("basalt secret new"));
+        assert_eq!(check(&["--secret-file", "/x"]), Ok(true), "whether it is good is seen later");
+        assert_eq!(check(&["--insecure"]), Ok(false));
+        for open in ["--listen", "--data-listen", "--nbd-listen"] {
+            let why = check(&["--insecure", open, "0.0.0.0:7300"]).expect_err(open);
+            assert!(why.contains(open), "{why}");
+        }
+        assert!(check(&["--insecure", "--secret-file", "/x"]).expect_err("both").contains("/x"));
+        let nbd = ["--secret-file", "/x", "--nbd-listen", "10.0.0.1:10809"];
+        assert_eq!(check(&nbd), Ok(true), "with the node's own certificate");
+        for open in [&["--tls-cert", "c", "--tls-key", "k"][..], &["--tls", "off"]] {
+            let open = [&nbd[..], open].concat();
+            assert!(check(&open).expect_err("open").contains("--tls-client-ca"));
+            assert_eq!(check(&[&open[..], &["--insecure-nbd"]].concat()), Ok(true));
+        }
+        let tls = ["--tls-cert", "c", "--tls-key", "k", "--tls-client-ca", "a"];
+        assert_eq!(check(&[&nbd[..], &tls].concat()), Ok(true));
+        assert_eq!(check(&["--secret-file", "/x", "--nbd-listen", "unix:/s"]), Ok(true));
+    }
+
+    #[test]
     fn a_cluster_is_named_by_its_id() {
         assert_eq!(cluster_id("00000000000000ff"), Ok(255));
         for wrong in ["", "ff", "0000000000000000", "+00000000000000f", "00000000000000fg"] {
@@ -391,7 +483,5 @@ mod tests {
         assert!(parse(&[]).advertised(all).unwrap_err().contains("--advertise"));
         assert_eq!(parse(&["--advertise", "n1"]).advertised(all).unwrap(), "n1:7100");
         assert_eq!(parse(&["--advertise", "::1"]).advertised(all).unwrap(), "[::1]:7100");
-        assert!(parse(&[]).exposed().is_empty());
-        assert_eq!(parse(&["--listen", "0.0.0.0:7100"]).exposed().len(), 1);
     }
 }

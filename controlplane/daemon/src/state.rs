@@ -7,6 +7,7 @@
 
 use crate::engine::Engine;
 use crate::metadata::Wanted;
+use basalt_api::dial::Channel;
 use basalt_api::dial::plain;
 use basalt_api::v1::peer_client::PeerClient;
 use basalt_api::v1::{BackupMetadataResponse, GetMetadataStateRequest, GetMetadataStateResponse};
@@ -17,7 +18,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
 use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
 use tonic::{Response, Status};
 
 /// Bytes of commands after which the state is saved, if there are not enough of them before.

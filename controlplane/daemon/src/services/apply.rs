@@ -6,6 +6,7 @@
 
 use super::classes::{self, paths};
 use super::{linearized, quotas, shown, status_of};
+use crate::access::permit;
 use crate::clones::complete;
 use crate::daemon::Daemon;
 use crate::snapshots;
@@ -21,6 +22,7 @@ use basalt_meta::{
     CloneSource, CreateSnapshot, CreateVolume, MetaState, Op, Outcome, PutClass, PutQuota,
     UpdateVolume, VOLUME_FIELDS, etag_of,
 };
+use basalt_security::Principal;
 use prost::{Message, Name};
 use serde_json::Value;
 use std::sync::Arc;
@@ -43,7 +45,11 @@ struct Step {
 ///
 /// # Errors
 /// If there are too many, or no leader can be reached. What is wrong with one document is told with it.
-pub async fn apply(daemon: &Arc<Daemon>, request: ApplyRequest) -> Result<ApplyResponse, Status> {
+pub async fn apply(
+    daemon: &Arc<Daemon>,
+    who: &Principal,
+    request: ApplyRequest,
+) -> Result<ApplyResponse, Status> {
     let count = request.resources.len();
     if count > DOCUMENTS_MAX {
         let message =
@@ -58,13 +64,27 @@ pub async fn apply(daemon: &Arc<Daemon>, request: ApplyRequest) -> Result<ApplyR
             "" => String::new(),
             id => format!("{id}/{number}"),
         };
-        let one = match &mut rehearsed {
-            Some(state) => plan_one(state, document),
-            None => apply_one(daemon, &id, document).await,
+        let one = match (permitted(who, document), &mut rehearsed) {
+            (Err(denied), _) => Err(denied),
+            (Ok(()), Some(state)) => plan_one(state, document),
+            (Ok(()), None) => apply_one(daemon, &id, document).await,
         };
         applied.push(one.unwrap_or_else(|status| refused(document, &status)));
     }
     Ok(ApplyResponse { applied })
+}
+
+/// Whether the caller may do one by one what the document says.
+fn permitted(who: &Principal, document: &Resource) -> Result<(), Status> {
+    let methods: &[&str] = match &document.resource {
+        Some(Of::Volume(_)) => &["basalt.v1.Admin/CreateVolume", "basalt.v1.Admin/UpdateVolume"],
+        Some(Of::Snapshot(_)) => &["basalt.v1.Admin/CreateSnapshot"],
+        Some(Of::StorageClass(_)) => &["basalt.v1.StorageClasses/UpdateStorageClass"],
+        Some(Of::Quota(_)) => &["basalt.v1.Quotas/UpdateQuota"],
+        // It is refused as what can not be applied.
+        _ => &[],
+    };
+    methods.iter().try_for_each(|method| permit(who, method))
 }
 
 fn plan_one(state: &mut MetaState, document: &Resource) -> Result<Applied, Status> {

@@ -60,7 +60,8 @@ impl Page {
         }
     }
 
-    fn token_after(&self, key: &str) -> String {
+    /// The token of a page that begins behind this.
+    pub fn token_after(&self, key: &str) -> String {
         let text = format!("{:08x}:{key}", self.arguments);
         let hex: String = text.bytes().map(|byte| format!("{byte:02x}")).collect();
         format!("{TOKEN}{hex}")

@@ -7,6 +7,7 @@
 use super::paging::{filter_over, holds};
 use super::shown::{COLLECTIONS, keys, name_of, resource};
 use super::{apply, linearized};
+use crate::access::caller;
 use crate::daemon::Daemon;
 use crate::metadata::Metadata;
 use basalt_api::error;
@@ -74,7 +75,8 @@ impl Resources for ResourcesService {
         &self,
         request: Request<ApplyRequest>,
     ) -> Result<Response<ApplyResponse>, Status> {
-        apply::apply(&self.daemon, request.into_inner()).await.map(Response::new)
+        let who = caller(&request);
+        apply::apply(&self.daemon, &who, request.into_inner()).await.map(Response::new)
     }
 }
 

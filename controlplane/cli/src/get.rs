@@ -281,7 +281,7 @@ fn of(used: u64, most: u64, show: impl Fn(u64) -> String) -> String {
     }
 }
 
-fn moment(time: Option<&Timestamp>) -> String {
+pub(crate) fn moment(time: Option<&Timestamp>) -> String {
     time.map_or("-".to_owned(), |t| output::time(t.seconds * 1000 + i64::from(t.nanos) / 1_000_000))
 }
 

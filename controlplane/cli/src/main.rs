@@ -1,6 +1,7 @@
 //! The command line of Basalt: clusters, their nodes, volumes and their snapshots.
 
 mod apply;
+mod audit;
 mod backup;
 mod changes;
 mod class;
@@ -17,16 +18,20 @@ mod node;
 mod operation;
 mod options;
 mod output;
+mod permissions;
 mod quota;
 mod scrub;
+mod secret;
 mod snapshot;
 mod space;
+mod token;
 mod volume;
 
-use basalt_api::dial::{Cluster, plain};
+use basalt_api::dial::{self, Cluster, plain};
 use basalt_api::error;
+use basalt_security::SecurityError;
 use clap::{CommandFactory, Parser};
-use options::{Command, Options};
+use options::{AuditCommand, Command, Options};
 use std::process::ExitCode;
 use tonic::{Code, Status};
 
@@ -81,6 +86,12 @@ impl From<Status> for Failure {
     }
 }
 
+impl From<SecurityError> for Failure {
+    fn from(error: SecurityError) -> Failure {
+        Failure::Usage(error.to_string())
+    }
+}
+
 impl Failure {
     fn code(&self) -> u8 {
         match self {
@@ -93,6 +104,7 @@ impl Failure {
                 Code::NotFound => 3,
                 Code::AlreadyExists | Code::FailedPrecondition | Code::Aborted => 4,
                 Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => 5,
+                Code::Unauthenticated | Code::PermissionDenied => 6,
                 _ => 1,
             },
         }
@@ -102,7 +114,7 @@ impl Failure {
         match self {
             Failure::Timeout(text) | Failure::Output(text) | Failure::Usage(text) => text.clone(),
             Failure::Shown => String::new(),
-            Failure::Status(status) => plain(status),
+            Failure::Status(status) => format!("{}{}", plain(status), hint(status)),
         }
     }
 
@@ -118,6 +130,16 @@ impl Failure {
             },
         }
     }
+}
+
+/// A node that wants to know who asks ends a connection in the clear without a word.
+fn hint(status: &Status) -> &'static str {
+    use Code::{Cancelled, Internal, Unavailable, Unknown};
+    let silent = matches!(status.code(), Cancelled | Internal | Unavailable | Unknown);
+    if silent && error::reason_of(status).is_none() && dial::credentials().is_empty() {
+        return ". If the nodes have a secret, say who asks: --secret-file, or --ca with --cert and --key or a token";
+    }
+    ""
 }
 
 fn main() -> ExitCode {
@@ -139,7 +161,33 @@ fn main() -> ExitCode {
     }
 }
 
+/// What needs no cluster; whether it was that.
+fn run_alone(options: &Options) -> Result<bool, Failure> {
+    match &options.command {
+        Command::Secret(command) => secret::change(options, command)?,
+        Command::Identity(command) => return secret::issue(options, command),
+        Command::Audit(AuditCommand::Verify { folder: Some(folder), .. }) => {
+            audit::verify_folder(options, folder)?;
+        }
+        Command::Explain(asked) => explain::run(options, asked)?,
+        Command::Permissions { markdown } => permissions::run(options, *markdown)?,
+        Command::Completion { shell } => {
+            let mut words = Vec::new();
+            clap_complete::generate(*shell, &mut Options::command(), "basalt", &mut words);
+            output::print(&words)?;
+        }
+        Command::Version => output::version(options.output)?,
+        _ => return Ok(false),
+    }
+    Ok(true)
+}
+
 async fn run(options: &Options) -> Result<(), Failure> {
+    if run_alone(options)? {
+        return Ok(());
+    }
+    let (name, role) = secret::own_name();
+    dial::present(options.credentials.credentials(&name, role)?);
     let cluster = Cluster::new(options.cluster.clone(), options.timeout);
     match &options.command {
         Command::Cluster(command) => cluster::run(options, &cluster, command).await,
@@ -155,14 +203,16 @@ async fn run(options: &Options) -> Result<(), Failure> {
         Command::Get(asked) => get::run(options, &cluster, asked).await,
         Command::Apply(asked) => apply::run(options, &cluster, asked, false).await,
         Command::Diff(asked) => apply::run(options, &cluster, asked, true).await,
-        Command::Explain(asked) => explain::run(options, asked),
         Command::Doctor(asked) => doctor::run(options, &cluster, asked).await,
-        Command::Completion { shell } => {
-            let mut words = Vec::new();
-            clap_complete::generate(*shell, &mut Options::command(), "basalt", &mut words);
-            output::print(&words)
-        }
-        Command::Version => output::version(options.output),
+        Command::Token(command) => token::run(options, &cluster, command).await,
+        Command::Audit(command) => audit::run(options, &cluster, command).await,
+        Command::Identity(_) => secret::show(options, &cluster).await,
+        // They were done above.
+        Command::Secret(_)
+        | Command::Explain(_)
+        | Command::Permissions { .. }
+        | Command::Completion { .. }
+        | Command::Version => Ok(()),
     }
 }
 
@@ -193,6 +243,8 @@ mod tests {
         assert_eq!(code(ErrorReason::NodeNotFound), 3);
         assert_eq!(code(ErrorReason::TooFewNodes), 4);
         assert_eq!(code(ErrorReason::NoQuorum), 5);
+        assert_eq!(code(ErrorReason::CredentialsMissing), 6);
+        assert_eq!(code(ErrorReason::PermissionDenied), 6);
         assert_eq!(Failure::Timeout(String::new()).code(), 5);
         let failure = Failure::Status(error::status(ErrorReason::NoQuorum, "x", &[]));
         assert_eq!(failure.reason(), "NO_QUORUM");

@@ -47,6 +47,7 @@ pub(crate) async fn run(
             let node = call!(patient, add_node, request)?;
             wait_for_share(options, cluster, node, *wait).await
         }
+        NodeCommand::Token { ttl } => crate::token::join(options, cluster, *ttl).await,
         NodeCommand::Drain { node, cancel, wait } => {
             let request = DrainNodeRequest { node: node.clone(), cancel: *cancel };
             let mut node = call!(cluster, drain_node, request)?;

@@ -2,6 +2,8 @@
 
 mod declared;
 mod healing;
+mod nodes;
+mod security;
 mod snapshots;
 
 pub(crate) use declared::{
@@ -9,9 +11,12 @@ pub(crate) use declared::{
     QosArgs, QuotaCommand, QuotaFields,
 };
 pub(crate) use healing::{Domain, DomainArgs, FailoverArgs, NodeShow, Placement, WhatIf};
+pub(crate) use nodes::NodeCommand;
+pub(crate) use security::{AuditCommand, IdentityCommand, SecretCommand, TokenCommand};
 pub(crate) use snapshots::{Diff, SnapshotCommand, SnapshotName};
 
 use basalt_api::random::request_id;
+use basalt_security::credentials::CredentialOptions;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use std::collections::BTreeMap;
@@ -19,6 +24,7 @@ use std::time::Duration;
 
 const AFTER: &str = "\
 First steps, with three nodes waiting on this machine:
+  export BASALT_SECRET_FILE=/var/lib/basalt/secret   # the nodes' secret (basalt secret new)
   basalt cluster bootstrap --node 127.0.0.1:7101 --node 127.0.0.1:7102 --node 127.0.0.1:7103
   export BASALT_CLUSTER=127.0.0.1:7101,127.0.0.1:7102,127.0.0.1:7103
   basalt volume create demo --size 1GiB
@@ -34,7 +40,8 @@ Exit status:
   2  the command line or a value is wrong
   3  there is no such volume, snapshot or node
   4  the state does not allow it (attached elsewhere, exists already, changed in between)
-  5  nobody answered in time, or the cluster has no quorum";
+  5  nobody answered in time, or the cluster has no quorum
+  6  you are not known, or may not do this";
 
 const AFTER_ATTACH: &str = "\
 A volume is attached to one host at a time. If the host is the name of a node that serves NBD
@@ -88,54 +95,6 @@ Without --groups only groups with a problem, and such as move, are shown.
 Examples:
   basalt cluster status --wait 60 && echo healthy
   basalt cluster status -o json | jq -r '.nodes[] | select(.reachable | not) | .name'";
-
-const AFTER_NODE: &str = "\
-A cluster keeps three replicas of everything, evenly on its nodes, while nodes come and go. Volumes serve on.
-
-Grow:
-  basaltd --data-dir ... --device ... &      # on the new machine, with addresses that others reach
-  basalt node add n4:7100 --wait 3600        # at any node that is a member
-
-Shrink, or take a machine out for good:
-  basalt node drain n2 --wait 3600           # its groups move to the others
-  basalt node remove n2                      # it holds nothing any more: it may be stopped
-
-Replace a machine that is lost, or has lost its device; the new one may have its name and addresses:
-  basalt node add n5:7100 --replaces n3 --wait 3600";
-
-const AFTER_NODE_ADD: &str = "\
-The node must run and belong to no cluster. It formats its device, and groups move to it until all nodes
-hold equally many. If the command breaks off, give it again: it goes on where it stopped.
-
-With --replaces the groups of a node that does not come back move to the new one, and that node is a member
-no more when they have. If it does come back before, it serves until then.
-
-Examples:
-  basalt node add 10.0.0.4:7100
-  basalt node add 10.0.0.3:7100 --replaces n3 --wait 3600";
-
-const AFTER_NODE_DRAIN: &str = "\
-Its groups move to other nodes one by one, while volumes serve. Volumes that are attached to it stay so.
-The cluster needs as many other nodes as it has replicas; if it has not, add one first. --wait only
-watches: what goes on does so without it.
-
-Examples:
-  basalt node drain n2 --wait 3600 && basalt node remove n2
-  basalt node drain n2 --cancel";
-
-const AFTER_NODE_REMOVE: &str = "\
-A node is removed when no group is on it and no volume is attached to it. Stop it afterwards; to use the
-machine again, give it a new data directory and a blank device.
-
-Example:
-  basalt node remove n2";
-
-const AFTER_NODE_LIST: &str = "\
-GROUPS are the replicas of volume groups that are to be on a node, DATA the live bytes on its device.
-
-Examples:
-  basalt node list
-  basalt node list -o json | jq -r '.nodes[] | select(.draining and .going == 0) | .name'";
 
 const AFTER_DEVICE_REPLACE: &str = "\
 Each node has one device. When it failed: stop the node, move its data directory away, put a blank device in place of
@@ -218,6 +177,10 @@ pub(crate) struct Options {
     #[arg(long, global = true, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
     pub timeout: Duration,
 
+    /// How the cluster knows who asks.
+    #[command(flatten)]
+    pub credentials: CredentialOptions,
+
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -242,7 +205,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Cluster(ClusterCommand),
     /// Add, drain, replace and remove nodes.
-    #[command(subcommand, after_help = AFTER_NODE)]
+    #[command(subcommand, after_help = nodes::AFTER_NODE)]
     Node(NodeCommand),
     /// Show the nodes' devices, and replace one that failed.
     #[command(subcommand)]
@@ -283,6 +246,24 @@ pub(crate) enum Command {
     /// Look for what is wrong, and say what to do about it.
     #[command(after_help = declared::AFTER_DOCTOR)]
     Doctor(DoctorArgs),
+    /// Make and change the cluster's secret.
+    #[command(subcommand, after_help = security::AFTER_SECRET)]
+    Secret(SecretCommand),
+    /// Certificates of people and programs.
+    #[command(subcommand, after_help = security::AFTER_IDENTITY)]
+    Identity(IdentityCommand),
+    /// Bearer tokens.
+    #[command(subcommand, after_help = security::AFTER_TOKEN)]
+    Token(TokenCommand),
+    /// Who changed what.
+    #[command(subcommand, after_help = security::AFTER_AUDIT)]
+    Audit(AuditCommand),
+    /// Which role may call what.
+    Permissions {
+        /// As docs/permissions.md shows it.
+        #[arg(long)]
+        markdown: bool,
+    },
     /// Words for the shell, so that it completes this program's.
     #[command(after_help = AFTER_COMPLETION)]
     Completion {
@@ -322,48 +303,6 @@ pub(crate) enum ClusterCommand {
         /// Wait so long for everything to work.
         #[arg(long, value_name = "SECONDS", value_parser = seconds)]
         wait: Option<Duration>,
-    },
-}
-
-#[derive(Clone, Debug, Subcommand)]
-pub(crate) enum NodeCommand {
-    /// The nodes, what they do and what they hold.
-    #[command(after_help = AFTER_NODE_LIST)]
-    List,
-    #[command(flatten)]
-    Show(NodeShow),
-    /// Add a node, whose share of the groups moves to it.
-    #[command(after_help = AFTER_NODE_ADD)]
-    Add {
-        /// The new node's gRPC address.
-        #[arg(value_name = "ADDRESS")]
-        address: String,
-        /// Name or number of a node that does not come back, in whose place it comes.
-        #[arg(long, value_name = "NODE")]
-        replaces: Option<String>,
-        /// Wait so long until the groups have moved.
-        #[arg(long, value_name = "SECONDS", value_parser = seconds)]
-        wait: Option<Duration>,
-    },
-    /// Have all groups of a node move to the others.
-    #[command(after_help = AFTER_NODE_DRAIN)]
-    Drain {
-        /// Its name or number.
-        #[arg(value_name = "NODE")]
-        node: String,
-        /// Call it off: groups may be on the node again.
-        #[arg(long, conflicts_with = "wait")]
-        cancel: bool,
-        /// Wait so long until the groups have moved.
-        #[arg(long, value_name = "SECONDS", value_parser = seconds)]
-        wait: Option<Duration>,
-    },
-    /// Take a node that holds no groups any more out of the cluster.
-    #[command(after_help = AFTER_NODE_REMOVE)]
-    Remove {
-        /// Its name or number.
-        #[arg(value_name = "NODE")]
-        node: String,
     },
 }
 

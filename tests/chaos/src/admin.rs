@@ -1,18 +1,19 @@
 //! The API at whichever node answers: for runs in which nodes are away.
 
 use anyhow::{Context, Result, anyhow};
-use basalt_api::dial::{self, plain};
+use basalt_api::dial::{self, Channel, plain};
 use basalt_api::v1::admin_client::AdminClient;
+use basalt_api::v1::peer_client::PeerClient;
 use basalt_api::v1::{
     Cluster as Status, Consistency, GetClusterRequest, GetReportRequest, GetVolumeRequest,
     ListVolumesRequest, Volume,
 };
 use basalt_interop::cluster::Cluster;
+use basalt_security::Role;
 use std::future::Future;
 use std::time::Duration;
 use tokio::runtime::Runtime;
 use tonic::Code;
-use tonic::transport::Channel;
 
 /// How long a node may take to answer before the next one is asked.
 const ASK: Duration = Duration::from_secs(3);
@@ -37,6 +38,7 @@ impl Admin {
 
     /// The same, each with so much time to answer.
     pub(crate) fn patient(addresses: Vec<String>, patience: Duration) -> Result<Admin> {
+        crate::api::present()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         Ok(Admin { runtime, cluster: dial::Cluster::new(addresses, patience) })
     }
@@ -60,9 +62,12 @@ impl Admin {
     /// How many replicas the first of the nodes holds, as it says itself.
     pub(crate) fn replicas(&self) -> Result<usize> {
         let address = self.cluster.addresses().first().context("an address")?.clone();
-        let asked = self
-            .runtime
-            .block_on(async { dial::peer(&address, ASK)?.get_report(GetReportRequest {}).await });
+        // What nodes ask of each other, only a node may ask.
+        let as_node = crate::api::credentials(Role::Node)?;
+        let asked = self.runtime.block_on(async {
+            let channel = dial::channel_as(&address, ASK, &as_node)?;
+            PeerClient::new(channel).get_report(GetReportRequest {}).await
+        });
         let report = asked.map_err(|status| anyhow!("a report: {}", plain(&status)))?.into_inner();
         Ok(report.replicas.len())
     }

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use basalt_api::dial;
+use basalt_api::dial::Channel;
 use basalt_api::error::reason_of;
 use basalt_api::random::request_id;
 use basalt_api::v1::admin_client::AdminClient;
@@ -10,10 +11,24 @@ use basalt_api::v1::{
     snapshot::State,
 };
 use basalt_interop::cluster::{Cluster, PATIENCE};
+use basalt_security::credentials::CredentialOptions;
+use basalt_security::{Credentials, Role};
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
-use tonic::transport::Channel;
 use tonic::{Code, Status};
+
+/// The credentials of a holder of the secret of the tests.
+pub(crate) fn credentials(role: Role) -> Result<Credentials> {
+    let secret_file = Some(basalt_interop::process::secret_file());
+    let options = CredentialOptions { secret_file, ..CredentialOptions::default() };
+    Ok(options.credentials("chaos", role)?)
+}
+
+/// Has all calls of this process show that of an administrator.
+pub(crate) fn present() -> Result<()> {
+    dial::present(credentials(Role::Admin)?);
+    Ok(())
+}
 
 pub(crate) struct Api {
     runtime: Runtime,
@@ -22,6 +37,7 @@ pub(crate) struct Api {
 
 impl Api {
     pub(crate) fn new(cluster: &Cluster) -> Result<Api> {
+        present()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let client = {
             let _inside = runtime.enter();

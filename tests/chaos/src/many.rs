@@ -109,6 +109,7 @@ impl Display for Report {
 /// # Errors
 /// If a call fails that should not, or a volume is missing.
 pub fn run(name: &str, plan: Plan, tell: impl Fn(String)) -> Result<Report> {
+    crate::api::present()?;
     let shape = Shape { device: "512MiB", segment: "4MiB", ..Shape::default() };
     let mut cluster = Cluster::start_with(name, &shape)?;
     let runtime =

@@ -4,9 +4,11 @@
 use crate::measure::resident_bytes;
 use anyhow::{Context, Result, ensure};
 use basalt_api::dial;
+use basalt_api::v1::peer_client::PeerClient;
 use basalt_api::v1::{AttachVolumeRequest, CreateVolumeRequest, GetReportRequest, NodeReport};
 use basalt_interop::cluster::{Cluster, Node, PATIENCE, Shape};
 use basalt_interop::process::wait_until;
+use basalt_security::Role;
 use serde_json::Value;
 use std::fmt;
 use std::path::Path;
@@ -30,7 +32,9 @@ fn runtime() -> Result<Runtime> {
 
 fn report(runtime: &Runtime, node: &Node) -> Result<NodeReport> {
     let _inside = runtime.enter();
-    let mut peer = dial::peer(&node.address(), PATIENCE)?;
+    // What nodes ask of each other, only a node may ask.
+    let as_node = crate::api::credentials(Role::Node)?;
+    let mut peer = PeerClient::new(dial::channel_as(&node.address(), PATIENCE, &as_node)?);
     Ok(runtime.block_on(peer.get_report(GetReportRequest {}))?.into_inner())
 }
 
@@ -42,6 +46,7 @@ fn change(
     epochs: u64,
 ) -> Result<()> {
     let _inside = runtime.enter();
+    crate::api::present()?;
     let client = dial::admin(&node.address(), PATIENCE)?;
     let (made, count) = (volumes.end - volumes.start, volumes.end);
     let next = Arc::new(AtomicU64::new(0));

@@ -6,7 +6,7 @@
 
 use crate::lan::Lan;
 use crate::ports::free_port;
-use crate::process::{Program, run, wait_until, work_dir};
+use crate::process::{Program, run, secret_file, wait_until, work_dir};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::net::{TcpListener, TcpStream};
@@ -32,12 +32,21 @@ pub struct Shape {
     pub node_args: Vec<String>,
     /// Where each node is a host, by its number; nothing: all of them are on loopback.
     pub lan: Option<Arc<Lan>>,
+    /// A secret of its own, instead of that of all tests.
+    pub secret: Option<PathBuf>,
 }
 
 impl Default for Shape {
     fn default() -> Shape {
-        let (node_args, lan) = (Vec::new(), None);
-        Shape { nodes: 3, device: "4GiB", segment: "16MiB", groups: 16, node_args, lan }
+        Shape {
+            nodes: 3,
+            device: "4GiB",
+            segment: "16MiB",
+            groups: 16,
+            node_args: Vec::new(),
+            lan: None,
+            secret: None,
+        }
     }
 }
 
@@ -234,6 +243,11 @@ impl Cluster {
         place.with_context(|| format!("there is no node {name}"))
     }
 
+    /// The secret of this cluster.
+    pub fn secret(&self) -> PathBuf {
+        self.shape.secret.clone().unwrap_or_else(secret_file)
+    }
+
     /// The folder of logs and devices.
     pub fn folder(&self) -> &Path {
         &self.folder
@@ -266,7 +280,9 @@ impl Cluster {
     /// # Errors
     /// If it fails; the error has its message.
     pub fn ask(&self, addresses: &str, words: &[&str]) -> Result<Value> {
-        let text = run("basalt", &[&["--cluster", addresses, "-o", "json"], words].concat())?;
+        let secret = self.secret().to_string_lossy().into_owned();
+        let first = ["--secret-file", &secret, "--cluster", addresses, "-o", "json"];
+        let text = run("basalt", &[&first, words].concat())?;
         serde_json::from_str(&text).with_context(|| format!("basalt printed: {text}"))
     }
 
@@ -319,6 +335,7 @@ impl Cluster {
         let log = self.folder.join(format!("attach-{host}.log"));
         let addresses = self.addresses();
         let mut program = Program::new("basalt-attach")
+            .args(["--secret-file", &self.secret().to_string_lossy()])
             .args(["--cluster", &addresses, "--volume", volume])
             .args(["--listen", &listen, "--host", host])
             .log(log);
@@ -406,17 +423,20 @@ fn start_node(folder: &Path, number: usize, shape: &Shape) -> Result<Node> {
     let host = shape.lan.as_ref().map_or("127.0.0.1".to_owned(), |lan| lan.address(number));
     let log = folder.join(format!("{name}.log"));
     let data = folder.join(&name);
+    let secret = shape.secret.clone().unwrap_or_else(secret_file);
     let more: Vec<&str> = shape.node_args.iter().map(String::as_str).collect();
     let mut program = Program::new("basaltd")
         .more_args(&more)
         .args(["--name", &name, "--data-dir", &data.to_string_lossy()])
+        .args(["--secret-file", &secret.to_string_lossy()])
         .args(["--device-size", shape.device, "--segment-size", shape.segment])
         .args(["--listen", &format!("{host}:{}", ports.grpc)])
         .args(["--data-listen", &format!("{host}:{}", ports.data)])
         .args(["--nbd-listen", &format!("{host}:{}", ports.nbd)])
         .log(log);
     if let Some(lan) = &shape.lan {
-        program = program.network(lan.namespace(number)?);
+        // Its clients, which are tests of other things, show no certificates.
+        program = program.network(lan.namespace(number)?).args(["--insecure-nbd"]);
     }
     let process = program.start()?;
     Ok(Node { name, host, ports, folder: data, process })

@@ -1,6 +1,7 @@
 //! Programs of this project as child processes: started, killed, stopped, their output kept.
 
 use anyhow::{Context, Result, bail, ensure};
+use basalt_security::Secrets;
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::net::TcpListener;
@@ -8,7 +9,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// The folder with this project's programs: `BASALT_BIN_DIR`, or where the running program or test
@@ -30,6 +31,27 @@ pub fn work_dir() -> PathBuf {
     std::env::var_os("BASALT_TEST_DIR").map_or_else(bin_dir, PathBuf::from)
 }
 
+/// The secret of all clusters of tests, which every program of ours is given by its environment. It is made when it is
+/// first asked for.
+///
+/// # Panics
+/// If it can not be made.
+pub fn secret_file() -> PathBuf {
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    let made = MADE.get_or_init(|| {
+        let path = work_dir().join("secret-of-tests");
+        // Another process may have been faster.
+        let made = Secrets::new().create(&path);
+        let good = Secrets::load(&path);
+        assert!(good.is_ok(), "{} can not be used: {made:?}, {good:?}", path.display());
+        path
+    });
+    made.clone()
+}
+
+/// The variable by which programs of ours find [`secret_file`].
+const SECRET_FILE: &str = "BASALT_SECRET_FILE";
+
 /// The path of a program: ours from [`bin_dir`], others from the search path.
 fn path_of(name: &str) -> PathBuf {
     let ours = bin_dir().join(name);
@@ -43,6 +65,7 @@ pub fn run(program: &str, args: &[&str]) -> Result<String> {
         .args(["-k", "5", "300"])
         .arg(path_of(program))
         .args(args)
+        .env(SECRET_FILE, secret_file())
         .stdin(Stdio::null())
         .output()
         .with_context(|| format!("can not run {program}"))?;
@@ -81,6 +104,7 @@ pub struct Program {
     log: Option<PathBuf>,
     network: Option<Arc<File>>,
     socket: Option<TcpListener>,
+    bare: bool,
     child: Option<Child>,
 }
 
@@ -93,6 +117,7 @@ impl Program {
             log: None,
             network: None,
             socket: None,
+            bare: false,
             child: None,
         }
     }
@@ -127,6 +152,12 @@ impl Program {
         self
     }
 
+    /// Does not tell it of any secret.
+    pub fn bare(mut self) -> Program {
+        self.bare = true;
+        self
+    }
+
     fn command(&self) -> Command {
         let path = path_of(&self.name);
         if self.socket.is_none() {
@@ -148,6 +179,10 @@ impl Program {
     pub fn restart(&mut self) -> Result<()> {
         let mut command = self.command();
         command.args(&self.args).stdin(Stdio::null());
+        match self.bare {
+            true => command.env_remove(SECRET_FILE),
+            false => command.env(SECRET_FILE, secret_file()),
+        };
         if let Some(path) = &self.log {
             let log = OpenOptions::new().create(true).append(true).open(path)?;
             command.stdout(log.try_clone()?).stderr(log);

@@ -168,7 +168,7 @@ fn files_that_can_not_be_used_are_named_at_start() -> Result<()> {
         (&["--tls-cert", &good, "--tls-key", &other_key], &other_key, "does not belong to"),
         (&["--tls-cert", &old, "--tls-key", &key], &old, "expired"),
         (&["--tls-cert", &good], "--tls-cert", "--tls-key"),
-        (&["--tls", "required"], "--tls required", "--tls-cert"),
+        (&["--tls", "allowed"], "--tls allowed", "--tls-cert"),
     ];
     for (args, named, why) in cases {
         let attach = ["--cluster", "127.0.0.1:1", "--volume", "x", "--listen", "127.0.0.1:0"];

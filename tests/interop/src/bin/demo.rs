@@ -95,6 +95,7 @@ struct Demo {
     attach: Option<Program>,
     nodes: Vec<Program>,
     cluster: String,
+    secret: String,
     uri: String,
     _slot: Slot,
 }
@@ -103,13 +104,13 @@ fn step(text: &str) {
     println!("\x1b[1m==> {text}\x1b[0m");
 }
 
-fn start_node(folder: &Path, number: usize, ports: (u16, u16)) -> Result<Program> {
+fn start_node(folder: &Path, number: usize, ports: (u16, u16), secret: &str) -> Result<Program> {
     let folder = folder.join(format!("node-{number}"));
     std::fs::create_dir_all(&folder)?;
     Program::new("basaltd")
         .args(["--name", &format!("node-{number}")])
         .args(["--data-dir", &folder.to_string_lossy()])
-        .args(["--device-size", "8GiB"])
+        .args(["--device-size", "8GiB", "--secret-file", secret])
         .args(["--listen", &format!("127.0.0.1:{}", ports.0)])
         .args(["--data-listen", &format!("127.0.0.1:{}", ports.1)])
         .log(folder.join("log"))
@@ -121,11 +122,18 @@ impl Demo {
         let slot = Slot::take()?;
         let ports: Vec<(u16, u16)> =
             (0..3).map(|_| Ok((free_port()?, free_port()?))).collect::<Result<_>>()?;
+        step("a secret, by which nodes and users know each other");
+        let folder = slot.folder.join("keys");
+        std::fs::create_dir_all(&folder)?;
+        let secret = folder.join("secret").to_string_lossy().into_owned();
+        println!("    $ basalt secret new {secret}");
+        run("basalt", &["secret", "new", &secret])?;
+        println!("    $ export BASALT_SECRET_FILE={secret}");
         step("three nodes, each with a device of its own (a file, O_DIRECT)");
         let nodes = ports
             .iter()
             .enumerate()
-            .map(|(i, ports)| start_node(&slot.folder, i + 1, *ports))
+            .map(|(i, ports)| start_node(&slot.folder, i + 1, *ports, &secret))
             .collect::<Result<Vec<_>>>()?;
         let addresses: Vec<String> =
             ports.iter().map(|(grpc, _)| format!("127.0.0.1:{grpc}")).collect();
@@ -140,22 +148,26 @@ impl Demo {
             words.extend(["--node", address]);
         }
         println!("    $ basalt {}", words.join(" "));
-        run("basalt", &[&["--cluster", &addresses[0]], &words[..]].concat())?;
+        let first = ["--secret-file", &secret, "--cluster", &addresses[0]];
+        run("basalt", &[&first, &words[..]].concat())?;
         println!("    $ export BASALT_CLUSTER={cluster}");
         println!("    $ basalt volume create demo --size 1GiB");
-        run("basalt", &["--cluster", &cluster, "volume", "create", "demo", "--size", "1GiB"])?;
+        let all = ["--secret-file", &secret, "--cluster", &cluster];
+        let create = ["volume", "create", "demo", "--size", "1GiB"];
+        run("basalt", &[&all[..], &create].concat())?;
         let port = free_port_preferring(10809)?;
         let listen = format!("127.0.0.1:{port}");
         println!("    $ basalt-attach --volume demo --listen {listen}");
         let attach = Program::new("basalt-attach")
-            .args(["--cluster", &cluster, "--volume", "demo", "--listen", &listen])
+            .more_args(&all)
+            .args(["--volume", "demo", "--listen", &listen])
             .log(slot.folder.join("node-1/attach.log"))
             .start()?;
         let uri = format!("nbd://{listen}/demo");
         wait_until("the volume is served", Duration::from_secs(60), || {
             Ok(run("nbdinfo", &["--size", &uri]).is_ok())
         })?;
-        Ok(Demo { attach: Some(attach), nodes, cluster, uri, _slot: slot })
+        Ok(Demo { attach: Some(attach), nodes, cluster, secret, uri, _slot: slot })
     }
 
     /// fio writes and verifies; half way a node is killed, and brought back a little later.
@@ -210,8 +222,8 @@ impl Demo {
             RATE_BYTES >> 20
         );
         wait_until("the killed node has caught up", Duration::from_secs(60), || {
-            let check = ["--cluster", &self.cluster, "cluster", "status", "--check"];
-            Ok(run("basalt", &check).is_ok())
+            let all = ["--secret-file", &self.secret, "--cluster", &self.cluster];
+            Ok(run("basalt", &[&all[..], &["cluster", "status", "--check"]].concat()).is_ok())
         })?;
         println!("    the node that was killed has caught up");
         Ok(())
@@ -228,6 +240,7 @@ fn demo(exit: bool) -> Result<()> {
     demo.report(&result)?;
     if !exit {
         step("it stays up until Ctrl-C; try, in another terminal:");
+        println!("    export BASALT_SECRET_FILE={}", demo.secret);
         println!("    export BASALT_CLUSTER={}", demo.cluster);
         println!("    basalt cluster status --groups");
         println!("    basalt volume list -o json");

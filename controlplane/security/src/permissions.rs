@@ -67,6 +67,9 @@ const fn peer(method: &'static str, permission: &'static str) -> Rule {
     Rule { method, permission, access: NODE, recorded: Recorded::Denied }
 }
 
+/// What stands in the table for the metrics: their path without its first letter.
+pub const METRICS: &str = "metrics";
+
 /// The table.
 pub static TABLE: &[Rule] = &[
     change("basalt.v1.Admin/Bootstrap", "cluster.bootstrap", ADMIN),
@@ -134,6 +137,8 @@ pub static TABLE: &[Rule] = &[
     peer("basalt.v1.Peer/Beat", "peers.beat"),
     peer("basalt.v1.Peer/GetMetadataState", "peers.state"),
     peer("basalt.v1.Peer/StateReplica", "peers.replica"),
+    // No method, but asked for at the same address.
+    read(METRICS, "metrics.read", READ),
     read("grpc.health.v1.Health/Check", "health.check", Access::Open),
     read("grpc.health.v1.Health/List", "health.check", Access::Open),
     read("grpc.health.v1.Health/Watch", "health.check", Access::Open),

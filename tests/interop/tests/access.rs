@@ -10,7 +10,7 @@ use basalt_interop::process::{run, secret_file, work_dir};
 use basalt_security::authority::{Authority, Subject};
 use basalt_security::credentials::Token;
 use basalt_security::keyring::Source;
-use basalt_security::permissions::{Access, Rule, TABLE, rule_of};
+use basalt_security::permissions::{Access, METRICS, Rule, TABLE, rule_of};
 use basalt_security::secret::write_private;
 use basalt_security::{Credentials, Keyring, Role, Secrets};
 use bytes::Buf;
@@ -180,7 +180,7 @@ fn every_method_in_every_role() -> Result<()> {
     for method in &all {
         ensure!(rule_of(&format!("/{method}")).is_some(), "{method} does not stand in the table");
     }
-    for rule in TABLE {
+    for rule in TABLE.iter().filter(|rule| rule.method != METRICS) {
         ensure!(all.iter().any(|one| one == rule.method), "there is no method {}", rule.method);
     }
     let mut callers = Vec::new();

@@ -187,8 +187,8 @@ impl Admin for AdminService {
             labels: request.labels,
         });
         let snapshot = self.change_snapshot(&request.request_id, op).await?;
-        let metadata = &self.daemon.engine()?.metadata;
-        let snapshot = snapshots::completed(metadata, snapshot, request.wait_ms).await;
+        let engine = self.daemon.engine()?;
+        let snapshot = snapshots::completed(&engine, snapshot, request.wait_ms).await;
         Ok(Response::new(snapshots::shown(&snapshot)))
     }
 

@@ -3,6 +3,7 @@
 use crate::checkpoints::Checkpoints;
 use crate::clones::FlattenProgress;
 use crate::hosts::HostsHeard;
+use crate::kept::Kept;
 use crate::metadata::Metadata;
 use crate::moves;
 use crate::options::Options;
@@ -66,6 +67,8 @@ pub struct Engine {
     pub door: Arc<Door>,
     /// The clones that it flattens.
     pub flattening: FlattenProgress,
+    /// The snapshots that it knows to be kept before the records say so.
+    pub(crate) kept: Kept,
     /// Hosts that are no nodes, as far as they were heard of.
     pub(crate) hosts: HostsHeard,
     /// Held while a replica is remembered or forgotten and the shard is told: both have one order.
@@ -114,6 +117,7 @@ impl Engine {
             store,
             door,
             flattening: FlattenProgress::default(),
+            kept: Kept::default(),
             hosts: HostsHeard::default(),
             replicas: tokio::sync::Mutex::default(),
             spec: Mutex::new(spec),

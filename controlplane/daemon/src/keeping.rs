@@ -50,6 +50,7 @@ impl Keeping {
     pub(crate) async fn pass(&mut self, engine: &Arc<Engine>) -> bool {
         let clean = self.hear(engine).await & self.hear_of_cuts(engine).await;
         if !engine.metadata.leads() {
+            engine.kept.forget();
             return clean;
         }
         let wanted: Vec<(VolumeRecord, SnapshotRecord)> = engine.metadata.look(|state| {
@@ -157,7 +158,7 @@ impl Keeping {
         for (number, problem) in ended {
             let Some(job) = self.under_way.remove(&number) else { continue };
             match problem {
-                None => clean &= settle(engine, &job.snapshot).await,
+                None => clean &= complete(engine, &job.snapshot).await,
                 Some(problem) => {
                     let random = basalt_api::random::random();
                     let pause = self.retries.failed(number, Instant::now(), random);
@@ -212,6 +213,22 @@ fn ending(engine: &Engine) -> (Reply<()>, oneshot::Receiver<Result<(), DoorError
         door.changed.notify_one();
     });
     (reply, end)
+}
+
+/// Tells that every group has done it, and writes it down. Who waits for it hears of it when that is proposed: what he asks
+/// for then is proposed behind it.
+async fn complete(engine: &Arc<Engine>, snapshot: &SnapshotRecord) -> bool {
+    let (volume, generation) = (snapshot.volume, snapshot.generation);
+    let telling = async {
+        if !snapshot.deleting {
+            engine.kept.tell(volume, generation);
+        }
+    };
+    let (settled, ()) = tokio::join!(biased; settle(engine, snapshot), telling);
+    if settled {
+        engine.kept.settled(volume, generation);
+    }
+    settled
 }
 
 /// Writes down that every group has done it.

@@ -31,6 +31,7 @@ mod hosts;
 mod incoming;
 pub mod joining;
 mod keeping;
+mod kept;
 mod liveness;
 pub mod metadata;
 mod metrics;

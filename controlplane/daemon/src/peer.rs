@@ -6,9 +6,10 @@ use basalt_api::error;
 use basalt_api::v1::peer_server::Peer;
 use basalt_api::v1::propose_response::Result as ProposeResult;
 use basalt_api::v1::{
-    BeatRequest, BeatResponse, DescribeRequest, DescribeResponse, GetMetadataStateRequest,
-    GetReportRequest, JoinRequest, JoinResponse, NodeReport, ProposeRequest, ProposeResponse,
-    ScrubRequest, ScrubResponse, StateReplicaRequest, StateReplicaResponse,
+    AwaitSnapshotRequest, AwaitSnapshotResponse, BeatRequest, BeatResponse, DescribeRequest,
+    DescribeResponse, GetMetadataStateRequest, GetReportRequest, JoinRequest, JoinResponse,
+    NodeReport, ProposeRequest, ProposeResponse, ScrubRequest, ScrubResponse, StateReplicaRequest,
+    StateReplicaResponse,
 };
 use basalt_core::event::ProposeError;
 use basalt_wire::disk::SUPERBLOCK_AREA_BYTES;
@@ -132,6 +133,17 @@ impl Peer for PeerService {
         let engine = self.daemon.engine()?;
         engine.check_cluster(request.into_inner().cluster)?;
         Ok(Response::new(crate::liveness::beat(&engine).await?))
+    }
+
+    async fn await_snapshot(
+        &self,
+        request: Request<AwaitSnapshotRequest>,
+    ) -> Result<Response<AwaitSnapshotResponse>, Status> {
+        let AwaitSnapshotRequest { cluster, volume, generation, wait_ms } = request.into_inner();
+        let engine = self.daemon.engine()?;
+        engine.check_cluster(cluster)?;
+        let kept = crate::kept::known_within(&engine, (volume, generation), wait_ms).await;
+        Ok(Response::new(AwaitSnapshotResponse { kept }))
     }
 }
 

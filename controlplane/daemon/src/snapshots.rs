@@ -1,12 +1,17 @@
 //! Snapshots as the API shows them.
 
 use crate::admin::id_of;
+use crate::engine::Engine;
+use crate::kept;
 use crate::metadata::Metadata;
 use crate::services::paging::{Page, bad_token};
 use crate::services::status_of;
 use basalt_api::error;
-use basalt_api::v1::{ListSnapshotsRequest, ListSnapshotsResponse, Snapshot, snapshot};
+use basalt_api::v1::{
+    AwaitSnapshotRequest, ListSnapshotsRequest, ListSnapshotsResponse, Snapshot, snapshot,
+};
 use basalt_meta::{MetaState, Refused, SnapshotRecord, VolumeRecord, etag_of_snapshot};
+use basalt_wire::ids::GroupId;
 use tonic::Status;
 
 const PART: &str = "/snapshots/";
@@ -78,12 +83,45 @@ pub fn list(
     })
 }
 
-/// The snapshot as it is when it is complete, when it is to be deleted, or after so many milliseconds.
-pub async fn completed(
-    metadata: &Metadata,
-    snapshot: SnapshotRecord,
-    wait_ms: u32,
-) -> SnapshotRecord {
+/// The snapshot as it is when it is complete, when it is to be deleted, or after so many milliseconds. It is
+/// complete when every group keeps it: from then on it is there for good, and whoever leads writes that down. What this
+/// answer saves is the time of that, a third of all.
+pub async fn completed(engine: &Engine, snapshot: SnapshotRecord, wait_ms: u32) -> SnapshotRecord {
+    let kept = kept_by_all(engine, (snapshot.volume, snapshot.generation), wait_ms);
+    tokio::select! {
+        biased;
+        record = settled(&engine.metadata, snapshot.clone(), wait_ms) => record,
+        () = kept => SnapshotRecord { ready: true, ..snapshot },
+    }
+}
+
+/// Ends when every group is known to keep a snapshot; never if that is not heard.
+async fn kept_by_all(engine: &Engine, (volume, generation): (u64, u32), wait_ms: u32) {
+    if wait_ms == 0 {
+        return std::future::pending().await;
+    }
+    let leader = engine.metadata.leader(GroupId::METADATA).and_then(|leader| leader.node);
+    let kept = if leader == Some(engine.node) {
+        kept::known_within(engine, (volume, generation), wait_ms).await
+    } else {
+        let others = engine.metadata.others(leader).into_iter();
+        let client =
+            others.filter(|(node, _)| Some(*node) == leader).map(|(_, client)| client).next();
+        let cluster = engine.cluster();
+        let request = AwaitSnapshotRequest { cluster, volume, generation, wait_ms };
+        match client {
+            Some(mut client) => {
+                client.await_snapshot(request).await.is_ok_and(|a| a.get_ref().kept)
+            }
+            None => false,
+        }
+    };
+    if !kept {
+        std::future::pending::<()>().await;
+    }
+}
+
+async fn settled(metadata: &Metadata, snapshot: SnapshotRecord, wait_ms: u32) -> SnapshotRecord {
     let (volume, generation) = (snapshot.volume, snapshot.generation);
     let mut last = snapshot;
     let settled = metadata.wait_for(wait_ms, |state| {

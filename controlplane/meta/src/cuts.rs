@@ -73,18 +73,11 @@ impl MetaState {
         Ok(Outcome::Cut(made))
     }
 
-    pub(crate) fn settle_cut(
-        &mut self,
-        index: u64,
-        settle: &SettleCut,
-    ) -> Result<Outcome, Refused> {
+    pub(crate) fn settle_cut(&mut self, settle: &SettleCut) -> Result<Outcome, Refused> {
         // What was given up meanwhile stays given up.
         let whole = self.cut(settle.cut).all(|snapshot| !snapshot.deleting);
         for snapshot in self.snapshots.select(|_, s| whole && s.cut == settle.cut) {
-            if !snapshot.ready {
-                snapshot.ready = true;
-                snapshot.revision = index;
-            }
+            snapshot.ready = true;
         }
         Ok(Outcome::Nothing)
     }

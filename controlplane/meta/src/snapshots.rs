@@ -80,17 +80,14 @@ impl MetaState {
         Ok(Outcome::Snapshot(new_snapshot(self, (index, now_ms), named, 0)?))
     }
 
-    pub(crate) fn settle_snapshot(
-        &mut self,
-        index: u64,
-        settle: SettleSnapshot,
-    ) -> Result<Outcome, Refused> {
+    /// The revision, and so the etag, stays: it says what was asked for, and whoever heard that the snapshot is
+    /// complete a moment before that was written down may go on with what he was told.
+    pub(crate) fn settle_snapshot(&mut self, settle: &SettleSnapshot) -> Result<Outcome, Refused> {
         // One that is being deleted, or gone, needs nothing any more; one of a cut is settled with the others.
         let found = self.snapshots.get_mut(&(settle.volume, settle.generation));
         let waits = |s: &&mut SnapshotRecord| !s.ready && !s.deleting && s.cut == 0;
         if let Some(snapshot) = found.filter(waits) {
             snapshot.ready = true;
-            snapshot.revision = index;
         }
         Ok(Outcome::Nothing)
     }

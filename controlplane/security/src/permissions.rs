@@ -137,6 +137,7 @@ pub static TABLE: &[Rule] = &[
     peer("basalt.v1.Peer/Beat", "peers.beat"),
     peer("basalt.v1.Peer/GetMetadataState", "peers.state"),
     peer("basalt.v1.Peer/StateReplica", "peers.replica"),
+    peer("basalt.v1.Peer/AwaitSnapshot", "peers.snapshot"),
     // No method, but asked for at the same address.
     read(METRICS, "metrics.read", READ),
     read("grpc.health.v1.Health/Check", "health.check", Access::Open),

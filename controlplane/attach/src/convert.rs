@@ -80,6 +80,7 @@ pub fn limits(volume: &v1::Volume) -> RateLimits {
     RateLimits {
         iops_max: qos.iops_max,
         iops_burst: qos.iops_burst,
+        iops_min: qos.iops_min,
         bandwidth_max: qos.bandwidth_max,
         bandwidth_burst: qos.bandwidth_burst,
     }

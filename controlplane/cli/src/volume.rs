@@ -465,6 +465,7 @@ fn document(volume: &Volume) -> Value {
 /// The bounds that hold for a volume, for people.
 fn bounds(qos: &Qos) -> String {
     let all = [
+        (qos.iops_min, format!("{} requests/s guaranteed", qos.iops_min)),
         (qos.iops_max, format!("{} requests/s at most", qos.iops_max)),
         (qos.iops_burst, format!("bursts of {} requests", qos.iops_burst)),
         (qos.bandwidth_max, format!("{}/s at most", show(qos.bandwidth_max))),

@@ -35,8 +35,12 @@ impl MetaState {
         let class = self.class(&volume.storage_class).and_then(|class| class.qos);
         let class = class.unwrap_or_default();
         let or = |own: u64, class: u64| if own == 0 { class } else { own };
+        let iops_max = or(own.iops_max, class.iops_max);
+        let most = if iops_max == 0 { u64::MAX } else { iops_max };
         Qos {
-            iops_max: or(own.iops_max, class.iops_max),
+            iops_max,
+            // The bound of one may be below the minimum of the other.
+            iops_min: or(own.iops_min, class.iops_min).min(most),
             iops_burst: or(own.iops_burst, class.iops_burst),
             bandwidth_max: or(own.bandwidth_max, class.bandwidth_max),
             bandwidth_burst: or(own.bandwidth_burst, class.bandwidth_burst),

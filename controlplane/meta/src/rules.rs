@@ -88,6 +88,13 @@ pub(crate) fn check_qos(qos: Option<&Qos>) -> Result<(), String> {
     };
     burst(qos.iops_max, qos.iops_burst, "iops")?;
     burst(qos.bandwidth_max, qos.bandwidth_burst, "bandwidth")?;
+    if qos.iops_max != 0 && qos.iops_min > qos.iops_max {
+        return Err(format!(
+            "a guaranteed minimum of {} requests a second is more than the bound of {}: raise iops_max or lower \
+             iops_min",
+            qos.iops_min, qos.iops_max
+        ));
+    }
     if qos.bandwidth_max != 0 && qos.bandwidth_max < BANDWIDTH_LEAST {
         return Err(format!(
             "a bandwidth_max of {} bytes a second is less than {BANDWIDTH_LEAST}, the least there can be",

@@ -28,6 +28,7 @@ mod group;
 pub mod latency;
 mod limit;
 mod link;
+mod minimum;
 mod pace;
 mod part;
 mod retry;

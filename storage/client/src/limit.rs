@@ -24,6 +24,11 @@ pub(crate) struct Cost {
 }
 
 impl Cost {
+    /// Requests that it counts as.
+    pub fn requests(self) -> u64 {
+        self.requests
+    }
+
     /// What a request counts; nothing for one that no bound is meant for.
     pub fn of(op: &BlockOp) -> Option<Cost> {
         let moved = |bytes: u64| Cost { requests: bytes.div_ceil(REQUEST_BYTES).max(1), bytes };
@@ -39,7 +44,7 @@ impl Cost {
 
 /// One bound.
 #[derive(Clone, Copy, Debug, Default)]
-struct Bucket {
+pub(crate) struct Bucket {
     /// Units a second; 0: no bound.
     rate: u64,
     /// How far what was done may be ahead.
@@ -49,15 +54,25 @@ struct Bucket {
 }
 
 impl Bucket {
-    fn set(&mut self, rate: u64, burst: u64) {
+    pub fn set(&mut self, rate: u64, burst: u64) {
         let burst = if burst == 0 { (rate / BURST_PART).max(1) } else { burst };
         self.rate = rate;
         // The first of a burst begins when everything is paid for.
         self.tolerance = if rate == 0 { Duration::ZERO } else { time_of(burst - 1, rate) };
     }
 
+    /// Units a second; 0: no bound.
+    pub fn rate(&self) -> u64 {
+        self.rate
+    }
+
+    /// A debt made under another rate is not carried far into this one.
+    pub fn forgive(&mut self, now: Time) {
+        self.paid_until = self.paid_until.min(now + self.tolerance.max(A_SECOND));
+    }
+
     /// When the next request may begin.
-    fn opens_at(&self) -> Time {
+    pub fn opens_at(&self) -> Time {
         let tolerance = u64::try_from(self.tolerance.as_nanos()).unwrap_or(u64::MAX);
         match self.rate {
             0 => Time::ZERO,
@@ -65,7 +80,7 @@ impl Bucket {
         }
     }
 
-    fn spend(&mut self, now: Time, units: u64) {
+    pub fn spend(&mut self, now: Time, units: u64) {
         if self.rate > 0 {
             self.paid_until = self.paid_until.max(now) + time_of(units, self.rate);
         }
@@ -91,8 +106,7 @@ impl Limiter {
         self.requests.set(limits.iops_max, limits.iops_burst);
         self.bytes.set(limits.bandwidth_max, limits.bandwidth_burst);
         for bucket in [&mut self.requests, &mut self.bytes] {
-            // A debt made under another rate is not carried far into this one.
-            bucket.paid_until = bucket.paid_until.min(now + bucket.tolerance.max(A_SECOND));
+            bucket.forgive(now);
         }
     }
 
@@ -122,7 +136,7 @@ mod tests {
 
     fn limiter(iops_max: u64, iops_burst: u64, bandwidth_max: u64) -> Limiter {
         let mut limiter = Limiter::default();
-        let limits = RateLimits { iops_max, iops_burst, bandwidth_max, bandwidth_burst: 0 };
+        let limits = RateLimits { iops_max, iops_burst, bandwidth_max, ..RateLimits::default() };
         limiter.set(Time::ZERO, limits);
         limiter
     }

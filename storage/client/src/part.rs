@@ -1,6 +1,7 @@
 //! The user's requests, their parts, and what was sent for them.
 
 use crate::group::VoterSet;
+use crate::limit::Cost;
 use crate::retry::Copies;
 use crate::split::Cursor;
 use crate::types::{BlockError, BlockResult, EXTENT_RUNS_MAX};
@@ -37,6 +38,8 @@ pub(crate) struct Op {
     /// When it was submitted, and how many bytes it is about.
     pub began: Time,
     pub bytes: u64,
+    /// What it counts for the volume's guaranteed minimum, if it has one, and whether it is within that.
+    pub counted: Option<(Cost, bool)>,
 }
 
 /// What a request does, and what has come of it.

@@ -39,6 +39,8 @@ pub struct RateLimits {
     pub bandwidth_max: u64,
     /// Bytes.
     pub bandwidth_burst: u64,
+    /// Requests that it is guaranteed: others wait for them if they have to. No bound.
+    pub iops_min: u64,
 }
 
 /// Where the groups of a pool are.

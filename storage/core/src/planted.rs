@@ -46,6 +46,8 @@ pub enum Bug {
     UnmapShort,
     /// Bounds of what is accepted and not answered are not checked.
     QueueUnbounded,
+    /// Requests within a guaranteed minimum wait like all others, and nobody hears that it is not kept.
+    GuaranteeIgnored,
     /// A group falls asleep although a follower lacks entries.
     SleepsEarly,
     /// A proposal is answered as done when another entry is applied at its index.

@@ -11,7 +11,7 @@ use basalt_device::{Completion, Device, DeviceSpec, Ring, open};
 use basalt_wire::block::{BLOCK_BYTES, crc32c};
 use basalt_wire::buffer::Payload;
 use basalt_wire::command::BlockRange;
-use basalt_wire::frame::{Request, RequestOp};
+use basalt_wire::frame::{Priority, Request, RequestOp};
 use basalt_wire::ids::{
     Address, ClusterId, Epoch, Generation, GroupId, Incarnation, LogIndex, NodeId, RequestId,
     ShardId, Term, VolumeId,
@@ -191,7 +191,8 @@ impl Bench {
         *sent += 1;
         let (volume, epoch, incarnation) = (VolumeId(1), Epoch(1), Incarnation(1));
         let (id, group) = (RequestId(*sent), GroupId(group));
-        let request = Request { id, group, volume, epoch, incarnation, op };
+        let priority = Priority::BestEffort;
+        let request = Request { id, group, volume, epoch, incarnation, priority, op };
         let event = Event::Request { link: LinkId(1), remote: false, request };
         shard.handle(self.now(), event, &mut self.effects);
         self.carry_out();

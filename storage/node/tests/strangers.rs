@@ -6,7 +6,9 @@ mod common;
 use basalt_node::{Limits, ReactorHandle, start};
 use basalt_wire::block::crc32c;
 use basalt_wire::codec::{HEADER_BYTES, MAGIC};
-use basalt_wire::frame::{Frame, Hello, PROTOCOL_VERSION, ReplyResult, Request, RequestOp, Role};
+use basalt_wire::frame::{
+    Frame, Hello, PROTOCOL_VERSION, Priority, ReplyResult, Request, RequestOp, Role,
+};
 use basalt_wire::ids::{ClusterId, Epoch, GroupId, Incarnation, NodeId, RequestId, VolumeId};
 use common::*;
 use std::time::Duration;
@@ -41,6 +43,7 @@ fn request(id: u64) -> Frame {
         volume: VolumeId(1),
         epoch: Epoch(1),
         incarnation: Incarnation(1),
+        priority: Priority::BestEffort,
         op: RequestOp::Leader,
     })
 }

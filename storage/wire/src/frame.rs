@@ -216,6 +216,18 @@ pub struct RaftEntry {
     pub payload: Payload,
 }
 
+/// Whether a request is within the minimum that its volume is guaranteed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Priority {
+    /// It is not, or there is none: it may wait for those that are.
+    #[default]
+    BestEffort,
+    /// It is.
+    Guaranteed,
+    /// It is, and the volume gets less than its minimum although it asks for it: others are to wait.
+    Behind,
+}
+
 /// A client's request to a replica of one group.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
@@ -229,6 +241,8 @@ pub struct Request {
     pub epoch: Epoch,
     /// The link's number within the session; see [`Incarnation`].
     pub incarnation: Incarnation,
+    /// Whether it may wait for others.
+    pub priority: Priority,
     /// What is asked.
     pub op: RequestOp,
 }

@@ -120,10 +120,16 @@ pub struct Attributed {
     pub epoch: u64,
 }
 
-/// One session of so many may do only so much in a second: some of its requests wait for that.
+/// One session of so many may do only so much in a second: some of its requests wait for that. It is guaranteed more
+/// than it can get, so that those of others wait for its.
 const LIMITED_EVERY: u64 = 8;
-const LIMITS: RateLimits =
-    RateLimits { iops_max: 500, iops_burst: 4, bandwidth_max: 16 << 20, bandwidth_burst: 64 << 10 };
+const LIMITS: RateLimits = RateLimits {
+    iops_max: 500,
+    iops_burst: 4,
+    bandwidth_max: 16 << 20,
+    bandwidth_burst: 64 << 10,
+    iops_min: 400,
+};
 
 impl World {
     /// Attaches a volume: a new session with the next epoch.

@@ -3,7 +3,7 @@
 use basalt_core::planted::Bug;
 
 /// Every planted bug, with its name on the command line.
-pub const ALL: [(Bug, &str); 70] = [
+pub const ALL: [(Bug, &str); 71] = [
     (Bug::AckBeforeDurable, "ack-before-durable"),
     (Bug::NoFlush, "no-flush"),
     (Bug::DurableOutOfOrder, "durable-out-of-order"),
@@ -24,6 +24,7 @@ pub const ALL: [(Bug, &str); 70] = [
     (Bug::ChainUnchecked, "chain-unchecked"),
     (Bug::UnmapShort, "unmap-short"),
     (Bug::QueueUnbounded, "queue-unbounded"),
+    (Bug::GuaranteeIgnored, "guarantee-ignored"),
     (Bug::SleepsEarly, "sleeps-early"),
     (Bug::ReplacedAnswered, "replaced-answered"),
     (Bug::RoomUnchecked, "room-unchecked"),

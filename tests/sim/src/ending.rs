@@ -20,7 +20,7 @@ use basalt_core::event::Event;
 use basalt_core::shard::{GroupRole, GroupStatus, Phase};
 use basalt_wire::block::{BLOCK_BYTES, CHUNK_BLOCKS, COMMAND_BLOCKS_MAX, group_of_chunk};
 use basalt_wire::command::BlockRange;
-use basalt_wire::frame::{Refusal, Reply, ReplyResult, Request, RequestOp};
+use basalt_wire::frame::{Priority, Refusal, Reply, ReplyResult, Request, RequestOp};
 use basalt_wire::ids::{Epoch, Generation, GroupId, Incarnation, LogIndex, RequestId, VolumeId};
 use bytes::Bytes;
 
@@ -566,6 +566,7 @@ impl World {
             volume: VolumeId(v.id),
             epoch: Epoch(v.epoch),
             incarnation: Incarnation(0),
+            priority: Priority::Guaranteed,
             op,
         };
         self.give(node, Event::Request { link: PROBE, remote: false, request }, 0);

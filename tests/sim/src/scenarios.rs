@@ -11,6 +11,7 @@ mod links;
 mod members;
 mod memory;
 mod metadata;
+mod minimum;
 mod pages;
 mod room;
 mod scrub;
@@ -120,6 +121,7 @@ pub fn all() -> Vec<Scenario> {
         s("lost-vote-and-a-leader-that-was-frozen", 6, votes::frozen_leader),
     ];
     all.extend(snapshots::all().into_iter().chain(together::all()));
+    all.extend(minimum::all());
     all.extend(clones::all().into_iter().chain(scrub::all()).chain(metadata::all()));
     all
 }

@@ -76,7 +76,10 @@ pub(crate) struct QosArgs {
     /// Requests a second at most.
     #[arg(long, value_name = "IOPS")]
     pub iops_max: Option<u64>,
-    /// Requests beyond that at once, after it was not made use of.
+    /// Requests a second that are guaranteed: others wait where there is not enough for all.
+    #[arg(long, value_name = "IOPS")]
+    pub iops_min: Option<u64>,
+    /// Requests beyond the bound at once, after it was not made use of.
     #[arg(long, value_name = "COUNT")]
     pub iops_burst: Option<u64>,
     /// Bytes a second at most, such as 200MiB.
@@ -92,6 +95,7 @@ impl QosArgs {
     pub fn given(&self) -> (Qos, Vec<&'static str>) {
         let given = [
             (self.iops_max, "qos.iops_max"),
+            (self.iops_min, "qos.iops_min"),
             (self.iops_burst, "qos.iops_burst"),
             (self.bandwidth_max, "qos.bandwidth_max"),
             (self.bandwidth_burst, "qos.bandwidth_burst"),
@@ -99,6 +103,7 @@ impl QosArgs {
         let paths = given.iter().filter(|(value, _)| value.is_some()).map(|(_, path)| *path);
         let qos = Qos {
             iops_max: self.iops_max.unwrap_or_default(),
+            iops_min: self.iops_min.unwrap_or_default(),
             iops_burst: self.iops_burst.unwrap_or_default(),
             bandwidth_max: self.bandwidth_max.unwrap_or_default(),
             bandwidth_burst: self.bandwidth_burst.unwrap_or_default(),

@@ -16,6 +16,7 @@ use crate::group::{FenceState, Group};
 use crate::latency::Latencies;
 use crate::limit::{Cost, Limiter};
 use crate::link::Link;
+use crate::minimum::Minimum;
 use crate::part::{
     Change, Control, ExtentSum, InOrder, NONE, Op, Part, PartKind, Sent, Verb, block_checksums,
 };
@@ -23,7 +24,8 @@ use crate::retry::Copies;
 use crate::slab::Slab;
 use crate::split::{Cursor, Cut, Piece};
 use crate::types::{
-    BlockError, BlockOp, BlockResult, ClientEffect, ClientEvent, ClientStats, Tuning, VolumeConfig,
+    BlockError, BlockOp, BlockResult, ClientEffect, ClientEvent, ClientStats, RateLimits, Tuning,
+    VolumeConfig,
 };
 use basalt_wire::block::{BLOCK_BYTES, CHUNK_BLOCKS, group_of_chunk};
 use basalt_wire::buffer::Payload;
@@ -66,6 +68,7 @@ pub struct VolumeClient {
     /// Requests that came before the session was ready.
     backlog: VecDeque<(u64, BlockOp)>,
     limiter: Limiter,
+    minimum: Minimum,
     /// Requests that wait until the session's bounds let them begin, in order.
     limited: VecDeque<Limited>,
     stats: ClientStats,
@@ -141,11 +144,12 @@ impl VolumeClient {
             todo: Vec::new(),
             backlog: VecDeque::new(),
             limiter: Limiter::default(),
+            minimum: Minimum::default(),
             limited: VecDeque::new(),
             stats: ClientStats::default(),
             latencies: Latencies::default(),
         };
-        client.limiter.set(now, client.config.limits);
+        client.limit(client.config.limits);
         client.begin(out);
         client
     }
@@ -170,7 +174,7 @@ impl VolumeClient {
             ClientEvent::LinkDown { to } => self.link_down(to),
             ClientEvent::Reply { from, reply } => self.on_reply(from, reply, out),
             ClientEvent::Map(map) => self.new_map(map, out),
-            ClientEvent::Limit(limits) => self.limiter.set(now, limits),
+            ClientEvent::Limit(limits) => self.limit(limits),
             ClientEvent::Resize { size_bytes, generation } => self.resize(size_bytes, generation),
         }
         self.run(out);
@@ -260,6 +264,11 @@ impl VolumeClient {
         &mut self.groups[group.0 as usize]
     }
 
+    fn limit(&mut self, limits: RateLimits) {
+        self.limiter.set(self.now, limits);
+        self.minimum.set(self.now, limits.iops_min);
+    }
+
     // ---- requests of the user ----
 
     /// Begins a request, or has it wait if the session has done as much as it may.
@@ -290,8 +299,12 @@ impl VolumeClient {
     }
 
     fn submit_now(&mut self, (tag, op): (u64, BlockOp), submitted: Time, out: &mut Out) {
+        let cost = if self.minimum.is_set() { Cost::of(&op) } else { None };
         match self.accept(tag, op) {
-            Ok(Some(op)) => self.start(Op { began: submitted, ..op }, out),
+            Ok(Some(op)) => {
+                let counted = cost.map(|cost| (cost, self.minimum.begin(self.now, cost)));
+                self.start(Op { began: submitted, counted, ..op }, out);
+            }
             Ok(None) => out.push(ClientEffect::Complete { tag, result: Ok(BlockResult::Done) }),
             Err(error) => out.push(ClientEffect::Complete { tag, result: Err(error) }),
         }
@@ -388,6 +401,9 @@ impl VolumeClient {
             let op = self.ops.remove(id);
             self.stats.write_bytes -= op.write_bytes;
             self.note_latency(&op);
+            if let Some((cost, _)) = op.counted {
+                self.minimum.end(self.now, cost);
+            }
             let deleted = matches!(op.verb, Verb::Control(Control::Delete)) && op.error.is_none();
             let result = match op.error {
                 Some(error) => Err(error),
@@ -521,7 +537,18 @@ fn new_op(tag: u64, verb: Verb, (cursor, bytes): (Cursor, u64)) -> Op {
         _ => 0,
     };
     let began = Time::ZERO;
-    Op { tag, verb, cursor, under_way: 0, started: 0, error: None, write_bytes, began, bytes }
+    Op {
+        tag,
+        verb,
+        cursor,
+        under_way: 0,
+        started: 0,
+        error: None,
+        write_bytes,
+        began,
+        bytes,
+        counted: None,
+    }
 }
 
 /// Blocks of a volume, the last one perhaps not whole.

@@ -7,7 +7,7 @@ use crate::part::{Control, NONE, PartKind, Sent, SentFor};
 use crate::retry::Verdict;
 use crate::types::{BlockError, ClientEffect};
 use basalt_wire::block::BLOCK_BYTES;
-use basalt_wire::frame::{Request, RequestOp};
+use basalt_wire::frame::{Priority, Request, RequestOp};
 use basalt_wire::ids::{GroupId, LogIndex, NodeId, RequestId, Term};
 use basalt_wire::time::Time;
 use std::time::Duration;
@@ -214,6 +214,7 @@ impl VolumeClient {
     ) -> u32 {
         self.sent_count += 1;
         self.stats.sent += 1;
+        let priority = self.priority(&what);
         let read = match &op {
             RequestOp::Read { range, .. } => {
                 let unanswered = self.links[usize::from(link)].unanswered();
@@ -233,9 +234,20 @@ impl VolumeClient {
         link.sent.push_back((id, self.now));
         let (volume, epoch) = (self.config.volume, self.config.epoch);
         let incarnation = link.incarnation;
-        let request = Request { id, group, volume, epoch, incarnation, op };
+        let request = Request { id, group, volume, epoch, incarnation, priority, op };
         out.push(ClientEffect::Send { to: link.address, request });
         slot
+    }
+
+    /// Whether what is sent is within the minimum that the volume is guaranteed.
+    fn priority(&self, what: &SentFor) -> Priority {
+        match what {
+            SentFor::Part(id) if self.parts[*id].op != NONE => {
+                let op = &self.ops[self.parts[*id].op];
+                self.minimum.priority(op.counted.is_some_and(|(_, within)| within))
+            }
+            _ => Priority::BestEffort,
+        }
     }
 
     /// What is unanswered by this id.

@@ -1,5 +1,6 @@
 //! The shard: one core's share of a node.
 
+mod admission;
 mod checkpoints;
 mod cleaning;
 mod filling;
@@ -28,6 +29,7 @@ use crate::event::{Effect, Event, ProposeError};
 use crate::log::{Log, LogEvent, OpenReport};
 use crate::planted::Bug;
 use crate::scrub::{Repairs, Scrub, Survey};
+use admission::Admission;
 use basalt_wire::frame::{Frame, Refusal, Reply, ReplyResult};
 use basalt_wire::ids::{Address, GroupId, LogIndex};
 use basalt_wire::io::{DiskDone, DiskOp};
@@ -89,6 +91,7 @@ pub struct Shard {
     /// Bytes of memory that such tables may take, and the group that is looked at first for some that may leave.
     index_bytes: u64,
     next_cooled: usize,
+    admission: Admission,
 }
 
 struct Drain {
@@ -129,6 +132,7 @@ impl Shard {
             waiting: Waiting::default(),
             index_bytes: config.index_bytes,
             next_cooled: 0,
+            admission: Admission::default(),
             opening: groups.iter().map(|g| OpenState::new(g.id, g.founders())).collect(),
             groups,
             shared,
@@ -162,7 +166,7 @@ impl Shard {
         match event {
             Event::Disk(done) => self.disk(now, done, out),
             Event::Request { link, remote, request } if self.serves() => {
-                self.request(now, link, remote, request, out);
+                self.admit(now, (link, remote), request, out);
             }
             Event::Request { link, request, .. } => {
                 let result = ReplyResult::Refused(Refusal::Unavailable);
@@ -196,7 +200,8 @@ impl Shard {
             Event::Scrub => self.scrub.ask(now, self.groups.len()),
             Event::Drain => self.start_drain(now, out),
             // An answer to a link that is gone is dropped by the driver.
-            Event::LinkClosed { .. } | Event::Peer { .. } => {}
+            Event::LinkClosed { link } => self.admission.forget(link),
+            Event::Peer { .. } => {}
         }
         self.flush_ops(now, out);
     }
@@ -205,6 +210,7 @@ impl Shard {
     pub fn end_turn(&mut self, now: Time, out: &mut Vec<Effect>) {
         if self.serves() {
             self.run_clock(now, out);
+            self.admit_waiting(now, out);
             self.go_on_with_pages(now, out);
             self.clean(now, out);
             self.look_for_damage(now, out);
@@ -241,7 +247,7 @@ impl Shard {
         let scrub = self.scrub.deadline(self.repairs.is_backlogged());
         let (repairs, pages) = (self.repairs.deadline(), self.shared.pace.deadline());
         let repairs = repairs.filter(|_| self.waiting.repairs.is_none());
-        let others = [repairs, pages, self.survey_deadline()];
+        let others = [repairs, pages, self.survey_deadline(), self.admission.deadline()];
         [clock, groups, seal, scrub].into_iter().chain(others).flatten().min()
     }
 
@@ -260,6 +266,8 @@ impl Shard {
             index_bytes: self.groups.iter().map(|group| group.replica.index_bytes()).sum(),
             index: self.index_status(),
             pending_requests: self.requests_under_way(),
+            requests_waiting: self.admission.waiting(),
+            requests_held: self.admission.held(),
             pending_bytes: self.shared.pending_bytes,
             log: self.shared.log.counts(),
             cleaner: self.cleaner.counts(),

@@ -101,6 +101,10 @@ pub struct ShardStatus {
     pub index: IndexStatus,
     /// Requests accepted and not yet answered.
     pub pending_requests: usize,
+    /// Requests that wait for a guaranteed minimum to be kept, and those that did so far.
+    pub requests_waiting: usize,
+    /// Since the shard was opened.
+    pub requests_held: u64,
     /// Payload bytes accepted and not yet applied.
     pub pending_bytes: usize,
     /// What the log wrote since the shard was opened.

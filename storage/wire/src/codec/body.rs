@@ -9,8 +9,8 @@ use crate::block::{BLOCK_BYTES, CHUNK_BLOCKS, COMMAND_BLOCKS_MAX};
 use crate::buffer::Payload;
 use crate::command::BlockRange;
 use crate::frame::{
-    Frame, Hello, NodeScore, RaftEntry, RaftMessage, Refusal, Reply, ReplyResult, Request,
-    RequestOp, Role, Welcome,
+    Frame, Hello, NodeScore, Priority, RaftEntry, RaftMessage, Refusal, Reply, ReplyResult,
+    Request, RequestOp, Role, Welcome,
 };
 use crate::ids::{
     Address, ClusterId, Epoch, Generation, GroupId, Incarnation, LogIndex, NodeId, RequestId,
@@ -400,8 +400,14 @@ fn request(r: &mut Reader<'_>) -> Result<Request> {
         volume: VolumeId(r.u64("volume")?),
         epoch: Epoch(r.u64("epoch")?),
         incarnation: Incarnation(r.u64("incarnation")?),
+        priority: priority(r.u8("priority")?)?,
         op: request_op(r)?,
     })
+}
+
+fn priority(value: u8) -> Result<Priority> {
+    bounded("priority", u64::from(value), 0, 2)?;
+    Ok([Priority::BestEffort, Priority::Guaranteed, Priority::Behind][usize::from(value)])
 }
 
 fn generation(r: &mut Reader<'_>) -> Result<Generation> {

@@ -327,6 +327,7 @@ fn put_request(out: &mut BytesMut, request: &Request) {
     out.put_u64_le(request.volume.0);
     out.put_u64_le(request.epoch.0);
     out.put_u64_le(request.incarnation.0);
+    out.put_u8(request.priority as u8);
     match &request.op {
         RequestOp::Write { term, generation, range, checksums, payload: _ } => {
             out.put_u8(op::WRITE);

@@ -6,8 +6,8 @@ use crate::command::BlockRange;
 use crate::digests::{Digests, DigestsKind, PageDigest};
 use crate::disk::checkpoint::VolumeRecord;
 use crate::frame::{
-    Frame, Hello, NodeScore, PROTOCOL_VERSION, RaftEntry, RaftMessage, Refusal, Reply, ReplyResult,
-    Request, RequestOp, Role, Welcome,
+    Frame, Hello, NodeScore, PROTOCOL_VERSION, Priority, RaftEntry, RaftMessage, Refusal, Reply,
+    ReplyResult, Request, RequestOp, Role, Welcome,
 };
 use crate::ids::{
     Address, ClusterId, Epoch, Generation, GroupId, Incarnation, LogIndex, NodeId, RequestId,
@@ -223,13 +223,16 @@ fn request_op() -> impl Strategy<Value = RequestOp> {
 }
 
 fn request() -> impl Strategy<Value = Frame> {
-    (any::<(u64, u32, u64, u64, u64)>(), request_op()).prop_map(|(n, op)| {
+    let priority =
+        prop::sample::select(vec![Priority::BestEffort, Priority::Guaranteed, Priority::Behind]);
+    (any::<(u64, u32, u64, u64, u64)>(), priority, request_op()).prop_map(|(n, priority, op)| {
         Frame::Request(Request {
             id: RequestId(n.0),
             group: GroupId(n.1),
             volume: VolumeId(n.2),
             epoch: Epoch(n.3),
             incarnation: Incarnation(n.4),
+            priority,
             op,
         })
     })
@@ -420,7 +423,8 @@ fn samples() -> Vec<Frame> {
     let request = |op| {
         let (id, group, volume) = (RequestId(3), GroupId(4), VolumeId(5));
         let (epoch, incarnation) = (Epoch(6), Incarnation(7));
-        Frame::Request(Request { id, group, volume, epoch, incarnation, op })
+        let priority = Priority::Guaranteed;
+        Frame::Request(Request { id, group, volume, epoch, incarnation, priority, op })
     };
     let reply = |result| Frame::Reply(Reply { id: RequestId(3), group: GroupId(4), result });
     vec![

@@ -7,7 +7,7 @@ use basalt_core::event::{Effect, Event, LinkId};
 use basalt_core::shard::{GroupRole, GroupStatus, Phase};
 use basalt_device::record::{RecordEvent, Recorded, Recording};
 use basalt_wire::command::BlockRange;
-use basalt_wire::frame::{Frame, ReplyResult, Request, RequestOp};
+use basalt_wire::frame::{Frame, Priority, ReplyResult, Request, RequestOp};
 use basalt_wire::ids::{Epoch, Generation, GroupId, Incarnation, LogIndex, RequestId, VolumeId};
 use basalt_wire::io::{DiskDone, DiskOp, DiskOpKind};
 use basalt_wire::time::Time;
@@ -212,6 +212,7 @@ impl World {
             volume: VolumeId(VOLUME),
             epoch: Epoch(epoch),
             incarnation: Incarnation(1),
+            priority: Priority::BestEffort,
             op,
         };
         self.event(n, Event::Request { link: LinkId(1), remote: true, request });

@@ -54,6 +54,8 @@ pub struct DiskFaults {
     pub read_wrong: f64,
     /// Latency is multiplied by this, 1 for a healthy disk.
     pub slowness: f64,
+    /// How long an operation has the device for itself while the others wait for it; 0: any number work at a time.
+    pub turn: u64,
 }
 
 /// Pages by number; absent pages read as zeros.
@@ -127,6 +129,8 @@ struct Pending {
 pub struct Disk {
     options: DiskOptions,
     faults: DiskFaults,
+    /// When nobody has the device for itself any more.
+    free_at: Instant,
     rng: Rng,
     media: Pages,
     view: Pages,
@@ -163,6 +167,7 @@ impl Disk {
         Disk {
             options,
             faults: DiskFaults { slowness: 1.0, ..DiskFaults::default() },
+            free_at: 0,
             rng,
             media: Pages::default(),
             view: Pages::default(),
@@ -220,6 +225,10 @@ impl Disk {
         let id = self.next_id;
         let mut latency = 10 * MICRO + self.rng.exponential(self.options.latency as f64);
         latency = (latency as f64 * self.faults.slowness) as u64;
+        if self.faults.turn > 0 {
+            self.free_at = self.free_at.max(now) + self.faults.turn;
+            latency += self.free_at - now;
+        }
         let work = self.accept(op.kind);
         if let Work::Write { page, data, .. } = &work
             && u64::from(*page) * BLOCK_BYTES as u64 >= SUPERBLOCK_AREA_BYTES

@@ -13,7 +13,7 @@ use crate::shard::{GroupRole, Shard};
 use basalt_wire::block::{BLOCK_BYTES, crc32c};
 use basalt_wire::buffer::{IoBuf, Payload};
 use basalt_wire::command::BlockRange;
-use basalt_wire::frame::{Frame, ReplyResult, Request, RequestOp};
+use basalt_wire::frame::{Frame, Priority, ReplyResult, Request, RequestOp};
 use basalt_wire::ids::*;
 use basalt_wire::io::{DiskDone, DiskOp, DiskOpKind};
 use basalt_wire::time::Time;
@@ -454,6 +454,17 @@ impl World {
     }
 
     pub fn request(&mut self, n: u32, epoch: u64, incarnation: u64, op: RequestOp) -> u64 {
+        let (link, priority) = (LinkId(1), Priority::BestEffort);
+        self.request_as(n, (link, priority), (epoch, incarnation), op)
+    }
+
+    pub fn request_as(
+        &mut self,
+        n: u32,
+        (link, priority): (LinkId, Priority),
+        (epoch, incarnation): (u64, u64),
+        op: RequestOp,
+    ) -> u64 {
         self.next_id += 1;
         let id = self.next_id;
         let request = Request {
@@ -462,9 +473,10 @@ impl World {
             volume: self.volume,
             epoch: Epoch(epoch),
             incarnation: Incarnation(incarnation),
+            priority,
             op,
         };
-        self.event(n, Event::Request { link: LinkId(1), remote: true, request });
+        self.event(n, Event::Request { link, remote: true, request });
         id
     }
 

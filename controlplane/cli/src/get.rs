@@ -174,7 +174,7 @@ fn head(kind: &str) -> &'static [&'static str] {
         "volumes" => &["NAME", "SIZE", "STATE", "ATTACHED TO", "CLASS", "IOPS", "LABELS"],
         "snapshots" => &["NAME", "SIZE", "STATE", "CREATED"],
         "storageClasses" => &["NAME", "DEFAULT", "VOLUMES", "IOPS", "BYTES/S", "DESCRIPTION"],
-        "quotas" => &["NAME", "COUNTS", "VOLUMES", "BYTES", "DESCRIPTION"],
+        "quotas" => &["NAME", "COUNTS", "VOLUMES", "BYTES", "GUARANTEED", "DESCRIPTION"],
         "nodes" => &["NAME", "ID", "GROUPS", "LEAVING IT", "STATE", "ADDRESS"],
         "events" => &["TIME", "SEVERITY", "REASON", "TARGET", "MESSAGE"],
         _ => &["NAME", "WHAT", "TARGET", "SINCE", "DONE", "PROGRESS"],
@@ -211,6 +211,7 @@ fn row(resource: &Resource) -> Vec<String> {
             if q.selector.is_empty() { "all".to_owned() } else { pairs(&q.selector) },
             of(u64::from(q.used_volumes), u64::from(q.max_volumes), |n| n.to_string()),
             of(q.used_bytes, q.max_bytes, show),
+            of(q.used_iops_min, q.max_iops_min, |n| n.to_string()),
             dash(q.description.clone()),
         ],
         Some(Of::Node(n)) => vec![

@@ -73,6 +73,7 @@ fn given(fields: &QuotaFields) -> (Quota, Vec<String>) {
         (!fields.selector.is_empty(), "selector"),
         (fields.max_volumes.is_some(), "max_volumes"),
         (fields.max_bytes.is_some(), "max_bytes"),
+        (fields.max_iops_min.is_some(), "max_iops_min"),
     ];
     let paths = named.iter().filter(|(given, _)| *given).map(|(_, path)| (*path).to_owned());
     let quota = Quota {
@@ -80,6 +81,7 @@ fn given(fields: &QuotaFields) -> (Quota, Vec<String>) {
         selector: label_map(&fields.selector),
         max_volumes: fields.max_volumes.unwrap_or_default(),
         max_bytes: fields.max_bytes.unwrap_or_default(),
+        max_iops_min: fields.max_iops_min.unwrap_or_default(),
         ..Quota::default()
     };
     (quota, paths.collect())

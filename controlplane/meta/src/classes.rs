@@ -31,9 +31,13 @@ impl MetaState {
 
     /// The bounds that hold for a volume: its own, and those of its class where it has none.
     pub fn effective_qos(&self, volume: &VolumeRecord) -> Qos {
+        self.qos_within(volume, self.class(&volume.storage_class))
+    }
+
+    /// The same if its class were as given.
+    pub(crate) fn qos_within(&self, volume: &VolumeRecord, class: Option<&ClassRecord>) -> Qos {
         let own = volume.qos.unwrap_or_default();
-        let class = self.class(&volume.storage_class).and_then(|class| class.qos);
-        let class = class.unwrap_or_default();
+        let class = class.and_then(|class| class.qos).unwrap_or_default();
         let or = |own: u64, class: u64| if own == 0 { class } else { own };
         let iops_max = or(own.iops_max, class.iops_max);
         let most = if iops_max == 0 { u64::MAX } else { iops_max };
@@ -79,6 +83,10 @@ impl MetaState {
                 return Err(refusal(ErrorReason::Limit, message, vec![]));
             }
             (None, true) => {}
+        }
+        let minimum = |class: &ClassRecord| class.qos.map_or(0, |qos| qos.iops_min);
+        if minimum(&asked) > known.map_or(0, minimum) {
+            self.check_minimums(None, Some(&asked))?;
         }
         let create_time_ms = known.map_or(now_ms, |known| known.create_time_ms);
         let class =

@@ -18,6 +18,7 @@ pub mod hosts;
 pub mod layout;
 pub mod liveness;
 mod members;
+mod minimums;
 mod operations;
 pub mod planner;
 mod quotas;

@@ -120,7 +120,7 @@ impl Refused {
 }
 
 /// Whether a quota counts a volume with these labels.
-fn selects(quota: &QuotaRecord, labels: &BTreeMap<String, String>) -> bool {
+pub(crate) fn selects(quota: &QuotaRecord, labels: &BTreeMap<String, String>) -> bool {
     quota.selector.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 
@@ -134,7 +134,7 @@ fn check(quota: &QuotaRecord) -> Result<(), Refused> {
     rules::check_labels(quota.selector.iter()).map_err(|e| invalid("selector", e))
 }
 
-fn exceeded(quota: &QuotaRecord, what: &str, wanted: u64, most: u64) -> Refused {
+pub(crate) fn exceeded(quota: &QuotaRecord, what: &str, wanted: u64, most: u64) -> Refused {
     refusal(
         ErrorReason::QuotaExceeded,
         format!(

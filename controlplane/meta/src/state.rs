@@ -303,12 +303,12 @@ impl MetaState {
             return Err(refusal(ErrorReason::Limit, message, vec![]));
         }
         self.check_quotas(&create.id, &create.labels, size_bytes)?;
-        self.last_volume += 1;
+        let number = self.last_volume + 1;
         let volume = VolumeRecord {
-            number: self.last_volume,
+            number,
             id: create.id.clone(),
             size_bytes,
-            lineage: clone.as_ref().map_or(self.last_volume, |clone| clone.lineage),
+            lineage: clone.as_ref().map_or(number, |clone| clone.lineage),
             epoch: 0,
             generation: 0,
             deleting: false,
@@ -324,6 +324,10 @@ impl MetaState {
             qos: create.qos,
             failover: create.failover,
         };
+        if self.effective_qos(&volume).iops_min > 0 {
+            self.check_minimums(Some(&volume), None)?;
+        }
+        self.last_volume = number;
         self.index.ids.insert(volume.number, volume.id.clone());
         self.volumes.insert(create.id, volume.clone());
         Ok(Outcome::Volume(volume))

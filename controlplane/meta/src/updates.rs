@@ -41,6 +41,19 @@ impl MetaState {
         let labels = if changes("labels") { &update.labels } else { &known.labels };
         let size_bytes = if changes("size_bytes") { update.size_bytes } else { known.size_bytes };
         self.check_quotas(&update.id, labels, size_bytes)?;
+        let becomes = VolumeRecord {
+            labels: labels.clone(),
+            qos: if changes("qos") { update.qos } else { known.qos },
+            storage_class: if changes("storage_class") {
+                class.clone()
+            } else {
+                known.storage_class.clone()
+            },
+            ..known.clone()
+        };
+        if self.effective_qos(&becomes).iops_min > 0 {
+            self.check_minimums(Some(&becomes), None)?;
+        }
         if size_bytes != known.size_bytes {
             // Refused as a whole, so it goes first: nothing else is refused from here on.
             let (id, etag) = (update.id.clone(), String::new());

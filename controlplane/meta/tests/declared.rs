@@ -114,6 +114,49 @@ fn a_volume_has_the_bounds_of_its_class_unless_it_has_its_own() {
 }
 
 #[test]
+fn no_more_is_guaranteed_than_a_quota_allows() {
+    let mut m = Machine::default();
+    let bound = QuotaRecord { max_iops_min: 1000, ..quota("all", "", 0, 0) };
+    m.run(put(bound, true));
+    let gold = |iops_min: u64, create: bool| {
+        let qos = Some(Qos { iops_min, ..Qos::default() });
+        let class = ClassRecord { id: "gold".to_owned(), qos, ..ClassRecord::default() };
+        Op::PutClass(PutClass { class: Some(class), create, etag: String::new() })
+    };
+    let of_gold = |id: &str| {
+        let Op::CreateVolume(create) = create(id, "a") else { unreachable!() };
+        Op::CreateVolume(CreateVolume { storage_class: "gold".to_owned(), ..create })
+    };
+    m.run(gold(400, true));
+    m.volume(of_gold("one"));
+    m.volume(of_gold("two"));
+    let used = |m: &Machine| m.state.iops_min_of(m.state.quota("all").expect("the quota"));
+    assert_eq!(used(&m), 800);
+    assert_eq!(m.refused(of_gold("three")).reason, ErrorReason::QuotaExceeded);
+    // The name was not taken, nor the number.
+    let three = m.volume(create("three", "a"));
+    assert_eq!(three.number, 3);
+    let own = |iops_min: u64| {
+        let qos = Some(Qos { iops_min, ..Qos::default() });
+        Op::UpdateVolume(UpdateVolume { qos, ..update("three", &["qos"]) })
+    };
+    assert_eq!(m.refused(own(201)).reason, ErrorReason::QuotaExceeded);
+    m.volume(own(200));
+    assert_eq!(m.refused(gold(401, false)).reason, ErrorReason::QuotaExceeded);
+    // A bound that comes later takes nothing away, and less is always allowed.
+    let bound = QuotaRecord { max_iops_min: 500, ..quota("all", "", 0, 0) };
+    m.run(put(bound, false));
+    assert_eq!(used(&m), 1000);
+    m.volume(own(100));
+    assert!(matches!(m.run(gold(300, false)), Outcome::Class(_)));
+    assert_eq!(used(&m), 700);
+    // A minimum is no more than the bound of the same volume.
+    let wrong = Some(Qos { iops_min: 20, iops_max: 10, ..Qos::default() });
+    let wrong = UpdateVolume { qos: wrong, ..update("three", &["qos"]) };
+    assert_eq!(m.refused(Op::UpdateVolume(wrong)).reason, ErrorReason::InvalidField);
+}
+
+#[test]
 fn a_change_of_a_class_is_one_of_its_volumes() {
     let mut m = Machine::default();
     m.run(class("slow", true, 100));

@@ -309,9 +309,10 @@ fn snapshots_go_through_their_states() {
     assert_eq!(m.unsettled(), [1]);
     m.run(purge(0));
     assert!(m.state.snapshot(1, "monday").is_some(), "nobody wanted it away");
-    let late = drop_snapshot("monday", etag_of_snapshot(&first));
-    assert_eq!(m.reason(late), ErrorReason::EtagMismatch);
-    let deleting = m.snapshot(drop_snapshot("monday", String::new()));
+    let other = drop_snapshot("monday", etag_of_snapshot(&second));
+    assert_eq!(m.reason(other), ErrorReason::EtagMismatch);
+    // What was told at its creation is good: whoever asked for it changed nothing since.
+    let deleting = m.snapshot(drop_snapshot("monday", etag_of_snapshot(&first)));
     assert!(deleting.deleting);
     assert_eq!(m.snapshot(drop_snapshot("monday", String::new())), deleting, "done already");
     assert_eq!(m.reason(snapshot("monday")), ErrorReason::SnapshotExists);

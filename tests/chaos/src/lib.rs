@@ -13,6 +13,7 @@
 //! * [`heal`]: a dead node's replicas are made anew.
 //! * [`overwrite`]: devices that are nearly full, for a long time.
 //! * [`members`]: nodes that come and go.
+//! * [`minimum`]: a volume that is guaranteed something, beside greedy ones.
 //! * [`metadata`]: many changes of the metadata group, starts, and nodes that are behind its log.
 //! * [`rot`]: one copy of everything is damaged.
 //! * [`measure`]: what processes use. [`nbd`]: a client that can be stopped at any byte.
@@ -33,6 +34,7 @@ pub mod many;
 pub mod measure;
 pub mod members;
 pub mod metadata;
+pub mod minimum;
 pub mod nbd;
 pub mod overwrite;
 pub mod plot;

@@ -219,6 +219,9 @@ pub(crate) struct QuotaFields {
     /// How large they may be together, such as 2TiB; 0: any size.
     #[arg(long, value_name = "SIZE", value_parser = basalt_api::size::parse)]
     pub max_bytes: Option<u64>,
+    /// Requests a second that they may be guaranteed together; 0: any number.
+    #[arg(long, value_name = "IOPS")]
+    pub max_iops_min: Option<u64>,
 }
 
 #[derive(Clone, Debug, Subcommand)]

@@ -16,7 +16,8 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 /// The fields that can be changed.
-pub const FIELDS: [&str; 5] = ["description", "labels", "selector", "max_volumes", "max_bytes"];
+pub const FIELDS: [&str; 6] =
+    ["description", "labels", "selector", "max_volumes", "max_bytes", "max_iops_min"];
 
 /// The service.
 pub struct QuotasService {

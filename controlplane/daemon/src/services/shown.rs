@@ -81,6 +81,8 @@ pub fn quota(state: &MetaState, record: &QuotaRecord) -> Quota {
         max_bytes: record.max_bytes,
         used_volumes: used.volumes as u32,
         used_bytes: used.bytes,
+        max_iops_min: record.max_iops_min,
+        used_iops_min: state.iops_min_of(record),
         create_time: moment(record.create_time_ms),
         update_time: moment(record.update_time_ms),
         etag: etag_of_revision(record.revision),
@@ -97,6 +99,7 @@ pub fn quota_record(id: &str, quota: Quota) -> QuotaRecord {
         selector: quota.selector,
         max_volumes: quota.max_volumes,
         max_bytes: quota.max_bytes,
+        max_iops_min: quota.max_iops_min,
         ..QuotaRecord::default()
     }
 }

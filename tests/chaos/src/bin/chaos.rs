@@ -13,6 +13,7 @@ use basalt_chaos::load::{DEPTH, Hot};
 use basalt_chaos::many;
 use basalt_chaos::members;
 use basalt_chaos::metadata;
+use basalt_chaos::minimum;
 use basalt_chaos::overwrite::{self, Plan};
 use basalt_chaos::power::campaign::Campaign;
 use basalt_chaos::rot;
@@ -88,6 +89,21 @@ enum Command {
         /// Calls under way at once.
         #[arg(long, default_value = "32")]
         clients: usize,
+    },
+    /// A volume that is guaranteed a minimum, beside others that ask for as much as they can get.
+    Minimum {
+        /// Requests a second that are guaranteed.
+        #[arg(long, default_value = "2000")]
+        iops: u64,
+        /// Writes that the promised volume has under way.
+        #[arg(long, default_value = "4")]
+        depth: u32,
+        /// Other volumes, each with 64 writes under way.
+        #[arg(long, default_value = "4")]
+        others: usize,
+        /// Rounds without and with.
+        #[arg(long, default_value = "3")]
+        rounds: usize,
     },
     /// A node is away while a hundredth of a volume changes, and comes back.
     Absence {
@@ -305,6 +321,12 @@ fn main() -> Result<()> {
             for reach in [Reach::Entries, Reach::Pages] {
                 println!("{}", absence::run("chaos-absence", reach, volume_mib << 20, 100, seed)?);
             }
+        }
+        Command::Minimum { iops, depth, others, rounds } => {
+            let time = Duration::from_secs(8);
+            let plan =
+                minimum::Plan { minimum: iops, depth, others, others_depth: 64, rounds, time };
+            print!("{}", minimum::run("chaos-minimum", plan, |said| eprintln!("{said}"))?);
         }
         Command::Clones { volume_mib, rate, rest, seed } => {
             let (volume_bytes, rest) = (volume_mib << 20, Duration::from_secs(rest));

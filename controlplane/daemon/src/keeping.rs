@@ -215,7 +215,8 @@ fn ending(engine: &Engine) -> (Reply<()>, oneshot::Receiver<Result<(), DoorError
     (reply, end)
 }
 
-/// Tells that every group has done it, and writes it down. Who waits for it hears of it when that is proposed: what he asks
+/// Tells that every group has done it, and writes it down. Who waits for it hears of it when that is proposed:
+/// what he asks
 /// for then is proposed behind it.
 async fn complete(engine: &Arc<Engine>, snapshot: &SnapshotRecord) -> bool {
     let (volume, generation) = (snapshot.volume, snapshot.generation);

@@ -84,7 +84,8 @@ pub fn list(
 }
 
 /// The snapshot as it is when it is complete, when it is to be deleted, or after so many milliseconds. It is
-/// complete when every group keeps it: from then on it is there for good, and whoever leads writes that down. What this
+/// complete when every group keeps it: from then on it is there for good, and whoever leads writes that down. What
+/// this
 /// answer saves is the time of that, a third of all.
 pub async fn completed(engine: &Engine, snapshot: SnapshotRecord, wait_ms: u32) -> SnapshotRecord {
     let kept = kept_by_all(engine, (snapshot.volume, snapshot.generation), wait_ms);

@@ -1,4 +1,5 @@
-//! How much all volumes together are guaranteed. A sum is made where a minimum is given or raised, over the volumes that
+//! How much all volumes together are guaranteed. A sum is made where a minimum is given or raised, over the
+//! volumes that
 //! a quota counts: that is rare, and there is nothing to be kept up with every other change.
 
 use crate::quotas::{exceeded, selects};
@@ -11,7 +12,8 @@ impl MetaState {
         self.promised(quota, None, None)
     }
 
-    /// Whether it may be that a volume, and a class, are as given instead of as they are. What promises no more than before is
+    /// Whether it may be that a volume, and a class, are as given instead of as they are. What promises no more
+    /// than before is
     /// always allowed.
     pub(crate) fn check_minimums(
         &self,

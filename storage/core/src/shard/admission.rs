@@ -1,7 +1,8 @@
 //! Which requests begin at once, and which wait for others: what keeps the minimum that a volume is guaranteed.
 //!
 //! Clients say of each request whether it is within its volume's minimum, and whether that volume gets less than
-//! its minimum although it asks for it. What is within a minimum begins at once, always. Everything else begins at once too
+//! its minimum although it asks for it. What is within a minimum begins at once, always. Everything else begins at
+//! once too
 //! while every minimum is kept. When one is not, only so many requests may be under way, fewer from one interval
 //! to the next until it is kept (additive increase, multiplicative decrease, as in TCP); what comes beyond that
 //! waits here, the volumes in turn, so that none of them is served at the cost of another. Something of it begins now

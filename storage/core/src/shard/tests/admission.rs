@@ -10,7 +10,8 @@ use std::time::Duration;
 
 const OTHER: VolumeId = VolumeId(77);
 
-/// A leader whose device stands still, with so many writes of everybody under way, and one of a volume that is behind.
+/// A leader whose device stands still, with so many writes of everybody under way, and one of a volume that is
+/// behind.
 struct Crowd {
     world: World,
     leader: u32,

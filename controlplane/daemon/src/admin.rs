@@ -23,8 +23,8 @@ use basalt_api::v1::{
 };
 use basalt_meta::{
     AttachVolume, CloneSource, CreateSnapshot, CreateVolume, DeleteSnapshot, DeleteVolume,
-    DetachVolume, FlattenVolume, Op, Outcome, Refused, ResizeVolume, RevertVolume, SnapshotRecord,
-    VolumeRecord, etag_of,
+    DetachVolume, FlattenVolume, Op, Outcome, Refused, ResizeVolume, RevertVolume, Shared,
+    SnapshotRecord, VolumeRecord, etag_of,
 };
 use std::sync::Arc;
 use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
@@ -43,7 +43,7 @@ impl AdminService {
         AdminService { daemon }
     }
 
-    async fn change(&self, request_id: &str, op: Op) -> Result<VolumeRecord, Status> {
+    async fn change(&self, request_id: &str, op: Op) -> Result<Shared<VolumeRecord>, Status> {
         match services::change(&self.daemon, request_id, op).await? {
             Outcome::Volume(volume) => Ok(volume),
             other => Err(Status::internal(format!("a change of a volume came to {other:?}"))),
@@ -270,7 +270,7 @@ impl Admin for AdminService {
         let mut last = volume;
         let reverted = metadata.wait_for(request.wait_ms, |state| {
             match state.volume(&last.id).filter(|v| v.number == last.number) {
-                Some(found) => last.clone_from(found),
+                Some(found) => last = Shared::new(found.clone()),
                 None => last.revert = None,
             }
             last.revert.is_none()

@@ -65,7 +65,7 @@ async fn move_one(engine: Arc<Engine>, over: FailOverVolume) {
     let (volume, node) = (over.id.clone(), over.node);
     match engine.metadata.change("", Op::FailOverVolume(over)).await {
         Ok(Outcome::Volume(moved)) => {
-            let epoch = moved.attachment.map_or(0, |attachment| attachment.epoch);
+            let epoch = moved.attachment.as_ref().map_or(0, |attachment| attachment.epoch);
             tracing::warn!(%volume, node, epoch, "its node is down: attached to another one");
         }
         // It was attached or detached by somebody else, or its node is back.

@@ -18,6 +18,7 @@
 
 pub mod access;
 pub mod admin;
+mod attached;
 pub mod bootstrap;
 pub mod changes;
 mod checkpoints;

@@ -90,9 +90,9 @@ async fn text(daemon: &Arc<Daemon>) -> Result<String, String> {
 
 fn records(state: &MetaState, leads: bool) -> Records {
     Records {
-        volumes: state.volumes().count() as u64,
-        attached: state.volumes().filter(|volume| volume.attachment.is_some()).count() as u64,
-        provisioned_bytes: state.volumes().map(|volume| volume.size_bytes).sum(),
+        volumes: state.volume_count() as u64,
+        attached: state.attached_count() as u64,
+        provisioned_bytes: state.provisioned_bytes(),
         operations: state.operations().filter(|op| op.end_time_ms == 0).count() as u64,
         leads,
         revision: state.applied(),

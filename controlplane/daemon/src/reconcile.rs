@@ -2,7 +2,8 @@
 //! leaders, and now and then without a reason; it looks at the present state only, never at what
 //! woke it, and each step may be repeated.
 
-use crate::clones::{Clones, complete};
+use crate::attached::{Attached, Wanted};
+use crate::clones::Clones;
 use crate::deletions::Deletions;
 use crate::engine::{DOOR, Engine};
 use crate::keeping::Keeping;
@@ -15,7 +16,7 @@ use basalt_core::event::Event;
 use basalt_meta::{AttachVolume, InitCluster, Op, Outcome, UpdateMember, VolumeRecord, layout};
 use basalt_nbd::{DoorCommand, DoorError, ExportEnd};
 use basalt_wire::ids::{Epoch, Generation, GroupId, NodeId, VolumeId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -30,6 +31,8 @@ struct Reconciler {
     /// Entries up to here were committed before this process came up: an attachment made by one of
     /// them may have been served by a process that is dead, and needs a new epoch.
     began: u64,
+    /// Volumes that are to be served here.
+    attached: Attached,
     /// Volumes given to the door, by number.
     served: BTreeMap<u64, Served>,
     /// The latest epoch of each volume whose session was lost: it can not be served any more.
@@ -58,6 +61,7 @@ pub async fn run(weak: Weak<Engine>) {
     let Some(began) = catch_up(&weak).await else { return };
     let mut reconciler = Reconciler {
         began,
+        attached: Attached::default(),
         served: BTreeMap::new(),
         lost: BTreeMap::new(),
         retries: Retries::default(),
@@ -160,20 +164,25 @@ impl Reconciler {
         if engine.options.nbd_listen.is_none() {
             return;
         }
-        let ours = |volume: &&VolumeRecord| {
-            volume.attachment.as_ref().is_some_and(|a| a.host == engine.name)
-        };
-        let wanted: BTreeMap<u64, (VolumeRecord, RateLimits)> = engine.metadata.look(|state| {
-            let limits = |v: &VolumeRecord| convert::limits(&complete(state, v));
-            let ours = state.volumes().filter(ours);
-            ours.map(|v| (v.number, (v.clone(), limits(v)))).collect()
-        });
-        self.hear_door(engine);
-        self.withdraw(engine, &wanted);
-        self.grow(engine, &wanted);
+        let changed = self.attached.follow(&engine.metadata, &engine.name);
+        let heard = self.hear_door(engine);
+        let due = self.retries.is_due(Instant::now());
+        if !(changed || heard || due) {
+            return;
+        }
+        // What is to be served is not changed meanwhile.
+        let attached = std::mem::take(&mut self.attached);
+        self.serve_attached(engine, attached.volumes()).await;
+        self.attached = attached;
+    }
+
+    async fn serve_attached(&mut self, engine: &Arc<Engine>, wanted: &Wanted) {
+        self.withdraw(engine, wanted);
+        self.grow(engine, wanted);
         self.retries.retain(|number| wanted.contains_key(&number));
-        engine.door.retain_problems(|name| wanted.values().any(|(volume, _)| volume.id == name));
-        for (volume, limits) in wanted.into_values() {
+        let names: BTreeSet<&str> = wanted.values().map(|(v, _)| v.id.as_str()).collect();
+        engine.door.retain_problems(|name| names.contains(name));
+        for (volume, limits) in wanted.values() {
             let waits = !self.retries.may(volume.number, Instant::now());
             if waits || self.served.contains_key(&volume.number) {
                 continue;
@@ -181,8 +190,8 @@ impl Reconciler {
             let Some(attachment) = &volume.attachment else { continue };
             let lost = self.lost.get(&volume.number).is_some_and(|e| *e >= attachment.epoch);
             let begun = match attachment.index > self.began && !lost {
-                true => self.serve(engine, &volume, attachment.epoch, limits),
-                false => renew(engine, &volume).await,
+                true => self.serve(engine, volume, attachment.epoch, *limits),
+                false => renew(engine, volume).await,
             };
             if !begun {
                 self.failed(&volume.id, volume.number);
@@ -190,16 +199,19 @@ impl Reconciler {
         }
     }
 
-    /// Takes what the door told: sessions that are over, and such as did not begin.
-    fn hear_door(&mut self, engine: &Engine) {
-        for end in engine.door.take_lost() {
+    /// Takes what the door told: sessions that are over, and such as did not begin. Whether there were any.
+    fn hear_door(&mut self, engine: &Engine) -> bool {
+        let (lost, refused) = (engine.door.take_lost(), engine.door.take_refused());
+        let any = !lost.is_empty() || !refused.is_empty();
+        for end in lost {
             tracing::warn!(volume = %end.name, epoch = end.epoch.0, "session lost: {}", end.error);
             self.lost.insert(end.volume.0, end.epoch.0);
             self.ended(end.volume, end.epoch);
         }
-        for (volume, epoch) in engine.door.take_refused() {
+        for (volume, epoch) in refused {
             self.ended(volume, epoch);
         }
+        any
     }
 
     fn ended(&mut self, volume: VolumeId, epoch: Epoch) {
@@ -214,7 +226,7 @@ impl Reconciler {
         tracing::info!(volume = %name, "not served; tried again in {} ms", pause.as_millis());
     }
 
-    fn withdraw(&mut self, engine: &Engine, wanted: &BTreeMap<u64, (VolumeRecord, RateLimits)>) {
+    fn withdraw(&mut self, engine: &Engine, wanted: &Wanted) {
         let epoch_of = |number: &u64| wanted.get(number)?.0.attachment.as_ref().map(|a| a.epoch);
         self.served.retain(|number, Served { name, epoch, .. }| {
             let keep = epoch_of(number) == Some(*epoch);
@@ -232,7 +244,7 @@ impl Reconciler {
     /// Volumes that are served and have grown, or have other bounds. Only what is served under the epoch of the
     /// record is
     /// left here, as [`basalt_client::ClientEvent::Resize`] demands.
-    fn grow(&mut self, engine: &Engine, wanted: &BTreeMap<u64, (VolumeRecord, RateLimits)>) {
+    fn grow(&mut self, engine: &Engine, wanted: &Wanted) {
         for (number, served) in &mut self.served {
             let Some((volume, limits)) = wanted.get(number) else { continue };
             if served.limits != *limits {
@@ -318,9 +330,7 @@ impl Reconciler {
     fn preferences(&mut self, engine: &Engine) {
         let spec = engine.spec();
         let hosts: Vec<u32> = engine.metadata.look(|state| {
-            let attached = |name: &String| {
-                state.volumes().any(|v| v.attachment.as_ref().is_some_and(|a| a.host == *name))
-            };
+            let attached = |name: &str| state.attached_to(name).next().is_some();
             spec.members.iter().filter(|m| attached(&m.name)).map(|m| m.node).collect()
         });
         let leaders = layout::preferred_leaders(&spec, &hosts);

@@ -50,6 +50,11 @@ impl Retries {
         self.volumes.values().map(|retry| retry.not_before).filter(|at| *at > now).min()
     }
 
+    /// Whether one of those that waited may be tried now.
+    pub fn is_due(&self, now: Instant) -> bool {
+        self.volumes.values().any(|retry| retry.not_before <= now)
+    }
+
     /// Forgets volumes that are not wanted any more.
     pub fn retain(&mut self, wanted: impl Fn(u64) -> bool) {
         self.volumes.retain(|volume, _| wanted(*volume));

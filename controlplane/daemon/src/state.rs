@@ -55,7 +55,7 @@ pub fn load(store: &Store, cluster: u64) -> MetaState {
         Ok(state) => {
             tracing::info!(
                 entry = state.applied(),
-                volumes = state.volumes().count(),
+                volumes = state.volume_count(),
                 milliseconds = began.elapsed().as_millis() as u64,
                 "the state of the metadata group was read"
             );

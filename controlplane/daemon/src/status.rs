@@ -126,7 +126,7 @@ pub async fn cluster(daemon: &Arc<Daemon>) -> Result<Cluster, Status> {
         groups,
         health: health.into(),
         health_sentence,
-        volume_count: engine.metadata.look(|state| state.volumes().count() as u64),
+        volume_count: engine.metadata.look(|state| state.volume_count() as u64),
         failure_domain: spec.failure_domain,
     })
 }
@@ -217,9 +217,11 @@ fn links_of(engine: &Engine, status: &ReactorStatus) -> Vec<String> {
 /// What the device holds, with the names of the volumes that are known here.
 fn space_of(shard: &ShardStatus, engine: &Engine) -> Space {
     let (space, cleaner) = (&shard.space, &shard.cleaner);
-    let names: HashMap<u64, String> = engine
-        .metadata
-        .look(|state| state.volumes().map(|v| (v.number, format!("volumes/{}", v.id))).collect());
+    let numbers = || shard.space_by_volume.keys().map(|id| id.0);
+    let names: HashMap<u64, String> = engine.metadata.look(|state| {
+        let named = numbers().filter_map(|number| state.volume_by_number(number));
+        named.map(|v| (v.number, format!("volumes/{}", v.id))).collect()
+    });
     let volume = |(id, of): (&VolumeId, &basalt_core::shard::VolumeSpace)| VolumeSpace {
         id: id.0,
         name: names.get(&id.0).cloned().unwrap_or_default(),

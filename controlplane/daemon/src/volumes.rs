@@ -11,12 +11,14 @@ use basalt_api::reflect::{copy_fields, dynamic, set_fields, typed};
 use basalt_api::v1::{
     Consistency, ListVolumesRequest, ListVolumesResponse, UpdateVolumeRequest, Volume,
 };
-use basalt_meta::{MetaState, Op, Outcome, Refused, UpdateVolume, VOLUME_FIELDS, VolumeRecord};
+use basalt_meta::{
+    MetaState, Op, Outcome, Refused, Shared, UpdateVolume, VOLUME_FIELDS, VolumeRecord,
+};
 use std::sync::Arc;
 use tonic::Status;
 
 /// The volume that a change left.
-pub fn changed(outcome: Outcome) -> Result<VolumeRecord, Status> {
+pub fn changed(outcome: Outcome) -> Result<Shared<VolumeRecord>, Status> {
     match outcome {
         Outcome::Volume(volume) => Ok(volume),
         other => Err(unexpected(&other)),
@@ -35,7 +37,7 @@ pub fn class_of(name: &str) -> Result<String, Status> {
 pub async fn update(
     daemon: &Arc<Daemon>,
     request: UpdateVolumeRequest,
-) -> Result<VolumeRecord, Status> {
+) -> Result<Shared<VolumeRecord>, Status> {
     let wanted = request.volume.unwrap_or_default();
     let id = id_of(&wanted.name)?.to_owned();
     let fields =

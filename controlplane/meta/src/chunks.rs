@@ -5,7 +5,7 @@ use crate::layout;
 use crate::requests::KEPT_MAX;
 use crate::rules;
 use crate::state::{MetaState, Outcome};
-use crate::tracked::Tracked;
+use crate::tracked::{Follows, Shared, Tracked};
 use basalt_api::meta::v1::request_record::Outcome as Kept;
 use basalt_api::meta::v1::state_record::Record;
 use basalt_api::meta::v1::{
@@ -110,7 +110,7 @@ impl MetaState {
             events,
             last_event,
             // Follows from the records.
-            index: _,
+            open: _,
             member_revisions,
             tokens,
             requests,
@@ -128,7 +128,7 @@ impl MetaState {
             .chain(member_revisions.iter().map(revision))
             .chain(classes.values().cloned().map(Record::Class))
             .chain(quotas.values().cloned().map(Record::Quota))
-            .chain(volumes.values().cloned().map(Record::Volume))
+            .chain(volumes.values().map(|volume| Record::Volume(VolumeRecord::clone(volume))))
             .chain(snapshots.values().cloned().map(Record::Snapshot))
             .chain(operations.values().cloned().map(Record::Operation))
             .chain(events.values().cloned().map(Record::Event))
@@ -143,7 +143,7 @@ fn request(id: &str, body: u64, outcome: &Outcome) -> Vec<Record> {
     let cut = |all: &[SnapshotRecord]| CutOutcome { snapshots: all.to_vec() };
     let outcome = match outcome {
         Outcome::Nothing => Kept::Nothing(NoOutcome {}),
-        Outcome::Volume(volume) => Kept::Volume(volume.clone()),
+        Outcome::Volume(volume) => Kept::Volume(VolumeRecord::clone(volume)),
         Outcome::Snapshot(snapshot) => Kept::Snapshot(snapshot.clone()),
         Outcome::Member(member) => Kept::Member(member.clone()),
         Outcome::Class(class) => Kept::Class(class.clone()),
@@ -293,6 +293,7 @@ impl StateReader {
             }
             Record::Quota(quota) => {
                 self.check_revision(quota.revision)?;
+                self.state.volumes.followed_mut().count_for(&quota);
                 put_in_order(&mut self.state.quotas, quota.id.clone(), quota)
             }
             Record::Operation(operation) => self.take_operation(operation),
@@ -341,15 +342,15 @@ impl StateReader {
         rules::check_qos(volume.qos.as_ref()).map_err(BadState::Contradiction)?;
         rules::check_labels(volume.labels.iter()).map_err(BadState::Contradiction)?;
         let number = volume.number;
-        let known = self.state.index.ids.insert(number, id.clone());
-        if number == 0 || number > self.state.last_volume || known.is_some() {
+        let known = self.state.volume_by_number(number).is_some();
+        if number == 0 || number > self.state.last_volume || known {
             return contradiction(format!("the volume '{id}' has the number {number}"));
         }
         if volume.attachment.as_ref().is_some_and(|held| held.epoch > volume.epoch) {
             return contradiction(format!("the volume '{id}' is attached with an epoch to come"));
         }
         self.check_revision(volume.revision)?;
-        put_in_order(&mut self.state.volumes, id, volume)
+        put_in_order(&mut self.state.volumes, id, Shared::new(volume))
     }
 
     fn take_snapshot(&mut self, snapshot: SnapshotRecord) -> Result<(), BadState> {
@@ -371,7 +372,7 @@ impl StateReader {
         let number = operation.number;
         self.check_revision(number.max(operation.revision))?;
         if operation.end_time_ms == 0 {
-            self.state.index.open.insert((operation.volume, number));
+            self.state.open.insert((operation.volume, number));
         }
         put_in_order(&mut self.state.operations, number, operation)
     }
@@ -381,7 +382,7 @@ impl StateReader {
         let outcome = match outcome {
             None => return contradiction("a request whose outcome is not known"),
             Some(Kept::Nothing(_)) => Outcome::Nothing,
-            Some(Kept::Volume(volume)) => Outcome::Volume(volume),
+            Some(Kept::Volume(volume)) => Outcome::Volume(self.shared(volume)),
             Some(Kept::Snapshot(snapshot)) => Outcome::Snapshot(snapshot),
             Some(Kept::Cut(cut)) => Outcome::Cut(cut.snapshots),
             Some(Kept::Member(member)) => Outcome::Member(member),
@@ -395,6 +396,12 @@ impl StateReader {
         }
         self.state.requests.keep(&id, body, outcome);
         Ok(())
+    }
+
+    /// A volume as a request left it: mostly it still is so, and held once.
+    fn shared(&self, volume: VolumeRecord) -> Shared<VolumeRecord> {
+        let known = self.state.volumes.get(&volume.id).filter(|known| ***known == volume);
+        known.cloned().unwrap_or_else(|| Shared::new(volume))
     }
 
     fn check_revision(&self, revision: u64) -> Result<(), BadState> {
@@ -415,10 +422,11 @@ impl StateReader {
         let hangs = |volume: &VolumeRecord| {
             let parent = volume.parent.as_ref();
             parent.is_none_or(|parent| {
-                parent.volume != volume.number && self.state.index.ids.contains_key(&parent.volume)
+                parent.volume != volume.number
+                    && self.state.volume_by_number(parent.volume).is_some()
             })
         };
-        if let Some(clone) = self.state.volumes.values().find(|volume| !hangs(volume)) {
+        if let Some(clone) = self.state.volumes().find(|volume| !hangs(volume)) {
             return contradiction(format!("the volume '{}' is a clone of nothing", clone.id));
         }
         // That it was read is no change that anybody watches for.
@@ -428,8 +436,8 @@ impl StateReader {
 }
 
 /// Puts a record behind all of its kind.
-fn put_in_order<K: Ord + Clone + Debug, V>(
-    map: &mut Tracked<K, V>,
+fn put_in_order<K: Ord + Clone + Debug, V, F: Follows<K, V>>(
+    map: &mut Tracked<K, V, F>,
     key: K,
     value: V,
 ) -> Result<(), BadState> {

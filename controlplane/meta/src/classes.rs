@@ -26,7 +26,7 @@ impl MetaState {
 
     /// How many volumes have a class.
     pub fn volumes_of_class(&self, id: &str) -> usize {
-        self.volumes.values().filter(|volume| volume.storage_class == id).count()
+        self.volumes.followed().of_class(id).count()
     }
 
     /// The bounds that hold for a volume: its own, and those of its class where it has none.
@@ -92,10 +92,12 @@ impl MetaState {
         let class =
             ClassRecord { create_time_ms, update_time_ms: now_ms, revision: index, ..asked };
         if class.is_default {
-            for other in self.classes.select(|id, other| other.is_default && *id != class.id) {
+            let others = self.classes.values().filter(|other| other.is_default);
+            let others: Vec<String> = others.map(|other| other.id.clone()).collect();
+            self.classes.change_each(others, |other| {
                 other.is_default = false;
                 other.revision = index;
-            }
+            });
         }
         self.classes.insert(class.id.clone(), class.clone());
         self.touch_volumes_of_class(&class.id);
@@ -104,7 +106,9 @@ impl MetaState {
 
     /// What a volume may do is shown with it, and changes with its class.
     fn touch_volumes_of_class(&mut self, id: &str) {
-        self.volumes.select(|_, volume| volume.storage_class == id).for_each(drop);
+        let of_class = self.volumes.followed().of_class(id);
+        let names: Vec<String> = of_class.map(|volume| volume.id.clone()).collect();
+        self.volumes.change_each(names, |_| {});
     }
 
     pub(crate) fn delete_class(&mut self, delete: &DeleteClass) -> Result<Outcome, Refused> {

@@ -9,7 +9,6 @@ use basalt_api::meta::v1::{
     CloneParent, CloneSource, FlattenVolume, SettleClone, SettleFlatten, VolumeRecord,
 };
 use basalt_api::v1::ErrorReason;
-use std::collections::BTreeSet;
 
 /// Snapshots of other volumes that the blocks of a clone may come from, one above the other: what a group
 /// looks through for a block.
@@ -42,7 +41,7 @@ impl MetaState {
         };
         let wanted =
             |v: &&VolumeRecord| v.cloning && !v.deleting && v.parent.as_ref().is_some_and(complete);
-        self.volumes.values().filter(wanted).collect()
+        self.volumes.followed().clones().filter(wanted).collect()
     }
 
     /// Whether a clone is to be made a volume of its own.
@@ -55,16 +54,16 @@ impl MetaState {
     /// hang on the fewest others, for each of them makes all below it less deep.
     pub fn clones_to_flatten(&self) -> Vec<&VolumeRecord> {
         let wanted = |volume: &&VolumeRecord| self.is_to_be_flattened(volume);
-        let mut found: Vec<&VolumeRecord> = self.volumes.values().filter(wanted).collect();
+        let clones = self.volumes.followed().clones();
+        let mut found: Vec<&VolumeRecord> = clones.filter(wanted).collect();
         found.sort_by_key(|v| (!v.flattening, self.clone_depth(v), v.number));
         found
     }
 
     /// Volumes that are being deleted and on which no clone hangs any more.
     pub fn volumes_to_delete(&self) -> impl Iterator<Item = &VolumeRecord> {
-        let parents: BTreeSet<u64> =
-            self.volumes.values().filter_map(|v| Some(v.parent.as_ref()?.volume)).collect();
-        self.volumes.values().filter(move |v| v.deleting && !parents.contains(&v.number))
+        let deleting = self.volumes.followed().deleting();
+        deleting.filter(|volume| !self.is_held_by_clones(volume))
     }
 
     /// Whether a volume that is being deleted has to wait for clones that hang on it.
@@ -82,10 +81,7 @@ impl MetaState {
         volume: u64,
         generation: Option<u32>,
     ) -> impl Iterator<Item = &VolumeRecord> {
-        let hangs = move |parent: &CloneParent| {
-            parent.volume == volume && generation.is_none_or(|g| g == parent.generation)
-        };
-        self.volumes.values().filter(move |v| v.parent.as_ref().is_some_and(hangs))
+        self.volumes.followed().clones_of(volume, generation)
     }
 
     /// Refuses to give up a snapshot, or a volume with all of them, on which clones hang that stay.
@@ -174,8 +170,7 @@ impl MetaState {
         settle: &SettleClone,
     ) -> Result<Outcome, Refused> {
         // One that is gone meanwhile needs nothing any more.
-        let found = self.volumes.select(|_, v| v.number == settle.volume && v.cloning).next();
-        if let Some(volume) = found {
+        if let Some(mut volume) = self.find_number(settle.volume).filter(|v| v.cloning) {
             volume.cloning = false;
             volume.revision = index;
         }
@@ -187,8 +182,8 @@ impl MetaState {
         index: u64,
         flatten: &FlattenVolume,
     ) -> Result<Outcome, Refused> {
-        let volume = find(&mut self.volumes, &flatten.id)?;
-        check_etag(volume, &flatten.etag)?;
+        let mut volume = find(&mut self.volumes, &flatten.id)?;
+        check_etag(&volume, &flatten.etag)?;
         if volume.deleting {
             return Err(being_deleted(&flatten.id, "flattened"));
         }
@@ -205,8 +200,8 @@ impl MetaState {
         index: u64,
         settle: &SettleFlatten,
     ) -> Result<Outcome, Refused> {
-        let found = self.volumes.select(|_, v| v.number == settle.volume).next();
-        if let Some(volume) = found.filter(|volume| volume.parent.is_some()) {
+        let found = self.find_number(settle.volume);
+        if let Some(mut volume) = found.filter(|volume| volume.parent.is_some()) {
             (volume.parent, volume.flattening) = (None, false);
             volume.revision = index;
         }

@@ -16,7 +16,7 @@ const VOLUMES_MAX: usize = 256;
 impl MetaState {
     /// The snapshots of a cut, by volume.
     pub fn cut(&self, cut: u64) -> impl Iterator<Item = &SnapshotRecord> {
-        self.snapshots.values().filter(move |snapshot| cut != 0 && snapshot.cut == cut)
+        self.snapshots.followed().of_cut(cut).map(|key| &self.snapshots[&key])
     }
 
     /// Cuts that can be carried out now, with their snapshots: nothing older is to be done to any of their
@@ -76,9 +76,8 @@ impl MetaState {
     pub(crate) fn settle_cut(&mut self, settle: &SettleCut) -> Result<Outcome, Refused> {
         // What was given up meanwhile stays given up.
         let whole = self.cut(settle.cut).all(|snapshot| !snapshot.deleting);
-        for snapshot in self.snapshots.select(|_, s| whole && s.cut == settle.cut) {
-            snapshot.ready = true;
-        }
+        let keys = if whole { self.keys_of_cut(settle.cut) } else { Vec::new() };
+        self.snapshots.change_each(keys, |snapshot| snapshot.ready = true);
         Ok(Outcome::Nothing)
     }
 
@@ -98,22 +97,27 @@ impl MetaState {
         for snapshot in self.cut(delete.cut) {
             self.check_no_clones(&snapshot.volume_id, Some(&snapshot.id))?;
         }
-        for snapshot in self.snapshots.select(|_, s| s.cut == delete.cut) {
+        self.snapshots.change_each(self.keys_of_cut(delete.cut), |snapshot| {
             if !snapshot.deleting {
                 snapshot.deleting = true;
                 snapshot.revision = index;
             }
-        }
+        });
         Ok(Outcome::Cut(self.cut(delete.cut).cloned().collect()))
     }
 
     /// All snapshots of a cut are to be deleted, unless it is complete.
     pub(crate) fn abandon_cut(&mut self, index: u64, cut: u64) {
-        let unsettled = |s: &SnapshotRecord| cut != 0 && s.cut == cut && is_unsettled(s);
-        for snapshot in self.snapshots.select(|_, s| unsettled(s)) {
+        let mut keys = self.keys_of_cut(cut);
+        keys.retain(|key| is_unsettled(&self.snapshots[key]));
+        self.snapshots.change_each(keys, |snapshot| {
             snapshot.deleting = true;
             snapshot.revision = index;
-        }
+        });
+    }
+
+    fn keys_of_cut(&self, cut: u64) -> Vec<(u64, u32)> {
+        self.snapshots.followed().of_cut(cut).collect()
     }
 }
 

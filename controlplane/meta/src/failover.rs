@@ -24,11 +24,11 @@ pub fn next(state: &MetaState, most: usize) -> Vec<Next> {
         return Vec::new();
     }
     let mut attached: BTreeMap<&str, usize> = BTreeMap::new();
-    for attachment in state.volumes().filter_map(|volume| volume.attachment.as_ref()) {
-        *attached.entry(&attachment.host).or_default() += 1;
-    }
+    attached.extend(state.hosts());
     let mut found = Vec::new();
-    for volume in state.volumes().filter(|volume| is_stranded(state, volume)).take(most) {
+    let lost = state.hosts().map(|(host, _)| host).filter(|host| state.is_lost(host));
+    let volumes = lost.flat_map(|host| state.attached_to(host));
+    for volume in volumes.filter(|volume| is_stranded(state, volume)).take(most) {
         let Some(attachment) = &volume.attachment else { continue };
         let host = attachment.host.as_str();
         let former = spec.members.iter().find(|m| m.name == host);

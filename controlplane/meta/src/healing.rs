@@ -238,7 +238,7 @@ impl MetaState {
         judge: &JudgeAttachment,
     ) -> Result<Outcome, Refused> {
         let known = matches!(judge.state(), MemberState::Up | MemberState::Down);
-        let volume = find(&mut self.volumes, &judge.id)?;
+        let mut volume = find(&mut self.volumes, &judge.id)?;
         let attachment = volume.attachment.as_mut();
         let Some(attachment) = attachment.filter(|now| known && now.epoch == judge.epoch) else {
             let message = format!("the attachment of the volume '{}' is another one", judge.id);

@@ -48,8 +48,8 @@ impl Hosts {
             self.began = now;
         }
         self.turned = now;
-        let epochs: BTreeMap<&str, &AttachmentRecord> = state
-            .volumes()
+        let attached = state.hosts().flat_map(|(host, _)| state.attached_to(host));
+        let epochs: BTreeMap<&str, &AttachmentRecord> = attached
             .filter_map(|volume| Some((volume.id.as_str(), volume.attachment.as_ref()?)))
             .collect();
         let stays = |(volume, epoch): &(String, u64)| {

@@ -108,11 +108,8 @@ impl MetaState {
         if layout::is_active(&member) && others < replicas(spec) {
             return Err(too_few(&member, others + 1));
         }
-        let attached = |volume: &&basalt_api::meta::v1::VolumeRecord| {
-            volume.attachment.as_ref().is_some_and(|a| a.host == member.name)
-        };
         if !member.leaving
-            && let Some(volume) = self.volumes().find(attached)
+            && let Some(volume) = self.attached_to(&member.name).next()
         {
             return Err(serves(&member, &volume.id));
         }

@@ -36,7 +36,7 @@ impl MetaState {
         class: Option<&ClassRecord>,
     ) -> u64 {
         let others = self.volumes().filter(|other| volume.is_none_or(|v| v.id != other.id));
-        let counted = others.chain(volume).filter(|v| selects(quota, &v.labels));
+        let counted = others.chain(volume).filter(|v| selects(&quota.selector, &v.labels));
         let minimums = counted.map(|volume| {
             let class = class.filter(|class| class.id == volume.storage_class);
             self.qos_within(volume, class.or_else(|| self.class(&volume.storage_class))).iops_min

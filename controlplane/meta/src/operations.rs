@@ -7,6 +7,7 @@
 
 use crate::layout;
 use crate::state::{MetaState, Outcome, Refused, refusal};
+use crate::tracked::Shared;
 use basalt_api::meta::v1::entry::Op;
 use basalt_api::meta::v1::operation_record::Verb;
 use basalt_api::meta::v1::{ForgetOperation, OperationRecord, SnapshotRecord, VolumeRecord};
@@ -43,7 +44,7 @@ impl MetaState {
 
     /// Operations under way that are about a volume or its snapshots, oldest first; 0: about none.
     fn open_on(&self, volume: u64) -> impl Iterator<Item = &OperationRecord> {
-        let numbers = self.index.open.range((volume, 0)..=(volume, u64::MAX));
+        let numbers = self.open.range((volume, 0)..=(volume, u64::MAX));
         numbers.filter_map(|(_, number)| self.operations.get(number))
     }
 
@@ -88,7 +89,7 @@ impl MetaState {
         if self.open_on(begun.volume).any(same) {
             return;
         }
-        self.index.open.insert((begun.volume, begun.number));
+        self.open.insert((begun.volume, begun.number));
         self.operations.insert(begun.number, begun);
     }
 
@@ -101,13 +102,13 @@ impl MetaState {
             .filter_map(|op| self.end_of(op).map(|end| (op.volume, op.number, end)))
             .collect();
         for (volume, number, end) in ended {
-            self.index.open.remove(&(volume, number));
-            let op = self.operations.get_mut(&number).expect("found above");
+            self.open.remove(&(volume, number));
+            let mut op = self.operations.get_mut(&number).expect("found above");
             op.end_time_ms = now_ms.max(1);
             op.cancelled = end == End::Cancelled;
             op.revision = index;
         }
-        let over = self.operations.len() - self.index.open.len();
+        let over = self.operations.len() - self.open.len();
         let oldest = self.operations.values().filter(|op| op.end_time_ms != 0);
         let oldest: Vec<u64> =
             oldest.map(|op| op.number).take(over.saturating_sub(ENDED_MAX)).collect();
@@ -116,8 +117,8 @@ impl MetaState {
 
     /// The numbers of the volumes that the entry may have changed, themselves or their snapshots, and 0 for all else.
     fn changed_volumes(&self) -> BTreeSet<u64> {
-        let number = |(id, gone): (&String, Option<&VolumeRecord>)| {
-            gone.or_else(|| self.volume(id)).map(|volume| volume.number)
+        let number = |(id, gone): (&String, Option<&Shared<VolumeRecord>>)| {
+            gone.map(|volume| &**volume).or_else(|| self.volume(id)).map(|volume| volume.number)
         };
         let volumes = self.volumes.touched().filter_map(number);
         let snapshots = self.snapshots.touched().map(|((volume, _), _)| *volume);

@@ -7,7 +7,7 @@
 use crate::classes::check_etag;
 use crate::rules;
 use crate::state::{MetaState, Outcome, Refused, refusal};
-use basalt_api::meta::v1::{DeleteQuota, PutQuota, QuotaRecord, VolumeRecord};
+use basalt_api::meta::v1::{DeleteQuota, PutQuota, QuotaRecord};
 use basalt_api::v1::ErrorReason;
 use std::collections::BTreeMap;
 
@@ -36,15 +36,7 @@ impl MetaState {
 
     /// What is used of a quota. A volume that is being deleted counts until it is gone.
     pub fn used_of(&self, quota: &QuotaRecord) -> Used {
-        self.used_but(quota, "")
-    }
-
-    fn used_but(&self, quota: &QuotaRecord, but: &str) -> Used {
-        let counted = |v: &&VolumeRecord| v.id != but && selects(quota, &v.labels);
-        self.volumes.values().filter(counted).fold(Used::default(), |used, volume| Used {
-            volumes: used.volumes + 1,
-            bytes: used.bytes.saturating_add(volume.size_bytes),
-        })
+        self.volumes.followed().used_of(&quota.id).unwrap_or_default()
     }
 
     /// Whether a volume may come to be, or become, one of this size with these labels. What makes no quota fuller is
@@ -56,17 +48,17 @@ impl MetaState {
         size_bytes: u64,
     ) -> Result<(), Refused> {
         let before = self.volume(id);
-        for quota in self.quotas.values().filter(|quota| selects(quota, labels)) {
-            let counted = before.filter(|volume| selects(quota, &volume.labels));
+        for quota in self.quotas.values().filter(|quota| selects(&quota.selector, labels)) {
+            let counted = before.filter(|volume| selects(&quota.selector, &volume.labels));
             let more_bytes = counted.is_none_or(|volume| volume.size_bytes < size_bytes);
-            let used = self.used_but(quota, id);
+            let (used, own) = (self.used_of(quota), counted.map_or(0, |v| v.size_bytes));
             let volumes = used.volumes + 1;
             if counted.is_none() && quota.max_volumes > 0 && volumes > u64::from(quota.max_volumes)
             {
                 let most = u64::from(quota.max_volumes);
                 return Err(exceeded(quota, "volumes", volumes, most));
             }
-            let bytes = used.bytes.saturating_add(size_bytes);
+            let bytes = used.bytes.saturating_sub(own).saturating_add(size_bytes);
             if more_bytes && quota.max_bytes > 0 && bytes > quota.max_bytes {
                 return Err(exceeded(quota, "bytes", bytes, quota.max_bytes));
             }
@@ -95,6 +87,7 @@ impl MetaState {
         let create_time_ms = known.map_or(now_ms, |known| known.create_time_ms);
         let quota =
             QuotaRecord { create_time_ms, update_time_ms: now_ms, revision: index, ..asked };
+        self.volumes.followed_mut().count_for(&quota);
         self.quotas.insert(quota.id.clone(), quota.clone());
         Ok(Outcome::Quota(quota))
     }
@@ -103,6 +96,7 @@ impl MetaState {
         let known = self.quota(&delete.id).ok_or_else(|| Refused::quota_not_found(&delete.id))?;
         check_etag("quota", &known.id, known.revision, &delete.etag)?;
         self.quotas.remove(&delete.id);
+        self.volumes.followed_mut().count_no_more(&delete.id);
         Ok(Outcome::Nothing)
     }
 }
@@ -119,9 +113,12 @@ impl Refused {
     }
 }
 
-/// Whether a quota counts a volume with these labels.
-pub(crate) fn selects(quota: &QuotaRecord, labels: &BTreeMap<String, String>) -> bool {
-    quota.selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+/// Whether a quota with this selector counts a volume with these labels.
+pub(crate) fn selects(
+    selector: &BTreeMap<String, String>,
+    labels: &BTreeMap<String, String>,
+) -> bool {
+    selector.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 
 fn check(quota: &QuotaRecord) -> Result<(), Refused> {

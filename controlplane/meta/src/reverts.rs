@@ -12,7 +12,7 @@ use basalt_api::v1::ErrorReason;
 impl MetaState {
     /// Volumes that have to be reverted.
     pub fn unsettled_reverts(&self) -> impl Iterator<Item = &VolumeRecord> {
-        self.volumes().filter(|volume| volume.revert.is_some() && !volume.deleting)
+        self.volumes.followed().reverting().filter(|volume| !volume.deleting)
     }
 
     pub(crate) fn revert_volume(
@@ -45,14 +45,12 @@ impl MetaState {
         if let (Some(first), false) = (later.first(), revert.drop_later) {
             return Err(later_snapshots(revert, &first.id, later.len()));
         }
-        let goes = |(of, at): &(u64, u32), snapshot: &SnapshotRecord| {
-            *of == number && *at > generation && !snapshot.deleting
-        };
-        for snapshot in self.snapshots.select(goes) {
+        let gone: Vec<(u64, u32)> = later.iter().map(|s| (s.volume, s.generation)).collect();
+        self.snapshots.change_each(gone, |snapshot| {
             snapshot.deleting = true;
             snapshot.revision = index;
-        }
-        let volume = find(&mut self.volumes, &revert.id)?;
+        });
+        let mut volume = find(&mut self.volumes, &revert.id)?;
         volume.revert = Some(RevertRecord { generation });
         volume.revision = index;
         Ok(Outcome::Volume(volume.clone()))
@@ -63,8 +61,7 @@ impl MetaState {
         index: u64,
         settle: &SettleRevert,
     ) -> Result<Outcome, Refused> {
-        let this = |v: &VolumeRecord| v.number == settle.volume;
-        let Some(volume) = self.volumes.select(|_, v| this(v)).next() else {
+        let Some(mut volume) = self.find_number(settle.volume) else {
             return Ok(Outcome::Nothing);
         };
         if volume.revert.as_ref().is_some_and(|revert| revert.generation == settle.generation) {

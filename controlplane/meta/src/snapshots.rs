@@ -6,7 +6,7 @@
 //! first of them goes on in the next one everywhere.
 
 use crate::rules;
-use crate::state::{MetaState, Outcome, Refused, being_deleted, find, refusal};
+use crate::state::{MetaState, Outcome, Refused, being_deleted, find, not_found, refusal};
 use basalt_api::meta::v1::{
     CreateSnapshot, DeleteSnapshot, DeleteVolume, PurgeSnapshot, SettleSnapshot, SnapshotRecord,
 };
@@ -31,6 +31,11 @@ impl MetaState {
         use std::ops::Bound::{Excluded, Included};
         let first = generation.map_or(Included((volume, 0)), |g| Excluded((volume, g)));
         self.snapshots.range((first, Included((volume, u32::MAX)))).map(|(_, snapshot)| snapshot)
+    }
+
+    /// The keys of a volume's snapshots.
+    pub(crate) fn snapshot_keys(&self, volume: u64) -> impl Iterator<Item = (u64, u32)> {
+        self.snapshots.range((volume, 0)..=(volume, u32::MAX)).map(|(key, _)| *key)
     }
 
     /// A volume's snapshot by the last part of its name.
@@ -60,7 +65,8 @@ impl MetaState {
         let held =
             |s: &SnapshotRecord| s.deleting && self.holds_clones(s.volume, Some(s.generation));
         let mut found: Vec<&SnapshotRecord> = Vec::new();
-        for snapshot in self.snapshots.values().filter(|s| (!s.ready || s.deleting) && !held(s)) {
+        let unsettled = self.snapshots.followed().unsettled();
+        for snapshot in unsettled.map(|key| &self.snapshots[key]).filter(|s| !held(s)) {
             let known = found.last().is_some_and(|last| last.volume == snapshot.volume);
             if !known && stays(snapshot.volume) {
                 found.push(snapshot);
@@ -85,8 +91,7 @@ impl MetaState {
     pub(crate) fn settle_snapshot(&mut self, settle: &SettleSnapshot) -> Result<Outcome, Refused> {
         // One that is being deleted, or gone, needs nothing any more; one of a cut is settled with the others.
         let found = self.snapshots.get_mut(&(settle.volume, settle.generation));
-        let waits = |s: &&mut SnapshotRecord| !s.ready && !s.deleting && s.cut == 0;
-        if let Some(snapshot) = found.filter(waits) {
+        if let Some(mut snapshot) = found.filter(|s| !s.ready && !s.deleting && s.cut == 0) {
             snapshot.ready = true;
         }
         Ok(Outcome::Nothing)
@@ -98,10 +103,9 @@ impl MetaState {
         delete: DeleteSnapshot,
     ) -> Result<Outcome, Refused> {
         self.check_no_clones(&delete.volume, Some(&delete.id))?;
-        let number = find(&mut self.volumes, &delete.volume)?.number;
-        let found = self.snapshot(number, &delete.id).map(|snapshot| (number, snapshot.generation));
-        let snapshot = found
-            .and_then(|key| self.snapshots.get_mut(&key))
+        let number = self.volume(&delete.volume).ok_or_else(|| not_found(&delete.volume))?.number;
+        let snapshot = self
+            .snapshot(number, &delete.id)
             .ok_or_else(|| Refused::snapshot_not_found(&delete.volume, &delete.id))?;
         let etag = etag_of_snapshot(snapshot);
         if !delete.etag.is_empty() && delete.etag != etag {
@@ -115,6 +119,8 @@ impl MetaState {
         if cut != 0 && !snapshot.deleting && !(delete.alone && ready) {
             return Err(in_cut(self, &delete, (number, cut), ready));
         }
+        let key = (number, snapshot.generation);
+        let mut snapshot = self.snapshots.get_mut(&key).expect("found above");
         if !snapshot.deleting {
             snapshot.deleting = true;
             snapshot.revision = index;
@@ -172,7 +178,7 @@ pub(crate) fn new_snapshot(
     (volume_id, id, labels): (String, String, BTreeMap<String, String>),
     cut: u64,
 ) -> Result<SnapshotRecord, Refused> {
-    let volume = find(&mut state.volumes, &volume_id)?;
+    let mut volume = find(&mut state.volumes, &volume_id)?;
     let snapshot = SnapshotRecord {
         volume: volume.number,
         volume_id,
@@ -188,6 +194,7 @@ pub(crate) fn new_snapshot(
     };
     volume.generation += 1;
     volume.revision = index;
+    drop(volume);
     state.snapshots.insert((snapshot.volume, snapshot.generation), snapshot.clone());
     Ok(snapshot)
 }
@@ -250,8 +257,8 @@ pub(crate) fn delete_with_volume(
     number: u64,
     delete: &DeleteVolume,
 ) -> Result<(), Refused> {
-    let all = || (number, 0)..=(number, u32::MAX);
-    let count = state.snapshots.range(all()).count();
+    let keys: Vec<(u64, u32)> = state.snapshot_keys(number).collect();
+    let count = keys.len();
     if count > 0 && !delete.with_snapshots {
         return Err(refusal(
             ErrorReason::VolumeHasSnapshots,
@@ -267,9 +274,9 @@ pub(crate) fn delete_with_volume(
     while let Some(cut) = state.cut_under_way(number) {
         state.abandon_cut(index, cut);
     }
-    for snapshot in state.snapshots.select(|(volume, _), _| *volume == number) {
+    state.snapshots.change_each(keys, |snapshot| {
         snapshot.deleting = true;
         snapshot.revision = index;
-    }
+    });
     Ok(())
 }

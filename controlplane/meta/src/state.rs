@@ -1,23 +1,24 @@
 //! The state and how entries change it.
 
+use crate::index::{SnapshotsBy, VolumesBy};
 use crate::requests::{Known, Requests};
 use crate::rules;
 use crate::tokens::Tokens;
-use crate::tracked::Tracked;
+use crate::tracked::{Shared, Touched, Tracked};
 use basalt_api::meta::v1::entry::Op;
 use basalt_api::meta::v1::{
     AttachVolume, AttachmentRecord, ClassRecord, CreateVolume, DeleteVolume, DetachVolume, Entry,
-    EventRecord, OperationRecord, QuotaRecord, ResizeVolume, SnapshotRecord, TokenRecord,
-    VolumeRecord,
+    EventRecord, OperationRecord, QuotaRecord, ResizeVolume, SnapshotRecord,
+    TokenRecord, VolumeRecord,
 };
 use basalt_api::v1::{ClusterSpec, ErrorReason, Member};
 use prost::Message;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// Version of the entries that this state machine writes.
 pub const ENTRY_VERSION: u32 = 1;
 /// The most volumes of a cluster.
-const VOLUMES_MAX: usize = 20_000;
+const VOLUMES_MAX: usize = 100_000;
 
 /// Why an entry changed nothing.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,7 +37,7 @@ pub enum Outcome {
     /// Nothing that has an answer.
     Nothing,
     /// The volume as the change left it.
-    Volume(VolumeRecord),
+    Volume(Shared<VolumeRecord>),
     /// The snapshot as the change left it.
     Snapshot(SnapshotRecord),
     /// The snapshots of a cut as the change left them.
@@ -60,9 +61,9 @@ pub struct MetaState {
     pub(crate) cluster: Option<ClusterSpec>,
     pub(crate) map_version: u64,
     pub(crate) last_volume: u64,
-    pub(crate) volumes: Tracked<String, VolumeRecord>,
+    pub(crate) volumes: Tracked<String, Shared<VolumeRecord>, VolumesBy>,
     /// By the volume's number and their generation.
-    pub(crate) snapshots: Tracked<(u64, u32), SnapshotRecord>,
+    pub(crate) snapshots: Tracked<(u64, u32), SnapshotRecord, SnapshotsBy>,
     pub(crate) classes: Tracked<String, ClassRecord>,
     pub(crate) quotas: Tracked<String, QuotaRecord>,
     /// By number; those that ended are forgotten one after the other.
@@ -70,21 +71,12 @@ pub struct MetaState {
     /// By number, the newest.
     pub(crate) events: Tracked<u64, EventRecord>,
     pub(crate) last_event: u64,
-    /// What follows from the records, so that they are found.
-    pub(crate) index: Index,
+    /// Those under way: the number of the volume that they are about (0: none), and their own.
+    pub(crate) open: BTreeSet<(u64, u64)>,
     /// Members by name, and the index of the entry that changed what is said of them last.
     pub(crate) member_revisions: Tracked<String, u64>,
     pub(crate) tokens: Tokens,
     pub(crate) requests: Requests,
-}
-
-/// What follows from the records, kept so that they are found quickly.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Index {
-    /// The names of volumes by their numbers.
-    pub(crate) ids: BTreeMap<u64, String>,
-    /// Operations under way: the number of the volume that they are about (0: none), and their own.
-    pub(crate) open: BTreeSet<(u64, u64)>,
 }
 
 /// The bytes of an entry.
@@ -130,7 +122,38 @@ impl MetaState {
 
     /// The volumes in the order of their names.
     pub fn volumes(&self) -> impl Iterator<Item = &VolumeRecord> {
-        self.volumes.values()
+        self.volumes.values().map(|volume| &**volume)
+    }
+
+    /// How many volumes there are.
+    pub fn volume_count(&self) -> usize {
+        self.volumes.len()
+    }
+
+    /// The sizes of all volumes together, in bytes.
+    pub fn provisioned_bytes(&self) -> u64 {
+        self.volumes.followed().provisioned_bytes()
+    }
+
+    /// How many volumes are attached.
+    pub fn attached_count(&self) -> usize {
+        self.volumes.followed().attached_count()
+    }
+
+    /// The volumes that are attached to a host, by number.
+    pub fn attached_to(&self, host: &str) -> impl Iterator<Item = &VolumeRecord> {
+        self.volumes.followed().attached_to(host)
+    }
+
+    /// The hosts to which volumes are attached, with how many.
+    pub fn hosts(&self) -> impl Iterator<Item = (&str, usize)> {
+        self.volumes.followed().hosts()
+    }
+
+    /// Whether everything that is kept beside the records is what they come to. Looks at all of them.
+    pub fn indexes_are_exact(&self) -> bool {
+        let volumes = self.volumes.followed();
+        self.volumes.is_exact() && self.snapshots.is_exact() && volumes.counts_are_exact()
     }
 
     /// Volumes whose names come after `id`, in order.
@@ -138,7 +161,7 @@ impl MetaState {
         use std::ops::Bound;
         self.volumes
             .range::<str, _>((Bound::Excluded(id), Bound::Unbounded))
-            .map(|(_, volume)| volume)
+            .map(|(_, volume)| &**volume)
     }
 
     /// Index of the entry that changed a member, or where groups are, last.
@@ -148,12 +171,12 @@ impl MetaState {
 
     /// A volume by the last part of its name.
     pub fn volume(&self, id: &str) -> Option<&VolumeRecord> {
-        self.volumes.get(id)
+        self.volumes.get(id).map(|volume| &**volume)
     }
 
     /// A volume by its number.
     pub fn volume_by_number(&self, number: u64) -> Option<&VolumeRecord> {
-        self.volumes.get(self.index.ids.get(&number)?)
+        self.volumes.followed().number(number).map(|volume| &**volume)
     }
 
     /// Applies the entry at `index`. Bytes that are no entry change nothing, on every node alike.
@@ -304,7 +327,7 @@ impl MetaState {
         }
         self.check_quotas(&create.id, &create.labels, size_bytes)?;
         let number = self.last_volume + 1;
-        let volume = VolumeRecord {
+        let volume = Shared::new(VolumeRecord {
             number,
             id: create.id.clone(),
             size_bytes,
@@ -323,21 +346,20 @@ impl MetaState {
             storage_class,
             qos: create.qos,
             failover: create.failover,
-        };
+        });
         if self.effective_qos(&volume).iops_min > 0 {
             self.check_minimums(Some(&volume), None)?;
         }
         self.last_volume = number;
-        self.index.ids.insert(volume.number, volume.id.clone());
         self.volumes.insert(create.id, volume.clone());
         Ok(Outcome::Volume(volume))
     }
 
     fn delete_volume(&mut self, index: u64, delete: DeleteVolume) -> Result<Outcome, Refused> {
         self.check_no_clones(&delete.id, None)?;
-        let volume = find(&mut self.volumes, &delete.id)?;
-        check_etag(volume, &delete.etag)?;
-        if let Some(attachment) = &volume.attachment {
+        let known = self.volumes.get(&delete.id).ok_or_else(|| not_found(&delete.id))?;
+        check_etag(known, &delete.etag)?;
+        if let Some(attachment) = &known.attachment {
             return Err(refusal(
                 ErrorReason::VolumeAttached,
                 format!(
@@ -347,14 +369,13 @@ impl MetaState {
                 vec![("volume", delete.id), ("host", attachment.host.clone())],
             ));
         }
-        if !volume.deleting {
-            let number = volume.number;
-            crate::snapshots::delete_with_volume(self, index, number, &delete)?;
-            let volume = find(&mut self.volumes, &delete.id)?;
-            volume.deleting = true;
-            volume.revision = index;
-            return Ok(Outcome::Volume(volume.clone()));
+        if known.deleting {
+            return Ok(Outcome::Volume(known.clone()));
         }
+        crate::snapshots::delete_with_volume(self, index, known.number, &delete)?;
+        let mut volume = find(&mut self.volumes, &delete.id)?;
+        volume.deleting = true;
+        volume.revision = index;
         Ok(Outcome::Volume(volume.clone()))
     }
 
@@ -366,17 +387,16 @@ impl MetaState {
         rules::check_size(resize.size_bytes).map_err(|e| {
             refusal(ErrorReason::InvalidField, e, vec![("field", "size_bytes".to_owned())])
         })?;
-        let number = find(&mut self.volumes, &resize.id)?.number;
-        let busy = self.cut_under_way(number).is_some();
         let volume = self.volume(&resize.id).ok_or_else(|| not_found(&resize.id))?;
+        let busy = self.cut_under_way(volume.number).is_some();
         let allowed = self.check_quotas(&resize.id, &volume.labels, resize.size_bytes);
-        let volume = find(&mut self.volumes, &resize.id)?;
-        check_etag(volume, &resize.etag)?;
+        let mut volume = find(&mut self.volumes, &resize.id)?;
+        check_etag(&volume, &resize.etag)?;
         if volume.deleting {
             return Err(being_deleted(&resize.id, "resized"));
         }
         if busy || volume.revert.is_some() {
-            return Err(Refused::volume_busy(volume, "resized"));
+            return Err(Refused::volume_busy(&volume, "resized"));
         }
         if resize.size_bytes < volume.size_bytes {
             // What is behind the new end would be lost, and would be there again after the next growth.
@@ -401,7 +421,7 @@ impl MetaState {
     fn raise_epoch(&mut self, index: u64, number: u64) -> Result<Outcome, Refused> {
         let id = self.volume_by_number(number).filter(|v| v.deleting || v.revert.is_some());
         let volume = id.map(|v| v.id.clone()).and_then(|id| self.volumes.get_mut(&id));
-        let Some(volume) = volume else {
+        let Some(mut volume) = volume else {
             let message = format!("no volume of number {number} is being deleted or reverted");
             return Err(refusal(ErrorReason::VolumeNotFound, message, vec![]));
         };
@@ -418,10 +438,10 @@ impl MetaState {
         let going = self.volume_by_number(number).filter(|volume| volume.deleting);
         if let Some(id) = going.map(|volume| volume.id.clone()) {
             self.volumes.remove(&id);
-            self.index.ids.remove(&number);
         }
         if self.volume_by_number(number).is_none() {
-            self.snapshots.retain(|(volume, _), _| *volume != number);
+            let keys: Vec<(u64, u32)> = self.snapshot_keys(number).collect();
+            keys.iter().for_each(|key| self.snapshots.remove(key));
         }
         Ok(Outcome::Nothing)
     }
@@ -436,14 +456,14 @@ impl MetaState {
             refusal(ErrorReason::InvalidField, e, vec![("field", "host".to_owned())])
         })?;
         let free = self.volume(&attach.id).is_some_and(|v| self.may_take(v.attachment.as_ref()));
-        let volume = find(&mut self.volumes, &attach.id)?;
-        check_etag(volume, &attach.etag)?;
+        let mut volume = find(&mut self.volumes, &attach.id)?;
+        check_etag(&volume, &attach.etag)?;
         if volume.deleting {
             return Err(being_deleted(&attach.id, "attached"));
         }
-        crate::clones::check_begun(volume)?;
+        crate::clones::check_begun(&volume)?;
         if volume.revert.is_some() {
-            return Err(Refused::volume_busy(volume, "attached"));
+            return Err(Refused::volume_busy(&volume, "attached"));
         }
         let current = volume.attachment.as_ref();
         let epoch_now = current.map_or(0, |a| a.epoch);
@@ -476,8 +496,8 @@ impl MetaState {
     }
 
     fn detach_volume(&mut self, index: u64, detach: DetachVolume) -> Result<Outcome, Refused> {
-        let volume = find(&mut self.volumes, &detach.id)?;
-        check_etag(volume, &detach.etag)?;
+        let mut volume = find(&mut self.volumes, &detach.id)?;
+        check_etag(&volume, &detach.etag)?;
         let Some(current) = &volume.attachment else {
             return Ok(Outcome::Volume(volume.clone()));
         };
@@ -492,11 +512,22 @@ impl MetaState {
     }
 }
 
+/// A volume that may be changed.
+pub(crate) type Found<'a> = Touched<'a, String, Shared<VolumeRecord>, VolumesBy>;
+
 pub(crate) fn find<'a>(
-    volumes: &'a mut Tracked<String, VolumeRecord>,
+    volumes: &'a mut Tracked<String, Shared<VolumeRecord>, VolumesBy>,
     id: &str,
-) -> Result<&'a mut VolumeRecord, Refused> {
+) -> Result<Found<'a>, Refused> {
     volumes.get_mut(id).ok_or_else(|| not_found(id))
+}
+
+impl MetaState {
+    /// A volume by its number, to be changed.
+    pub(crate) fn find_number(&mut self, number: u64) -> Option<Found<'_>> {
+        let id = self.volume_by_number(number)?.id.clone();
+        self.volumes.get_mut(&id)
+    }
 }
 
 /// The refusal for a volume that does not exist.

@@ -59,10 +59,10 @@ impl MetaState {
             let (id, etag) = (update.id.clone(), String::new());
             self.resize_volume(index, ResizeVolume { id, size_bytes, etag })?;
         }
-        let volume = find(&mut self.volumes, &update.id)?;
+        let mut volume = find(&mut self.volumes, &update.id)?;
         let settled =
             |v: &VolumeRecord| (v.labels.clone(), v.qos, v.storage_class.clone(), v.failover);
-        let before = settled(volume);
+        let before = settled(&volume);
         if update.fields.iter().any(|name| name == "labels") {
             volume.labels = update.labels;
         }
@@ -75,7 +75,7 @@ impl MetaState {
         if update.fields.iter().any(|name| name == "failover") {
             volume.failover = update.failover;
         }
-        if before != settled(volume) {
+        if before != settled(&volume) {
             volume.revision = index;
         }
         Ok(Outcome::Volume(volume.clone()))

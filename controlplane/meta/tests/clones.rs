@@ -21,12 +21,14 @@ impl Machine {
     fn run(&mut self, op: Op) -> Outcome {
         self.index += 1;
         let entry = Entry { version: ENTRY_VERSION, now_ms: 1, op: Some(op), ..Entry::default() };
-        self.state.apply(self.index, &encode(&entry))
+        let outcome = self.state.apply(self.index, &encode(&entry));
+        assert!(self.state.indexes_are_exact());
+        outcome
     }
 
     fn volume(&mut self, op: Op) -> VolumeRecord {
         match self.run(op) {
-            Outcome::Volume(volume) => volume,
+            Outcome::Volume(volume) => volume.into_inner(),
             other => panic!("expected a volume, got {other:?}"),
         }
     }

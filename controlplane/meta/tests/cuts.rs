@@ -27,7 +27,9 @@ impl Machine {
         self.index += 1;
         let entry =
             Entry { version: ENTRY_VERSION, request_id: String::new(), now_ms: 1, op: Some(op) };
-        self.state.apply(self.index, &encode(&entry))
+        let outcome = self.state.apply(self.index, &encode(&entry));
+        assert!(self.state.indexes_are_exact());
+        outcome
     }
 
     fn done(&mut self, op: Op) -> Outcome {

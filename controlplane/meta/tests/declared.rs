@@ -28,6 +28,7 @@ impl Machine {
         let now_ms = self.index as i64 * 10;
         let entry = Entry { version: ENTRY_VERSION, now_ms, op: Some(op), ..Entry::default() };
         let outcome = self.state.apply(self.index, &encode(&entry));
+        assert!(self.state.indexes_are_exact());
         let changed = self.state.take_changes();
         self.feed.take(self.index, changed);
         outcome
@@ -35,7 +36,7 @@ impl Machine {
 
     fn volume(&mut self, op: Op) -> VolumeRecord {
         match self.run(op) {
-            Outcome::Volume(volume) => volume,
+            Outcome::Volume(volume) => volume.into_inner(),
             other => panic!("expected a volume, got {other:?}"),
         }
     }

@@ -45,7 +45,9 @@ impl Machine {
     fn run(&mut self, op: Op) -> Outcome {
         self.index += 1;
         let entry = Entry { version: ENTRY_VERSION, now_ms: 1, op: Some(op), ..Entry::default() };
-        self.state.apply(self.index, &encode(&entry))
+        let outcome = self.state.apply(self.index, &encode(&entry));
+        assert!(self.state.indexes_are_exact());
+        outcome
     }
 
     /// What the reconcilers would write down next, if what they do in the groups is done.

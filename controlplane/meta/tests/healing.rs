@@ -52,12 +52,14 @@ impl Machine {
         self.index += 1;
         let now_ms = self.index as i64 * 1000;
         let entry = Entry { version: ENTRY_VERSION, now_ms, op: Some(op), ..Entry::default() };
-        self.state.apply(self.index, &encode(&entry))
+        let outcome = self.state.apply(self.index, &encode(&entry));
+        assert!(self.state.indexes_are_exact());
+        outcome
     }
 
     fn volume(&mut self, op: Op) -> VolumeRecord {
         match self.run(op) {
-            Outcome::Volume(volume) => volume,
+            Outcome::Volume(volume) => volume.into_inner(),
             other => panic!("expected a volume, got {other:?}"),
         }
     }

@@ -47,6 +47,7 @@ impl Machine {
         self.index += 1;
         let entry = Entry { version: ENTRY_VERSION, now_ms: 1, op: Some(op), ..Entry::default() };
         let outcome = self.state.apply(self.index, &encode(&entry));
+        assert!(self.state.indexes_are_exact());
         layout::validate(self.spec()).expect("the record stays valid");
         outcome
     }

@@ -30,7 +30,9 @@ impl Machine {
         self.index += 1;
         let request_id = request_id.to_owned();
         let entry = Entry { version: ENTRY_VERSION, request_id, now_ms, op: Some(op) };
-        self.state.apply(self.index, &encode(&entry))
+        let outcome = self.state.apply(self.index, &encode(&entry));
+        assert!(self.state.indexes_are_exact());
+        outcome
     }
 
     fn run(&mut self, op: Op) -> Outcome {
@@ -39,7 +41,7 @@ impl Machine {
 
     fn volume(&mut self, op: Op) -> VolumeRecord {
         match self.run(op) {
-            Outcome::Volume(volume) => volume,
+            Outcome::Volume(volume) => volume.into_inner(),
             other => panic!("expected a volume, got {other:?}"),
         }
     }
@@ -391,6 +393,7 @@ proptest! {
             let before = m.state.clone();
             let outcome = m.state.apply(m.index, &bytes);
             prop_assert_eq!(&outcome, &replay.apply(m.index, &bytes));
+            prop_assert!(m.state.indexes_are_exact());
             prop_assert_eq!(&m.state, &replay);
             if let Outcome::Refused(_) = outcome {
                 prop_assert!(before.volumes().eq(m.state.volumes()), "a refusal changes nothing");

@@ -44,7 +44,7 @@ fn shown(state: &MetaState, observed: &Cluster) -> Pool {
         replicas: replicas as u32,
         group_count: spec.group_count,
         nodes: spec.members.iter().map(|m| format!("nodes/{}", m.name)).collect(),
-        provisioned_bytes: state.volumes().map(|volume| volume.size_bytes).sum(),
+        provisioned_bytes: state.provisioned_bytes(),
         capacity_bytes: spaces().map(|space| space.capacity_bytes).sum::<u64>() / copies,
         used_bytes: spaces().map(|space| space.live_bytes).sum::<u64>() / copies,
     }

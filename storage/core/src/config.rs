@@ -61,12 +61,17 @@ pub struct GroupConfig {
     /// goes as far it has no say in elections: it may have been here before, and does not hold what it
     /// promised then. Nothing for a founder.
     pub since: (Term, LogIndex),
+    /// Term and index of the entry at which the group began anew, from a state that came another way; zeros for one
+    /// that never did. Whatever a lower term left of it on the device or in the store is not of it any more. To be
+    /// given at each start, the same to all replicas, higher than all that any of them ever had.
+    pub begins: (Term, LogIndex),
 }
 
 impl GroupConfig {
     /// A group as its founders see it.
     pub fn new(id: GroupId, voters: Vec<Address>) -> GroupConfig {
-        GroupConfig { id, voters, since: (Term(0), LogIndex(0)) }
+        let zero = (Term(0), LogIndex(0));
+        GroupConfig { id, voters, since: zero, begins: zero }
     }
 
     /// The address of one of them.

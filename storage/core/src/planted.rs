@@ -144,6 +144,8 @@ pub enum Bug {
     CommandsForgottenEarly,
     /// A replica of the metadata group goes over to a later entry before the control plane has the state as of it.
     MetadataNotAwaited,
+    /// A group that began anew goes on with what the device holds of before.
+    BeginningIgnored,
     /// A leader that is much slower than the others goes on leading.
     SlowLeaderStays,
     /// A leader that is slow hands over although the others are no faster.

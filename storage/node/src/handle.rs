@@ -6,6 +6,7 @@ use crate::reactor::{Bound, Reactor};
 use crate::status::ReactorStatus;
 use crate::sys;
 use basalt_core::event::{Effect, Event};
+use basalt_core::shard::HeldGroup;
 use std::any::Any;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -24,6 +25,7 @@ pub(crate) enum Mail {
     Tenant(usize, Box<dyn Any + Send>),
     Routes(Routes),
     Status(Sender<Box<ReactorStatus>>),
+    Held(Sender<Vec<HeldGroup>>),
     Stop,
     Kill,
     Panic(String),
@@ -65,6 +67,17 @@ impl Mailbox {
         self.send(Mail::Status(sender));
         match answer.recv_timeout(STATUS_TIME) {
             Ok(status) => Ok(*status),
+            Err(RecvTimeoutError::Timeout) => Err(NodeError::Timeout(STATUS_TIME)),
+            Err(RecvTimeoutError::Disconnected) => Err(NodeError::Ended(self.reason())),
+        }
+    }
+
+    /// What the shard's replicas hold of volumes. Looks at all of them, and waits for the reactor to answer.
+    pub fn held(&self) -> Result<Vec<HeldGroup>, NodeError> {
+        let (sender, answer) = channel();
+        self.send(Mail::Held(sender));
+        match answer.recv_timeout(STATUS_TIME) {
+            Ok(held) => Ok(held),
             Err(RecvTimeoutError::Timeout) => Err(NodeError::Timeout(STATUS_TIME)),
             Err(RecvTimeoutError::Disconnected) => Err(NodeError::Ended(self.reason())),
         }

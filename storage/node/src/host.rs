@@ -4,7 +4,7 @@ use crate::config::{FormatPolicy, NodeError, ShardSetup};
 use crate::status::{HostState, HostStatus};
 use basalt_core::config::ShardConfig;
 use basalt_core::event::{Effect, Event, ProposeError};
-use basalt_core::shard::{Phase, Shard};
+use basalt_core::shard::{HeldGroup, Phase, Shard};
 use basalt_device::{Completion, Device, DeviceSpec, Ring};
 use basalt_wire::block::BLOCK_BYTES;
 use basalt_wire::buffer::IoBuf;
@@ -108,6 +108,10 @@ impl Host {
             state: self.state.clone(),
             shard: self.shard.as_ref().map(Shard::status),
         }
+    }
+
+    pub(crate) fn held(&self) -> Vec<HeldGroup> {
+        self.shard.as_ref().map(Shard::held_groups).unwrap_or_default()
     }
 
     pub(crate) fn event(&mut self, now: Time, event: Event) {

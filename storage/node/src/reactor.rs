@@ -404,6 +404,11 @@ impl Reactor {
                     // An asker that has given up needs no answer.
                     let _ = asker.send(Box::new(self.status(now)));
                 }
+                Mail::Held(asker) => {
+                    let held = self.host.as_ref().map(Host::held).unwrap_or_default();
+                    // As above.
+                    let _ = asker.send(held);
+                }
                 Mail::Stop => self.begin_stop(now),
                 Mail::Kill => self.begin_closing(now),
                 Mail::Panic(text) => panic!("{text}"),

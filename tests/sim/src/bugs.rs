@@ -73,6 +73,7 @@ pub const ALL: [(Bug, &str); 71] = [
     (Bug::PageLeavesEarly, "page-leaves-early"),
     (Bug::CommandsForgottenEarly, "commands-forgotten-early"),
     (Bug::MetadataNotAwaited, "metadata-not-awaited"),
+    (Bug::BeginningIgnored, "beginning-ignored"),
     (Bug::SlowLeaderStays, "slow-leader-stays"),
     (Bug::HandsOverWhenAllSlow, "hands-over-when-all-slow"),
 ];

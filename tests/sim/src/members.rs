@@ -161,7 +161,10 @@ impl World {
         let held = &mut self.nodes[n].config.groups;
         if !held.iter().any(|config| config.id == group) {
             let voters = self.moves.founders[number].clone();
-            held.push(GroupConfig { id: group, voters, since: (seen.term, seen.applied) });
+            held.push(GroupConfig {
+                since: (seen.term, seen.applied),
+                ..GroupConfig::new(group, voters)
+            });
         }
         let config = held.iter().find(|config| config.id == group).expect("seen or pushed").clone();
         if self.status_of(n, group).is_none() {

@@ -24,6 +24,11 @@ pub struct State {
 }
 
 impl State {
+    /// One that came another way.
+    pub fn restored(index: u64, digest: u64) -> State {
+        State { index, digest }
+    }
+
     fn with(self, command: &[u8]) -> State {
         let index = self.index + 1;
         State { index, digest: mix(self.digest ^ u64::from(crc32c(command)) ^ index << 32) }

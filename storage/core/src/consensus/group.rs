@@ -79,6 +79,8 @@ pub struct Group {
     pub(super) addresses: BTreeMap<NodeId, Address>,
     /// It has no say in elections before its log goes so far.
     pub(super) since: (Term, LogIndex),
+    /// See [`GroupConfig::begins`].
+    pub(super) begins: (Term, LogIndex),
     /// Whether the replica was removed.
     pub(super) retired: bool,
     /// Whether it was removed before, and came back since the shard was opened.
@@ -152,10 +154,16 @@ impl Group {
     /// A replica before its log was replayed.
     pub fn new(config: &GroupConfig, slot: usize, cx: &Cx<'_>) -> Group {
         let founders = Membership::new(config.voters.clone(), Vec::new());
+        let mut replica = Replica::new(cx.shared.planted);
+        let ignored = cx.shared.planted.is(Bug::BeginningIgnored);
+        let begins = if ignored { (Term(0), LogIndex(0)) } else { config.begins };
+        if begins.1 > LogIndex(0) {
+            replica.start_at(begins.1, &[]);
+        }
         Group {
             id: config.id,
             slot,
-            replica: Replica::new(cx.shared.planted),
+            replica,
             dirty: false,
             asleep: false,
             members: founders.clone(),
@@ -164,6 +172,7 @@ impl Group {
             addresses: addresses_of(&founders),
             founders,
             since: config.since,
+            begins,
             retired: false,
             returned: false,
             raft: None,
@@ -575,6 +584,15 @@ impl Group {
     /// Whether this replica leads.
     pub fn leads(&self) -> bool {
         self.role() == Role::Leader
+    }
+
+    /// Whether it has applied all that it knows to be committed, with an entry of its own term among it: as a
+    /// leader it lacks nothing then that was committed before.
+    pub fn has_applied_its_term(&self) -> bool {
+        let Some(raft) = &self.raft else { return false };
+        let log = &raft.raft.raft_log;
+        let own_term = log.term(log.committed).is_ok_and(|term| term == raft.raft.term);
+        own_term && self.replica.applied().0 >= log.committed
     }
 
     /// Whether it led a moment ago and does not know yet who leads now.

@@ -32,6 +32,8 @@ pub struct OpenState {
     owed: Option<(u64, u64)>,
     /// Blocks that were moved, in order, and where they stand.
     moves: Vec<(Bytes, Location)>,
+    /// Where the group began anew: what has a lower term is not of it.
+    begins: (Term, LogIndex),
 }
 
 /// The checkpoint that a group starts from.
@@ -85,7 +87,18 @@ impl OpenState {
             base: None,
             owed: None,
             moves: Vec::new(),
+            begins: (Term(0), LogIndex(0)),
         }
+    }
+
+    /// The group began anew at an entry, see [`crate::config::GroupConfig::begins`].
+    fn beginning_at(mut self, begins: (Term, LogIndex)) -> OpenState {
+        if begins.1 > LogIndex(0) {
+            self.begins = begins;
+            self.table.start_at(begins.1.0 + 1, begins.0.0);
+            self.hard = HardState { term: begins.0, vote: NodeId(0), commit: begins.1 };
+        }
+        self
     }
 
     /// What was moved, in order.
@@ -102,6 +115,10 @@ impl OpenState {
     /// everything is part of it.
     pub fn restore(&mut self, snapshot: &mut GroupSnapshot) {
         let manifest = &snapshot.manifest;
+        if manifest.hard.term < self.begins.0 {
+            mark!("checkpoint of a group before it began anew");
+            return;
+        }
         let Some(members) = &snapshot.members else {
             let HardStateFields { term, vote, commit } = manifest.hard;
             self.remember(HardState { term, vote, commit });
@@ -174,6 +191,15 @@ impl OpenState {
         blocks: u32,
         data_at: DataLocation,
     ) {
+        let term = match &record {
+            Record::HardState { state, .. } => state.term,
+            Record::Entry { term, .. } => *term,
+            Record::Moved { .. } => self.begins.0,
+        };
+        if term < self.begins.0 {
+            mark!("record of a group before it began anew");
+            return;
+        }
         match record {
             Record::HardState { state, .. } => self.hard = state,
             Record::Moved { data, .. } => self.moves.push((data, location)),
@@ -205,6 +231,11 @@ impl OpenState {
 
     /// Takes a report of damage that concerns the group.
     pub fn damaged(&mut self, damage: &Damage) {
+        let known = damage.group.is_some() && !damage.vote_lost;
+        if known && damage.last_known > LogIndex(0) && damage.last_known <= self.begins.1 {
+            mark!("damage to a group before it began anew");
+            return;
+        }
         // What was lost of a group that is not known may have replaced any entry replayed before it:
         // then none of them may be believed.
         let unknown = if damage.group.is_some() { self.table.last() + 1 } else { 1 };
@@ -226,8 +257,9 @@ impl OpenState {
         }
         let mut impaired = None;
         if let Some((first, last_known, mute)) = self.damage {
-            if first.max(1) <= self.table.last() {
-                self.table.truncate(first.max(1));
+            let first = first.max(self.begins.1.0 + 1);
+            if first <= self.table.last() {
+                self.table.truncate(first);
             }
             impaired = Some(Impaired::new(self.table.last(), last_known.max(self.highest)));
             impaired.iter_mut().for_each(|impaired| impaired.mute = mute);
@@ -256,6 +288,16 @@ impl OpenState {
 }
 
 impl Group {
+    /// What its records are gathered in while the log is replayed.
+    pub fn opening(&self) -> OpenState {
+        OpenState::new(self.id, &self.founders).beginning_at(self.begins)
+    }
+
+    /// Whether a checkpoint is of before it began anew.
+    pub fn is_older(&self, snapshot: &GroupSnapshot) -> bool {
+        snapshot.manifest.hard.term < self.begins.0
+    }
+
     /// Whether the replica takes no part at all.
     pub(super) fn is_mute(&self) -> bool {
         self.impaired.is_some_and(|impaired| impaired.mute)

@@ -9,6 +9,7 @@ mod clones;
 mod cold;
 mod flatten;
 mod generations;
+mod held;
 mod lost;
 mod moves;
 mod pages;
@@ -18,6 +19,7 @@ mod watch;
 
 pub use changes::DirtyPages;
 pub use cold::PageKey;
+pub use held::HeldVolume;
 pub use lost::ToldGranule;
 pub use pages::Told;
 pub use read::{Plan, ReadError};

@@ -3,7 +3,7 @@
 use super::{Phase, Shard};
 use crate::checkpoint::{SaveError, Snapshot, StoreDone, StoreOp};
 use crate::config::{GroupConfig, Scrubbing, ShardConfig};
-use crate::consensus::{Cx, OpenState};
+use crate::consensus::Cx;
 use crate::event::Effect;
 use crate::log::{self, HardState, Log, OpenReport};
 use crate::mark;
@@ -120,7 +120,7 @@ impl Shard {
     /// Sets what the log's records are added to.
     fn begin_groups(&mut self) {
         for (group, state) in self.groups.iter().zip(&mut self.opening) {
-            *state = OpenState::new(group.id, group.founders());
+            *state = group.opening();
             let part = self.start.snapshot.as_mut().and_then(|s| s.groups.get_mut(&group.id));
             if let Some(part) = part {
                 state.restore(part);
@@ -168,6 +168,8 @@ impl Shard {
         self.taker.started_from(&snapshot.manifest);
         for group in &mut self.groups {
             match snapshot.groups.remove(&group.id) {
+                // What the store holds of it is to go, and not to be taken for what follows.
+                Some(part) if group.is_older(&part) => self.taker.write_anew(),
                 Some(part) if part.members.is_some() => group.restore(part),
                 _ => {}
             }

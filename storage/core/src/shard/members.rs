@@ -2,7 +2,7 @@
 
 use super::Shard;
 use crate::config::GroupConfig;
-use crate::consensus::{Cx, Group, OpenState};
+use crate::consensus::{Cx, Group};
 use crate::event::Effect;
 use crate::mark;
 use crate::shard::GroupStatus;
@@ -27,7 +27,7 @@ impl Shard {
         let slot = self.groups.len();
         let mut cx = Cx { shared: &mut self.shared, now, out };
         let mut group = Group::new(config, slot, &cx);
-        let mut state = OpenState::new(group.id, group.founders());
+        let mut state = group.opening();
         if let Some(hard) = self.departed.remove(&config.id) {
             mark!("replica comes back");
             state.remember(hard);

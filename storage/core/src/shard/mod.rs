@@ -4,6 +4,7 @@ mod admission;
 mod checkpoints;
 mod cleaning;
 mod filling;
+mod held;
 mod log_events;
 mod members;
 mod memory;
@@ -17,6 +18,7 @@ mod surveying;
 mod tests;
 
 pub use cleaning::totals;
+pub use held::HeldGroup;
 pub use memory::IndexStatus;
 pub use space::{Space, VolumeSpace};
 pub use status::{GroupRole, GroupStatus, Phase, ProposedCounts, ScrubStatus, ShardStatus};
@@ -133,7 +135,7 @@ impl Shard {
             index_bytes: config.index_bytes,
             next_cooled: 0,
             admission: Admission::default(),
-            opening: groups.iter().map(|g| OpenState::new(g.id, g.founders())).collect(),
+            opening: groups.iter().map(Group::opening).collect(),
             groups,
             shared,
             phase: Phase::Opening,

@@ -3,6 +3,7 @@
 use super::{Scenario, dice, with_checkpoints};
 use crate::disk::CutPolicy;
 use crate::event::Who;
+use crate::metadata::State;
 use crate::node::address;
 use crate::script::{Script, Setup};
 use crate::world::World;
@@ -21,6 +22,7 @@ pub(super) fn all() -> Vec<Scenario> {
         s("crashes-while-metadata-state-is-fetched", 12, crashes),
         s("new-node-behind-the-metadata-log", 6, new_node),
         s("metadata-state-lost-at-one-node", 8, lost_state),
+        s("metadata-group-begins-anew", 12, begins_anew),
     ]
 }
 
@@ -175,7 +177,7 @@ fn new_node(set: Setup) -> World {
         };
         if !seen.members.learners.is_empty() && status(&s, new).is_none() {
             let since: (Term, LogIndex) = (seen.term, seen.applied);
-            let config = GroupConfig { id: group, voters: founders.clone(), since };
+            let config = GroupConfig { since, ..GroupConfig::new(group, founders.clone()) };
             s.world.nodes[new].config.groups.push(config.clone());
             s.world.give(new, Event::Join(config), 0);
             all.push(address(new));
@@ -221,6 +223,53 @@ fn lost_state(set: Setup) -> World {
     s.start(victim);
     propose(&mut s, 20);
     whole(&mut s, victim, 30_000);
+    restart_all(&mut s);
+    s.end()
+}
+
+/// All nodes stop and go on from a state that came another way, with what they had of the group still on their devices
+/// and in their checkpoints; twice, the second time from a later one. In between they crash.
+fn begins_anew(set: Setup) -> World {
+    let mut s = begin(set, 0);
+    let mut dice = dice(set.seed);
+    propose(&mut s, 30);
+    if dice.chance(0.5) {
+        forget(&mut s, LogIndex(8));
+    }
+    for round in 1..=2 {
+        let all = 0..s.world.nodes.len();
+        for n in all.clone() {
+            match dice.chance(0.5) {
+                true => s.kill(n),
+                false => s.power_cut(n, *dice.pick(&CutPolicy::ALL)),
+            }
+        }
+        let begins = (Term(round << 40), LogIndex(round << 40));
+        for n in all.clone() {
+            let node = &mut s.world.nodes[n];
+            let held = node.config.groups.iter_mut().find(|group| group.id == GroupId::METADATA);
+            held.expect("every node of the scenario holds it").begins = begins;
+            node.store.metadata = State::restored(begins.1.0, round);
+        }
+        for _ in 0..3 {
+            all.clone().for_each(|n| s.start(n));
+            leader(&mut s);
+            propose(&mut s, dice.within(1, 40) as u32);
+            s.pass(dice.within(1, 2_000));
+            let victim = dice.within(0, 2) as Who;
+            s.kill(victim);
+            s.pass(dice.within(1, 500));
+            s.start(victim);
+            all.clone().for_each(|n| whole(&mut s, n, 30_000));
+            all.clone().for_each(|n| s.kill(n));
+            if s.world.has_failed() {
+                return s.end();
+            }
+        }
+        all.for_each(|n| s.start(n));
+        leader(&mut s);
+        propose(&mut s, 10);
+    }
     restart_all(&mut s);
     s.end()
 }

@@ -35,7 +35,7 @@ fn configure(world: &mut World, voters: &[u32], learners: &[u32]) {
 fn join(world: &mut World, n: u32) {
     let leader = world.elect();
     let since = (world.status(leader).term, world.status(leader).applied);
-    let config = GroupConfig { id: G, voters: at(&[1, 2, 3]), since };
+    let config = GroupConfig { since, ..GroupConfig::new(G, at(&[1, 2, 3])) };
     world.nodes.get_mut(&n).unwrap().config.groups.push(config.clone());
     // A replica that was here is not forgotten before a checkpoint is durable.
     for _ in 0..100 {
@@ -235,7 +235,7 @@ fn a_replica_that_came_back_has_no_say_before_it_holds_what_it_held() {
     let leader = world.elect();
     let since = (world.status(leader).term, world.status(leader).applied);
     // Node 4 begins as the founders' log says, and hears of nobody who leads.
-    let config = GroupConfig { id: G, voters: at(&[1, 2, 4]), since };
+    let config = GroupConfig { since, ..GroupConfig::new(G, at(&[1, 2, 4])) };
     world.isolate(4, true);
     world.event(4, Event::Join(config));
     world.log.clear();

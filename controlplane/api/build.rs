@@ -15,6 +15,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "google/longrunning/operations.proto",
         "google/rpc/status.proto",
         "basalt/v1/heal.proto",
+        "basalt/v1/restore.proto",
+        "basalt/meta/v1/restore.proto",
     ];
     for file in files {
         println!("cargo::rerun-if-changed={}", root.join(file).display());

@@ -34,7 +34,7 @@ const TIMES_AS_NUMBERS: [&str; 2] =
     ["basalt.v1.Volume.create_time_ms", "basalt.v1.Snapshot.create_time_ms"];
 
 /// What there is one of.
-const SINGLE: [&str; 2] = ["Cluster", "PoolMap"];
+const SINGLE: [&str; 3] = ["Cluster", "Inventory", "PoolMap"];
 
 fn services() -> Vec<ServiceDescriptor> {
     // What nodes ask of each other is no API for users.

@@ -98,7 +98,8 @@ async fn write(cluster: &Cluster, mut file: File) -> Result<(), Failure> {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let taken_ms = i64::try_from(since.as_millis()).unwrap_or(i64::MAX);
     let mut put = |bytes: &[u8]| file.write_all(bytes).map_err(|problem| output(&problem));
-    put(&format::begin(&BackupHeader { cluster, taken_ms, version }))?;
+    let header = BackupHeader { cluster, taken_ms, version, restore: None };
+    put(&format::begin(&header))?;
     all.iter().try_for_each(|piece| put(&format::framed(piece)))?;
     file.sync_all().map_err(|problem| output(&problem))
 }
@@ -107,7 +108,8 @@ fn verify(options: &Options, path: &Path) -> Result<(), Failure> {
     tell(options, path, &read(path)?)
 }
 
-fn read(path: &Path) -> Result<Read, Failure> {
+/// Reads a backup from its file.
+pub(crate) fn read(path: &Path) -> Result<Read, Failure> {
     let length = std::fs::metadata(path).map_err(|problem| failed(path, problem))?.len();
     if length > FILE_MAX {
         return Err(failed(path, format!("it has {length} bytes: it is no backup")));

@@ -24,6 +24,10 @@ pub(crate) async fn run(
 ) -> Result<(), Failure> {
     match command {
         ClusterCommand::Backup(command) => crate::backup::run(options, cluster, command).await,
+        ClusterCommand::Restore(command) => crate::restore::run(options, command).await,
+        ClusterCommand::Orphans(command) => {
+            crate::restore::orphans(options, cluster, command).await
+        }
         ClusterCommand::Bootstrap { nodes, groups, domain } => {
             bootstrap(options, nodes, *groups, domain.failure_domain.value()).await
         }

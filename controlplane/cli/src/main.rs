@@ -20,6 +20,7 @@ mod options;
 mod output;
 mod permissions;
 mod quota;
+mod restore;
 mod scrub;
 mod secret;
 mod snapshot;

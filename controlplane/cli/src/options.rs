@@ -277,6 +277,8 @@ pub(crate) enum Command {
 #[derive(Clone, Debug, Subcommand)]
 pub(crate) enum ClusterCommand {
     Backup(crate::backup::Backup),
+    Restore(crate::restore::Restore),
+    Orphans(crate::restore::Orphans),
     /// Make one cluster of nodes that belong to none.
     #[command(after_help = AFTER_BOOTSTRAP)]
     Bootstrap {

@@ -9,6 +9,7 @@ use crate::engine::{Engine, identity_of};
 use crate::incoming::Incoming;
 use crate::options::Options;
 use crate::peer::PeerService;
+use crate::recovery::RecoveryService;
 use crate::security::SecurityService;
 use crate::services;
 use crate::services::classes::ClassesService;
@@ -24,6 +25,7 @@ use basalt_api::v1::events_server::EventsServer;
 use basalt_api::v1::peer_server::PeerServer;
 use basalt_api::v1::pools_server::PoolsServer;
 use basalt_api::v1::quotas_server::QuotasServer;
+use basalt_api::v1::recovery_server::RecoveryServer;
 use basalt_api::v1::resources_server::ResourcesServer;
 use basalt_api::v1::security_server::SecurityServer;
 use basalt_api::v1::storage_classes_server::StorageClassesServer;
@@ -232,12 +234,22 @@ pub async fn run(options: Options) -> Result<()> {
         Secrets::load(&secret)?;
     }
     let store = Arc::new(Store::open(&options.data_dir.join("store"))?);
-    let end = run_with(options, &store).await;
+    let end = match take_restored(&options, &store).await {
+        Ok(()) => run_with(options, &store).await,
+        Err(problem) => Err(problem),
+    };
     store.close();
     if end.is_ok() {
         tracing::info!("stopped");
     }
     end
+}
+
+/// Goes over to the state of a backup, if that is wanted and was not done before.
+async fn take_restored(options: &Options, store: &Arc<Store>) -> Result<()> {
+    let Some(file) = options.restore.clone() else { return Ok(()) };
+    let (options, store) = (options.clone(), store.clone());
+    tokio::task::spawn_blocking(move || crate::restore::take(&options, &store, &file)).await?
 }
 
 fn warn_of_what_is_open(options: &Options, secured: bool) {
@@ -369,6 +381,7 @@ async fn serve(daemon: &Arc<Daemon>, listener: TcpListener) -> Result<()> {
         .add_service(PoolsServer::new(PoolsService::new(daemon.clone())))
         .add_service(EventsServer::new(EventsService::new(daemon.clone())))
         .add_service(OperationsServer::new(OperationsService::new(daemon.clone())))
+        .add_service(RecoveryServer::new(RecoveryService::new(daemon.clone())))
         .add_service(ResourcesServer::new(ResourcesService::new(daemon.clone())))
         .add_service(health)
         .add_service(reflection.build_v1()?)

@@ -24,7 +24,7 @@ use basalt_node::{
     FormatPolicy, HostState, ListenSource, ReactorConfig, ReactorHandle, ReactorStatus, Routes,
     ShardSetup, StreamListener,
 };
-use basalt_store::{Identity, MemberRecord, ReplicaRecord, Store};
+use basalt_store::{BeginningRecord, Identity, MemberRecord, ReplicaRecord, Store};
 use basalt_wire::ids::{
     Address, ClusterId, Epoch, GroupId, LogIndex, NodeId, ShardId, Term, VolumeId,
 };
@@ -132,6 +132,7 @@ impl Engine {
         tokio::spawn(crate::returns::run(Arc::downgrade(&engine)));
         tokio::spawn(crate::liveness::run(Arc::downgrade(&engine)));
         tokio::spawn(crate::failover::run(Arc::downgrade(&engine)));
+        tokio::spawn(crate::recovery::run(Arc::downgrade(&engine)));
         tokio::spawn(crate::scrub::remember(Arc::downgrade(&engine)));
         Ok(engine)
     }
@@ -428,7 +429,7 @@ fn shard_setup(
         device_bytes: 0,
         segment_bytes: options.segment_size,
         volatile_cache: true,
-        groups: groups_of(spec, store.identity()?.as_ref()),
+        groups: groups_of(spec, store.identity()?.as_ref(), store.beginning()?),
         timing: Timing::default(),
         limits: Limits {
             log_retain_bytes: options.log_retain,
@@ -452,9 +453,19 @@ fn shard_setup(
 }
 
 /// The groups that have a replica here, as the node remembers them.
-fn groups_of(spec: &ClusterSpec, identity: Option<&Identity>) -> Vec<GroupConfig> {
+fn groups_of(
+    spec: &ClusterSpec,
+    identity: Option<&Identity>,
+    beginning: Option<BeginningRecord>,
+) -> Vec<GroupConfig> {
     let held = identity.iter().flat_map(|identity| &identity.replicas);
-    held.filter_map(|replica| config_of(spec, replica)).collect()
+    let mut groups: Vec<GroupConfig> =
+        held.filter_map(|replica| config_of(spec, replica)).collect();
+    let metadata = groups.iter_mut().find(|group| group.id == GroupId::METADATA);
+    if let (Some(metadata), Some(beginning)) = (metadata, beginning) {
+        metadata.begins = (Term(beginning.term), LogIndex(beginning.index));
+    }
+    groups
 }
 
 /// A replica as the shard is told of it; nothing if there is no such group.
@@ -462,7 +473,8 @@ pub fn config_of(spec: &ClusterSpec, replica: &ReplicaRecord) -> Option<GroupCon
     let founders = layout::founders_of(spec, replica.group);
     let voters = founders.iter().map(|node| address_of(*node)).collect();
     let since = (Term(replica.term), LogIndex(replica.index));
-    (!founders.is_empty()).then_some(GroupConfig { id: GroupId(replica.group), voters, since })
+    let config = GroupConfig { since, ..GroupConfig::new(GroupId(replica.group), voters) };
+    (!founders.is_empty()).then_some(config)
 }
 
 /// Where the reactor of each member is reached, whether it holds a group or not.

@@ -42,6 +42,8 @@ pub mod options;
 pub mod peer;
 mod placement;
 pub mod reconcile;
+pub mod recovery;
+pub mod restore;
 pub mod retry;
 mod returns;
 mod reverting;

@@ -110,6 +110,11 @@ pub struct Options {
     #[arg(long, value_name = "ID", value_parser = cluster_id)]
     pub only_cluster: Option<u64>,
 
+    /// Begin with the state of this file, which 'basalt cluster restore' made of a backup, instead of the node's own:
+    /// for a cluster whose metadata is lost. It is taken once; with the same file again the node goes on.
+    #[arg(long, value_name = "FILE")]
+    pub restore: Option<PathBuf>,
+
     /// What is made of nodes that fail.
     #[command(flatten)]
     pub healing: HealingOptions,

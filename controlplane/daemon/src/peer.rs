@@ -7,9 +7,9 @@ use basalt_api::v1::peer_server::Peer;
 use basalt_api::v1::propose_response::Result as ProposeResult;
 use basalt_api::v1::{
     AwaitSnapshotRequest, AwaitSnapshotResponse, BeatRequest, BeatResponse, DescribeRequest,
-    DescribeResponse, GetMetadataStateRequest, GetReportRequest, JoinRequest, JoinResponse,
-    NodeReport, ProposeRequest, ProposeResponse, ScrubRequest, ScrubResponse, StateReplicaRequest,
-    StateReplicaResponse,
+    DescribeResponse, GetHeldRequest, GetHeldResponse, GetMetadataStateRequest, GetReportRequest,
+    JoinRequest, JoinResponse, NodeReport, ProposeRequest, ProposeResponse, ScrubRequest,
+    ScrubResponse, StateReplicaRequest, StateReplicaResponse,
 };
 use basalt_core::event::ProposeError;
 use basalt_wire::disk::SUPERBLOCK_AREA_BYTES;
@@ -119,6 +119,16 @@ impl Peer for PeerService {
     ) -> Result<Response<crate::state::Pieces>, Status> {
         let engine = self.daemon.engine()?;
         Ok(Response::new(crate::state::give(&engine, request.into_inner()).await?))
+    }
+
+    async fn get_held(
+        &self,
+        request: Request<GetHeldRequest>,
+    ) -> Result<Response<GetHeldResponse>, Status> {
+        let engine = self.daemon.engine()?;
+        engine.check_cluster(request.into_inner().cluster)?;
+        let groups = crate::recovery::held(&engine).await?;
+        Ok(Response::new(GetHeldResponse { groups }))
     }
 
     async fn state_replica(

@@ -114,12 +114,14 @@ impl MetaState {
             member_revisions,
             tokens,
             requests,
+            restored,
         } = self;
         let cluster = ClusterRecord {
             spec: cluster.clone(),
             map_version: *map_version,
             last_volume: *last_volume,
             last_event: *last_event,
+            restored: *restored,
         };
         let revision = |(name, revision): (&String, &u64)| {
             Record::MemberRevision(MemberRevision { name: name.clone(), revision: *revision })
@@ -332,6 +334,10 @@ impl StateReader {
         self.state.map_version = cluster.map_version;
         self.state.last_volume = cluster.last_volume;
         self.state.last_event = cluster.last_event;
+        if cluster.restored.is_some_and(|restored| restored.index > self.state.applied) {
+            return contradiction("a restore that is to come");
+        }
+        self.state.restored = cluster.restored;
         Ok(())
     }
 

@@ -105,6 +105,10 @@ impl MetaState {
                 let message = format!("detached from '{host}'");
                 (Severity::Info, "VOLUME_DETACHED", volume(v), message)
             }
+            (Op::AdoptVolume(_), Outcome::Volume(v)) => {
+                let message = format!("adopted: it was held under the number {}", v.number);
+                (Severity::Info, "VOLUME_ADOPTED", volume(v), message)
+            }
             (Op::RevertVolume(revert), Outcome::Volume(v)) => {
                 let message = format!("is being reverted to '{}'", revert.snapshot);
                 (Severity::Info, "VOLUME_REVERTING", volume(v), message)

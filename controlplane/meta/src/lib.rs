@@ -24,6 +24,7 @@ mod operations;
 pub mod planner;
 mod quotas;
 mod requests;
+pub mod restore;
 mod reverts;
 mod rules;
 mod snapshots;
@@ -42,6 +43,9 @@ pub use basalt_api::meta::v1::{
     RemoveMember, ResizeVolume, RevertRecord, RevertVolume, SetFailureDomain, SettleClone,
     SettleCut, SettleFlatten, SettleGroup, SettleRevert, SettleSnapshot, SnapshotRecord,
     UpdateMember, VolumeRecord,
+};
+pub use basalt_api::meta::v1::{
+    AdoptVolume, HeldRecord, RestoreHeader, RestoreRecord, SettleRestore,
 };
 pub use basalt_api::meta::v1::{
     ClassRecord, DeleteClass, DeleteQuota, EventRecord, ForgetOperation, OperationRecord, PutClass,

@@ -71,6 +71,9 @@ impl MetaState {
         let begun = match (op, outcome) {
             (Op::CreateVolume(_), Outcome::Volume(v)) if v.cloning => of_volume(Verb::Create, v),
             (Op::DeleteVolume(_), Outcome::Volume(v)) => of_volume(Verb::Delete, v),
+            (Op::AdoptVolume(adopt), Outcome::Volume(v)) if adopt.delete => {
+                of_volume(Verb::Delete, v)
+            }
             (Op::FlattenVolume(_), Outcome::Volume(v)) if v.flattening => {
                 of_volume(Verb::Flatten, v)
             }

@@ -20,6 +20,7 @@ impl MetaState {
         index: u64,
         revert: &RevertVolume,
     ) -> Result<Outcome, Refused> {
+        self.check_settled("reverted")?;
         let volume =
             self.volumes.get(&revert.id).ok_or_else(|| Refused::volume_not_found(&revert.id))?;
         check_etag(volume, &revert.etag)?;

@@ -146,6 +146,7 @@ pub(crate) fn check_new_snapshot(
     id: &str,
     labels: &BTreeMap<String, String>,
 ) -> Result<(), Refused> {
+    state.check_settled("kept as a snapshot")?;
     let invalid = |field: &str, message: String| {
         refusal(ErrorReason::InvalidField, message, vec![("field", field.to_owned())])
     };

@@ -8,7 +8,7 @@ use crate::tracked::{Shared, Touched, Tracked};
 use basalt_api::meta::v1::entry::Op;
 use basalt_api::meta::v1::{
     AttachVolume, AttachmentRecord, ClassRecord, CreateVolume, DeleteVolume, DetachVolume, Entry,
-    EventRecord, OperationRecord, QuotaRecord, ResizeVolume, SnapshotRecord,
+    EventRecord, OperationRecord, QuotaRecord, ResizeVolume, RestoreRecord, SnapshotRecord,
     TokenRecord, VolumeRecord,
 };
 use basalt_api::v1::{ClusterSpec, ErrorReason, Member};
@@ -77,6 +77,7 @@ pub struct MetaState {
     pub(crate) member_revisions: Tracked<String, u64>,
     pub(crate) tokens: Tokens,
     pub(crate) requests: Requests,
+    pub(crate) restored: Option<RestoreRecord>,
 }
 
 /// The bytes of an entry.
@@ -255,6 +256,8 @@ impl MetaState {
             Op::CreateToken(create) => self.create_token(now_ms, create),
             Op::RevokeToken(revoke) => self.revoke_token(&revoke),
             Op::UseJoinToken(join) => self.use_join_token(join),
+            Op::SettleRestore(settle) => self.settle_restore(index, now_ms, &settle),
+            Op::AdoptVolume(adopt) => self.adopt_volume(index, now_ms, adopt),
         };
         result.unwrap_or_else(Outcome::Refused)
     }
@@ -455,6 +458,7 @@ impl MetaState {
         rules::check_host(&attach.host).map_err(|e| {
             refusal(ErrorReason::InvalidField, e, vec![("field", "host".to_owned())])
         })?;
+        self.check_settled("attached")?;
         let free = self.volume(&attach.id).is_some_and(|v| self.may_take(v.attachment.as_ref()));
         let mut volume = find(&mut self.volumes, &attach.id)?;
         check_etag(&volume, &attach.etag)?;

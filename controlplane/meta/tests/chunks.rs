@@ -293,7 +293,8 @@ fn records_that_contradict_each_other_are_refused() {
 #[test]
 fn a_backup_is_read_as_it_was_written_or_not_at_all() {
     let state = large();
-    let header = BackupHeader { cluster: 9, taken_ms: 77, version: "0.1.0".to_owned() };
+    let header =
+        BackupHeader { cluster: 9, taken_ms: 77, version: "0.1.0".to_owned(), restore: None };
     let mut file = backup::begin(&header);
     state.chunks().for_each(|chunk| file.extend(backup::framed(&chunk)));
     let read = backup::read(&file).expect("it is whole");

@@ -122,6 +122,8 @@ pub static TABLE: &[Rule] = &[
     change("google.longrunning.Operations/DeleteOperation", "operations.delete", OPERATE),
     change("google.longrunning.Operations/CancelOperation", "operations.cancel", OPERATE),
     read("basalt.v1.Admin/BackupMetadata", "cluster.backup", ADMIN),
+    read("basalt.v1.Recovery/GetInventory", "recovery.get", ADMIN),
+    change("basalt.v1.Recovery/AdoptVolume", "recovery.adopt", ADMIN),
     change("basalt.v1.Security/CreateToken", "tokens.create", ADMIN),
     read("basalt.v1.Security/ListTokens", "tokens.list", ADMIN),
     change("basalt.v1.Security/RevokeToken", "tokens.revoke", ADMIN),
@@ -138,6 +140,7 @@ pub static TABLE: &[Rule] = &[
     peer("basalt.v1.Peer/GetMetadataState", "peers.state"),
     peer("basalt.v1.Peer/StateReplica", "peers.replica"),
     peer("basalt.v1.Peer/AwaitSnapshot", "peers.snapshot"),
+    peer("basalt.v1.Peer/GetHeld", "peers.held"),
     // No method, but asked for at the same address.
     read(METRICS, "metrics.read", READ),
     read("grpc.health.v1.Health/Check", "health.check", Access::Open),

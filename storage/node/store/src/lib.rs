@@ -12,7 +12,9 @@ mod metadata;
 mod record;
 
 pub use checkpoint::{AddRecord, CheckpointBatch, Pages, Records};
-pub use record::{Identity, MemberRecord, ReplicaRecord, ScrubPlaceRecord, ScrubRecord};
+pub use record::{
+    BeginningRecord, Identity, MemberRecord, ReplicaRecord, ScrubPlaceRecord, ScrubRecord,
+};
 
 use record::Boots;
 use rocksdb::{DBWithThreadMode, LogLevel, MultiThreaded, Options, WriteBatch, WriteOptions};
@@ -23,6 +25,7 @@ use std::thread::JoinHandle;
 const IDENTITY: &[u8] = b"identity";
 const BOOTS: &[u8] = b"boots";
 const SCRUB: &[u8] = b"scrub";
+const BEGINNING: &[u8] = b"beginning";
 
 /// Why the store can not be used.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -78,6 +81,8 @@ enum Call {
     Opened(Reply<bool>),
     MarkOpened(Reply<()>),
     Scrubbed(Reply<Option<ScrubRecord>>),
+    Beginning(Reply<Option<BeginningRecord>>),
+    BeginAnew(Identity, BeginningRecord, Reply<()>),
     NoteScrub(ScrubRecord, Reply<()>),
     Save(checkpoint::Fill, Reply<()>),
     Replace(checkpoint::Carry, checkpoint::Fill, Reply<Vec<usize>>),
@@ -194,6 +199,27 @@ impl Store {
         self.call(Call::MarkOpened)
     }
 
+    /// Where the metadata group began anew; nothing if it never did.
+    ///
+    /// # Errors
+    /// If it can not be read.
+    pub fn beginning(&self) -> Result<Option<BeginningRecord>, StoreError> {
+        self.call(Call::Beginning)
+    }
+
+    /// Makes the node the member that an identity says, with the device that it has, in a metadata group that begins
+    /// anew.
+    ///
+    /// # Errors
+    /// If it can not be written.
+    pub fn begin_anew(
+        &self,
+        identity: Identity,
+        beginning: BeginningRecord,
+    ) -> Result<(), StoreError> {
+        self.call(|reply| Call::BeginAnew(identity, beginning, reply))
+    }
+
     /// How far the node had come with looking for damage; nothing if that was never noted.
     ///
     /// # Errors
@@ -265,6 +291,10 @@ fn run(path: &Path, opened: &Reply<Arc<Database>>, incoming: &mpsc::Receiver<Cal
             Call::Opened(reply) => drop(reply.send(database.opened())),
             Call::MarkOpened(reply) => drop(reply.send(database.mark_opened())),
             Call::Scrubbed(reply) => drop(reply.send(database.read(SCRUB))),
+            Call::Beginning(reply) => drop(reply.send(database.read(BEGINNING))),
+            Call::BeginAnew(identity, beginning, reply) => {
+                drop(reply.send(database.begin_anew(&identity, beginning)));
+            }
             Call::NoteScrub(record, reply) => drop(reply.send(database.write(SCRUB, &record))),
             Call::Save(fill, reply) => drop(reply.send(database.save(fill))),
             Call::Replace(carry, fill, reply) => {
@@ -378,6 +408,22 @@ impl Database {
             return Ok(());
         }
         self.write(BOOTS, &Boots { opened: true, ..boots })
+    }
+
+    fn begin_anew(
+        &self,
+        identity: &Identity,
+        beginning: BeginningRecord,
+    ) -> Result<(), StoreError> {
+        let boots: Boots = self.read(BOOTS)?.unwrap_or_default();
+        let mut batch = WriteBatch::default();
+        batch.put(IDENTITY, record::format(identity));
+        batch.put(BEGINNING, record::format(&beginning));
+        // A device that it finds blank is not the one that it had.
+        batch.put(BOOTS, record::format(&Boots { opened: true, ..boots }));
+        let mut durable = WriteOptions::default();
+        durable.set_sync(true);
+        self.database.write_opt(batch, &durable).map_err(|e| self.failed(&e))
     }
 
     fn read<T: record::Versioned>(&self, key: &[u8]) -> Result<Option<T>, StoreError> {

@@ -122,6 +122,25 @@ impl ScrubRecord {
     }
 }
 
+/// Where the metadata group began anew, from a state that was restored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BeginningRecord {
+    /// Version of the record.
+    pub(crate) version: u32,
+    /// The term of the entry at which it began: what has a lower one is not of it.
+    pub term: u64,
+    /// The entry.
+    pub index: u64,
+}
+
+impl BeginningRecord {
+    /// A record of the present version.
+    pub fn new(term: u64, index: u64) -> BeginningRecord {
+        BeginningRecord { version: BeginningRecord::VERSION, term, index }
+    }
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Boots {
@@ -148,6 +167,10 @@ impl Versioned for Identity {
 }
 
 impl Versioned for ScrubRecord {
+    const VERSION: u32 = 1;
+}
+
+impl Versioned for BeginningRecord {
     const VERSION: u32 = 1;
 }
 

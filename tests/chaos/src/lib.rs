@@ -40,6 +40,7 @@ pub mod overwrite;
 pub mod plot;
 pub mod power;
 pub mod random;
+pub mod restore;
 pub mod rot;
 pub mod rounds;
 pub mod snapshots;

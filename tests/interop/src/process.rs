@@ -134,6 +134,15 @@ impl Program {
         self
     }
 
+    /// Gives an option another value from the next start on.
+    pub fn set_option(&mut self, option: &str, value: &str) {
+        let at = self.args.iter().position(|arg| arg == option);
+        match at.and_then(|at| self.args.get_mut(at + 1)) {
+            Some(known) => *known = value.into(),
+            None => self.args.extend([option.into(), value.into()]),
+        }
+    }
+
     /// Appends what it prints to a file.
     pub fn log(mut self, path: PathBuf) -> Program {
         self.log = Some(path);

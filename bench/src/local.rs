@@ -181,6 +181,7 @@ fn load(shape: &Shape) -> TenantFactory {
         map: Arc::new(map),
         local: (shape.placement == Placement::AtNode1).then_some(address(1).node),
         limits: basalt_client::RateLimits::default(),
+        cipher: None,
     };
     Box::new(move || Box::new(Load::new(volume)))
 }

@@ -71,6 +71,7 @@ pub fn volume_config(
         map,
         local,
         limits: limits(volume),
+        cipher: None,
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a volume client is told, asks for and answers.
 
+use basalt_crypt::VolumeCipher;
 use basalt_wire::buffer::Payload;
 use basalt_wire::frame::{Reply, Request};
 use basalt_wire::ids::{Address, Epoch, Generation, NodeId, SnapshotId, VolumeId};
@@ -25,6 +26,8 @@ pub struct VolumeConfig {
     pub local: Option<NodeId>,
     /// What the session may do in a second.
     pub limits: RateLimits,
+    /// What the volume's data are encrypted with, if they are: nothing beyond this client sees them otherwise.
+    pub cipher: Option<Arc<VolumeCipher>>,
 }
 
 /// Bounds on what a session may do in a second: reads, writes and discards together; 0 means none. A burst is

@@ -150,6 +150,10 @@ pub enum Bug {
     SlowLeaderStays,
     /// A leader that is slow hands over although the others are no faster.
     HandsOverWhenAllSlow,
+    /// Blocks of an encrypted volume are numbered from the beginning of a request, not of the volume.
+    TweakOfPart,
+    /// Blocks of an encrypted volume that were never written are deciphered like the others.
+    HolesDeciphered,
 }
 
 /// The bug that is planted in this run, if any.

@@ -20,6 +20,7 @@ mod host;
 mod links;
 mod net;
 mod polling;
+mod private;
 mod reactor;
 mod slab;
 pub mod status;
@@ -32,6 +33,7 @@ pub use config::{
     Polling, ReactorConfig, Routes, ShardSetup, StreamListener, TenantFactory,
 };
 pub use handle::{Mailbox, ReactorHandle, start};
+pub use private::keep_private;
 pub use status::{Counters, HostState, HostStatus, LinkStatus, ReactorStatus};
 pub use sys::raise_file_limit;
 pub use tenant::{StreamId, Tenant, TenantCx, TenantEvent};

@@ -51,6 +51,7 @@ impl Driver {
             map: Arc::new(PoolMap { version: 1, group_count: GROUPS, groups }),
             local: local.map(NodeId),
             limits: RateLimits::default(),
+            cipher: None,
         };
         Driver { client: None, config, asked: HashMap::new(), next: 0, effects: Vec::new() }
     }

@@ -15,6 +15,8 @@ use basalt_client::{
     BlockError, BlockResult, ClientEffect, ClientEvent, RateLimits, Tuning, VolumeClient,
     VolumeConfig,
 };
+use basalt_core::planted::Bug;
+use basalt_crypt::{Flaw, KEY_BYTES, VolumeCipher, VolumeKey};
 use basalt_wire::block::{BLOCK_BYTES, CHUNK_BLOCKS};
 use basalt_wire::codec::Encoder;
 use basalt_wire::frame::{Frame, Request};
@@ -174,6 +176,7 @@ impl World {
                 6 => LIMITS,
                 _ => RateLimits::default(),
             },
+            cipher: self.cipher_of(volume),
         };
         let mut effects = Vec::new();
         let now_there = clock.read(now);
@@ -212,6 +215,22 @@ impl World {
         self.queue.push_in(0, Ev::Think { who });
         self.wake_client(who);
         who
+    }
+
+    /// What a volume is encrypted with, if it is: its lineage decides, as a clone reads its parent's blocks.
+    pub fn cipher_of(&self, volume: usize) -> Option<Arc<VolumeCipher>> {
+        if !self.options.encrypted {
+            return None;
+        }
+        let mut rng = Rng::stream(self.options.seed, "key", self.volumes[volume].lineage);
+        let bytes: Vec<u8> = (0..KEY_BYTES).map(|_| rng.below(256) as u8).collect();
+        let key = VolumeKey::new(&bytes).expect("its halves differ");
+        let flaw = match self.options.planted {
+            planted if planted.is(Bug::TweakOfPart) => Some(Flaw::TweakOfPart),
+            planted if planted.is(Bug::HolesDeciphered) => Some(Flaw::HolesDeciphered),
+            _ => None,
+        };
+        Some(Arc::new(VolumeCipher::new(&key).planted(flaw)))
     }
 
     /// A volume gets so many chunks more, as far as the run lets it. The session that its record names

@@ -3,7 +3,7 @@
 use basalt_core::planted::Bug;
 
 /// Every planted bug, with its name on the command line.
-pub const ALL: [(Bug, &str); 71] = [
+pub const ALL: [(Bug, &str); 73] = [
     (Bug::AckBeforeDurable, "ack-before-durable"),
     (Bug::NoFlush, "no-flush"),
     (Bug::DurableOutOfOrder, "durable-out-of-order"),
@@ -76,6 +76,8 @@ pub const ALL: [(Bug, &str); 71] = [
     (Bug::BeginningIgnored, "beginning-ignored"),
     (Bug::SlowLeaderStays, "slow-leader-stays"),
     (Bug::HandsOverWhenAllSlow, "hands-over-when-all-slow"),
+    (Bug::TweakOfPart, "tweak-of-part"),
+    (Bug::HolesDeciphered, "holes-deciphered"),
 ];
 
 /// The bug of a name.

@@ -581,6 +581,11 @@ impl World {
                 self.probes[at].mapped = Some(runs.iter().flat_map(blocks).collect());
             }
             ReplyResult::Data { payload, .. } => {
+                let Probe { volume, range, .. } = self.probes[at];
+                let payload = match self.cipher_of(volume) {
+                    Some(cipher) => cipher.decrypt(range.block, &payload),
+                    None => payload,
+                };
                 self.probes[at].answer = Some(payload.contiguous());
             }
             // Its own copy is damaged and could not be repaired, and it says so.

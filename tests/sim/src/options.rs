@@ -298,6 +298,8 @@ pub struct Options {
     pub scrub: u64,
     /// Clones that are made of snapshots, at most.
     pub clones: u32,
+    /// Whether volumes are encrypted.
+    pub encrypted: bool,
     /// Whether the run ends with only a majority healed, before all are.
     pub core_first: bool,
     /// Whether all nodes are restarted at the end and compared once more.
@@ -359,6 +361,7 @@ impl Options {
             victim: 0,
             scrub: draw_scrub(seed),
             clones: draw_clones(seed, families),
+            encrypted: Rng::stream(seed, "encrypted", 0).chance(0.3),
             core_first: r.chance(0.5),
             restart_last: r.chance(0.3),
             planted,
@@ -456,6 +459,7 @@ impl fmt::Display for Options {
         write!(
             f,
             "seed {} profile {} nodes {}+{} groups {} volumes {} chunks {} window {} ops {} depth {} clones {} \
+             encrypted {} \
              blocks {} unit {} {:?} reads {} unmaps {} think {} us horizon {} s volatile {} atom {} \
              segment {} KiB device {} MiB disk {} us net {} us core-first {} families {:?}",
             self.seed,
@@ -469,6 +473,7 @@ impl fmt::Display for Options {
             self.ops,
             self.depth,
             self.clones,
+            self.encrypted,
             self.blocks_max,
             self.unit,
             self.pattern,

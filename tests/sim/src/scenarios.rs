@@ -5,6 +5,7 @@
 
 mod checkpoints;
 mod clones;
+mod encrypted;
 mod gray;
 mod growth;
 mod links;
@@ -123,6 +124,7 @@ pub fn all() -> Vec<Scenario> {
     all.extend(snapshots::all().into_iter().chain(together::all()));
     all.extend(minimum::all());
     all.extend(clones::all().into_iter().chain(scrub::all()).chain(metadata::all()));
+    all.extend(encrypted::all());
     all
 }
 

@@ -47,7 +47,7 @@ impl Script {
         o.core_first = false;
         o.restart_last = true;
         o.horizon = u64::MAX;
-        (o.scrub, o.clones) = (0, 0);
+        (o.scrub, o.clones, o.encrypted) = (0, 0, false);
         o.segment = 256 << 10;
         o.device = (128 << 10) + (32 << 20);
         o.disk_latency = 60_000;

@@ -191,7 +191,7 @@ impl World {
             flattenings: Vec::new(),
             map: Arc::new(map),
             moves: Moves::new(&groups),
-            oracle: Oracle::new(options.unit),
+            oracle: Oracle::new(options.unit, options.encrypted),
             raft: RaftMonitor::default(),
             history: Vec::new(),
             requests: FxHashMap::default(),

@@ -85,6 +85,7 @@ fn attach(nodes: &[ReactorHandle], at: usize, epoch: u64, size_bytes: u64) -> St
         map: Arc::new(map),
         local: Some(NodeId(at as u32 + 1)),
         limits: RateLimits::default(),
+        cipher: None,
     };
     let (sender, answer) = channel::<Result<(), DoorError>>();
     let reply = Box::new(move |result| sender.send(result).expect("the test waits"));

@@ -445,6 +445,11 @@ impl VolumeClient {
                     data.slice(piece.at as usize, piece.len as usize)
                 };
                 if piece.is_whole() {
+                    // The checksums travel with what is sent and stored, so it is encrypted before they are computed.
+                    let payload = match &self.config.cipher {
+                        Some(cipher) => cipher.encrypt(piece.range.block, &payload),
+                        None => payload,
+                    };
                     let checksums = block_checksums(&payload);
                     PartKind::Write { payload, checksums }
                 } else {

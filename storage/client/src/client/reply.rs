@@ -2,7 +2,7 @@
 
 use super::{Out, VolumeClient};
 use crate::part::{
-    Change, Control, NONE, PartKind, Runs, SentFor, Verb, block_checksums, matches_checksums,
+    Control, NONE, PartKind, Runs, SentFor, Verb, block_checksums, matches_checksums,
 };
 use crate::types::BlockError;
 use basalt_wire::buffer::Payload;
@@ -277,6 +277,10 @@ impl VolumeClient {
             return self.on_read_refused(id, from.voter, None, out);
         }
         self.chunks.raise(part.chunk(), index);
+        let payload = match &self.config.cipher {
+            Some(cipher) => cipher.decrypt(part.range.block, &payload),
+            None => payload,
+        };
         match &part.kind {
             PartKind::Read { skip, len } => {
                 let (skip, len) = (*skip as usize, *len as usize);
@@ -288,8 +292,12 @@ impl VolumeClient {
                 });
             }
             PartKind::Change(change) => {
-                let kind = changed(change, &payload);
-                self.parts[id].kind = kind;
+                let mut payload = change.apply(&payload);
+                if let Some(cipher) = &self.config.cipher {
+                    payload = cipher.encrypt(part.range.block, &payload);
+                }
+                let checksums = block_checksums(&payload);
+                self.parts[id].kind = PartKind::Write { payload, checksums };
                 self.todo.push(id);
             }
             _ => self.on_read_refused(id, from.voter, None, out),
@@ -340,11 +348,4 @@ impl VolumeClient {
         }
         self.todo.push(id);
     }
-}
-
-/// The write that a change of a part of a block becomes when the block was read.
-fn changed(change: &Change, block: &Payload) -> PartKind {
-    let payload = change.apply(block);
-    let checksums = block_checksums(&payload);
-    PartKind::Write { payload, checksums }
 }

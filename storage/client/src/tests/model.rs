@@ -3,6 +3,7 @@
 
 use crate::{BlockError, BlockOp, BlockResult};
 use crate::{ClientEffect, ClientEvent, PoolMap, RateLimits, Tuning, VolumeClient, VolumeConfig};
+use basalt_crypt::{VolumeCipher, VolumeKey};
 use basalt_wire::block::{BLOCK_BYTES, CHUNK_BLOCKS, crc32c};
 use basalt_wire::buffer::Payload;
 use basalt_wire::command::BlockRange;
@@ -115,6 +116,7 @@ pub fn config(groups: u32, size_bytes: u64, local: Option<NodeId>) -> VolumeConf
         }),
         local,
         limits: RateLimits::default(),
+        cipher: None,
     }
 }
 
@@ -122,7 +124,12 @@ impl World {
     pub fn new(seed: u64, groups: u32, size_bytes: u64, local: Option<NodeId>) -> World {
         let mut rng = Rng(seed);
         let mut out = Vec::new();
-        let config = config(groups, size_bytes, local);
+        let mut config = config(groups, size_bytes, local);
+        if seed.is_multiple_of(3) {
+            let bytes: Vec<u8> = (0..64).collect();
+            let key = VolumeKey::new(&bytes).expect("its halves differ");
+            config.cipher = Some(Arc::new(VolumeCipher::new(&key)));
+        }
         let client = VolumeClient::with_tuning(config, Tuning::default(), Time::ZERO, &mut out);
         let models = (0..groups).map(|_| GroupModel::new(rng.below(NODES as u64) as usize));
         let groups = models.collect();

@@ -145,6 +145,7 @@ fn start(
         map: Arc::new(PoolMap { version: 1, group_count: GROUPS, groups }),
         local: None,
         limits: basalt_client::RateLimits::default(),
+        cipher: None,
     };
     let mut config = ReactorConfig::new("client", CLUSTER);
     config.routes = routes;

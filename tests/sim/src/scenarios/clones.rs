@@ -40,12 +40,12 @@ fn work(s: &mut Script, dice: &mut Rng, volumes: &[usize], count: u64) {
     }
 }
 
-fn answers(s: &mut Script) {
+pub(super) fn answers(s: &mut Script) {
     s.wait("everything is answered", 60_000, |w, _| w.clients.iter().all(|c| c.is_settled()));
 }
 
 /// Reads all that some volumes hold.
-fn read_all(s: &mut Script, volumes: &[usize]) {
+pub(super) fn read_all(s: &mut Script, volumes: &[usize]) {
     for volume in volumes {
         let (who, chunks) = (s.world.volumes[*volume].client, s.world.volumes[*volume].chunks);
         for (low, high) in windows(&s.world.options, chunks) {
@@ -55,14 +55,14 @@ fn read_all(s: &mut Script, volumes: &[usize]) {
     }
 }
 
-fn snapshot(s: &mut Script, volume: usize) -> usize {
+pub(super) fn snapshot(s: &mut Script, volume: usize) -> usize {
     s.world.take_snapshot(volume);
     answers(s);
     s.world.snapshots.len() - 1
 }
 
 /// Waits until a clone is handed out.
-fn handed_out(s: &mut Script, volume: usize) {
+pub(super) fn handed_out(s: &mut Script, volume: usize) {
     s.wait("the clone is handed out", 60_000, move |w, _| {
         let who = w.volumes[volume].client;
         w.volumes[volume].begun && w.client(who).ready.is_some()

@@ -304,6 +304,7 @@ fn volume_config(volume: u64, epoch: u64) -> VolumeConfig {
         map: Arc::new(PoolMap { version: 1, group_count: 4, groups: vec![vec![TO]; 4] }),
         local: None,
         limits: basalt_client::RateLimits::default(),
+        cipher: None,
     }
 }
 

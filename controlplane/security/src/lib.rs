@@ -9,6 +9,7 @@
 //! * [`keyring`]: the TLS configurations of a program, renewed while it runs; [`verify`]: whom they trust;
 //! * [`token`]: bearer tokens; [`join`]: tokens with which a new machine gets the secret;
 //! * [`permissions`]: the one table of methods and roles;
+//! * [`volume_keys`]: data keys of volumes, wrapped under the secrets;
 //! * [`audit`]: records that are chained by their hashes;
 //! * [`credentials`]: the command line options of clients.
 
@@ -24,6 +25,7 @@ pub mod secret;
 mod text;
 pub mod token;
 pub mod verify;
+pub mod volume_keys;
 
 pub use credentials::Credentials;
 pub use keyring::Keyring;

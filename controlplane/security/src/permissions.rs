@@ -98,6 +98,8 @@ pub static TABLE: &[Rule] = &[
     change("basalt.v1.Admin/CreateCut", "cuts.create", USE),
     read("basalt.v1.Admin/GetCut", "cuts.get", READ),
     change("basalt.v1.Admin/DeleteCut", "cuts.delete", USE),
+    change("basalt.v1.Encryption/IssueVolumeKey", "volumes.key", USE),
+    read("basalt.v1.Encryption/GetEncryptionStatus", "encryption.get", READ),
     read("basalt.v1.Admin/GetPoolMap", "pool.get", HOSTS),
     change("basalt.v1.StorageClasses/CreateStorageClass", "classes.create", ADMIN),
     read("basalt.v1.StorageClasses/GetStorageClass", "classes.get", READ),

@@ -30,6 +30,10 @@ pub enum Purpose {
     Join,
     /// Authentication of the data path's links.
     DataPath,
+    /// Wraps the data keys of volumes.
+    VolumeKeys,
+    /// By what a secret is known that wraps them; it is no key.
+    VolumeKeysName,
 }
 
 impl Purpose {
@@ -38,6 +42,8 @@ impl Purpose {
             Purpose::Authority => b"certificate authority ed25519 v1",
             Purpose::Join => b"join tokens hmac-sha256 v1",
             Purpose::DataPath => b"data path v1",
+            Purpose::VolumeKeys => b"volume keys aes-256-gcm v1",
+            Purpose::VolumeKeysName => b"volume keys name v1",
         }
     }
 }
@@ -286,7 +292,13 @@ mod tests {
         let hex = crate::text::hex(&fixed.key(Purpose::Authority));
         // It is part of every cluster's identity: another derivation would shut all nodes out.
         assert_eq!(hex, "3f42bfe7b9ca4daf68e0c7140cb52ebcedccdf44f4c84ee286e89fc6df4b3a59");
-        let all = [Purpose::Authority, Purpose::Join, Purpose::DataPath];
+        let all = [
+            Purpose::Authority,
+            Purpose::Join,
+            Purpose::DataPath,
+            Purpose::VolumeKeys,
+            Purpose::VolumeKeysName,
+        ];
         let mut keys: Vec<[u8; 32]> = all.iter().map(|p| fixed.key(*p)).collect();
         keys.extend(all.iter().map(|p| Secret([8; 32]).key(*p)));
         let before = keys.len();

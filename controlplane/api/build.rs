@@ -17,6 +17,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "basalt/v1/heal.proto",
         "basalt/v1/restore.proto",
         "basalt/meta/v1/restore.proto",
+        "basalt/v1/crypt.proto",
+        "basalt/meta/v1/crypt.proto",
     ];
     for file in files {
         println!("cargo::rerun-if-changed={}", root.join(file).display());
@@ -30,6 +32,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // group compares requests by their encoding.
     let mut config = tonic_prost_build::Config::new();
     config.enable_type_names();
+    // Keys are not shown: see `src/hidden.rs`.
+    config.skip_debug([".basalt.meta.v1.WrappedKey", ".basalt.v1.IssueVolumeKeyResponse"]);
     tonic_prost_build::configure()
         .btree_map(".")
         .compile_fds_with_config(compiler.file_descriptor_set(), config)?;

@@ -44,6 +44,9 @@ pub fn code_of(reason: ErrorReason) -> Code {
         | ErrorReason::CloneTooDeep
         | ErrorReason::StorageClassInUse
         | ErrorReason::OperationUnderWay
+        | ErrorReason::NoSecret
+        | ErrorReason::EncryptionDiffers
+        | ErrorReason::NoKey
         | ErrorReason::NotBootstrapped
         | ErrorReason::AlreadyBootstrapped => Code::FailedPrecondition,
         ErrorReason::EtagMismatch

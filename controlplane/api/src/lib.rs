@@ -5,6 +5,7 @@ mod connect;
 pub mod dial;
 pub mod error;
 pub mod filter;
+mod hidden;
 pub mod random;
 pub mod reflect;
 pub mod size;

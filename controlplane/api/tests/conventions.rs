@@ -11,7 +11,7 @@ use prost_reflect::{
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Changes that name no request id, and why they need none.
-const WITHOUT_REQUEST_ID: [(&str, &str); 9] = [
+const WITHOUT_REQUEST_ID: [(&str, &str); 10] = [
     ("Bootstrap", "the list of nodes names it: the same again goes on"),
     ("AddNode", "the node's address names it: the same again goes on"),
     ("DrainNode", "a state that is wanted: the same again is done"),
@@ -19,6 +19,7 @@ const WITHOUT_REQUEST_ID: [(&str, &str); 9] = [
     ("StartScrub", "one that is under way begins anew"),
     ("IssueJoinToken", "nothing is kept of it: another one is as good"),
     ("Admit", "its token names it, and counts once"),
+    ("IssueVolumeKey", "nothing is changed by it: only who asked is recorded"),
     ("CancelOperation", "of google.longrunning"),
     ("DeleteOperation", "of google.longrunning"),
 ];
@@ -34,7 +35,7 @@ const TIMES_AS_NUMBERS: [&str; 2] =
     ["basalt.v1.Volume.create_time_ms", "basalt.v1.Snapshot.create_time_ms"];
 
 /// What there is one of.
-const SINGLE: [&str; 3] = ["Cluster", "Inventory", "PoolMap"];
+const SINGLE: [&str; 4] = ["Cluster", "EncryptionStatus", "Inventory", "PoolMap"];
 
 fn services() -> Vec<ServiceDescriptor> {
     // What nodes ask of each other is no API for users.

@@ -113,6 +113,7 @@ impl MetaState {
             open: _,
             member_revisions,
             tokens,
+            keys,
             requests,
             restored,
         } = self;
@@ -135,6 +136,7 @@ impl MetaState {
             .chain(operations.values().cloned().map(Record::Operation))
             .chain(events.values().cloned().map(Record::Event))
             .chain(tokens.records())
+            .chain(keys.values().cloned().map(Record::Key))
             .chain(requests.iter().flat_map(|(id, body, outcome)| request(id, body, outcome)))
     }
 }
@@ -316,6 +318,7 @@ impl StateReader {
             Record::JoinToken(used) => {
                 self.state.tokens.restore_joined(used).map_err(BadState::Contradiction)
             }
+            Record::Key(key) => self.state.restore_key(key).map_err(BadState::Contradiction),
             Record::CutPart(part) => match self.state.requests.newest_mut() {
                 Some(Outcome::Cut(snapshots)) => {
                     snapshots.extend(part.snapshots);
@@ -434,6 +437,9 @@ impl StateReader {
         };
         if let Some(clone) = self.state.volumes().find(|volume| !hangs(volume)) {
             return contradiction(format!("the volume '{}' is a clone of nothing", clone.id));
+        }
+        if let Some(problem) = self.state.misplaced_key() {
+            return contradiction(problem);
         }
         // That it was read is no change that anybody watches for.
         self.state.forget_changes();

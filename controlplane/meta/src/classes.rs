@@ -75,7 +75,16 @@ impl MetaState {
             (Some(known), true) => return Err(exists(known)),
             (None, false) => return Err(Refused::class_not_found(&asked.id)),
             (Some(known), false) => {
-                check_etag("storage class", &known.id, known.revision, &put.etag)?
+                check_etag("storage class", &known.id, known.revision, &put.etag)?;
+                if known.encrypted != asked.encrypted {
+                    let message = format!(
+                        "whether the volumes of the storage class '{}' are encrypted is never changed; make \
+                         another class",
+                        known.id
+                    );
+                    let facts = vec![("field", "encrypted".to_owned())];
+                    return Err(refusal(ErrorReason::EncryptionDiffers, message, facts));
+                }
             }
             (None, true) if self.classes.len() >= CLASSES_MAX => {
                 let message =

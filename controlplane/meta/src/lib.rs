@@ -16,6 +16,7 @@ pub mod feed;
 pub mod healing;
 pub mod hosts;
 mod index;
+mod keys;
 pub mod layout;
 pub mod liveness;
 mod members;
@@ -52,9 +53,11 @@ pub use basalt_api::meta::v1::{
     PutQuota, QuotaRecord, UpdateVolume, operation_record,
 };
 pub use basalt_api::meta::v1::{CreateToken, RevokeToken, TokenRecord, UseJoinToken};
+pub use basalt_api::meta::v1::{EncryptionRecord, KeyRecord, RewrapKeys, WrappedKey};
 pub use chunks::{BadState, CHUNK_BYTES_MAX, Chunks, STATE_FORMAT, StateReader};
 pub use classes::etag_of_revision;
 pub use clones::{CLONE_DEPTH_MAX, FLATTEN_DEPTH};
+pub use keys::CIPHER;
 pub use operations::groups_named;
 pub use quotas::Used;
 pub use rules::{check_host, check_size, check_snapshot_id, check_token_id, check_volume_id};

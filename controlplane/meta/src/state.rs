@@ -8,12 +8,12 @@ use crate::tracked::{Shared, Touched, Tracked};
 use basalt_api::meta::v1::entry::Op;
 use basalt_api::meta::v1::{
     AttachVolume, AttachmentRecord, ClassRecord, CreateVolume, DeleteVolume, DetachVolume, Entry,
-    EventRecord, OperationRecord, QuotaRecord, ResizeVolume, RestoreRecord, SnapshotRecord,
-    TokenRecord, VolumeRecord,
+    EventRecord, KeyRecord, OperationRecord, QuotaRecord, ResizeVolume, RestoreRecord,
+    SnapshotRecord, TokenRecord, VolumeRecord, WrappedKey,
 };
 use basalt_api::v1::{ClusterSpec, ErrorReason, Member};
 use prost::Message;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Version of the entries that this state machine writes.
 pub const ENTRY_VERSION: u32 = 1;
@@ -76,6 +76,8 @@ pub struct MetaState {
     /// Members by name, and the index of the entry that changed what is said of them last.
     pub(crate) member_revisions: Tracked<String, u64>,
     pub(crate) tokens: Tokens,
+    /// Wrapped data keys, by the lineages of their volumes.
+    pub(crate) keys: BTreeMap<u64, KeyRecord>,
     pub(crate) requests: Requests,
     pub(crate) restored: Option<RestoreRecord>,
 }
@@ -203,7 +205,7 @@ impl MetaState {
         let Some(op) = entry.op else { return Outcome::Nothing };
         let at = (index, entry.now_ms);
         let before = self.before(&op);
-        let outcome = self.change(index, entry.now_ms, op.clone());
+        let outcome = self.change(at, op.clone(), entry.volume_key);
         self.follow(at, before, &op, &outcome);
         let took_effect = !matches!(outcome, Outcome::Refused(_));
         if took_effect && !entry.request_id.is_empty() {
@@ -212,12 +214,12 @@ impl MetaState {
         outcome
     }
 
-    fn change(&mut self, index: u64, now_ms: i64, op: Op) -> Outcome {
+    fn change(&mut self, (index, now_ms): (u64, i64), op: Op, key: Option<WrappedKey>) -> Outcome {
         let result = match op {
             Op::Barrier(_) => Ok(Outcome::Nothing),
             Op::InitCluster(init) => self.init_cluster(init.spec),
             Op::UpdateMember(update) => self.update_member(update.member),
-            Op::CreateVolume(create) => self.create_volume(index, now_ms, create),
+            Op::CreateVolume(create) => self.create_volume((index, now_ms), create, key),
             Op::DeleteVolume(delete) => self.delete_volume(index, delete),
             Op::RaiseEpoch(raise) => self.raise_epoch(index, raise.volume),
             Op::PurgeVolume(purge) => self.purge_volume(purge.volume),
@@ -258,6 +260,7 @@ impl MetaState {
             Op::UseJoinToken(join) => self.use_join_token(join),
             Op::SettleRestore(settle) => self.settle_restore(index, now_ms, &settle),
             Op::AdoptVolume(adopt) => self.adopt_volume(index, now_ms, adopt),
+            Op::RewrapKeys(rewrap) => self.rewrap_keys(index, rewrap),
         };
         result.unwrap_or_else(Outcome::Refused)
     }
@@ -301,9 +304,9 @@ impl MetaState {
 
     fn create_volume(
         &mut self,
-        index: u64,
-        now_ms: i64,
+        (index, now_ms): (u64, i64),
         create: CreateVolume,
+        key: Option<WrappedKey>,
     ) -> Result<Outcome, Refused> {
         let invalid = |field: &str, message: String| {
             refusal(ErrorReason::InvalidField, message, vec![("field", field.to_owned())])
@@ -316,6 +319,7 @@ impl MetaState {
         rules::check_qos(create.qos.as_ref()).map_err(|e| invalid("qos", e))?;
         let storage_class = self.class_for(&create.storage_class)?;
         rules::check_labels(create.labels.iter()).map_err(|e| invalid("labels", e))?;
+        let encryption = self.encryption_of_new(&create, &storage_class, key.as_ref())?;
         if let Some(known) = self.volumes.get(&create.id) {
             let state = if known.deleting { ", and is being deleted" } else { "" };
             return Err(refusal(
@@ -349,11 +353,13 @@ impl MetaState {
             storage_class,
             qos: create.qos,
             failover: create.failover,
+            encryption,
         });
         if self.effective_qos(&volume).iops_min > 0 {
             self.check_minimums(Some(&volume), None)?;
         }
         self.last_volume = number;
+        self.keep_key(index, &volume, key);
         self.volumes.insert(create.id, volume.clone());
         Ok(Outcome::Volume(volume))
     }
@@ -379,7 +385,10 @@ impl MetaState {
         let mut volume = find(&mut self.volumes, &delete.id)?;
         volume.deleting = true;
         volume.revision = index;
-        Ok(Outcome::Volume(volume.clone()))
+        let deleted = volume.clone();
+        drop(volume);
+        self.erase_key(deleted.lineage);
+        Ok(Outcome::Volume(deleted))
     }
 
     pub(crate) fn resize_volume(

@@ -38,6 +38,9 @@ impl MetaState {
         if known.deleting {
             return Err(being_deleted(&update.id, "changed"));
         }
+        if changes("storage_class") {
+            self.check_class_fits(known, &class)?;
+        }
         let labels = if changes("labels") { &update.labels } else { &known.labels };
         let size_bytes = if changes("size_bytes") { update.size_bytes } else { known.size_bytes };
         self.check_quotas(&update.id, labels, size_bytes)?;

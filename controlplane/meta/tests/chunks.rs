@@ -124,7 +124,13 @@ fn any_op() -> impl Strategy<Value = Op> {
 
 fn entry(request: u8, op: Op) -> Vec<u8> {
     let request_id = if request == 0 { String::new() } else { format!("r{request}") };
-    encode(&Entry { version: ENTRY_VERSION, request_id, now_ms: 1, op: Some(op) })
+    encode(&Entry {
+        version: ENTRY_VERSION,
+        request_id,
+        now_ms: 1,
+        op: Some(op),
+        ..Entry::default()
+    })
 }
 
 fn begun() -> MetaState {
@@ -146,7 +152,7 @@ fn large() -> MetaState {
         };
         let request_id = format!("request-{n}");
         let op = Some(Op::CreateVolume(create));
-        let entry = Entry { version: ENTRY_VERSION, request_id, now_ms: 1, op };
+        let entry = Entry { version: ENTRY_VERSION, request_id, now_ms: 1, op, ..Entry::default() };
         state.apply(n + 2, &encode(&entry));
     }
     let snapshots = (0..200).map(|n| NewSnapshot { volume: format!("v{n}"), id: "all".to_owned() });

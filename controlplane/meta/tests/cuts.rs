@@ -25,8 +25,7 @@ impl Machine {
 
     fn run(&mut self, op: Op) -> Outcome {
         self.index += 1;
-        let entry =
-            Entry { version: ENTRY_VERSION, request_id: String::new(), now_ms: 1, op: Some(op) };
+        let entry = Entry { version: ENTRY_VERSION, now_ms: 1, op: Some(op), ..Entry::default() };
         let outcome = self.state.apply(self.index, &encode(&entry));
         assert!(self.state.indexes_are_exact());
         outcome

@@ -29,7 +29,8 @@ impl Machine {
     fn propose(&mut self, request_id: &str, now_ms: i64, op: Op) -> Outcome {
         self.index += 1;
         let request_id = request_id.to_owned();
-        let entry = Entry { version: ENTRY_VERSION, request_id, now_ms, op: Some(op) };
+        let entry =
+            Entry { version: ENTRY_VERSION, request_id, now_ms, op: Some(op), ..Entry::default() };
         let outcome = self.state.apply(self.index, &encode(&entry));
         assert!(self.state.indexes_are_exact());
         outcome
@@ -388,7 +389,8 @@ proptest! {
         for (op, request) in script {
             let request = if request == 0 { String::new() } else { format!("r{request}") };
             m.index += 1;
-            let entry = Entry { version: ENTRY_VERSION, request_id: request, now_ms: 1, op: Some(op) };
+            let (version, request_id) = (ENTRY_VERSION, request);
+            let entry = Entry { version, request_id, now_ms: 1, op: Some(op), ..Entry::default() };
             let bytes = encode(&entry);
             let before = m.state.clone();
             let outcome = m.state.apply(m.index, &bytes);

@@ -16,7 +16,8 @@ impl Machine {
     fn propose(&mut self, request_id: &str, now_ms: i64, op: Op) -> Outcome {
         self.index += 1;
         let request_id = request_id.to_owned();
-        let entry = Entry { version: ENTRY_VERSION, request_id, now_ms, op: Some(op) };
+        let entry =
+            Entry { version: ENTRY_VERSION, request_id, now_ms, op: Some(op), ..Entry::default() };
         self.state.apply(self.index, &encode(&entry))
     }
 

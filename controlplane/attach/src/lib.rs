@@ -3,6 +3,7 @@
 
 pub mod convert;
 pub mod door;
+pub mod keys;
 pub mod listen;
 pub mod options;
 pub mod process;

@@ -1,6 +1,7 @@
 //! The program: attach, serve, follow the pool's map and the volumes' sizes, detach.
 
 use crate::convert;
+use crate::keys;
 use crate::listen::{NbdListen, open_nbd};
 use crate::options::{Options, machine_name};
 use crate::process::{Usage, keep_fresh, stop_signal};
@@ -9,11 +10,12 @@ use basalt_api::dial::{Cluster, plain};
 use basalt_api::random::request_id;
 use basalt_api::v1::{
     self, AttachVolumeRequest, AttachVolumeResponse, Consistency, DetachVolumeRequest,
-    GetPoolMapRequest, GetSnapshotRequest, GetVolumeRequest, HostSession, ListVolumesRequest,
-    Snapshot, Volume, snapshot,
+    GetPoolMapRequest, GetSnapshotRequest, GetVolumeRequest, HostSession, IssueVolumeKeyRequest,
+    ListVolumesRequest, Snapshot, Volume, snapshot,
 };
-use basalt_client::RateLimits;
+use basalt_client::{RateLimits, VolumeConfig};
 use basalt_core::event::Effect;
+use basalt_crypt::VolumeCipher;
 use basalt_nbd::{DoorCommand, DoorError, ExportEnd, NbdDoor};
 use basalt_node::{ListenSource, Mailbox, ReactorConfig, ReactorHandle, StreamListener};
 use basalt_security::Role;
@@ -185,13 +187,22 @@ impl Sessions {
         for volume in &options.volumes {
             if let Some((parent, id)) = volume.split_once('@') {
                 let found = self.look_at(parent, id).await?;
-                waiting.push((volume.clone(), self.show_snapshot(volume, found, mailbox)?));
+                let name = found.1.name.clone();
+                let request = IssueVolumeKeyRequest { name, ..IssueVolumeKeyRequest::default() };
+                let cipher = match found.0.encrypted {
+                    true => Some(keys::fetch(&self.known(self.cluster.timeout()), request).await?),
+                    false => None,
+                };
+                let begun = self.show_snapshot(volume, found, cipher, mailbox)?;
+                waiting.push((volume.clone(), begun));
                 continue;
             }
             let attached = self.attach(volume, options.take).await?;
             let map = attached.map.clone().context("the cluster's answer has no map")?;
             self.adopt(map, mailbox).await;
-            waiting.push((volume.clone(), self.give_to_door(volume, attached, options, mailbox)?));
+            let cipher = self.cipher_of(&attached).await?;
+            let begun = self.give_to_door(volume, (attached, cipher), options, mailbox)?;
+            waiting.push((volume.clone(), begun));
         }
         for (volume, begun) in waiting {
             begun.await?.with_context(|| format!("the volume '{volume}' can not be served"))?;
@@ -234,13 +245,14 @@ impl Sessions {
     fn give_to_door(
         &mut self,
         name: &str,
-        attached: AttachVolumeResponse,
+        (attached, cipher): (AttachVolumeResponse, Option<Arc<VolumeCipher>>),
         options: &Options,
         mailbox: &Mailbox,
     ) -> Result<oneshot::Receiver<Result<(), DoorError>>> {
         let volume = attached.volume.context("the cluster's answer names no volume")?;
         let pool = Arc::new(convert::pool_map(&self.map).map_err(|e| anyhow!(e))?);
         let (epoch, size_bytes) = (attached.epoch, volume.size_bytes);
+        let config = convert::volume_config(&volume, epoch, pool, None);
         let limits = convert::limits(&volume);
         self.held.insert(name.to_owned(), Held { epoch, size_bytes, limits });
         let (told, begun) = oneshot::channel();
@@ -252,13 +264,28 @@ impl Sessions {
             name: name.to_owned(),
             description: convert::description(name, size_bytes),
             read_only: options.read_only,
-            config: convert::volume_config(&volume, epoch, pool, None),
+            config: VolumeConfig { cipher, ..config },
             view: false,
             reply,
         };
         mailbox.tenant(DOOR, Box::new(command));
         tracing::info!(volume = name, epoch, host = %self.host, "attached");
         Ok(begun)
+    }
+
+    /// What an attached volume is served with; nothing if it is not encrypted.
+    async fn cipher_of(
+        &self,
+        attached: &AttachVolumeResponse,
+    ) -> Result<Option<Arc<VolumeCipher>>> {
+        let volume = attached.volume.as_ref().filter(|volume| volume.encrypted);
+        let Some(volume) = volume else { return Ok(None) };
+        let request = IssueVolumeKeyRequest {
+            name: volume.name.clone(),
+            host: self.host.clone(),
+            epoch: attached.epoch,
+        };
+        keys::fetch(&self.known(self.cluster.timeout()), request).await.map(Some)
     }
 
     /// A snapshot, its volume, and where they are. It needs no attachment: it never changes.
@@ -288,12 +315,14 @@ impl Sessions {
         &mut self,
         name: &str,
         (volume, snapshot, map): (Volume, Snapshot, v1::PoolMap),
+        cipher: Option<Arc<VolumeCipher>>,
         mailbox: &Mailbox,
     ) -> Result<oneshot::Receiver<Result<(), DoorError>>> {
         let pool = Arc::new(convert::pool_map(&map).map_err(|e| anyhow!(e))?);
         let mut config = convert::volume_config(&volume, volume.epoch, pool, None);
         config.generation = Generation(snapshot.generation);
         config.size_bytes = snapshot.size_bytes;
+        config.cipher = cipher;
         let (told, begun) = oneshot::channel();
         let reply = Box::new(move |result| {
             // The program may be on its way out.

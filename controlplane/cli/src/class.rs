@@ -20,8 +20,8 @@ pub(crate) async fn run(
         ClassCommand::Show { name } => {
             get::list(options, cluster, ("storageClasses", Some(name), "")).await
         }
-        ClassCommand::Create { name, fields, change } => {
-            let (class, _) = given(fields);
+        ClassCommand::Create { name, encrypted, fields, change } => {
+            let class = StorageClass { encrypted: *encrypted, ..given(fields).0 };
             let request = CreateStorageClassRequest {
                 storage_class_id: name.clone(),
                 storage_class: Some(class),

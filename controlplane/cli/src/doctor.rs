@@ -6,8 +6,10 @@ use basalt_api::dial::Cluster as Nodes;
 use basalt_api::longrunning::ListOperationsRequest;
 use basalt_api::longrunning::operations_client::OperationsClient;
 use basalt_api::size::show;
+use basalt_api::v1::encryption_client::EncryptionClient;
 use basalt_api::v1::{
-    Cluster, GetClusterRequest, Health, ListVolumesRequest, Node, OperationMetadata, Volume,
+    Cluster, EncryptionStatus, GetClusterRequest, GetEncryptionStatusRequest, Health,
+    ListVolumesRequest, Node, OperationMetadata, Volume,
 };
 use prost::Message;
 use serde_json::{Value, json};
@@ -64,6 +66,10 @@ pub(crate) async fn run(
             Ok(operations) => examine_operations(&operations, now_seconds()),
             Err(failure) => vec![unasked("operations", &failure)],
         });
+        findings.extend(match keys(cluster).await {
+            Ok(status) => examine_keys(&status),
+            Err(failure) => vec![unasked("keys of encrypted volumes", &failure)],
+        });
     }
     findings.retain(|finding| asked.all || finding.severity > Severity::Good);
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
@@ -73,6 +79,29 @@ pub(crate) async fn run(
         true => Err(Failure::Shown),
         false => Ok(()),
     }
+}
+
+async fn keys(cluster: &Nodes) -> Result<EncryptionStatus, Failure> {
+    let request = GetEncryptionStatusRequest {};
+    Ok(call_of!(cluster, EncryptionClient, get_encryption_status, request)?)
+}
+
+/// Whether keys are wrapped under the secret that signs, so that others may go.
+fn examine_keys(status: &EncryptionStatus) -> Vec<Finding> {
+    let lacks = status.secrets.iter().any(|secret| !secret.held);
+    let old = status.secrets.iter().any(|secret| !secret.signs && secret.keys > 0);
+    vec![match (lacks, old) {
+        (true, _) => error(
+            status.sentence.as_str(),
+            "put the secret back into the file of all nodes; a backup of the file has it",
+        ),
+        (_, true) => warning(
+            status.sentence.as_str(),
+            "they are wrapped anew within seconds once all nodes have the secret that signs first in their \
+             files; look again",
+        ),
+        _ => good(status.sentence.as_str()),
+    }]
 }
 
 fn unasked(what: &str, failure: &Failure) -> Finding {

@@ -368,6 +368,9 @@ pub(crate) enum VolumeCommand {
         /// Its storage class; the default one, if there is one, without it.
         #[arg(long, value_name = "CLASS")]
         class: Option<String>,
+        /// Encrypt its data, for good. Volumes of encrypted classes and clones of encrypted volumes are without it.
+        #[arg(long)]
+        encrypted: bool,
         #[command(flatten)]
         qos: QosArgs,
         #[command(flatten)]

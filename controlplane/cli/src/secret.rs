@@ -7,6 +7,7 @@ use basalt_api::v1::IdentifyRequest;
 use basalt_api::v1::security_client::SecurityClient;
 use basalt_security::authority::{Authority, Subject};
 use basalt_security::secret::write_private;
+use basalt_security::volume_keys;
 use basalt_security::{Role, Secrets, SecurityError};
 use serde_json::json;
 use std::path::Path;
@@ -33,10 +34,25 @@ pub(crate) fn change(options: &Options, command: &SecretCommand) -> Result<(), F
         .iter()
         .map(|secret| Authority::of(secret).map(|authority| authority.name().to_owned()))
         .collect::<Result<_, _>>()?;
-    let document = json!({ "file": file, "signs": names[0], "accepted": names });
+    let ids: Vec<String> =
+        secrets.iter().map(|secret| volume_keys::shown(&volume_keys::id_of(secret))).collect();
+    let document = json!({ "file": file, "signs": names[0], "accepted": names, "ids": ids });
     output::write(options.output, &document, || {
         let others = names.len() - 1;
-        format!("{}: '{}' signs, {others} other(s) accepted", file.display(), names[0])
+        let mut text =
+            format!("{}: '{}' signs, {others} other(s) accepted", file.display(), names[0]);
+        match command {
+            SecretCommand::Promote { .. } => text.push_str(
+                "\nkeys of encrypted volumes are wrapped anew when all nodes have the file: drop the old secret when \
+                 'basalt doctor --all' says that all of them are",
+            ),
+            SecretCommand::Drop { .. } => text.push_str(
+                "\nif 'basalt doctor' says that keys are wrapped under a secret that is missing, put the former file \
+                 back",
+            ),
+            _ => {}
+        }
+        text
     })
 }
 

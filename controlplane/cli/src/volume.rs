@@ -32,6 +32,7 @@ pub(crate) async fn run(
             from,
             labels,
             class,
+            encrypted,
             qos,
             failover,
             dry_run,
@@ -47,6 +48,7 @@ pub(crate) async fn run(
                 qos: Some(qos.given().0).filter(|qos| *qos != Qos::default()),
                 failover: failover.value().into(),
                 validate_only: *dry_run,
+                encrypted: *encrypted,
             };
             let created = call!(cluster, create_volume, request)?;
             if *dry_run {
@@ -58,7 +60,8 @@ pub(crate) async fn run(
             output::write(options.output, &document(&volume), || {
                 let of = clones::snapshot_of(&volume);
                 let of = of.map_or_else(String::new, |of| format!(", a clone of {of}"));
-                format!("volume {name} created: {}{of}", show(volume.size_bytes))
+                let encrypted = if volume.encrypted { ", encrypted" } else { "" };
+                format!("volume {name} created: {}{of}{encrypted}", show(volume.size_bytes))
             })
         }
         VolumeCommand::Flatten { name, cancel, wait, change } => {
@@ -510,6 +513,13 @@ fn text(volume: &Volume) -> String {
             },
         ),
         ("bounds", volume.effective_qos.as_ref().map_or("none".to_owned(), bounds)),
+        (
+            "encrypted",
+            match volume.encrypted {
+                true => format!("yes, {}, key version {}", volume.cipher, volume.key_version),
+                false => "no".to_owned(),
+            },
+        ),
         ("failover", healing::failover(volume).to_owned()),
         ("labels", if labels.is_empty() { "none".to_owned() } else { labels.join(", ") }),
         ("id", volume.id.to_string()),

@@ -101,6 +101,7 @@ impl Admin for AdminService {
             storage_class: volumes::class_of(&request.storage_class)?,
             qos: request.qos,
             failover: request.failover,
+            encrypted: request.encrypted,
         });
         let volume = match request.validate_only {
             true => volumes::changed(services::rehearse(&self.daemon, op).await?)?,
@@ -426,6 +427,9 @@ pub fn volume_of(record: &VolumeRecord) -> Volume {
         reconciling: state != volume::State::Ready || record.flattening,
         revision: record.revision,
         failover: record.failover,
+        encrypted: record.encryption.is_some(),
+        cipher: record.encryption.as_ref().map_or_else(String::new, |e| e.cipher.clone()),
+        key_version: record.encryption.as_ref().map_or(0, |e| e.key_version),
         ..Volume::default()
     }
 }

@@ -7,6 +7,7 @@ use crate::admin::AdminService;
 use crate::bootstrap::is_same;
 use crate::engine::{Engine, identity_of};
 use crate::incoming::Incoming;
+use crate::keys::EncryptionService;
 use crate::options::Options;
 use crate::peer::PeerService;
 use crate::recovery::RecoveryService;
@@ -21,6 +22,7 @@ use crate::services::watch::ResourcesService;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use basalt_api::longrunning::operations_server::OperationsServer;
 use basalt_api::v1::admin_server::AdminServer;
+use basalt_api::v1::encryption_server::EncryptionServer;
 use basalt_api::v1::events_server::EventsServer;
 use basalt_api::v1::peer_server::PeerServer;
 use basalt_api::v1::pools_server::PoolsServer;
@@ -376,6 +378,7 @@ async fn serve(daemon: &Arc<Daemon>, listener: TcpListener) -> Result<()> {
         }))
         .add_service(PeerServer::new(PeerService::new(daemon.clone())))
         .add_service(SecurityServer::new(SecurityService::new(daemon.clone())))
+        .add_service(EncryptionServer::new(EncryptionService::new(daemon.clone())))
         .add_service(StorageClassesServer::new(ClassesService::new(daemon.clone())))
         .add_service(QuotasServer::new(QuotasService::new(daemon.clone())))
         .add_service(PoolsServer::new(PoolsService::new(daemon.clone())))

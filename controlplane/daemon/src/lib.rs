@@ -33,6 +33,7 @@ mod incoming;
 pub mod joining;
 mod keeping;
 mod kept;
+mod keys;
 mod liveness;
 pub mod metadata;
 mod metrics;

@@ -319,7 +319,9 @@ impl Metadata {
             "" => basalt_api::random::request_id("drawn"),
             given => given.to_owned(),
         };
-        self.commit(entry(request_id, op)).await.map(|(_, outcome)| outcome)
+        let volume_key = self.look(|state| crate::keys::drawn(state, &op));
+        let entry = Entry { volume_key, ..entry(request_id, op) };
+        self.commit(entry).await.map(|(_, outcome)| outcome)
     }
 
     async fn commit(&self, entry: Entry) -> Result<(u64, Outcome), Status> {
@@ -427,7 +429,8 @@ impl Metadata {
 
 /// What a change would come to in a state, which is left as it would be then.
 pub fn rehearse(state: &mut MetaState, op: Op) -> Outcome {
-    let entry = entry(String::new(), op);
+    let volume_key = crate::keys::drawn(state, &op);
+    let entry = Entry { volume_key, ..entry(String::new(), op) };
     state.apply(state.applied() + 1, &encode(&entry))
 }
 
@@ -488,7 +491,7 @@ fn no_quorum(last: &str, unknown: bool, request_id: &str) -> Status {
 }
 
 fn entry(request_id: String, op: Op) -> Entry {
-    Entry { version: ENTRY_VERSION, request_id, now_ms: now_ms(), op: Some(op) }
+    Entry { version: ENTRY_VERSION, request_id, now_ms: now_ms(), op: Some(op), volume_key: None }
 }
 
 /// Milliseconds since 1970.

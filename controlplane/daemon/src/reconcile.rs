@@ -126,6 +126,7 @@ impl Reconciler {
         clean &= self.keeping.pass(engine).await;
         clean &= self.reverting.pass(engine).await;
         clean &= self.clones.pass(engine).await;
+        clean &= crate::keys::rewrap(engine).await;
         self.deletions.pass(engine);
         clean
     }
@@ -291,6 +292,14 @@ impl Reconciler {
         let record = crate::admin::volume_of(volume);
         let mut config = convert::volume_config(&record, epoch, map, Some(engine.node));
         config.limits = limits;
+        match engine.metadata.look(|state| crate::keys::cipher_of(state, volume)) {
+            Ok(cipher) => config.cipher = cipher,
+            Err(problem) => {
+                tracing::error!(volume = %volume.id, "can not be served: {problem}");
+                engine.door.refused(&volume.id, config.volume, config.epoch, problem);
+                return false;
+            }
+        }
         let (door, name) = (engine.door.clone(), volume.id.clone());
         let (number, session) = (config.volume, config.epoch);
         let reply = move |result: Result<(), DoorError>| match result {

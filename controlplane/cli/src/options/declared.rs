@@ -120,6 +120,9 @@ pub(crate) enum ClassCommand {
         /// Its name: 1 to 63 of a-z, 0-9 and '-', a letter first.
         #[arg(value_parser = plain_id)]
         name: String,
+        /// Its volumes are encrypted. That is never changed.
+        #[arg(long)]
+        encrypted: bool,
         #[command(flatten)]
         fields: ClassFields,
         #[command(flatten)]

@@ -165,10 +165,15 @@ fn derive_volume(state: &MetaState, wanted: &Volume) -> Result<Step, Status> {
             storage_class,
             qos: wanted.qos,
             failover: wanted.failover,
+            encrypted: wanted.encrypted,
         });
         return Ok(Step { name, action: Action::Create, op: Some(op), paths });
     };
     check_source(known, &wanted.source_snapshot)?;
+    if wanted.encrypted && known.encryption.is_none() {
+        let message = format!("the volume '{id}' is not encrypted, and can not be made so");
+        return Err(error::status(ErrorReason::EncryptionDiffers, message, &[]));
+    }
     let etag = if wanted.etag.is_empty() { etag_of(known) } else { wanted.etag.clone() };
     let update = UpdateVolume {
         id: id.to_owned(),
@@ -239,6 +244,11 @@ fn derive_class(state: &MetaState, wanted: &StorageClass) -> Result<Step, Status
         return Ok(Step { name, action: Action::Create, op, paths });
     };
     let before = shown::class(state, known);
+    if wanted.encrypted && !known.encrypted {
+        let message =
+            format!("volumes of the storage class '{id}' are not encrypted; make another class");
+        return Err(error::status(ErrorReason::EncryptionDiffers, message, &[]));
+    }
     let (_, after) = classes::merged(state, wanted, &paths)?;
     let etag = if wanted.etag.is_empty() { before.etag.clone() } else { wanted.etag.clone() };
     let op = (after != before || etag != before.etag).then(|| {

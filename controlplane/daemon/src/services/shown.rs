@@ -54,6 +54,7 @@ pub fn class(state: &MetaState, record: &ClassRecord) -> StorageClass {
         update_time: moment(record.update_time_ms),
         etag: etag_of_revision(record.revision),
         revision: record.revision,
+        encrypted: record.encrypted,
     }
 }
 
@@ -65,6 +66,7 @@ pub fn class_record(id: &str, class: StorageClass) -> ClassRecord {
         labels: class.labels,
         qos: class.qos,
         is_default: class.is_default,
+        encrypted: class.encrypted,
         ..ClassRecord::default()
     }
 }

@@ -584,3 +584,39 @@ fn a_leader_that_the_map_does_not_name_has_a_newer_one_asked_for() {
     assert_eq!(data(&mut world, 0, 4096), bytes(4096, 3).contiguous());
     assert_eq!(world.maps_asked, asked);
 }
+
+#[test]
+fn nothing_of_an_encrypted_volume_is_sent_in_the_clear() {
+    let mut world = World::new(5, 4, 64 * MIB, None);
+    assert!(model::is_encrypted(5) && world.client.config().cipher.is_some());
+    let write = |offset, len, letter| BlockOp::Write {
+        offset,
+        data: Payload::from(Bytes::from(vec![letter; len])),
+        fua: false,
+    };
+    assert_eq!(ask(&mut world, write(4096, 8192, b'x')), Ok(BlockResult::Done));
+    // A part of a block in what was written, and one in a hole.
+    assert_eq!(ask(&mut world, write(4096 + 512, 512, b'y')), Ok(BlockResult::Done));
+    assert_eq!(ask(&mut world, write(MIB, 1024, b'z')), Ok(BlockResult::Done));
+    let sent: Vec<Payload> = world
+        .served
+        .iter()
+        .filter_map(|(_, op)| match op {
+            RequestOp::Write { payload, .. } => Some(payload.clone()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(sent.len(), 3);
+    for payload in sent {
+        let bytes = payload.contiguous();
+        for clear in [b"xxxx", b"yyyy", b"zzzz"] {
+            assert!(!bytes.windows(4).any(|part| part == clear));
+        }
+    }
+    let read = data(&mut world, 4096, 8192);
+    let mut wanted = vec![b'x'; 8192];
+    wanted[512..1024].fill(b'y');
+    assert_eq!(read[..], wanted);
+    let read = data(&mut world, MIB, 4096);
+    assert!(read[..1024].iter().all(|byte| *byte == b'z') && read[1024..].iter().all(|b| *b == 0));
+}

@@ -101,6 +101,11 @@ pub struct World {
     out: Vec<ClientEffect>,
 }
 
+/// Whether the volume of a world with this seed is encrypted.
+pub fn is_encrypted(seed: u64) -> bool {
+    seed % 3 == 2
+}
+
 pub fn config(groups: u32, size_bytes: u64, local: Option<NodeId>) -> VolumeConfig {
     let voters: Vec<Address> = (0..NODES).map(address).collect();
     VolumeConfig {
@@ -125,7 +130,7 @@ impl World {
         let mut rng = Rng(seed);
         let mut out = Vec::new();
         let mut config = config(groups, size_bytes, local);
-        if seed.is_multiple_of(3) {
+        if is_encrypted(seed) {
             let bytes: Vec<u8> = (0..64).collect();
             let key = VolumeKey::new(&bytes).expect("its halves differ");
             config.cipher = Some(Arc::new(VolumeCipher::new(&key)));

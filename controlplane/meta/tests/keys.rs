@@ -26,14 +26,8 @@ impl Machine {
     fn propose(&mut self, request_id: &str, op: Op, volume_key: Option<WrappedKey>) -> Outcome {
         self.index += 1;
         let request_id = request_id.to_owned();
-        let entry = Entry {
-            version: ENTRY_VERSION,
-            now_ms: 1,
-            request_id,
-            op: Some(op),
-            volume_key,
-            ..Entry::default()
-        };
+        let entry =
+            Entry { version: ENTRY_VERSION, now_ms: 1, request_id, op: Some(op), volume_key };
         self.state.apply(self.index, &encode(&entry))
     }
 

@@ -460,6 +460,9 @@ fn document(volume: &Volume) -> Value {
         "effective_qos": volume.effective_qos.as_ref().map(crate::documents::document),
         "operation": volume.operation,
         "failover": healing::failover(volume),
+        "encrypted": volume.encrypted,
+        "cipher": volume.cipher,
+        "key_version": volume.key_version,
         "create_time": output::time(volume.create_time_ms),
         "etag": volume.etag,
     })

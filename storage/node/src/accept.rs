@@ -1,18 +1,16 @@
-//! Listeners, and the handshake of links that others dialled.
+//! Listeners, and the requests of clients that dialled in.
 
 use crate::config::{ListenSource, NodeError};
-use crate::conn::{Client, Conn, Credit, Phase, Role};
+use crate::conn::{Conn, Phase, Role};
 use crate::net::{Net, NetEvent, Op, Timer, frame_name};
 use crate::slab::Handle;
 use crate::sys;
 use crate::tenant::TenantEvent;
 use basalt_core::event::{Event, LinkId};
+use basalt_link::Acceptor;
 use basalt_wire::block::BLOCK_BYTES;
 use basalt_wire::codec::DecodeLimits;
-use basalt_wire::frame::{
-    Frame, Hello, PROTOCOL_VERSION, Request, RequestOp, Role as HelloRole, Welcome,
-};
-use basalt_wire::ids::Address;
+use basalt_wire::frame::{Frame, Refusal, Reply, ReplyResult, Request, RequestOp};
 use basalt_wire::time::Time;
 use io_uring::opcode;
 use io_uring::types::Fd;
@@ -194,7 +192,8 @@ impl Net {
             return self.turn_away(&fd, "too many connections");
         }
         let peer = sys::peer_name(&fd);
-        let conn = Conn::new(fd, peer, Role::Stranger, DecodeLimits::HANDSHAKE, now);
+        let conn =
+            Conn::new(fd, peer, Role::Stranger(Acceptor::default()), DecodeLimits::HANDSHAKE, now);
         let Some(handle) = self.conns.insert(conn) else { return };
         self.accepted += 1;
         self.strangers += 1;
@@ -205,10 +204,9 @@ impl Net {
     /// Makes room for one more stranger: whoever means it says at once who it is, so the one that has
     /// been silent for longest goes. Otherwise a few idle connections would keep every peer out.
     fn evict_stranger(&mut self, now: Time) {
-        let strangers = self
-            .conns
-            .iter()
-            .filter(|(_, conn)| conn.phase != Phase::Dead && matches!(conn.role, Role::Stranger));
+        let strangers = self.conns.iter().filter(|(_, conn)| {
+            conn.phase != Phase::Dead && matches!(conn.role, Role::Stranger(_))
+        });
         let oldest = strangers.min_by_key(|(_, conn)| conn.deadline).map(|(handle, _)| handle);
         if let Some(oldest) = oldest {
             self.fail(oldest, "it did not say in time who it is: others need its place", now);
@@ -235,115 +233,12 @@ impl Net {
         self.remember(line);
     }
 
-    // ---- the handshake ----
-
-    pub(crate) fn on_hello(&mut self, handle: Handle, frame: Frame, now: Time) {
-        let Frame::Hello(hello) = frame else {
-            let text = format!("it began with a {} instead of a Hello", frame_name(&frame));
-            return self.fail(handle, &text, now);
-        };
-        if let Err(reason) = self.judge(&hello) {
-            return self.refuse(handle, reason, now);
-        }
-        let (role, limits) = match hello.role {
-            HelloRole::Peer { from, .. } => {
-                self.replace_peer(from, now);
-                (Role::Peer { from }, DecodeLimits::PEER)
-            }
-            HelloRole::Client { name } => {
-                let credit = Credit::default();
-                (Role::Client(Client { name, credit }), DecodeLimits::CLIENT)
-            }
-        };
-        let Some(conn) = self.conns.get_mut(handle) else { return };
-        conn.rx.decoder.set_limits(limits);
-        conn.role = role;
-        conn.deadline = None;
-        self.strangers -= 1;
-        let welcome = self.welcome(String::new());
-        self.queue(handle, &Frame::Welcome(welcome));
-        tracing::info!(reactor = %self.identity.name, "{}: open", self.describe(handle));
-        self.want_tick();
-    }
-
-    /// Whether a link may be opened.
-    fn judge(&self, hello: &Hello) -> Result<(), String> {
-        let identity = &self.identity;
-        if hello.version != PROTOCOL_VERSION {
-            return Err(format!(
-                "protocol version {} is not spoken here, version {PROTOCOL_VERSION} is",
-                hello.version
-            ));
-        }
-        if hello.cluster != identity.cluster {
-            return Err("this node belongs to another cluster".into());
-        }
-        if self.stopping {
-            return Err("this node is stopping".into());
-        }
-        match identity.address {
-            Some(own) if own == hello.target => {}
-            Some(own) => {
-                return Err(format!(
-                    "this is node {} shard {}, not node {} shard {}",
-                    own.node, own.shard, hello.target.node, hello.target.shard
-                ));
-            }
-            None => return Err("there is no shard here".into()),
-        }
-        match &hello.role {
-            HelloRole::Peer { from, .. } if Some(*from) == identity.address => {
-                Err("a peer has this node's own address".into())
-            }
-            HelloRole::Peer { from, .. } if !self.routes.contains_key(from) => {
-                Err(format!("node {} shard {} is not known here", from.node, from.shard))
-            }
-            HelloRole::Client { .. } if !self.serving => Err("the shard is closed".into()),
-            _ => Ok(()),
-        }
-    }
-
-    fn welcome(&self, refusal: String) -> Welcome {
-        // A reactor without a shard refuses every link; what it says about itself is never used.
-        let nobody = Address { node: basalt_wire::ids::NodeId(1), shard: Default::default() };
-        Welcome {
-            version: PROTOCOL_VERSION,
-            from: self.identity.address.unwrap_or(nobody),
-            boot: self.identity.boot,
-            credit_bytes: self.limits.credit_bytes,
-            credit_requests: self.limits.credit_requests,
-            refusal,
-        }
-    }
-
-    fn refuse(&mut self, handle: Handle, reason: String, now: Time) {
-        let line = format!("{}: refused: {reason}", self.describe(handle));
-        self.remember(line);
-        let welcome = self.welcome(reason);
-        self.queue(handle, &Frame::Welcome(welcome));
-        self.close_after_flush(handle, now);
-    }
-
-    /// A peer that dials again has lost its old link, whether or not we have noticed; and it lives,
-    /// so it is worth dialling at once.
-    fn replace_peer(&mut self, from: Address, now: Time) {
-        let old: Vec<Handle> = self
-            .conns
-            .iter()
-            .filter(|(_, conn)| matches!(conn.role, Role::Peer { from: peer } if peer == from))
-            .map(|(handle, _)| handle)
-            .collect();
-        for handle in old {
-            self.lost(handle, "replaced by a newer link", now);
-        }
-        self.hurry_peer(from, now);
-    }
-
     // ---- requests of clients ----
 
     pub(crate) fn on_client_frame(&mut self, handle: Handle, frame: Frame, now: Time) {
         let request = match frame {
             Frame::Request(request) => request,
+            Frame::Present(present) => return self.on_present(handle, &present, now),
             other => {
                 let text = format!("a client may not send a {}", frame_name(&other));
                 return self.fail(handle, &text, now);
@@ -367,8 +262,24 @@ impl Net {
             return self.fail(handle, &text, now);
         }
         self.counters.requests += 1;
+        if let Err(why) = client.grants.permits(&request) {
+            return self.forbid(handle, &request, &why, now);
+        }
         let event = Event::Request { link: LinkId(handle.0), remote: true, request };
         self.inbox.push(NetEvent::Shard(event));
+    }
+
+    /// Refuses a request that goes beyond what the client's tickets say.
+    fn forbid(&mut self, handle: Handle, request: &Request, why: &str, now: Time) {
+        if let Some(Role::Client(client)) = self.conns.get_mut(handle).map(|conn| &mut conn.role)
+            && !std::mem::replace(&mut client.exceeded, true)
+        {
+            let who = self.describe(handle);
+            tracing::warn!(reactor = %self.identity.name, "{who}: a request is refused: {why}");
+        }
+        let result = ReplyResult::Refused(Refusal::NotPermitted);
+        let reply = Reply { id: request.id, group: request.group, result };
+        self.reply(LinkId(handle.0), reply, now);
     }
 }
 

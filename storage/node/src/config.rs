@@ -6,6 +6,7 @@ use basalt_core::config::ShardConfig;
 use basalt_core::consensus::PageId;
 use basalt_core::event::Effect;
 use basalt_device::DeviceSpec;
+use basalt_link::LinkAuth;
 use basalt_wire::ids::{Address, ClusterId};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -33,6 +34,8 @@ pub struct ReactorConfig {
     pub shard: Option<ShardSetup>,
     /// Where peers and clients dial in.
     pub data_listen: Option<SocketAddr>,
+    /// What it shows on its links, and asks of others.
+    pub auth: LinkAuth,
     /// Where other reactors are reached. A shard keeps a link to each of them.
     pub routes: Routes,
     /// The tenants to host.
@@ -56,6 +59,7 @@ impl ReactorConfig {
             address: None,
             shard: None,
             data_listen: None,
+            auth: LinkAuth::Open,
             routes: Routes::new(),
             tenants: Vec::new(),
             stream_listeners: Vec::new(),
@@ -186,11 +190,11 @@ impl Default for Polling {
 pub struct Limits {
     /// Accepted connections of the data port.
     pub connections: usize,
-    /// Accepted connections of the data port that have not said who they are.
+    /// Accepted connections of the data port that have not said, and proven, who they are.
     pub handshakes: usize,
     /// Accepted streams of all tenants together.
     pub streams: usize,
-    /// Time in which a connection must say who it is.
+    /// Time in which a connection must say, and prove, who it is.
     pub handshake: Duration,
     /// Request payload that a client may have unanswered on a link.
     pub credit_bytes: u32,

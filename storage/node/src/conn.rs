@@ -2,6 +2,7 @@
 
 use crate::chunk::{CHUNK_MAX, CHUNK_MIN, Chunk};
 use basalt_core::event::LinkId;
+use basalt_link::{Acceptor, Dialler, Grants, Proven};
 use basalt_wire::codec::{DecodeLimits, Decoder, Encoder};
 use basalt_wire::ids::Address;
 use basalt_wire::time::Time;
@@ -33,14 +34,18 @@ pub(crate) struct Conn {
     pub last_heard: Time,
     /// Whether it stands in the list of connections to flush.
     pub dirty: bool,
+    /// Of a link that this reactor dials, until it is open.
+    pub dialler: Option<Box<Dialler>>,
+    /// By what the link was opened, in a cluster with a secret.
+    pub proven: Option<Proven>,
     /// The address to connect to, which the kernel reads while connecting.
     pub target: Option<Box<libc::sockaddr_storage>>,
 }
 
 /// What a connection is for.
 pub(crate) enum Role {
-    /// Accepted on the data port; has not said who it is.
-    Stranger,
+    /// Accepted on the data port; has not said, or not proven, who it is.
+    Stranger(Acceptor),
     /// A peer that dialled in.
     Peer { from: Address },
     /// A client that dialled in.
@@ -54,6 +59,10 @@ pub(crate) enum Role {
 /// A client that dialled in, and the credit that it uses.
 pub(crate) struct Client {
     pub name: String,
+    /// What it may ask for.
+    pub grants: Grants,
+    /// Whether the operator was told that it asked for more.
+    pub exceeded: bool,
     pub credit: Credit,
 }
 
@@ -338,6 +347,8 @@ impl Conn {
             deadline: None,
             last_heard: now,
             dirty: false,
+            dialler: None,
+            proven: None,
             target: None,
         }
     }

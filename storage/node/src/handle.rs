@@ -7,6 +7,7 @@ use crate::status::ReactorStatus;
 use crate::sys;
 use basalt_core::event::{Effect, Event};
 use basalt_core::shard::HeldGroup;
+use basalt_link::LinkAuth;
 use std::any::Any;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -24,6 +25,7 @@ pub(crate) enum Mail {
     Event(Event),
     Tenant(usize, Box<dyn Any + Send>),
     Routes(Routes),
+    Auth(LinkAuth),
     Status(Sender<Box<ReactorStatus>>),
     Held(Sender<Vec<HeldGroup>>),
     Stop,
@@ -59,6 +61,12 @@ impl Mailbox {
     /// Replaces the table of routes.
     pub fn routes(&self, routes: Routes) {
         self.send(Mail::Routes(routes));
+    }
+
+    /// Replaces what the reactor shows on its links and asks of others. Links that were opened by a secret which is
+    /// accepted no more end; further tickets are shown on links that stand.
+    pub fn auth(&self, auth: LinkAuth) {
+        self.send(Mail::Auth(auth));
     }
 
     /// The reactor's state. Waits for the reactor to answer.

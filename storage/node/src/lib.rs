@@ -16,6 +16,7 @@ mod chunk;
 pub mod config;
 mod conn;
 pub mod handle;
+mod handshake;
 mod host;
 mod links;
 mod net;

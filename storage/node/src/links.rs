@@ -11,9 +11,7 @@ use crate::sys;
 use crate::tenant::TenantEvent;
 use basalt_core::event::{Event, LinkId};
 use basalt_wire::codec::DecodeLimits;
-use basalt_wire::frame::{
-    Frame, Hello, PROTOCOL_VERSION, Reply, Request, Role as HelloRole, Welcome,
-};
+use basalt_wire::frame::{Frame, Reply, Request, Role as HelloRole, Welcome};
 use basalt_wire::ids::Address;
 use basalt_wire::time::Time;
 use io_uring::opcode;
@@ -130,9 +128,7 @@ impl Net {
         if let Some(number) = self.link_index.get(&(Owner::Shard, to)).copied()
             && self.links[number].state == State::Waiting
         {
-            let link = &mut self.links[number];
-            (link.not_before, link.backoff) = (now, BACKOFF_MIN);
-            self.dial(number, now);
+            self.dial_now(number, now);
         }
     }
 
@@ -151,6 +147,13 @@ impl Net {
         if link.state == State::Waiting && link.not_before <= now {
             self.dial(number, now);
         }
+    }
+
+    /// Dials without regard to the pause since the last attempt.
+    pub(crate) fn dial_now(&mut self, number: usize, now: Time) {
+        let link = &mut self.links[number];
+        (link.not_before, link.backoff) = (now, BACKOFF_MIN);
+        self.dial(number, now);
     }
 
     fn dial(&mut self, number: usize, now: Time) {
@@ -218,10 +221,10 @@ impl Net {
             (Owner::Shard, Some(from)) => HelloRole::Peer { from, boot },
             _ => HelloRole::Client { name: client_name(&self.identity.name) },
         };
-        let (target, cluster) = (self.links[link].to, self.identity.cluster);
-        let hello = Hello { version: PROTOCOL_VERSION, cluster, target, role };
-        self.queue(handle, &Frame::Hello(hello));
-        self.arm(handle);
+        match self.greet(handle, self.links[link].to, role) {
+            Ok(()) => self.arm(handle),
+            Err(reason) => self.refused(handle, link, &reason, now),
+        }
     }
 
     pub(crate) fn on_dialled_frame(
@@ -233,9 +236,7 @@ impl Net {
     ) {
         let link = &mut self.links[number];
         match (link.state, link.owner, frame) {
-            (State::Dialling(_), _, Frame::Welcome(welcome)) => {
-                self.on_welcome(handle, number, welcome, now);
-            }
+            (State::Dialling(_), _, frame) => self.on_dialling_frame(handle, number, frame, now),
             (State::Up(_), _, Frame::Pong { .. }) => link.pinged = false,
             (State::Up(_), Owner::Tenant(tenant), Frame::Reply(reply)) => {
                 if !link.credit.close(reply.id.0) {
@@ -253,17 +254,15 @@ impl Net {
         }
     }
 
-    fn on_welcome(&mut self, handle: Handle, number: usize, welcome: Welcome, now: Time) {
+    /// The link's handshake has ended well.
+    pub(crate) fn on_welcome(
+        &mut self,
+        handle: Handle,
+        number: usize,
+        welcome: &Welcome,
+        now: Time,
+    ) {
         let to = self.links[number].to;
-        if !welcome.refusal.is_empty() {
-            // The other end's words are shown, but never as more than one printable line.
-            let text: String = welcome.refusal.chars().filter(|c| !c.is_control()).collect();
-            return self.refused(handle, number, &format!("refused: {text}"), now);
-        }
-        if welcome.version != PROTOCOL_VERSION {
-            let text = format!("it answers in protocol version {}", welcome.version);
-            return self.refused(handle, number, &text, now);
-        }
         if welcome.from != to {
             let (node, shard) = (welcome.from.node, welcome.from.shard);
             let text = format!("node {node} shard {shard} answers there");
@@ -289,7 +288,7 @@ impl Net {
     }
 
     /// A refusal is for a person to see, but once, not at each attempt.
-    fn refused(&mut self, handle: Handle, number: usize, reason: &str, now: Time) {
+    pub(crate) fn refused(&mut self, handle: Handle, number: usize, reason: &str, now: Time) {
         if self.links[number].last_error == reason {
             self.lost(handle, reason, now);
         } else {

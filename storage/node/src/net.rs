@@ -4,7 +4,8 @@
 //! is queued at its connection and started once at the end of the turn. The parts:
 //!
 //! * this file: the ring's operations and their completions, the life of a connection, timers;
-//! * [`crate::accept`]: listeners and the handshake of links that others dialled;
+//! * [`crate::accept`]: listeners, and the requests of clients that dialled in;
+//! * [`crate::handshake`]: who is at the other end of a link, and whether that still counts;
 //! * [`crate::links`]: links that this reactor dials, pings;
 //! * [`crate::streams`]: the tenants' streams.
 //!
@@ -21,6 +22,7 @@ use crate::sys;
 use crate::tenant::TenantEvent;
 use basalt_core::event::{Event, LinkId};
 use basalt_device::{Completion, Ring};
+use basalt_link::LinkAuth;
 use basalt_wire::frame::{Frame, Reply};
 use basalt_wire::ids::{Address, ClusterId};
 use basalt_wire::time::Time;
@@ -107,6 +109,8 @@ pub(crate) struct Net {
     dirty: Vec<Handle>,
     rearm: Vec<Handle>,
     pub identity: Identity,
+    /// What is shown on links, and asked of others.
+    pub auth: LinkAuth,
     pub routes: Routes,
     pub limits: Limits,
     /// Whether there is a shard that takes requests.
@@ -152,6 +156,7 @@ impl Net {
             dirty: Vec::new(),
             rearm: Vec::new(),
             identity,
+            auth: LinkAuth::Open,
             routes,
             limits,
             serving: false,
@@ -287,7 +292,8 @@ impl Net {
     fn on_frame(&mut self, handle: Handle, frame: Frame, now: Time) {
         let Some(conn) = self.conns.get_mut(handle) else { return };
         if let Frame::Ping { nonce } = frame
-            && !matches!(conn.role, Role::Stranger)
+            && !matches!(conn.role, Role::Stranger(_))
+            && conn.dialler.is_none()
         {
             // Whoever does not read gets no more answers than it left room for.
             if conn.tx.queued() <= self.limits.client_pause {
@@ -296,7 +302,7 @@ impl Net {
             return;
         }
         match &conn.role {
-            Role::Stranger => self.on_hello(handle, frame, now),
+            Role::Stranger(_) => self.on_stranger_frame(handle, frame, now),
             Role::Peer { from } => {
                 let from = *from;
                 self.on_peer_frame(handle, from, frame, now);
@@ -340,7 +346,7 @@ impl Net {
         let held = match &conn.role {
             Role::Stream { paused, .. } => *paused && conn.phase == Phase::Open,
             Role::Client(_) => conn.tx.queued() > client_pause && conn.phase == Phase::Open,
-            Role::Dialled { .. } | Role::Peer { .. } | Role::Stranger => false,
+            Role::Dialled { .. } | Role::Peer { .. } | Role::Stranger(_) => false,
         };
         if conn.phase == Phase::Dead || conn.rx.armed != Armed::No || conn.rx.ended || held {
             return;
@@ -534,7 +540,7 @@ impl Net {
         let Some(conn) = self.conns.get(handle) else { return "a connection".into() };
         let peer = &conn.peer;
         match &conn.role {
-            Role::Stranger => format!("connection from {peer}"),
+            Role::Stranger(_) => format!("connection from {peer}"),
             Role::Peer { from } => {
                 format!("link from node {} shard {} ({peer})", from.node, from.shard)
             }
@@ -599,7 +605,7 @@ impl Net {
     fn tell_owner(&mut self, handle: Handle, now: Time) {
         let Some(conn) = self.conns.get(handle) else { return };
         match &conn.role {
-            Role::Stranger => {
+            Role::Stranger(_) => {
                 self.accepted -= 1;
                 self.strangers -= 1;
             }
@@ -666,8 +672,9 @@ impl Net {
             return;
         }
         match (conn.phase, &conn.role) {
-            (Phase::Open, Role::Stranger) => {
-                self.fail(handle, "it did not say who it is in time", now);
+            (Phase::Open, Role::Stranger(acceptor)) => {
+                let did = if acceptor.awaits_proof() { "prove" } else { "say" };
+                self.fail(handle, &format!("it did not {did} who it is in time"), now);
             }
             (Phase::Open, Role::Dialled { .. }) => {
                 self.lost(handle, "no answer in time", now);
@@ -684,6 +691,9 @@ pub(crate) fn frame_name(frame: &Frame) -> &'static str {
     match frame {
         Frame::Hello(_) => "Hello",
         Frame::Welcome(_) => "Welcome",
+        Frame::Challenge(_) => "Challenge",
+        Frame::Proof(_) => "Proof",
+        Frame::Present(_) => "ticket",
         Frame::Raft(_) => "Raft message",
         Frame::Request(_) => "request",
         Frame::Reply(_) => "reply",

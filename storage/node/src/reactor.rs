@@ -111,6 +111,7 @@ impl Reactor {
             boot: RandomState::new().build_hasher().finish(),
         };
         let mut net = Net::new(ring, wake, identity, config.routes, config.limits);
+        net.auth = config.auth;
         net.serving = host.is_some();
         if host.is_some() {
             net.keep_peers(now);
@@ -400,6 +401,7 @@ impl Reactor {
                     self.net.inbox.push(NetEvent::Tenant(tenant, event));
                 }
                 Mail::Routes(routes) => self.net.set_routes(routes, now),
+                Mail::Auth(auth) => self.net.set_auth(auth, now),
                 Mail::Status(asker) => {
                     // An asker that has given up needs no answer.
                     let _ = asker.send(Box::new(self.status(now)));

@@ -1,8 +1,9 @@
 //! The messages between nodes, and between a client and a node.
 //!
 //! A *link* is one connection between two reactors (or between a client and a reactor). It starts
-//! with [`Hello`] and [`Welcome`]; afterwards both ends send [`Frame`]s. Peers dial a link each for
-//! what they send; a client's link carries requests one way and replies the other.
+//! with [`Hello`] and [`Welcome`], and between them proofs of who both are if the cluster has a secret
+//! (crate `basalt-link`); afterwards both ends send [`Frame`]s. Peers dial a link each for what they send; a
+//! client's link carries requests one way and replies the other.
 
 use crate::buffer::Payload;
 use crate::command::BlockRange;
@@ -16,15 +17,21 @@ use crate::repair::Repair;
 use bytes::Bytes;
 
 /// Version of this protocol. A node refuses a version that it does not know.
-pub const PROTOCOL_VERSION: u16 = 5;
+pub const PROTOCOL_VERSION: u16 = 6;
 
 /// Every message of the data path.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Frame {
     /// First frame of a link, from the side that dialled.
     Hello(Hello),
-    /// Answer to [`Hello`].
+    /// The end of the handshake.
     Welcome(Welcome),
+    /// Answer to a [`Hello`] that claims to know a key: it is to be proven.
+    Challenge(Challenge),
+    /// Answer to [`Frame::Challenge`].
+    Proof(Mac),
+    /// Client to node, on an open link: one more ticket.
+    Present(Present),
     /// A Raft message between two replicas of a group.
     Raft(RaftMessage),
     /// A client's request to a replica.
@@ -107,6 +114,55 @@ pub struct Hello {
     pub target: Address,
     /// What the dialling side is.
     pub role: Role,
+    /// By what it is going to prove that; nothing in a cluster without a secret.
+    pub claim: Option<Claim>,
+}
+
+/// A number that is used once, drawn so that nobody can foresee it.
+pub type Nonce = [u8; 32];
+/// An HMAC-SHA256.
+pub type Mac = [u8; 32];
+
+/// By what the dialling side of a link is going to prove who it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// Its nonce.
+    pub nonce: Nonce,
+    /// The key that it knows.
+    pub by: ClaimBy,
+}
+
+/// A key of the data path that one side of a link says to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClaimBy {
+    /// That of the cluster's secret, by its public name.
+    Secret {
+        /// Which of the secrets.
+        key: u64,
+    },
+    /// That of a ticket.
+    Ticket {
+        /// The ticket, at most [`TICKET_BYTES_MAX`](crate::codec::TICKET_BYTES_MAX).
+        body: Bytes,
+    },
+}
+
+/// What the dialling side of a link has to prove that it knows its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Challenge {
+    /// [`PROTOCOL_VERSION`].
+    pub version: u16,
+    /// The nonce of the other side.
+    pub nonce: Nonce,
+}
+
+/// A ticket that a client shows on a link which stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Present {
+    /// The ticket, at most [`TICKET_BYTES_MAX`](crate::codec::TICKET_BYTES_MAX).
+    pub body: Bytes,
+    /// Proves that the client knows the ticket's key, on this link.
+    pub proof: Mac,
 }
 
 /// What the dialling side of a link is.
@@ -141,6 +197,8 @@ pub struct Welcome {
     pub credit_requests: u32,
     /// Why the link is refused, empty if it is not.
     pub refusal: String,
+    /// Proves that the answering side knows the key that the dialling side has proven to know.
+    pub proof: Option<Mac>,
 }
 
 /// How fast a node's device and its links to peers were lately, as the node itself measured them.
@@ -469,4 +527,6 @@ pub enum Refusal {
     Exists = 17,
     /// The gate was not closed all the while: the snapshots are no point in time.
     GateLost = 18,
+    /// The ticket of the link does not say that its client may do this.
+    NotPermitted = 20,
 }

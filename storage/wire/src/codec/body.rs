@@ -2,15 +2,15 @@
 
 use super::{
     BLOCK_END_MAX, CLIENT_NAME_BYTES_MAX, CONTEXT_BYTES_MAX, CodecError, RAFT_ENTRY_KIND_MAX,
-    RAFT_MESSAGE_KIND_MAX, REFUSAL_BYTES_MAX, SCORE_PATHS_MAX, digests, kind, op, outcome, pages,
-    repair, role,
+    RAFT_MESSAGE_KIND_MAX, REFUSAL_BYTES_MAX, SCORE_PATHS_MAX, TICKET_BYTES_MAX, claim, digests,
+    kind, op, outcome, pages, repair, role,
 };
 use crate::block::{BLOCK_BYTES, CHUNK_BLOCKS, COMMAND_BLOCKS_MAX};
 use crate::buffer::Payload;
 use crate::command::BlockRange;
 use crate::frame::{
-    Frame, Hello, NodeScore, Priority, RaftEntry, RaftMessage, Refusal, Reply, ReplyResult,
-    Request, RequestOp, Role, Welcome,
+    Challenge, Claim, ClaimBy, Frame, Hello, NodeScore, PROTOCOL_VERSION, Present, Priority,
+    RaftEntry, RaftMessage, Refusal, Reply, ReplyResult, Request, RequestOp, Role, Welcome,
 };
 use crate::ids::{
     Address, ClusterId, Epoch, Generation, GroupId, Incarnation, LogIndex, NodeId, RequestId,
@@ -94,6 +94,11 @@ impl<'a> Reader<'a> {
         Ok(BlockRange { block, count })
     }
 
+    /// Passes over what is left.
+    fn skip(&mut self) {
+        self.at = self.bytes.len();
+    }
+
     pub(crate) fn end(self, what: &'static str) -> Result<()> {
         match self.left() as u64 {
             0 => Ok(()),
@@ -170,6 +175,15 @@ pub(super) fn parse(
     let (frame, want) = match kind {
         kind::HELLO => (Frame::Hello(hello(&mut r)?), 0),
         kind::WELCOME => (Frame::Welcome(welcome(&mut r)?), 0),
+        kind::CHALLENGE => {
+            let (version, nonce) = (r.u16("protocol version")?, r.fixed("nonce")?);
+            (Frame::Challenge(Challenge { version, nonce }), 0)
+        }
+        kind::PROOF => (Frame::Proof(r.fixed("proof")?), 0),
+        kind::PRESENT => {
+            let (body, proof) = (ticket(&mut r)?, r.fixed("proof")?);
+            (Frame::Present(Present { body, proof }), 0)
+        }
         kind::RAFT => return raft(r, payload_len, payload).map(Frame::Raft),
         kind::REQUEST => {
             let request = request(&mut r)?;
@@ -309,18 +323,47 @@ fn hello(r: &mut Reader<'_>) -> Result<Hello> {
             return Err(CodecError::OutOfBounds { field: "role", value, min: 1, max: 2 });
         }
     };
-    Ok(Hello { version, cluster, target, role })
+    if version != PROTOCOL_VERSION {
+        // What else another release says is its own matter; it is refused by its version.
+        r.skip();
+        return Ok(Hello { version, cluster, target, role, claim: None });
+    }
+    let by = match r.u8("claim")? {
+        claim::NONE => return Ok(Hello { version, cluster, target, role, claim: None }),
+        claim::SECRET => ClaimBy::Secret { key: r.u64("key")? },
+        claim::TICKET => ClaimBy::Ticket { body: ticket(r)? },
+        other => {
+            let value = u64::from(other);
+            return Err(CodecError::OutOfBounds { field: "claim", value, min: 0, max: 2 });
+        }
+    };
+    let claim = Some(Claim { by, nonce: r.fixed("nonce")? });
+    Ok(Hello { version, cluster, target, role, claim })
+}
+
+fn ticket(r: &mut Reader<'_>) -> Result<Bytes> {
+    let len = usize::from(r.u16("ticket")?);
+    bounded("ticket", len as u64, 1, TICKET_BYTES_MAX as u64)?;
+    // Copied: it is kept as long as its link, and must not hold a receive buffer.
+    r.slice("ticket", len).map(Bytes::copy_from_slice)
 }
 
 fn welcome(r: &mut Reader<'_>) -> Result<Welcome> {
-    Ok(Welcome {
+    let mut welcome = Welcome {
         version: r.u16("protocol version")?,
         from: r.address("from")?,
         boot: r.u64("boot")?,
         credit_bytes: r.u32("credit in bytes")?,
         credit_requests: r.u32("credit in requests")?,
         refusal: r.text("refusal", REFUSAL_BYTES_MAX)?,
-    })
+        proof: None,
+    };
+    if welcome.version != PROTOCOL_VERSION {
+        r.skip();
+    } else if r.left() > 0 {
+        welcome.proof = Some(r.fixed("proof")?);
+    }
+    Ok(welcome)
 }
 
 /// Bytes of a path: node, nanoseconds.
@@ -530,7 +573,7 @@ fn runs(r: &mut Reader<'_>) -> Result<Vec<(u32, bool)>> {
 }
 
 fn refusal(number: u8) -> Result<Refusal> {
-    const ALL: [Refusal; 18] = [
+    const ALL: [Refusal; 19] = [
         Refusal::Fenced,
         Refusal::LateDuplicate,
         Refusal::Behind,
@@ -549,11 +592,12 @@ fn refusal(number: u8) -> Result<Refusal> {
         Refusal::TooDeep,
         Refusal::Exists,
         Refusal::GateLost,
+        Refusal::NotPermitted,
     ];
     ALL.into_iter().find(|refusal| *refusal as u8 == number).ok_or(CodecError::OutOfBounds {
         field: "refusal",
         value: u64::from(number),
         min: 1,
-        max: Refusal::GateLost as u64,
+        max: Refusal::NotPermitted as u64,
     })
 }

@@ -2,13 +2,15 @@
 
 use super::{
     BODY_BYTES_MAX, CLIENT_NAME_BYTES_MAX, HEADER_BYTES, HEADER_VERSION, MAGIC, PAYLOAD_BYTES_MAX,
-    REFUSAL_BYTES_MAX, SCORE_PATHS_MAX, digests, kind, op, outcome, pages, repair, role,
+    REFUSAL_BYTES_MAX, SCORE_PATHS_MAX, TICKET_BYTES_MAX, claim, digests, kind, op, outcome, pages,
+    repair, role,
 };
 use crate::block::{BLOCK_BYTES, crc32c};
 use crate::buffer::Payload;
 use crate::command::BlockRange;
 use crate::frame::{
-    Frame, Hello, NodeScore, RaftMessage, Reply, ReplyResult, Request, RequestOp, Role, Welcome,
+    Claim, ClaimBy, Frame, Hello, NodeScore, PROTOCOL_VERSION, RaftMessage, Reply, ReplyResult,
+    Request, RequestOp, Role, Welcome,
 };
 use crate::ids::{Address, Generation, NodeId, Term};
 use crate::pages::Step;
@@ -161,6 +163,20 @@ fn put_body(out: &mut BytesMut, frame: &Frame) -> u8 {
             put_welcome(out, welcome);
             kind::WELCOME
         }
+        Frame::Challenge(challenge) => {
+            out.put_u16_le(challenge.version);
+            out.extend_from_slice(&challenge.nonce);
+            kind::CHALLENGE
+        }
+        Frame::Proof(proof) => {
+            out.extend_from_slice(proof);
+            kind::PROOF
+        }
+        Frame::Present(present) => {
+            put_ticket(out, &present.body);
+            out.extend_from_slice(&present.proof);
+            kind::PRESENT
+        }
         Frame::Raft(message) => {
             put_raft(out, message);
             kind::RAFT
@@ -284,6 +300,30 @@ fn put_hello(out: &mut BytesMut, hello: &Hello) {
             out.extend_from_slice(name.as_bytes());
         }
     }
+    if hello.version == PROTOCOL_VERSION {
+        put_claim(out, hello.claim.as_ref());
+    }
+}
+
+fn put_claim(out: &mut BytesMut, claim: Option<&Claim>) {
+    let Some(claim) = claim else { return out.put_u8(claim::NONE) };
+    match &claim.by {
+        ClaimBy::Secret { key } => {
+            out.put_u8(claim::SECRET);
+            out.put_u64_le(*key);
+        }
+        ClaimBy::Ticket { body } => {
+            out.put_u8(claim::TICKET);
+            put_ticket(out, body);
+        }
+    }
+    out.extend_from_slice(&claim.nonce);
+}
+
+fn put_ticket(out: &mut BytesMut, body: &Bytes) {
+    assert!(body.len() <= TICKET_BYTES_MAX, "a ticket of {} bytes", body.len());
+    out.put_u16_le(body.len() as u16);
+    out.extend_from_slice(body);
 }
 
 fn put_welcome(out: &mut BytesMut, welcome: &Welcome) {
@@ -295,6 +335,9 @@ fn put_welcome(out: &mut BytesMut, welcome: &Welcome) {
     out.put_u32_le(welcome.credit_requests);
     out.put_u16_le(refusal.len() as u16);
     out.extend_from_slice(refusal.as_bytes());
+    if let Some(proof) = welcome.proof.filter(|_| welcome.version == PROTOCOL_VERSION) {
+        out.extend_from_slice(&proof);
+    }
 }
 
 fn put_raft(out: &mut BytesMut, m: &RaftMessage) {

@@ -58,6 +58,8 @@ pub const PAYLOAD_BYTES_MAX: usize = 16 << 20;
 pub const CLIENT_NAME_BYTES_MAX: usize = 64;
 /// The longest text with which a link is refused, in bytes; longer ones are cut when sent.
 pub const REFUSAL_BYTES_MAX: usize = 512;
+/// The longest ticket, in bytes: a `Hello` with one is below [`DecodeLimits::HANDSHAKE`].
+pub const TICKET_BYTES_MAX: usize = 512;
 /// The longest context of a Raft message, in bytes. The library's own are below 32 bytes.
 pub const CONTEXT_BYTES_MAX: usize = 1024;
 /// The most peers to which a score tells the way; more are left out when sent.
@@ -82,7 +84,7 @@ pub struct DecodeLimits {
 }
 
 impl DecodeLimits {
-    /// Before the handshake is over: `Hello` and `Welcome` only, which fit 1 KiB.
+    /// Before the handshake is over: its own frames only, which fit 1 KiB.
     pub const HANDSHAKE: DecodeLimits =
         DecodeLimits { body_bytes_max: 1 << 10, payload_bytes_max: 0 };
     /// Between a client and a node: the longest body is a reply with 1,024 runs of extents (some
@@ -204,13 +206,23 @@ mod kind {
     pub const SCORE: u8 = 16;
     pub const VOTE_LOST: u8 = 17;
     pub const READMIT: u8 = 18;
-    pub const MAX: u8 = READMIT;
+    pub const CHALLENGE: u8 = 20;
+    pub const PROOF: u8 = 21;
+    pub const PRESENT: u8 = 22;
+    pub const MAX: u8 = PRESENT;
 }
 
 /// Numbers of the roles in `Hello`.
 mod role {
     pub const PEER: u8 = 1;
     pub const CLIENT: u8 = 2;
+}
+
+/// Numbers of what a claim in `Hello` goes by.
+mod claim {
+    pub const NONE: u8 = 0;
+    pub const SECRET: u8 = 1;
+    pub const TICKET: u8 = 2;
 }
 
 /// Numbers of what a request asks.

@@ -19,6 +19,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "basalt/meta/v1/restore.proto",
         "basalt/v1/crypt.proto",
         "basalt/meta/v1/crypt.proto",
+        "basalt/v1/link.proto",
     ];
     for file in files {
         println!("cargo::rerun-if-changed={}", root.join(file).display());

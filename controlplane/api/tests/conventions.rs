@@ -18,6 +18,7 @@ const WITHOUT_REQUEST_ID: [(&str, &str); 10] = [
     ("RemoveNode", "a state that is wanted: the same again is done"),
     ("StartScrub", "one that is under way begins anew"),
     ("IssueJoinToken", "nothing is kept of it: another one is as good"),
+    ("IssueTicket", "nothing is kept of it: another one is as good"),
     ("Admit", "its token names it, and counts once"),
     ("IssueVolumeKey", "nothing is changed by it: only who asked is recorded"),
     ("CancelOperation", "of google.longrunning"),

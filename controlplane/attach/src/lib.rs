@@ -8,3 +8,4 @@ pub mod listen;
 pub mod options;
 pub mod process;
 pub mod run;
+pub mod tickets;

@@ -5,17 +5,19 @@ use crate::keys;
 use crate::listen::{NbdListen, open_nbd};
 use crate::options::{Options, machine_name};
 use crate::process::{Usage, keep_fresh, stop_signal};
+use crate::tickets::Tickets;
 use anyhow::{Context, Result, anyhow, bail};
 use basalt_api::dial::{Cluster, plain};
 use basalt_api::random::request_id;
 use basalt_api::v1::{
     self, AttachVolumeRequest, AttachVolumeResponse, Consistency, DetachVolumeRequest,
     GetPoolMapRequest, GetSnapshotRequest, GetVolumeRequest, HostSession, IssueVolumeKeyRequest,
-    ListVolumesRequest, Snapshot, Volume, snapshot,
+    LinkTicket, ListVolumesRequest, Snapshot, Volume, snapshot,
 };
 use basalt_client::{RateLimits, VolumeConfig};
 use basalt_core::event::Effect;
 use basalt_crypt::VolumeCipher;
+use basalt_link::LinkAuth;
 use basalt_nbd::{DoorCommand, DoorError, ExportEnd, NbdDoor};
 use basalt_node::{ListenSource, Mailbox, ReactorConfig, ReactorHandle, StreamListener};
 use basalt_security::Role;
@@ -69,6 +71,7 @@ pub async fn run(options: Options, inherited: Vec<ListenSource>) -> Result<ExitC
         None => {}
     }
     let credentials = options.credentials.credentials(&host, Role::Csi)?;
+    let tickets = Tickets::new(!credentials.is_empty(), options.read_only);
     basalt_api::dial::present(credentials.clone());
     tokio::spawn(keep_fresh(credentials));
     let cluster = Cluster::new(options.cluster.clone(), options.timeout);
@@ -80,11 +83,12 @@ pub async fn run(options: Options, inherited: Vec<ListenSource>) -> Result<ExitC
     let (ends, mut ended) = mpsc::unbounded_channel();
     let trouble = Arc::new(Notify::new());
     let told = (ends, trouble.clone());
-    let (handle, mut failed) = start_reactor(&options, &host, &map, inherited, told)?;
+    let (handle, mut failed) =
+        start_reactor(&options, &host, &map, inherited, tickets.auth(), told)?;
     let reactor = Arc::new(handle);
     let (held, views) = (BTreeMap::new(), 0);
     let asked = JoinSet::new();
-    let mut sessions = Sessions { cluster, host, map, held, views, trouble, asked };
+    let mut sessions = Sessions { cluster, host, map, held, views, tickets, trouble, asked };
     // One receiver for the whole life: a signal at any moment ends what is under way at that moment.
     let outcome = tokio::select! {
         outcome = sessions.live(&options, &reactor, &mut ended, &mut failed) => outcome,
@@ -117,6 +121,7 @@ fn start_reactor(
     host: &str,
     map: &v1::PoolMap,
     inherited: Vec<ListenSource>,
+    auth: LinkAuth,
     (ends, trouble): (mpsc::UnboundedSender<ExportEnd>, Arc<Notify>),
 ) -> Result<(ReactorHandle, Failed)> {
     let own = options.listen.iter().map(|listen| listen.source());
@@ -129,6 +134,7 @@ fn start_reactor(
     door.on_old_map = Some(Box::new(move || trouble.notify_one()));
     let mut config = ReactorConfig::new(host, convert::cluster_id(map));
     config.routes = convert::routes(map).map_err(|e| anyhow!(e))?;
+    config.auth = auth;
     config.tenants = vec![Box::new(move || Box::new(NbdDoor::new(door)))];
     config.stream_listeners =
         sources.into_iter().map(|source| StreamListener { tenant: DOOR, source }).collect();
@@ -155,6 +161,7 @@ struct Sessions {
     held: BTreeMap<String, Held>,
     /// Snapshots that are served.
     views: usize,
+    tickets: Tickets,
     /// Groups may be elsewhere by now.
     trouble: Arc<Notify>,
     /// Nodes that were asked for the map and have not answered.
@@ -187,6 +194,7 @@ impl Sessions {
         for volume in &options.volumes {
             if let Some((parent, id)) = volume.split_once('@') {
                 let found = self.look_at(parent, id).await?;
+                self.open_links(volume, 0, None, mailbox).await?;
                 let name = found.1.name.clone();
                 let request = IssueVolumeKeyRequest { name, ..IssueVolumeKeyRequest::default() };
                 let cipher = match found.0.encrypted {
@@ -200,6 +208,7 @@ impl Sessions {
             let attached = self.attach(volume, options.take).await?;
             let map = attached.map.clone().context("the cluster's answer has no map")?;
             self.adopt(map, mailbox).await;
+            self.open_links(volume, attached.epoch, attached.ticket.clone(), mailbox).await?;
             let cipher = self.cipher_of(&attached).await?;
             let begun = self.give_to_door(volume, (attached, cipher), options, mailbox)?;
             waiting.push((volume.clone(), begun));
@@ -208,6 +217,18 @@ impl Sessions {
             begun.await?.with_context(|| format!("the volume '{volume}' can not be served"))?;
         }
         Ok(())
+    }
+
+    /// The reactor shows the nodes what it may do with a volume, before it is to do it.
+    async fn open_links(
+        &mut self,
+        volume: &str,
+        epoch: u64,
+        given: Option<LinkTicket>,
+        mailbox: &Mailbox,
+    ) -> Result<()> {
+        let cluster = self.known(self.cluster.timeout());
+        self.tickets.open((volume, &self.host, epoch), given, &cluster, mailbox).await
     }
 
     async fn attach(&self, volume: &str, take: bool) -> Result<AttachVolumeResponse> {
@@ -358,6 +379,7 @@ impl Sessions {
                     let Some(end) = end else { bail!("the NBD door is gone") };
                     tracing::error!(volume = %end.name, "served no more: {}", end.error);
                     self.held.remove(&end.name);
+                    self.tickets.close(&end.name);
                     if self.held.is_empty() && self.views == 0 {
                         tracing::error!("every session was lost; the process ends");
                         return Ok(ExitCode::from(LOST));
@@ -369,12 +391,15 @@ impl Sessions {
                 }
                 Some(answer) = self.asked.join_next(), if !self.asked.is_empty() => {
                     if let Ok(Some(map)) = answer {
+                        self.tickets.heard(map.ticket_key);
                         self.adopt(map, mailbox).await;
                     }
                 }
                 _ = ticks.tick() => {
                     (since, again) = (Instant::now(), false);
                     self.ask_for_map();
+                    let cluster = self.brief();
+                    self.tickets.renew(&cluster, mailbox).await;
                     self.follow_sizes(mailbox).await;
                 }
                 () = trouble.notified(), if !again => again = true,

@@ -14,10 +14,10 @@ use basalt_api::v1::{
     BootstrapRequest, Cluster, CreateCutRequest, CreateSnapshotRequest, CreateVolumeRequest, Cut,
     DeleteCutRequest, DeleteCutResponse, DeleteSnapshotRequest, DeleteVolumeRequest,
     DetachVolumeRequest, DrainNodeRequest, FlattenVolumeRequest, GetClusterRequest, GetCutRequest,
-    GetPoolMapRequest, GetSnapshotRequest, GetVolumeRequest, ListChangesRequest,
-    ListChangesResponse, ListSnapshotsRequest, ListSnapshotsResponse, ListVolumesRequest,
-    ListVolumesResponse, Node, PlanPlacementRequest, PlanPlacementResponse, PoolMap,
-    RemoveNodeRequest, RemoveNodeResponse, ResizeVolumeRequest, RevertVolumeRequest,
+    GetPoolMapRequest, GetSnapshotRequest, GetVolumeRequest, IssueTicketRequest, LinkTicket,
+    ListChangesRequest, ListChangesResponse, ListSnapshotsRequest, ListSnapshotsResponse,
+    ListVolumesRequest, ListVolumesResponse, Node, PlanPlacementRequest, PlanPlacementResponse,
+    PoolMap, RemoveNodeRequest, RemoveNodeResponse, ResizeVolumeRequest, RevertVolumeRequest,
     SetFailureDomainRequest, Snapshot, StartScrubRequest, StartScrubResponse, UpdateVolumeRequest,
     Volume, volume,
 };
@@ -317,8 +317,18 @@ impl Admin for AdminService {
         let volume = self.change(&request.request_id, op).await?;
         let volume = self.shown(&volume)?.into_inner();
         let epoch = volume.attachment.as_ref().map_or(0, |attachment| attachment.epoch);
-        let map = Some(self.daemon.engine()?.map());
-        Ok(Response::new(AttachVolumeResponse { volume: Some(volume), epoch, map }))
+        let engine = self.daemon.engine()?;
+        let host = volume.attachment.as_ref().map_or("", |attachment| &attachment.host);
+        let ticket = crate::links::attached(engine.cluster(), volume.id, host, epoch)?;
+        let map = Some(engine.map());
+        Ok(Response::new(AttachVolumeResponse { volume: Some(volume), epoch, map, ticket }))
+    }
+
+    async fn issue_ticket(
+        &self,
+        request: Request<IssueTicketRequest>,
+    ) -> Result<Response<LinkTicket>, Status> {
+        Ok(Response::new(crate::links::issue(&self.daemon, request.get_ref()).await?))
     }
 
     async fn detach_volume(

@@ -258,12 +258,6 @@ fn warn_of_what_is_open(options: &Options, secured: bool) {
     if !secured {
         tracing::warn!("--insecure: whoever uses this machine may read and change everything");
     }
-    if !options.data_listen.ip().is_loopback() {
-        let at = options.data_listen;
-        tracing::warn!(
-            "the data path on {at} can be reached from other machines, and is not authenticated yet"
-        );
-    }
     if let Some(nbd) = options.nbd_listen.as_ref().filter(|_| options.insecure_nbd) {
         tracing::warn!(
             "--insecure-nbd: whoever reaches {nbd} may read and write the volumes there"

@@ -134,6 +134,7 @@ impl Engine {
         tokio::spawn(crate::failover::run(Arc::downgrade(&engine)));
         tokio::spawn(crate::recovery::run(Arc::downgrade(&engine)));
         tokio::spawn(crate::scrub::remember(Arc::downgrade(&engine)));
+        tokio::spawn(crate::links::follow(Arc::downgrade(&engine)));
         Ok(engine)
     }
 
@@ -177,7 +178,8 @@ impl Engine {
         let known = self
             .metadata
             .look(|state| state.cluster().map(|spec| map_of(spec, state.map_version())));
-        known.unwrap_or_else(|| map_of(&self.spec(), 0))
+        let map = known.unwrap_or_else(|| map_of(&self.spec(), 0));
+        v1::PoolMap { ticket_key: crate::links::ticket_key(), ..map }
     }
 
     /// The reactor's state.
@@ -389,6 +391,7 @@ fn reactor_config(
     config.address = Some(address_of(node.0));
     config.shard = Some(shard_setup(options, store, spec, node)?);
     config.data_listen = Some(options.data_listen);
+    config.auth = crate::links::auth()?;
     config.routes = routes_of(spec)?;
     let listeners: Vec<ListenSource> =
         options.nbd_listen.iter().map(basalt_attach::listen::NbdListen::source).collect();
@@ -507,7 +510,8 @@ pub fn map_of(spec: &ClusterSpec, version: u64) -> v1::PoolMap {
         data_address: member.data_address.clone(),
         grpc_address: member.grpc_address.clone(),
     });
-    v1::PoolMap { version, cluster: spec.id, groups: groups.collect(), nodes: nodes.collect() }
+    let (groups, nodes) = (groups.collect(), nodes.collect());
+    v1::PoolMap { version, cluster: spec.id, groups, nodes, ticket_key: 0 }
 }
 
 fn grpc_addresses(spec: &ClusterSpec) -> BTreeMap<NodeId, String> {

@@ -34,6 +34,7 @@ pub mod joining;
 mod keeping;
 mod kept;
 mod keys;
+mod links;
 mod liveness;
 pub mod metadata;
 mod metrics;

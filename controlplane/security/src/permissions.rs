@@ -89,6 +89,7 @@ pub static TABLE: &[Rule] = &[
     change("basalt.v1.Admin/DeleteVolume", "volumes.delete", USE),
     change("basalt.v1.Admin/RevertVolume", "volumes.revert", OPERATE),
     change("basalt.v1.Admin/AttachVolume", "volumes.attach", USE),
+    change("basalt.v1.Admin/IssueTicket", "volumes.attach", USE),
     change("basalt.v1.Admin/DetachVolume", "volumes.detach", USE),
     change("basalt.v1.Admin/CreateSnapshot", "snapshots.create", USE),
     read("basalt.v1.Admin/GetSnapshot", "snapshots.get", READ),

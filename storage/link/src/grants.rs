@@ -8,15 +8,15 @@ use crate::transcript;
 use basalt_wire::frame::{Present, Request, RequestOp};
 use basalt_wire::ids::ClusterId;
 
-/// Volumes that one link may be for: tickets beyond are refused, so that memory is bounded.
-pub const VOLUMES_MAX: usize = 4096;
+/// Sessions with volumes that one link may be for: tickets beyond are not taken, so that memory is bounded.
+pub const SESSIONS_MAX: usize = 4096;
 
 /// What may be asked for on a link of a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Grants {
     /// Everything: a node asks, or nobody is asked who he is.
     All,
-    /// What these tickets say, in the order of the volumes, each with the key of its ticket.
+    /// What these tickets say, in the order of volumes and epochs, each with the key of its ticket.
     Only(Vec<(Grant, KeyId)>),
 }
 
@@ -27,6 +27,26 @@ pub enum PresentError {
     Useless(String),
     /// It is forged, or the link has no use for tickets: the link must end.
     Forged(String),
+}
+
+impl Grant {
+    fn permits(&self, request: &Request) -> Result<(), String> {
+        let need = needed(&request.op).ok_or_else(|| {
+            "what changes more than a volume's content is the control plane's to ask for".to_owned()
+        })?;
+        if self.access < need && !planted::is(Bug::ReaderWrites) {
+            let volume = request.volume;
+            return Err(format!("the ticket for volume {volume} does not allow that ({need:?})"));
+        }
+        let within = need == Access::Snapshots || request.epoch == self.epoch;
+        if !within && !planted::is(Bug::AnyEpoch) {
+            return Err(format!(
+                "the ticket for volume {} is for the session with epoch {}, not {}",
+                request.volume, self.epoch, request.epoch
+            ));
+        }
+        Ok(())
+    }
 }
 
 impl Grants {
@@ -41,32 +61,22 @@ impl Grants {
     /// Says in what it exceeds the tickets.
     pub fn permits(&self, request: &Request) -> Result<(), String> {
         let Grants::Only(all) = self else { return Ok(()) };
-        let found = all.binary_search_by_key(&request.volume, |(grant, _)| grant.volume);
-        let Ok(at) = found else {
-            if planted::is(Bug::AnyVolume) {
-                return Ok(());
-            }
-            return Err(format!("no ticket of the link names volume {}", request.volume));
+        let from = all.partition_point(|(grant, _)| grant.volume < request.volume);
+        let of_it = all[from..].iter().take_while(|(grant, _)| grant.volume == request.volume);
+        let mut outcome = match planted::is(Bug::AnyVolume) {
+            true => Ok(()),
+            false => Err(format!("no ticket of the link names volume {}", request.volume)),
         };
-        let grant = all[at].0;
-        let need = needed(&request.op).ok_or_else(|| {
-            "what changes more than a volume's content is the control plane's to ask for".to_owned()
-        })?;
-        if grant.access < need && !planted::is(Bug::ReaderWrites) {
-            let volume = request.volume;
-            return Err(format!("the ticket for volume {volume} does not allow that ({need:?})"));
+        for (grant, _) in of_it {
+            outcome = grant.permits(request);
+            if outcome.is_ok() {
+                break;
+            }
         }
-        let within = need == Access::Snapshots || request.epoch == grant.epoch;
-        if !within && !planted::is(Bug::AnyEpoch) {
-            return Err(format!(
-                "the ticket for volume {} is for the session with epoch {}, not {}",
-                request.volume, grant.epoch, request.epoch
-            ));
-        }
-        Ok(())
+        outcome
     }
 
-    /// Takes one more ticket; it takes the place of one for the same volume. Says for whom and what it is.
+    /// Takes one more ticket; it takes the place of one for the same session. Says for whom and what it is.
     ///
     /// # Errors
     /// If it is not good.
@@ -88,11 +98,12 @@ impl Grants {
         }
         for grant in &body.grants {
             let entry = (*grant, body.key);
-            match all.binary_search_by_key(&grant.volume, |(grant, _)| grant.volume) {
+            let place = |(grant, _): &(Grant, KeyId)| (grant.volume, grant.epoch);
+            match all.binary_search_by_key(&(grant.volume, grant.epoch), place) {
                 Ok(at) => all[at] = entry,
-                Err(at) if all.len() < VOLUMES_MAX => all.insert(at, entry),
+                Err(at) if all.len() < SESSIONS_MAX => all.insert(at, entry),
                 Err(_) => {
-                    let text = format!("{VOLUMES_MAX} volumes are the most of one link");
+                    let text = format!("{SESSIONS_MAX} sessions are the most of one link");
                     return Err(PresentError::Useless(text));
                 }
             }

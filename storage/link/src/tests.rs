@@ -8,7 +8,7 @@ use basalt_wire::block::crc32c;
 use basalt_wire::codec::{DecodeLimits, Decoder, Encoder, HEADER_BYTES};
 use basalt_wire::command::BlockRange;
 use basalt_wire::frame::{
-    Frame, Hello, Nonce, PROTOCOL_VERSION, Present, Request, RequestOp, Role, Welcome,
+    Frame, Nonce, PROTOCOL_VERSION, Present, Request, RequestOp, Role, Welcome,
 };
 use basalt_wire::ids::{
     Address, ClusterId, Epoch, Generation, GroupId, Incarnation, LogIndex, NodeId, RequestId,
@@ -290,11 +290,14 @@ fn further_tickets_come_on_the_link_and_stay_when_a_secret_goes() {
     );
     let other = show(&ticket(&[3], &[grant(3, 1, Access::Write)])).expect_err("unknown");
     assert!(matches!(other, PresentError::Useless(_)), "{other:?}");
-    // Another epoch of the same volume takes the place of the one before.
+    // A session and the snapshots of one volume, and its next session.
+    show(&ticket(&[1], &[grant(1, 0, Access::Snapshots)])).expect("a good one");
     show(&ticket(&[1], &[grant(1, 2, Access::Write)])).expect("a good one");
     let mut grants = admitted.grants;
-    assert!(grants.permits(&request(1, 1, fence())).is_err());
+    assert!(grants.permits(&request(1, 1, fence())).is_ok());
     assert!(grants.permits(&request(1, 2, fence())).is_ok());
+    assert!(grants.permits(&request(1, 3, fence())).is_err());
+    assert!(grants.permits(&request(1, 9, read(Some(Generation(1))))).is_ok());
     assert!(grants.retain(&keys(&[2])), "one was made by the secret that stays");
     assert!(grants.permits(&request(1, 2, fence())).is_err());
     assert!(grants.permits(&request(2, 5, fence())).is_ok());

@@ -142,6 +142,7 @@ fn a_wrong_hello_is_refused_with_a_text() {
         cluster: CLUSTER,
         target: address(1),
         role: Role::Client { name: "test".into() },
+        claim: None,
     };
     let peer = |n| Role::Peer { from: address(n), boot: 1 };
     let cases = [
@@ -224,6 +225,7 @@ fn a_peer_speaks_only_for_itself() {
         cluster: CLUSTER,
         target: address(1),
         role: Role::Peer { from: address(2), boot: 1 },
+        claim: None,
     };
     let mut link = RawLink::connect(data(&node));
     link.send(&Frame::Hello(peer.clone()));

@@ -202,6 +202,7 @@ fn opening(port: Port) -> Vec<u8> {
                 cluster: ClusterId(1),
                 target: Address { node: NodeId(1), shard: ShardId(0) },
                 role: Role::Client { name: "a stranger".to_owned() },
+                claim: None,
             };
             let mut encoder = Encoder::new();
             encoder.push(&Frame::Hello(hello));

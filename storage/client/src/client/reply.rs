@@ -16,6 +16,8 @@ const HAS_CLONES: BlockError = BlockError::Io("clones hang on the volume or snap
 const TOO_DEEP: BlockError = BlockError::Io("the snapshot is that of a clone of too many clones");
 const EXISTS: BlockError = BlockError::Io("there is such a volume already");
 const GATE_LOST: BlockError = BlockError::Io("a group did not wait for the others");
+const NOT_PERMITTED: BlockError =
+    BlockError::Io("the ticket of this client does not allow it: attach the volume anew");
 const CHANGED: BlockError = BlockError::Io("the data changed in memory while it was written");
 
 /// Who answers: the link, and its replica's place among the group's voters.
@@ -53,6 +55,10 @@ impl VolumeClient {
                         self.learn(group, node, term);
                     }
                     ReplyResult::Refused(Refusal::Fenced) => self.end(BlockError::Fenced, out),
+                    // A session that goes on asks others: one node may not know of the latest secret.
+                    ReplyResult::Refused(Refusal::NotPermitted) if self.is_beginning() => {
+                        self.end(NOT_PERMITTED, out);
+                    }
                     _ => {}
                 }
             }
@@ -85,6 +91,9 @@ impl VolumeClient {
         match (part.is_read(), reply.result) {
             (_, ReplyResult::Refused(Refusal::Fenced)) => self.end(BlockError::Fenced, out),
             (_, ReplyResult::Refused(Refusal::Invalid)) => self.fail_part(id, MALFORMED, out),
+            (_, ReplyResult::Refused(Refusal::NotPermitted)) => {
+                self.fail_part(id, NOT_PERMITTED, out);
+            }
             (_, ReplyResult::Refused(Refusal::LateDuplicate)) => self.overtaken(id, link, out),
             (false, ReplyResult::Done { index }) => self.on_done(id, index, out),
             (false, ReplyResult::Refused(refusal)) => self.on_refused(id, from, refusal, out),

@@ -67,6 +67,11 @@ impl VolumeClient {
         }
     }
 
+    /// Whether the session has not begun yet.
+    pub(super) fn is_beginning(&self) -> bool {
+        self.phase == Phase::Fencing
+    }
+
     fn check_ready(&mut self, out: &mut Out) {
         let pending = self.groups.iter().any(|group| group.fence == FenceState::Pending);
         if self.phase != Phase::Fencing || pending {

@@ -336,6 +336,17 @@ fn busy_and_full_groups() {
 }
 
 #[test]
+fn what_a_ticket_does_not_allow_fails_and_the_session_goes_on() {
+    let mut world = world();
+    world.scripted.push_back((1, Refusal::NotPermitted));
+    let Err(BlockError::Io(why)) = ask(&mut world, write(0, 4096, 1)) else {
+        panic!("it was not allowed")
+    };
+    assert!(why.contains("ticket"), "{why}");
+    assert_eq!(ask(&mut world, write(0, 4096, 1)), Ok(BlockResult::Done));
+}
+
+#[test]
 fn a_fence_finds_the_new_leader_past_an_old_one_without_room() {
     let mut world = world();
     world.scripted.push_back((1, Refusal::NotAttached));

@@ -170,7 +170,7 @@ impl RawLink {
 
 pub fn hello(target: Address) -> Frame {
     let role = Role::Client { name: "test".into() };
-    Frame::Hello(Hello { version: PROTOCOL_VERSION, cluster: CLUSTER, target, role })
+    Frame::Hello(Hello { version: PROTOCOL_VERSION, cluster: CLUSTER, target, role, claim: None })
 }
 
 pub fn encode(frame: &Frame) -> Vec<u8> {

@@ -57,6 +57,35 @@ fn lock() -> MutexGuard<'static, Given> {
     GIVEN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// TCP ports on which a process listens, as the system says, rising.
+///
+/// # Errors
+/// If the process is gone.
+pub fn listening(process: u32) -> Result<Vec<u16>> {
+    let mut sockets = Vec::new();
+    for entry in std::fs::read_dir(format!("/proc/{process}/fd"))? {
+        let Ok(link) = std::fs::read_link(entry?.path()) else { continue };
+        let link = link.to_string_lossy().into_owned();
+        sockets.extend(
+            link.strip_prefix("socket:[").map(|rest| rest.trim_end_matches(']').to_owned()),
+        );
+    }
+    let mut ports = Vec::new();
+    for table in ["tcp", "tcp6"] {
+        let text = std::fs::read_to_string(format!("/proc/{process}/net/{table}"))?;
+        for line in text.lines().skip(1) {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let [_, local, _, state, _, _, _, _, _, inode, ..] = words[..] else { continue };
+            if state == "0A" && sockets.iter().any(|one| one == inode) {
+                let port = local.rsplit(':').next().context("a port")?;
+                ports.push(u16::from_str_radix(port, 16)?);
+            }
+        }
+    }
+    ports.sort_unstable();
+    Ok(ports)
+}
+
 impl Given {
     /// Promises a port to this process, unless it is promised or in use.
     fn promise(&mut self, port: u16) -> Result<bool> {

@@ -6,6 +6,7 @@ use basalt_api::dial::{Channel, channel_as};
 use basalt_api::error::{code_of, fact_of, reason_of};
 use basalt_api::v1::ErrorReason;
 use basalt_interop::cluster::{Cluster, Shape};
+use basalt_interop::ports::listening;
 use basalt_interop::process::{run, secret_file, work_dir};
 use basalt_security::authority::{Authority, Subject};
 use basalt_security::credentials::Token;
@@ -237,32 +238,6 @@ fn every_method_in_every_role() -> Result<()> {
         )
     })?;
     cluster.finish()
-}
-
-/// TCP ports on which a process listens, as the system says.
-fn listening(process: u32) -> Result<Vec<u16>> {
-    let mut sockets = Vec::new();
-    for entry in std::fs::read_dir(format!("/proc/{process}/fd"))? {
-        let Ok(link) = std::fs::read_link(entry?.path()) else { continue };
-        let link = link.to_string_lossy().into_owned();
-        sockets.extend(
-            link.strip_prefix("socket:[").map(|rest| rest.trim_end_matches(']').to_owned()),
-        );
-    }
-    let mut ports = Vec::new();
-    for table in ["tcp", "tcp6"] {
-        let text = std::fs::read_to_string(format!("/proc/{process}/net/{table}"))?;
-        for line in text.lines().skip(1) {
-            let words: Vec<&str> = line.split_whitespace().collect();
-            let [_, local, _, state, _, _, _, _, _, inode, ..] = words[..] else { continue };
-            if state == "0A" && sockets.iter().any(|one| one == inode) {
-                let port = local.rsplit(':').next().context("a port")?;
-                ports.push(u16::from_str_radix(port, 16)?);
-            }
-        }
-    }
-    ports.sort_unstable();
-    Ok(ports)
 }
 
 #[test]

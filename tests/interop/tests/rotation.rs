@@ -1,4 +1,5 @@
-//! The secret is exchanged, and certificates are renewed, while programs call: none of their calls fails.
+//! The secret is exchanged, and certificates are renewed, while programs call and a volume is written: no call
+//! and no request fails.
 
 use anyhow::{Context, Result, ensure};
 use basalt_api::dial::{Channel, channel_as, plain};
@@ -6,10 +7,18 @@ use basalt_api::random::request_id;
 use basalt_api::v1::admin_client::AdminClient;
 use basalt_api::v1::{CreateVolumeRequest, DeleteVolumeRequest, GetClusterRequest};
 use basalt_interop::cluster::{Cluster, PATIENCE, Shape};
+use basalt_interop::fio::{FioJob, RunningFio};
 use basalt_interop::process::{run, wait_until, work_dir};
+use basalt_link::{DialStep, Dialler, Keys, LinkAuth};
 use basalt_security::authority::Subject;
 use basalt_security::keyring::Source;
+use basalt_security::secret::Purpose;
 use basalt_security::{Credentials, Keyring, Role, Secrets};
+use basalt_wire::codec::{DecodeLimits, Decoder, Encoder};
+use basalt_wire::frame::{Frame, Role as LinkRole};
+use basalt_wire::ids::{Address, ClusterId, NodeId, ShardId};
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,6 +27,8 @@ use std::time::Duration;
 
 /// How often certificates are renewed in the test.
 const RENEWALS: usize = 4;
+/// Bytes that are written in a second, 128 times: longer than all steps take.
+const RATE: u64 = 1 << 20;
 
 fn credentials(secret: &Path) -> Result<Credentials> {
     let (name, lifetime) = ("load".to_owned(), Duration::from_secs(3600));
@@ -135,6 +146,46 @@ fn wait_for_nodes(cluster: &Cluster, secrets: &Secrets, admitted: bool, file: &P
     Ok(())
 }
 
+/// Whether a holder of the first of these secrets opens links to the nodes: to all, or to none.
+fn links_open(cluster: &Cluster, secrets: &Secrets) -> Result<bool> {
+    let keys = Keys::new(&secrets.keys(Purpose::DataPath)).map_err(anyhow::Error::msg)?;
+    let status = cluster.basalt(&["cluster", "status"])?;
+    let id = status["id"].as_str().context("the cluster's id")?;
+    let id = ClusterId(u64::from_str_radix(id, 16)?);
+    let mut open = Vec::new();
+    for (number, node) in (1..).zip(&cluster.nodes) {
+        let to = Address { node: NodeId(number), shard: ShardId(0) };
+        let role = LinkRole::Client { name: "rotation".to_owned() };
+        let auth = LinkAuth::Secret(keys.clone());
+        let (mut dialler, hello) = Dialler::start(&auth, id, to, role, basalt_link::nonce())
+            .map_err(anyhow::Error::msg)?;
+        let mut stream = TcpStream::connect(("127.0.0.1", node.ports.data))?;
+        let mut decoder = Decoder::new(DecodeLimits::HANDSHAKE);
+        let mut next = Some(Frame::Hello(hello));
+        let opened = loop {
+            if let Some(frame) = next.take() {
+                let mut encoder = Encoder::new();
+                encoder.push(&frame);
+                stream.write_all(&encoder.take().concat())?;
+            }
+            let Some(frame) = decoder.next()? else {
+                let mut buffer = [0; 2048];
+                let len = stream.read(&mut buffer)?;
+                ensure!(len > 0, "{} ends links without a word", node.name);
+                decoder.push(buffer[..len].to_vec().into());
+                continue;
+            };
+            match dialler.receive(frame) {
+                DialStep::Send(frame) => next = Some(frame),
+                DialStep::Open(..) => break true,
+                DialStep::Refused(_) | DialStep::Unexpected => break false,
+            }
+        };
+        open.push(opened);
+    }
+    Ok(open.iter().all(|opened| *opened))
+}
+
 /// A folder that goes when the test is over.
 struct Folder(PathBuf);
 
@@ -153,10 +204,26 @@ fn no_call_fails_while_secret_and_certificates_are_exchanged() -> Result<()> {
     old.create(&secret)?;
     let shape = Shape { secret: Some(secret.clone()), ..Shape::default() };
     let cluster = Cluster::start_with("rotation", &shape)?;
-    cluster.basalt(&["volume", "create", "held", "--size", "64MiB"])?;
+    cluster.basalt(&["volume", "create", "held", "--size", "256MiB"])?;
     let mut attached = cluster.attach("held", "rotation-host", false)?;
     let mut load = Load::start(&cluster)?;
     load.goes_on()?;
+    let fio = FioJob {
+        rate_bytes: Some(RATE),
+        io_bytes: Some(128 * RATE),
+        ..FioJob::verified_writes(&attached.uri("held"), 256 << 20)
+    };
+    let mut fio = fio.start()?;
+    let writes_go_on = |fio: &mut RunningFio| -> Result<()> {
+        let before = fio.written_bytes();
+        wait_until("the volume is written", PATIENCE, || {
+            ensure!(!fio.ended()?, "the writes have ended");
+            Ok(fio.written_bytes() > before + RATE)
+        })
+    };
+    writes_go_on(&mut fio)?;
+    let data_path = |secrets: &Secrets| links_open(&cluster, secrets);
+    ensure!(data_path(&old)?, "the data path knows the first secret");
 
     let probe = folder.0.join("probe");
     let step = |word: &str| -> Result<Secrets> {
@@ -167,25 +234,35 @@ fn no_call_fails_while_secret_and_certificates_are_exchanged() -> Result<()> {
     let next_first = both.promoted().map_err(anyhow::Error::msg)?;
     wait_for_nodes(&cluster, &next_first, true, &probe)?;
     load.goes_on()?;
+    writes_go_on(&mut fio)?;
+    let news = next_first.only_first().map_err(anyhow::Error::msg)?;
+    ensure!(data_path(&old)? && data_path(&news)?, "the data path knows both");
     let next = step("promote")?.only_first().map_err(anyhow::Error::msg)?;
     // Whoever knows only the next one takes the nodes' certificates for good.
     wait_for_nodes(&cluster, &next, true, &probe)?;
     load.goes_on()?;
+    writes_go_on(&mut fio)?;
     ensure!(step("drop")? == next);
     wait_for_nodes(&cluster, &old, false, &probe)?;
     load.goes_on()?;
+    writes_go_on(&mut fio)?;
+    wait_until("the data path has forgotten the old secret", PATIENCE, || Ok(!data_path(&old)?))?;
+    ensure!(data_path(&next)?, "the data path knows the new secret");
+    writes_go_on(&mut fio)?;
     // A file that is new is read, and a new certificate issued.
     for _ in 0..RENEWALS {
         Secrets::load(&secret)?.replace(&secret)?;
         load.goes_on()?;
     }
     println!("{} calls, none failed", load.end()?);
+    let written = fio.finish()?.write;
+    println!("{} writes, none failed; the longest took {} ms", written.requests, written.max_ms());
 
     // The front door, which ran all the time, still hears of changes.
-    cluster.basalt(&["volume", "resize", "held", "--size", "128MiB"])?;
+    cluster.basalt(&["volume", "resize", "held", "--size", "512MiB"])?;
     let uri = attached.uri("held");
     wait_until("the new size is offered", PATIENCE, || {
-        Ok(run("nbdinfo", &["--size", &uri])?.trim() == (128 << 20).to_string())
+        Ok(run("nbdinfo", &["--size", &uri])?.trim() == (512 << 20).to_string())
     })?;
     attached.process.stop(PATIENCE)?;
     cluster.finish()

@@ -274,8 +274,8 @@ impl Net {
         if let Some(Role::Client(client)) = self.conns.get_mut(handle).map(|conn| &mut conn.role)
             && !std::mem::replace(&mut client.exceeded, true)
         {
-            let who = self.describe(handle);
-            tracing::warn!(reactor = %self.identity.name, "{who}: a request is refused: {why}");
+            let line = format!("{}: a request is refused: {why}", self.describe(handle));
+            self.tell_operator(line);
         }
         let result = ReplyResult::Refused(Refusal::NotPermitted);
         let reply = Reply { id: request.id, group: request.group, result };

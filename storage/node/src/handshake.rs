@@ -253,7 +253,7 @@ impl Net {
             Ok(_) => client.exceeded = false,
             Err(PresentError::Useless(why)) => {
                 let line = format!("{}: a ticket is not taken: {why}", self.describe(handle));
-                self.remember(line);
+                self.tell_operator(line);
             }
             Err(PresentError::Forged(why)) => self.fail(handle, &why, now),
         }

@@ -508,14 +508,18 @@ impl Net {
         self.kill(handle, now);
     }
 
-    /// Tells the operator why a connection was closed, but not so often that whoever provokes it
-    /// fills the log.
+    /// Tells the operator why a connection was closed.
     pub(crate) fn remember(&mut self, line: String) {
         self.counters.closed_for_cause += 1;
+        self.tell_operator(line);
+    }
+
+    /// Tells the operator what somebody did, but not so often that whoever provokes it fills the log.
+    pub(crate) fn tell_operator(&mut self, line: String) {
         if self.now.since(self.warned.0) >= WARNINGS_PERIOD {
             if self.warned.1 > WARNINGS_MAX {
                 let more = self.warned.1 - WARNINGS_MAX;
-                tracing::warn!(reactor = %self.identity.name, "{more} more connections closed");
+                tracing::warn!(reactor = %self.identity.name, "{more} more such lines");
             }
             self.warned = (self.now, 0);
         }

@@ -201,6 +201,7 @@ fn a_request_beyond_the_ticket_is_refused_and_the_link_goes_on() {
     };
     assert!(matches!(ask(&mut link, 1, 7, 3, RequestOp::Leader), ReplyResult::Leader { .. }));
     assert_eq!(ask(&mut link, 2, 8, 3, RequestOp::Leader), DENIED);
+    wait_for_reason(&node, "a request is refused: no ticket of the link names volume 8");
     assert_eq!(ask(&mut link, 3, 7, 3, write()), DENIED);
     assert_eq!(ask(&mut link, 4, 7, 4, fence()), DENIED);
     let term = Term(1);

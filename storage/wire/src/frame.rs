@@ -182,7 +182,10 @@ pub enum Role {
     },
 }
 
-/// The answer to [`Hello`].
+// Frames are moved around by value: what opens a link must not make them larger.
+const _: () = assert!(size_of::<Hello>() <= size_of::<RaftMessage>());
+
+/// The end of the handshake.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Welcome {
     /// [`PROTOCOL_VERSION`].

@@ -1,7 +1,7 @@
 //! Every thread of every process is stopped but the reactors: nobody answers gRPC, keeps records, takes
 //! checkpoints or
-//! hears of changes. Volumes that are attached serve on, to clients that are connected and to new ones; then the
-//! threads go on, and so does everything else.
+//! hears of changes. Volumes that are attached serve on, to clients that are connected and to new ones, also when all
+//! links are broken; then the threads go on, and so does everything else.
 
 use crate::admin::Admin;
 use crate::nbd::NbdClient;
@@ -10,7 +10,7 @@ use basalt_api::dial::plain;
 use basalt_api::v1::MemberState;
 use basalt_interop::cluster::{Cluster, PATIENCE, Shape};
 use basalt_interop::fio::FioJob;
-use basalt_interop::process::wait_until;
+use basalt_interop::process::{run as run_program, wait_until};
 use std::fmt::{Display, Formatter};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
@@ -44,7 +44,7 @@ impl Display for Report {
         write!(
             f,
             "{} threads of four processes stood still for {:.0} s, {} reactors ran on: {} requests on two volumes were \
-             answered and verified, no error; then everything went on",
+             answered and verified, no error, all links broken once; then everything went on",
             self.threads.0,
             self.time.as_secs_f64(),
             self.threads.1,
@@ -101,11 +101,24 @@ fn without_heads(cluster: &Cluster, time: Duration) -> Result<()> {
     }
     let mut client = NbdClient::open_at(&cluster.nodes[0].nbd_address(), ON_NODE, PATIENCE)
         .context("a new client comes to a door without a head")?;
+    client.read(0, 4096).context("a read without heads")?;
+    // Links are opened anew by what the reactors hold: keys and tickets.
+    let broken = cluster.nodes.iter().map(|node| break_links(node.ports.data));
+    let broken = broken.sum::<Result<usize>>()?;
+    ensure!(broken > 0, "no link could be broken");
+    println!("{broken} ends of links were broken");
     while began.elapsed() < time {
         client.read(0, 4096).context("a read without heads")?;
         std::thread::sleep(Duration::from_millis(20));
     }
     Ok(())
+}
+
+/// Breaks all connections of a port at once, as a switch that restarts does. How many ends there were.
+fn break_links(port: u16) -> Result<usize> {
+    let which = format!("( sport = :{port} or dport = :{port} )");
+    let killed = run_program("ss", &["-K", "-H", "-t", "-n", "state", "established", &which])?;
+    Ok(killed.lines().count())
 }
 
 /// The heads are back: nobody was buried meanwhile, and changes are made.

@@ -12,6 +12,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "basalt/meta/v1/meta.proto",
         "basalt/meta/v1/state.proto",
         "basalt/meta/v1/security.proto",
+        "basalt/meta/v1/trace.proto",
         "google/longrunning/operations.proto",
         "google/rpc/status.proto",
         "basalt/v1/heal.proto",

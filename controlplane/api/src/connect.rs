@@ -1,5 +1,6 @@
 //! Connections to nodes: TCP, and TLS over it if the caller has certificates.
 
+use crate::traced::{self, Kind, Traced};
 use basalt_security::Keyring;
 use basalt_security::credentials::Token;
 use http::Uri;
@@ -55,23 +56,24 @@ impl Interceptor for Bearer {
 pub struct Fresh {
     endpoint: Endpoint,
     connector: Connector,
+    kind: Kind,
     /// What all clones share, and what this one uses, by the generation of the certificates.
     shared: Arc<Mutex<(u64, Channel)>>,
     own: (u64, Channel),
 }
 
 impl Fresh {
-    pub(crate) fn new(endpoint: Endpoint, connector: Connector) -> Fresh {
+    pub(crate) fn new(endpoint: Endpoint, connector: Connector, kind: Kind) -> Fresh {
         let generation = connector.generation();
         let own = (generation, endpoint.connect_with_connector_lazy(connector.clone()));
-        Fresh { endpoint, connector, shared: Arc::new(Mutex::new(own.clone())), own }
+        Fresh { endpoint, connector, kind, shared: Arc::new(Mutex::new(own.clone())), own }
     }
 }
 
 impl Service<http::Request<Body>> for Fresh {
     type Response = http::Response<Body>;
     type Error = tonic::transport::Error;
-    type Future = ResponseFuture;
+    type Future = Traced<ResponseFuture>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         let generation = self.connector.generation();
@@ -86,8 +88,9 @@ impl Service<http::Request<Body>> for Fresh {
         self.own.1.poll_ready(cx)
     }
 
-    fn call(&mut self, request: http::Request<Body>) -> ResponseFuture {
-        self.own.1.call(request)
+    fn call(&mut self, mut request: http::Request<Body>) -> Traced<ResponseFuture> {
+        let span = traced::begin(self.kind, &self.connector.address, &mut request);
+        Traced::new(self.own.1.call(request), span)
     }
 }
 

@@ -3,6 +3,7 @@
 //! A process shows the same credentials in all its calls: [`present`] says which.
 
 use crate::connect::{Bearer, Connector, Fresh};
+use crate::traced::Kind;
 use crate::v1::admin_client::AdminClient;
 use crate::v1::peer_client::PeerClient;
 use crate::v1::security_client::SecurityClient;
@@ -42,12 +43,18 @@ const ALIVE_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Cluster {
     addresses: Vec<String>,
     timeout: Duration,
+    kind: Kind,
 }
 
 impl Cluster {
     /// The nodes at `addresses` ("host:port"); each call gets `timeout` at each of them.
     pub fn new(addresses: Vec<String>, timeout: Duration) -> Cluster {
-        Cluster { addresses, timeout }
+        Cluster { addresses, timeout, kind: Kind::Usual }
+    }
+
+    /// The same nodes, asked every now and then: such calls are in no trace.
+    pub fn polled(self) -> Cluster {
+        Cluster { kind: Kind::Poll, ..self }
     }
 
     /// The addresses.
@@ -80,7 +87,8 @@ impl Cluster {
         let mut problems: Vec<String> = Vec::new();
         let mut last: Option<Status> = None;
         for address in &self.addresses {
-            let outcome = match channel(address, self.timeout) {
+            let channel = channel_of(address, self.timeout, &credentials(), self.kind);
+            let outcome = match channel {
                 Ok(channel) => call(channel).await,
                 Err(status) => Err(status),
             };
@@ -155,6 +163,15 @@ pub fn channel_as(
     timeout: Duration,
     credentials: &Credentials,
 ) -> Result<Channel, Status> {
+    channel_of(address, timeout, credentials, Kind::Usual)
+}
+
+fn channel_of(
+    address: &str,
+    timeout: Duration,
+    credentials: &Credentials,
+    kind: Kind,
+) -> Result<Channel, Status> {
     let scheme = if credentials.keyring.is_some() { "https" } else { "http" };
     let endpoint = Endpoint::from_shared(format!("{scheme}://{address}")).map_err(|_| {
         crate::error::invalid(
@@ -168,7 +185,7 @@ pub fn channel_as(
         .http2_keep_alive_interval(ALIVE_EVERY)
         .keep_alive_timeout(ALIVE_TIMEOUT);
     let connector = Connector::new(address, credentials.keyring.clone());
-    let channel = Fresh::new(endpoint, connector);
+    let channel = Fresh::new(endpoint, connector, kind);
     Ok(InterceptedService::new(channel, Bearer::new(credentials.token.clone())))
 }
 

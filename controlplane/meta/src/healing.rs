@@ -16,6 +16,8 @@ use basalt_api::v1::{
     ClusterSpec, ErrorReason, Failover, FailureDomain, Location, Member, MemberState,
 };
 
+/// What the names of failure domains begin with.
+const DOMAIN: &str = "FAILURE_DOMAIN_";
 /// The longest reason that is kept, in bytes.
 const WHY_MAX: usize = 512;
 /// The longest part of a location, in bytes.
@@ -52,6 +54,8 @@ pub fn with_record_of(known: &Member, told: Member) -> Member {
         state_why: known.state_why.clone(),
         state_index: known.state_index,
         evacuated: known.evacuated,
+        stopping_index: known.stopping_index,
+        stopping_since_ms: known.stopping_since_ms,
         ..told
     }
 }
@@ -131,6 +135,7 @@ impl MetaState {
             member.evacuated &= state != MemberState::Up;
         }
         member.state_why = judge.why;
+        crate::stops::judged(member);
         let member = member.clone();
         self.member_revisions.insert(member.name.clone(), index);
         Ok(Outcome::Member(member))
@@ -152,6 +157,13 @@ impl MetaState {
                     _ => (Severity::Error, "NODE_DOWN"),
                 };
                 Some((severity, reason, format!("nodes/{}", m.name), m.state_why.clone()))
+            }
+            (Op::PlanStop(plan), Outcome::Member(m)) => Some(crate::stops::told(plan, m)),
+            (Op::SetFailureDomain(set), Outcome::Nothing) => {
+                let domain = set.failure_domain().as_str_name().trim_start_matches(DOMAIN);
+                let domain = domain.to_ascii_lowercase();
+                let message = format!("replicas are kept apart by {domain} from now on");
+                Some((Severity::Info, "FAILURE_DOMAIN_SET", "cluster".to_owned(), message))
             }
             (Op::EvacuateMember(_), Outcome::Member(m)) => {
                 let message = "lost for long: its groups are placed on other nodes".to_owned();

@@ -30,11 +30,13 @@ mod reverts;
 mod rules;
 mod snapshots;
 mod state;
+pub mod stops;
 mod tokens;
 mod tracked;
 mod updates;
 
 pub use basalt_api::meta::v1::BackupHeader;
+pub use basalt_api::meta::v1::PlanStop;
 pub use basalt_api::meta::v1::entry::Op;
 pub use basalt_api::meta::v1::{
     AddMember, AttachVolume, AttachmentRecord, Barrier, CloneParent, CloneSource, CreateCut,
@@ -62,6 +64,6 @@ pub use operations::groups_named;
 pub use quotas::Used;
 pub use rules::{check_host, check_size, check_snapshot_id, check_token_id, check_volume_id};
 pub use snapshots::etag_of_snapshot;
-pub use state::{ENTRY_VERSION, MetaState, Outcome, Refused, decode, encode, etag_of};
+pub use state::{ENTRY_VERSION, MetaState, Outcome, Refused, decode, encode, etag_of, trace_of};
 pub use tracked::Shared;
 pub use updates::VOLUME_FIELDS;

@@ -4,13 +4,14 @@
 //! suspect; only when both are for long does it count as dead. Nothing that was heard goes into the log, only what is
 //! made of it, when that changes.
 //!
-//! Four things keep a leader from burying the living. It begins by taking everybody to have been heard at that
+//! Five things keep a leader from burying the living. It begins by taking everybody to have been heard at that
 //! moment,
 //! and begins anew when it was itself stopped for a while. It declares nobody dead while it hears less than a
 //! majority: then the one that is cut off is likely itself. And a node that comes and goes has to be
-//! heard for longer and longer before it counts as up again.
+//! heard for longer and longer before it counts as up again. One that said that it stops as planned has some time to come
+//! back.
 
-use crate::healing;
+use crate::{healing, stops};
 use basalt_api::meta::v1::{EvacuateMember, JudgeMember};
 use basalt_api::v1::{ClusterSpec, Member, MemberState};
 use std::collections::{BTreeMap, VecDeque};
@@ -28,12 +29,15 @@ pub struct Thresholds {
     pub suspect: Duration,
     /// Dead: both are for so long. More than `suspect`.
     pub down: Duration,
+    /// How long a node that said so may be away as planned.
+    pub stop: Duration,
 }
 
 impl Default for Thresholds {
-    /// 3 and 10 s.
+    /// 3, 10 and 60 s.
     fn default() -> Thresholds {
-        Thresholds { suspect: Duration::from_secs(3), down: Duration::from_secs(10) }
+        let [suspect, down, stop] = [3, 10, 60].map(Duration::from_secs);
+        Thresholds { suspect, down, stop }
     }
 }
 
@@ -68,6 +72,8 @@ pub struct Liveness {
     nodes: BTreeMap<u32, Signs>,
     /// Nodes that do not work: the entry that said so, and since when this leader knows of it.
     lost: BTreeMap<u32, (u64, Duration)>,
+    /// Nodes that stop as planned: the entry that said so, and since when this leader knows of it.
+    stopping: BTreeMap<u32, (u64, Duration)>,
 }
 
 impl Liveness {
@@ -80,6 +86,7 @@ impl Liveness {
             turned: now,
             nodes: BTreeMap::new(),
             lost: BTreeMap::new(),
+            stopping: BTreeMap::new(),
         }
     }
 
@@ -104,6 +111,7 @@ impl Liveness {
         for member in &spec.members {
             self.settle(member.node, now);
         }
+        self.note_stops(now, spec);
         let sees_most = self.sees_most(now, spec);
         let verdict = |m: &Member| self.verdict(now, m, sees_most);
         spec.members.iter().filter_map(verdict).collect()
@@ -150,6 +158,18 @@ impl Liveness {
         lost.iter().filter(due).filter(enough).map(entry).collect()
     }
 
+    /// Notes who stops as planned, and since when that is known.
+    fn note_stops(&mut self, now: Duration, spec: &ClusterSpec) {
+        let stopping: Vec<&Member> =
+            spec.members.iter().filter(|m| stops::is_stopping(m)).collect();
+        self.stopping.retain(|node, (index, _)| {
+            stopping.iter().any(|m| m.node == *node && m.stopping_index == *index)
+        });
+        for member in stopping {
+            self.stopping.entry(member.node).or_insert((member.stopping_index, now));
+        }
+    }
+
     /// How long the API and the data path of a node have been silent.
     fn silences(&self, node: u32, now: Duration) -> (Duration, Duration) {
         let signs = self.nodes.get(&node);
@@ -194,17 +214,22 @@ impl Liveness {
     }
 
     fn verdict(&self, now: Duration, member: &Member, sees_most: bool) -> Option<JudgeMember> {
-        let Thresholds { suspect, down } = self.thresholds;
+        let Thresholds { suspect, down, stop } = self.thresholds;
         let signs = self.nodes.get(&member.node)?;
         let (api, path) = self.silences(member.node, now);
         let was = member.state();
+        let since = self.stopping.get(&member.node).map(|(_, since)| now.saturating_sub(*since));
+        // Its silence means nothing.
+        let planned = since.is_some_and(|since| since < stop);
+        let late = if since.is_some() { ", longer than a planned stop may take" } else { "" };
         let (state, why) = if api < suspect
             && let Some(failed) = &signs.failed
         {
             (MemberState::Failed, format!("its device does not work: {failed}"))
-        } else if api.min(path) >= down && was != MemberState::Down && sees_most {
-            (MemberState::Down, silent("neither its API nor its data path", api.min(path)))
-        } else if api.max(path) >= suspect && healing::is_up(member) {
+        } else if api.min(path) >= down && was != MemberState::Down && sees_most && !planned {
+            let why = silent("neither its API nor its data path", api.min(path));
+            (MemberState::Down, format!("{why}{late}"))
+        } else if api.max(path) >= suspect && healing::is_up(member) && !planned {
             (MemberState::Suspect, missing(api, path, suspect))
         } else if !healing::is_up(member)
             && signs.steady.is_some_and(|since| now - since >= self.calm(member, signs))

@@ -9,7 +9,7 @@ use basalt_api::meta::v1::entry::Op;
 use basalt_api::meta::v1::{
     AttachVolume, AttachmentRecord, ClassRecord, CreateVolume, DeleteVolume, DetachVolume, Entry,
     EventRecord, KeyRecord, OperationRecord, QuotaRecord, ResizeVolume, RestoreRecord,
-    SnapshotRecord, TokenRecord, VolumeRecord, WrappedKey,
+    SnapshotRecord, TokenRecord, TraceOf, VolumeRecord, WrappedKey,
 };
 use basalt_api::v1::{ClusterSpec, ErrorReason, Member};
 use prost::Message;
@@ -100,6 +100,11 @@ pub fn decode(bytes: &[u8]) -> Result<Entry, String> {
         return Err("a metadata entry of an unknown kind".to_owned());
     }
     Ok(entry)
+}
+
+/// What the bytes of an entry say that it is part of; nothing if they say nothing. It has no effect here.
+pub fn trace_of(bytes: &[u8]) -> Vec<u8> {
+    TraceOf::decode(bytes).map(|of| of.trace).unwrap_or_default()
 }
 
 /// The etag of a volume.
@@ -261,6 +266,7 @@ impl MetaState {
             Op::SettleRestore(settle) => self.settle_restore(index, now_ms, &settle),
             Op::AdoptVolume(adopt) => self.adopt_volume(index, now_ms, adopt),
             Op::RewrapKeys(rewrap) => self.rewrap_keys(index, rewrap),
+            Op::PlanStop(plan) => self.plan_stop(index, now_ms, &plan),
         };
         result.unwrap_or_else(Outcome::Refused)
     }

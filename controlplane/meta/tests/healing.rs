@@ -7,7 +7,7 @@ use basalt_meta::failover::{self, Next};
 use basalt_meta::hosts::Hosts;
 use basalt_meta::{
     AttachVolume, CreateVolume, DetachVolume, ENTRY_VERSION, Entry, EvacuateMember, FailOverVolume,
-    InitCluster, JudgeAttachment, JudgeMember, MetaState, Op, Outcome, SetFailureDomain,
+    InitCluster, JudgeAttachment, JudgeMember, MetaState, Op, Outcome, PlanStop, SetFailureDomain,
     UpdateMember, UpdateVolume, VolumeRecord, encode, etag_of, layout,
 };
 use std::time::Duration;
@@ -105,6 +105,46 @@ fn attach(id: &str, host: &str) -> Op {
 
 fn over(id: &str, node: u32, epoch: u64) -> Op {
     Op::FailOverVolume(FailOverVolume { id: id.to_owned(), node, epoch })
+}
+
+#[test]
+fn a_stop_is_planned_once_and_ends_with_the_return_or_a_verdict() {
+    let mut m = Machine::new((1..=3).map(member).collect(), Failover::None);
+    let plan = |back| Op::PlanStop(PlanStop { node: 3, back });
+    assert_eq!(m.run(plan(true)), Outcome::Nothing, "it never stopped");
+    let version = m.state.map_version();
+    assert!(matches!(m.run(plan(false)), Outcome::Member(_)));
+    let said = m.member(3).stopping_index;
+    assert_eq!((said, m.member(3).stopping_since_ms > 0), (m.state.applied(), true));
+    // What it tells of itself meanwhile changes nothing of that, and nothing moves.
+    let moved = Member { grpc_address: "127.0.0.1:1".to_owned(), ..member(3) };
+    assert_eq!(m.state.map_version(), version);
+    m.run(Op::UpdateMember(UpdateMember { member: Some(moved) }));
+    assert_eq!(m.member(3).stopping_index, said);
+    m.judge(3, MemberState::Suspect);
+    assert_eq!(m.member(3).stopping_index, said);
+    assert!(matches!(m.run(plan(true)), Outcome::Member(_)));
+    assert_eq!((m.member(3).stopping_index, m.member(3).stopping_since_ms), (0, 0));
+    m.run(plan(false));
+    m.judge(3, MemberState::Down);
+    assert_eq!(m.member(3).stopping_index, 0, "it did not come back as it was planned");
+    assert_eq!(
+        m.reason(Op::PlanStop(PlanStop { node: 9, back: false })),
+        ErrorReason::NodeNotFound
+    );
+    let reasons = m.state.events().map(|event| event.reason.as_str());
+    let stops: Vec<&str> = reasons.filter(|r| ["NODE_STOPPING", "NODE_BACK"].contains(r)).collect();
+    assert_eq!(stops, ["NODE_STOPPING", "NODE_BACK", "NODE_STOPPING"]);
+}
+
+#[test]
+fn a_failure_domain_that_is_set_is_an_event() {
+    let mut m = Machine::new((1..=3).map(member).collect(), Failover::None);
+    let failure_domain = FailureDomain::Zone.into();
+    m.run(Op::SetFailureDomain(SetFailureDomain { failure_domain }));
+    let event = m.state.events().last().expect("an event");
+    assert_eq!((&*event.reason, &*event.target), ("FAILURE_DOMAIN_SET", "cluster"));
+    assert!(event.message.contains("zone"), "{}", event.message);
 }
 
 #[test]

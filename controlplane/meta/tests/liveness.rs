@@ -8,6 +8,7 @@ use std::time::Duration;
 
 const SUSPECT: Duration = Duration::from_secs(3);
 const DOWN: Duration = Duration::from_secs(10);
+const STOP: Duration = Duration::from_secs(30);
 const TURN: Duration = Duration::from_secs(1);
 
 /// Node 1 leads, and judges once a second.
@@ -79,7 +80,7 @@ impl World {
 }
 
 fn leader(now: Duration) -> Liveness {
-    Liveness::new(1, Thresholds { suspect: SUSPECT, down: DOWN }, now)
+    Liveness::new(1, Thresholds { suspect: SUSPECT, down: DOWN, stop: STOP }, now)
 }
 
 /// All but one node are heard in both ways, and that one as told.
@@ -221,6 +222,43 @@ fn a_node_is_given_up_when_it_was_lost_for_long_and_enough_others_are_there() {
     assert_eq!(give_up(&mut w, 0).len(), 1);
     w.spec.members[3].draining = true;
     assert!(give_up(&mut w, 0).is_empty(), "two nodes can not hold three replicas");
+}
+
+#[test]
+fn a_node_that_stops_as_planned_has_its_time() {
+    let mut w = World::new(3);
+    let plan = |w: &mut World, index| w.spec.members[2].stopping_index = index;
+    plan(&mut w, 77);
+    w.turns(29, but(3, (false, false)));
+    assert_eq!(w.log, [], "neither suspect nor dead");
+    // It is back, and says so.
+    w.turns(3, |_| (true, true));
+    plan(&mut w, 0);
+    w.turns(3, but(3, (false, false)));
+    assert_eq!(w.state(3), MemberState::Suspect, "this silence was not planned");
+    w.turns(8, but(3, (false, false)));
+    assert_eq!(w.state(3), MemberState::Down);
+
+    let mut w = World::new(3);
+    plan(&mut w, 78);
+    let mut why = String::new();
+    for _ in 0..35 {
+        let verdicts = w.turn(but(3, (false, false)));
+        why = verdicts.into_iter().map(|v| v.why).next().unwrap_or(why);
+    }
+    assert_eq!(w.log.iter().map(|(_, _, state)| *state).collect::<Vec<_>>(), [MemberState::Down]);
+    assert!(why.contains("longer than a planned stop may take"), "{why}");
+
+    // Whoever leads next gives it the whole time again, and a device that fails meanwhile has failed.
+    let mut w = World::new(3);
+    plan(&mut w, 79);
+    w.turns(20, but(3, (false, false)));
+    w.liveness = leader(w.now);
+    w.turns(20, but(3, (false, false)));
+    assert_eq!(w.log, []);
+    w.liveness.hear(3, w.now, Sign::Api(Some("it is gone".to_owned())));
+    w.judge();
+    assert_eq!(w.state(3), MemberState::Failed);
 }
 
 #[derive(Clone, Debug)]

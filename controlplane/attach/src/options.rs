@@ -2,8 +2,9 @@
 
 use crate::door::TlsOptions;
 use crate::listen::NbdListen;
-use crate::process::LogFormat;
+use crate::scrape::MetricsListen;
 use basalt_security::credentials::CredentialOptions;
+use basalt_telemetry::{LogOptions, TraceOptions};
 use clap::Parser;
 use std::time::Duration;
 
@@ -75,9 +76,18 @@ pub struct Options {
     #[command(flatten)]
     pub credentials: CredentialOptions,
 
-    /// How log lines on the standard error look. BASALT_LOG chooses what is logged.
-    #[arg(long, value_name = "FORMAT", default_value = "text")]
-    pub log_format: LogFormat,
+    /// Tell Prometheus at /metrics: a port, or an address. Beyond this machine only whoever shows a certificate of the
+    /// cluster's authority over TLS is told, and the secret is needed (--secret-file). Default: not.
+    #[arg(long, value_name = "[ADDR:]PORT")]
+    pub metrics: Option<MetricsListen>,
+
+    /// Logs.
+    #[command(flatten)]
+    pub logs: LogOptions,
+
+    /// Traces.
+    #[command(flatten)]
+    pub traces: TraceOptions,
 }
 
 /// A time in whole seconds, at least one.

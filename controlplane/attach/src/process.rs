@@ -1,21 +1,10 @@
-//! How a process logs, and how it ends when something is broken.
+//! How a process begins to log and to trace, and how it ends when something is broken.
 
 use basalt_security::Credentials;
-use clap::ValueEnum;
-use std::io::IsTerminal;
+use basalt_telemetry::{LogOptions, TraceOptions};
 use std::process::ExitCode;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
-
-/// How log lines look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object a line.
-    Json,
-}
 
 /// The command line asks for what can not be. The process ends with status 2.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -30,19 +19,33 @@ pub fn exit_code(problem: &anyhow::Error) -> ExitCode {
     }
 }
 
-/// Logs go to the standard error. `BASALT_LOG` chooses what is logged, as in
-/// `info,basalt_node=debug`.
-pub fn start_logging(format: LogFormat) {
-    let filter = EnvFilter::try_from_env("BASALT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let base = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
-    // A subscriber that is set already (in a test) stays.
-    let _ = match format {
-        LogFormat::Text => base.try_init(),
-        LogFormat::Json => base.json().flatten_event(true).try_init(),
-    };
+/// Says what becomes of the logs and traces of this process from now on. If that can not be, it is said and the status
+/// given with which the process ends.
+///
+/// # Errors
+/// If the options can not be followed.
+pub fn start_telling(
+    program: &'static str,
+    logs: &LogOptions,
+    traces: &TraceOptions,
+) -> Result<(), ExitCode> {
+    basalt_telemetry::start(program, "info", logs, traces).map_err(|problem| {
+        eprintln!("{program}: {problem}");
+        ExitCode::from(2)
+    })
+}
+
+/// Begins the export of traces, if there are any, on the runtime that it is called on. Calls carry their trace from now
+/// on.
+///
+/// # Errors
+/// If the collector can not be called as it was asked for.
+pub fn export_traces() -> Result<(), Usage> {
+    basalt_telemetry::export().map_err(|problem| Usage(problem.to_string()))?;
+    if basalt_telemetry::is_exporting() {
+        basalt_api::traced::carry(basalt_telemetry::context::header_of);
+    }
+    Ok(())
 }
 
 /// A panic in any thread ends the process with its reason: a process of which half works is worse

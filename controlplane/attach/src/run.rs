@@ -5,6 +5,7 @@ use crate::keys;
 use crate::listen::{NbdListen, open_nbd};
 use crate::options::{Options, machine_name};
 use crate::process::{Usage, keep_fresh, stop_signal};
+use crate::scrape::{Heard, Listener};
 use crate::tickets::Tickets;
 use anyhow::{Context, Result, anyhow, bail};
 use basalt_api::dial::{Cluster, plain};
@@ -21,6 +22,8 @@ use basalt_link::LinkAuth;
 use basalt_nbd::{DoorCommand, DoorError, ExportEnd, NbdDoor};
 use basalt_node::{ListenSource, Mailbox, ReactorConfig, ReactorHandle, StreamListener};
 use basalt_security::Role;
+use basalt_telemetry::TraceContext;
+use basalt_telemetry::context::within;
 use basalt_wire::ids::{Epoch, Generation};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -29,6 +32,8 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
+use tracing::field::Empty;
+use tracing::{Instrument, Span};
 
 /// How often the map and the sizes of the volumes are asked for.
 const FOLLOW_EVERY: Duration = Duration::from_secs(2);
@@ -70,12 +75,22 @@ pub async fn run(options: Options, inherited: Vec<ListenSource>) -> Result<ExitC
         Some(listen) => tracing::warn!("whoever reaches {listen} may read and write the volumes"),
         None => {}
     }
+    basalt_telemetry::describe(&[
+        ("service.instance.id", host.clone()),
+        ("basalt.node", host.clone()),
+    ]);
     let credentials = options.credentials.credentials(&host, Role::Csi)?;
     let tickets = Tickets::new(!credentials.is_empty(), options.read_only);
+    let scraped = match options.metrics {
+        Some(listen) => Some(Listener::bind(listen, credentials.keyring.clone()).await?),
+        None => None,
+    };
     basalt_api::dial::present(credentials.clone());
     tokio::spawn(keep_fresh(credentials));
     let cluster = Cluster::new(options.cluster.clone(), options.timeout);
     let map = cluster
+        .clone()
+        .polled()
         .call(|mut client| async move { client.get_pool_map(GetPoolMapRequest::default()).await })
         .await
         .map_err(|status| anyhow!("the cluster's map: {}", plain(&status)))?;
@@ -86,9 +101,27 @@ pub async fn run(options: Options, inherited: Vec<ListenSource>) -> Result<ExitC
     let (handle, mut failed) =
         start_reactor(&options, &host, &map, inherited, tickets.auth(), told)?;
     let reactor = Arc::new(handle);
+    let cluster_id = format!("{:016x}", map.cluster);
+    basalt_telemetry::describe(&[("basalt.cluster", cluster_id.clone())]);
+    let heard = Arc::new(Heard::new(cluster_id, host.clone()));
+    heard.of(map.version);
+    if let Some(listener) = scraped {
+        tokio::spawn(listener.serve(Arc::new(reactor.mailbox()), heard.clone()));
+    }
     let (held, views) = (BTreeMap::new(), 0);
-    let asked = JoinSet::new();
-    let mut sessions = Sessions { cluster, host, map, held, views, tickets, trouble, asked };
+    let (asked, reconnecting) = (JoinSet::new(), None);
+    let mut sessions = Sessions {
+        cluster,
+        host,
+        map,
+        held,
+        views,
+        tickets,
+        trouble,
+        asked,
+        heard,
+        reconnecting,
+    };
     // One receiver for the whole life: a signal at any moment ends what is under way at that moment.
     let outcome = tokio::select! {
         outcome = sessions.live(&options, &reactor, &mut ended, &mut failed) => outcome,
@@ -166,6 +199,10 @@ struct Sessions {
     trouble: Arc<Notify>,
     /// Nodes that were asked for the map and have not answered.
     asked: JoinSet<Option<v1::PoolMap>>,
+    /// What was heard of the cluster, for who asks for metrics.
+    heard: Arc<Heard>,
+    /// Groups were found to be elsewhere, or out of reach, and no newer map has come since.
+    reconnecting: Option<Span>,
 }
 
 /// A volume that is attached here, as the door was told.
@@ -202,19 +239,30 @@ impl Sessions {
                     false => None,
                 };
                 let begun = self.show_snapshot(volume, found, cipher, mailbox)?;
-                waiting.push((volume.clone(), begun));
+                waiting.push((volume.clone(), begun, Span::none()));
                 continue;
             }
-            let attached = self.attach(volume, options.take).await?;
+            let span = tracing::info_span!(
+                parent: None,
+                "volume.attach",
+                volume,
+                host = self.host,
+                waits_for = "the record, then every group to begin the session",
+                trace_id = Empty,
+            );
+            let span = within(span, TraceContext::of_environment());
+            let attached = self.attach(volume, options.take).instrument(span.clone()).await?;
             let map = attached.map.clone().context("the cluster's answer has no map")?;
             self.adopt(map, mailbox).await;
             self.open_links(volume, attached.epoch, attached.ticket.clone(), mailbox).await?;
             let cipher = self.cipher_of(&attached).await?;
-            let begun = self.give_to_door(volume, (attached, cipher), options, mailbox)?;
-            waiting.push((volume.clone(), begun));
+            let attached = (attached, cipher);
+            let given = span.in_scope(|| self.give_to_door(volume, attached, options, mailbox));
+            waiting.push((volume.clone(), given?, span));
         }
-        for (volume, begun) in waiting {
-            begun.await?.with_context(|| format!("the volume '{volume}' can not be served"))?;
+        for (volume, begun, span) in waiting {
+            let begun = begun.instrument(span).await?;
+            begun.with_context(|| format!("the volume '{volume}' can not be served"))?;
         }
         Ok(())
     }
@@ -377,7 +425,10 @@ impl Sessions {
             tokio::select! {
                 end = ended.recv() => {
                     let Some(end) = end else { bail!("the NBD door is gone") };
+                    let span = tracing::info_span!(parent: None, "volume.lost", trace_id = Empty);
+                    let part = within(span, None).entered();
                     tracing::error!(volume = %end.name, "served no more: {}", end.error);
+                    drop(part);
                     self.held.remove(&end.name);
                     self.tickets.close(&end.name);
                     if self.held.is_empty() && self.views == 0 {
@@ -391,18 +442,23 @@ impl Sessions {
                 }
                 Some(answer) = self.asked.join_next(), if !self.asked.is_empty() => {
                     if let Ok(Some(map)) = answer {
+                        self.heard.of(map.version);
                         self.tickets.heard(map.ticket_key);
                         self.adopt(map, mailbox).await;
                     }
                 }
                 _ = ticks.tick() => {
                     (since, again) = (Instant::now(), false);
+                    self.reconnecting = None;
                     self.ask_for_map();
                     let cluster = self.brief();
                     self.tickets.renew(&cluster, mailbox).await;
                     self.follow_sizes(mailbox).await;
                 }
-                () = trouble.notified(), if !again => again = true,
+                () = trouble.notified(), if !again => {
+                    again = true;
+                    self.reconnecting.get_or_insert_with(reconnecting);
+                }
                 () = sleep_until(since + FOLLOW_AGAIN), if again => {
                     (since, again) = (Instant::now(), false);
                     self.ask_for_map();
@@ -422,7 +478,7 @@ impl Sessions {
         };
         let sessions: Vec<HostSession> = self.held.iter().map(session).collect();
         for address in self.known_addresses() {
-            let (node, cluster) = (Cluster::new(vec![address], BRIEF), self.map.cluster);
+            let (node, cluster) = (Cluster::new(vec![address], BRIEF).polled(), self.map.cluster);
             let request = GetPoolMapRequest { sessions: sessions.clone() };
             self.asked.spawn(async move {
                 let asked = node.call(|mut client| {
@@ -451,6 +507,9 @@ impl Sessions {
             (Ok(Ok(routes)), Ok(pool)) => {
                 mailbox.routes(routes);
                 mailbox.tenant(DOOR, Box::new(DoorCommand::Map(Arc::new(pool))));
+                let part = self.reconnecting.take().unwrap_or_else(Span::none).entered();
+                tracing::info!(version = map.version, "the map of the pool is a newer one");
+                drop(part);
                 self.map = map;
             }
             (Ok(Err(problem)), _) | (_, Err(problem)) => {
@@ -537,7 +596,7 @@ impl Sessions {
 
     /// The cluster, asked briefly: a node that does not answer must not hold up a stop for long.
     fn brief(&self) -> Cluster {
-        self.known(BRIEF)
+        self.known(BRIEF).polled()
     }
 
     fn known(&self, timeout: Duration) -> Cluster {
@@ -559,10 +618,31 @@ impl Sessions {
         let cluster = self.known(DETACH / 2);
         let mut asked = JoinSet::new();
         for (volume, held) in std::mem::take(&mut self.held) {
-            asked.spawn(detach(cluster.clone(), volume, self.host.clone(), held.epoch));
+            let span = tracing::info_span!(
+                parent: None,
+                "volume.detach",
+                volume,
+                host = self.host,
+                epoch = held.epoch,
+                trace_id = Empty,
+            );
+            let span = within(span, TraceContext::of_environment());
+            let detached = detach(cluster.clone(), volume, self.host.clone(), held.epoch);
+            asked.spawn(detached.instrument(span));
         }
         while asked.join_next().await.is_some() {}
     }
+}
+
+/// From when the groups of a volume are found to be elsewhere, or out of reach, until that is known.
+fn reconnecting() -> Span {
+    let span = tracing::info_span!(
+        parent: None,
+        "session.reconnect",
+        waits_for = "a map that says where groups are now",
+        trace_id = Empty,
+    );
+    within(span, None)
 }
 
 async fn detach(cluster: Cluster, volume: String, host: String, epoch: u64) {

@@ -165,6 +165,8 @@ fn document(cluster: &Cluster) -> Value {
             "leaving": node.leaving,
             "member_state": healing::member_state(node),
             "evacuated": node.evacuated,
+            "stopping_since_ms": node.stopping_since_ms,
+            "rebuild_at_ms": node.rebuild_at_ms,
             "location": healing::location(node),
         })
     };

@@ -61,6 +61,16 @@ pub(crate) async fn list(
     run(options, cluster, &asked).await
 }
 
+/// Whatever there is of one kind, and then each whenever it changes.
+pub(crate) async fn watch_kind(
+    options: &Options,
+    cluster: &Cluster,
+    (kind, filter): (&'static str, &str),
+) -> Result<(), Failure> {
+    let asked = GetArgs { kind, name: None, filter: filter.to_owned(), watch: true };
+    run(options, cluster, &asked).await
+}
+
 fn full(kind: &str, name: &str) -> String {
     match (kind, name.split_once('@')) {
         ("snapshots", Some((volume, snapshot))) => format!("volumes/{volume}/snapshots/{snapshot}"),

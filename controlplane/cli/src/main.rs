@@ -11,6 +11,7 @@ mod cuts;
 mod device;
 mod doctor;
 mod documents;
+mod events;
 mod explain;
 mod get;
 mod healing;
@@ -26,12 +27,13 @@ mod secret;
 mod snapshot;
 mod space;
 mod token;
+mod traced;
 mod volume;
 
 use basalt_api::dial::{self, Cluster, plain};
 use basalt_api::error;
 use basalt_security::SecurityError;
-use clap::{CommandFactory, Parser};
+use clap::{ArgMatches, CommandFactory, FromArgMatches};
 use options::{AuditCommand, Command, Options};
 use std::process::ExitCode;
 use tonic::{Code, Status};
@@ -144,7 +146,8 @@ fn hint(status: &Status) -> &'static str {
 }
 
 fn main() -> ExitCode {
-    let options = Options::parse();
+    let matches = Options::command().get_matches();
+    let options = Options::from_arg_matches(&matches).unwrap_or_else(|problem| problem.exit());
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(problem) => {
@@ -152,7 +155,9 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(run(&options)) {
+    let result = traced::start(&options)
+        .and_then(|()| runtime.block_on(traced::run(&options, &words(&matches), run(&options))));
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure @ Failure::Shown) => ExitCode::from(failure.code()),
         Err(failure) => {
@@ -160,6 +165,16 @@ fn main() -> ExitCode {
             ExitCode::from(failure.code())
         }
     }
+}
+
+/// The words of a command without what was given to it.
+fn words(matches: &ArgMatches) -> String {
+    let (mut words, mut at) = (Vec::new(), matches);
+    while let Some((word, below)) = at.subcommand() {
+        words.push(word);
+        at = below;
+    }
+    words.join(" ")
 }
 
 /// What needs no cluster; whether it was that.
@@ -202,6 +217,7 @@ async fn run(options: &Options) -> Result<(), Failure> {
         Command::Quota(command) => quota::run(options, &cluster, command).await,
         Command::Operation(command) => operation::run(options, &cluster, command).await,
         Command::Get(asked) => get::run(options, &cluster, asked).await,
+        Command::Events(asked) => events::run(options, &cluster, asked).await,
         Command::Apply(asked) => apply::run(options, &cluster, asked, false).await,
         Command::Diff(asked) => apply::run(options, &cluster, asked, true).await,
         Command::Doctor(asked) => doctor::run(options, &cluster, asked).await,
@@ -232,6 +248,15 @@ mod tests {
             let words = String::from_utf8(words).expect("text");
             assert!(words.contains("bootstrap") && words.contains("request-id"), "{shell}");
         }
+    }
+
+    #[test]
+    fn a_command_is_known_by_its_words() {
+        let matches = |text: &str| {
+            Options::command().try_get_matches_from(text.split(' ')).expect("good words")
+        };
+        assert_eq!(words(&matches("basalt volume create demo --size 1GiB")), "volume create");
+        assert_eq!(words(&matches("basalt --trace version")), "version");
     }
 
     #[test]

@@ -190,6 +190,8 @@ fn document(node: &Node) -> Value {
         "member_state_since": output::time(node.member_state_since_ms),
         "member_state_why": node.member_state_why,
         "evacuated": node.evacuated,
+        "stopping_since": node.stopping_since_ms.gt(&0).then(|| output::time(node.stopping_since_ms)),
+        "rebuild_at": node.rebuild_at_ms.gt(&0).then(|| output::time(node.rebuild_at_ms)),
         "location": healing::location(node),
         "version": node.version,
         "grpc_address": node.grpc_address,
@@ -202,6 +204,8 @@ fn document(node: &Node) -> Value {
 fn state(node: &Node) -> String {
     let now = match (healing::member_state(node), node.reachable) {
         (judged @ ("down" | "failed"), _) => judged.to_owned(),
+        (_, false) if node.stopping_since_ms != 0 => "stopped as planned".to_owned(),
+        (_, true) if node.stopping_since_ms != 0 => "stopping as planned".to_owned(),
         ("suspect", true) => format!("{}; suspect", node.state),
         (_, true) => node.state.clone(),
         (_, false) => "unreachable".to_owned(),
@@ -332,6 +336,9 @@ mod tests {
     fn states_say_what_becomes_of_a_node() {
         assert_eq!(state(&node(1, 4, 0, 0)), "running");
         assert_eq!(state(&node(1, 4, 2, 0)), "2 coming");
+        let stopping = Node { stopping_since_ms: 1, ..node(1, 4, 0, 0) };
+        assert_eq!(state(&stopping), "stopping as planned");
+        assert_eq!(state(&Node { reachable: false, ..stopping }), "stopped as planned");
         let draining = Node { draining: true, ..node(1, 4, 0, 4) };
         assert_eq!(state(&draining), "draining, 4 left");
         assert_eq!(state(&Node { draining: true, ..node(1, 0, 0, 0) }), "drained");

@@ -1,6 +1,7 @@
 //! The words of the command line.
 
 mod declared;
+mod events;
 mod healing;
 mod nodes;
 mod security;
@@ -10,6 +11,7 @@ pub(crate) use declared::{
     ApplyArgs, ClassCommand, ClassFields, DoctorArgs, ExplainArgs, GetArgs, OperationCommand,
     QosArgs, QuotaCommand, QuotaFields,
 };
+pub(crate) use events::{EventsArgs, Severity};
 pub(crate) use healing::{Domain, DomainArgs, FailoverArgs, NodeShow, Placement, WhatIf};
 pub(crate) use nodes::NodeCommand;
 pub(crate) use security::{AuditCommand, IdentityCommand, SecretCommand, TokenCommand};
@@ -17,6 +19,7 @@ pub(crate) use snapshots::{Diff, SnapshotCommand, SnapshotName};
 
 use basalt_api::random::request_id;
 use basalt_security::credentials::CredentialOptions;
+use basalt_telemetry::{LogOptions, TraceOptions};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use std::collections::BTreeMap;
@@ -181,6 +184,14 @@ pub(crate) struct Options {
     #[command(flatten)]
     pub credentials: CredentialOptions,
 
+    /// Logs.
+    #[command(flatten)]
+    pub logs: LogOptions,
+
+    /// Traces.
+    #[command(flatten)]
+    pub traces: TraceOptions,
+
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -234,6 +245,9 @@ pub(crate) enum Command {
     /// Show resources of any kind, once or whenever they change.
     #[command(after_help = declared::AFTER_GET)]
     Get(GetArgs),
+    /// What happened in the cluster.
+    #[command(after_help = events::AFTER_EVENTS)]
+    Events(EventsArgs),
     /// Make resources what documents say.
     #[command(after_help = declared::AFTER_APPLY)]
     Apply(ApplyArgs),

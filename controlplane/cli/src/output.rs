@@ -121,6 +121,14 @@ pub(crate) fn failure(format: Format, reason: &str, text: &str) {
     }
 }
 
+/// Writes something beside the answer to the standard error, as JSON if that was asked for.
+pub(crate) fn note(format: Format, name: &str, value: &str) {
+    match format {
+        Format::Table | Format::Name => eprintln!("{name}: {value}"),
+        Format::Json | Format::Yaml => eprintln!("{}", json!({ name: value })),
+    }
+}
+
 /// Writes this program's version.
 pub(crate) fn version(format: Format) -> Result<(), Failure> {
     let version = env!("CARGO_PKG_VERSION");

@@ -11,6 +11,7 @@ pub mod transport;
 use crate::daemon::Daemon;
 use crate::metadata::now_ms;
 use basalt_api::error;
+use basalt_api::traced::code_of;
 use basalt_api::v1::ErrorReason;
 use basalt_security::audit::Call;
 use basalt_security::join::{self, JoinToken};
@@ -106,6 +107,7 @@ where
         return inner.call(request).await;
     }
     let known = gate.authenticate(request.extensions().get::<Shown>(), request.headers());
+    known.iter().for_each(|who| crate::calls::by(&who.to_string()));
     let allowed = known.as_ref().map_err(Clone::clone).and_then(|who| authorise(rule, &path, who));
     let recorded = match (&allowed, rule.map_or(Recorded::None, |rule| rule.recorded)) {
         (Ok(()), Recorded::All) | (Err(_), Recorded::All | Recorded::Denied) => true,
@@ -249,6 +251,7 @@ impl Entry {
         let bytes = bytes.to_bytes();
         if let Some(call) = &mut self.call {
             let Facts { resource, request_id } = self.gate.requests.facts(&call.method, &bytes);
+            crate::calls::about(&resource, &request_id);
             (call.resource, call.request_id) = (resource, request_id);
         }
         Ok(Request::from_parts(head, Body::new(Full::new(bytes))))
@@ -272,12 +275,6 @@ impl Drop for Entry {
     fn drop(&mut self) {
         self.end(Code::Cancelled);
     }
-}
-
-/// What an answer says. An error is told at once; who is answered without one is told so at the end.
-fn code_of(response: &Response<Body>) -> Code {
-    let status = response.headers().get("grpc-status");
-    status.map_or(Code::Ok, |status| Code::from_bytes(status.as_bytes()))
 }
 
 /// The canonical name of a code.

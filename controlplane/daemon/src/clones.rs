@@ -8,6 +8,7 @@ use crate::admin::volume_of;
 use crate::engine::{DOOR, Engine};
 use crate::reconcile::done;
 use crate::retry::Retries;
+use crate::works;
 use basalt_api::v1::{Flattening, Qos, Volume};
 use basalt_attach::convert;
 use basalt_client::BlockOp;
@@ -15,12 +16,15 @@ use basalt_meta::{
     CloneParent, FLATTEN_DEPTH, MetaState, Op, SettleClone, SettleFlatten, VolumeRecord,
 };
 use basalt_nbd::DoorCommand;
+use basalt_telemetry::context::within;
 use basalt_wire::ids::{Generation, GroupId, NodeId, SnapshotId, VolumeId};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
+use tracing::field::Empty;
+use tracing::{Instrument, Span};
 
 /// Clones that are begun at a time, and clones that are flattened.
 const BEGUN_MAX: usize = 32;
@@ -70,6 +74,8 @@ struct Job {
     begins: bool,
     began: Instant,
     told: bool,
+    /// Part of the call that asked for it.
+    span: Span,
     /// Whether it was done; not, if it was called off.
     end: oneshot::Receiver<Result<bool, String>>,
 }
@@ -113,7 +119,8 @@ impl Clones {
     fn begin(&mut self, engine: &Arc<Engine>, volume: VolumeRecord, begins: bool) {
         let (ended, end) = oneshot::channel();
         let (weak, record) = (Arc::downgrade(engine), volume.clone());
-        tokio::spawn(async move {
+        let span = span_of(engine, &volume, begins);
+        let work = async move {
             let result = match begins {
                 true => begin_clone(&weak, &record).await,
                 false => flatten(&weak, &record).await,
@@ -123,9 +130,10 @@ impl Clones {
             if let Some(engine) = weak.upgrade() {
                 engine.door.changed.notify_one();
             }
-        });
+        };
+        tokio::spawn(work.instrument(span.clone()));
         let (number, began) = (volume.number, Instant::now());
-        self.under_way.insert(number, Job { volume, begins, began, told: false, end });
+        self.under_way.insert(number, Job { volume, begins, began, told: false, span, end });
     }
 
     async fn hear(&mut self, engine: &Arc<Engine>) -> bool {
@@ -141,9 +149,10 @@ impl Clones {
         for (number, result) in ended {
             let Some(job) = self.under_way.remove(&number) else { continue };
             match result {
-                Ok(true) => clean &= settle(engine, &job).await,
+                Ok(true) => clean &= settle(engine, &job).instrument(job.span.clone()).await,
                 Ok(false) => {}
                 Err(problem) => {
+                    let _part = job.span.enter();
                     let random = basalt_api::random::random();
                     let pause = self.retries.failed(number, Instant::now(), random).as_millis();
                     tracing::warn!("{}: {problem}; tried again in {pause} ms", job.what());
@@ -166,12 +175,30 @@ impl Job {
     fn tell_waiting(&mut self) {
         if self.begins && !self.told && self.began.elapsed() >= USUAL {
             self.told = true;
+            let _part = self.span.enter();
             tracing::warn!(
                 "{}: it waits for groups that do not answer ('basalt cluster status')",
                 self.what()
             );
         }
     }
+}
+
+/// The span of what is done for a clone, as a part of the call that asked for it.
+fn span_of(engine: &Engine, volume: &VolumeRecord, begins: bool) -> Span {
+    let (name, what) = match begins {
+        true => ("clone.begin", "every group to begin the clone"),
+        false => ("clone.flatten", "blocks of its own for all that it shares"),
+    };
+    let span = tracing::info_span!(
+        parent: None,
+        "clone",
+        otel.name = name,
+        volume = volume.id,
+        waits_for = what,
+        trace_id = Empty,
+    );
+    within(span, engine.metadata.work_of(&works::volume(&volume.id)))
 }
 
 /// Writes down that every group has done it.

@@ -288,6 +288,10 @@ fn open_keyring(options: &Options, name: &str) -> Result<Arc<Keyring>> {
 async fn run_with(mut options: Options, store: &Arc<Store>) -> Result<()> {
     let identity = store.identity()?;
     let name = settled_name(&mut options, identity.as_ref())?;
+    basalt_telemetry::describe(&[
+        ("service.instance.id", name.clone()),
+        ("basalt.node", name.clone()),
+    ]);
     let boots = store.boot()?;
     let listener = TcpListener::bind(options.listen)
         .await
@@ -364,6 +368,7 @@ async fn serve(daemon: &Arc<Daemon>, listener: TcpListener) -> Result<()> {
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(5)))
         .max_connection_age(CONNECTION)
+        .layer(crate::calls::CallLayer)
         .layer(AccessLayer::new(daemon.clone(), daemon.recorder.clone()))
         .add_routes(crate::metrics::routes(daemon))
         .add_service(AdminServer::with_interceptor(AdminService::new(daemon.clone()), {
@@ -423,6 +428,7 @@ async fn failure(daemon: &Arc<Daemon>) -> String {
 
 async fn stop_engine(daemon: &Arc<Daemon>) -> Result<()> {
     let Ok(engine) = daemon.engine() else { return Ok(()) };
+    crate::stops::announce(&engine).await;
     engine.stop().await
 }
 

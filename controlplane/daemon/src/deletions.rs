@@ -7,13 +7,17 @@
 use crate::engine::{DOOR, Engine};
 use crate::reconcile::done;
 use crate::retry::Retries;
+use crate::works;
 use basalt_attach::convert;
 use basalt_meta::{Op, Outcome, PurgeVolume, RaiseEpoch};
 use basalt_nbd::DoorCommand;
+use basalt_telemetry::context::within;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
+use tracing::field::Empty;
+use tracing::{Instrument, Span};
 
 /// Volumes whose blocks are deleted at the same time. Each is an entry in every group.
 const AT_ONCE: usize = 16;
@@ -66,16 +70,31 @@ impl Deletions {
         for number in next {
             let (end, told) = oneshot::channel();
             self.under_way.insert(number, told);
-            tokio::spawn(delete(engine.clone(), number, end));
+            let span = span_of(engine, number);
+            tokio::spawn(delete(engine.clone(), number, end).instrument(span));
         }
     }
+}
+
+/// The span of a deletion, as a part of the call that asked for it.
+fn span_of(engine: &Engine, number: u64) -> Span {
+    let id = engine.metadata.look(|state| state.volume_by_number(number).map(|v| v.id.clone()));
+    let id = id.unwrap_or_default();
+    let span = tracing::info_span!(
+        parent: None,
+        "volume.delete",
+        volume = id,
+        waits_for = "every group to delete the volume's blocks",
+        trace_id = Empty,
+    );
+    within(span, engine.metadata.work_of(&works::volume(&id)))
 }
 
 /// Deletes the blocks of a volume, and then its record.
 async fn delete(engine: Arc<Engine>, number: u64, end: oneshot::Sender<bool>) {
     let result = blocks(&engine, number).await;
     if let Err(problem) = &result {
-        tracing::warn!(volume = number, "its blocks are not deleted yet: {problem}");
+        tracing::warn!("its blocks are not deleted yet: {problem}");
     }
     let purged = result.is_ok() && {
         let op = Op::PurgeVolume(PurgeVolume { volume: number });

@@ -92,6 +92,7 @@ impl Engine {
         let spec = spec_of(identity);
         ensure!(is_whole(identity), "the node's identity is incomplete");
         let node = NodeId(identity.node);
+        basalt_telemetry::describe(&[("basalt.cluster", format!("{:016x}", spec.id))]);
         let name = options.node_name().map_err(|e| anyhow!(e))?;
         let state = crate::state::load(&store, spec.id);
         let begins_at = LogIndex(state.applied());

@@ -2,13 +2,17 @@
 //! group looks at the records, as soon as they change, and never at what changed.
 
 use crate::engine::Engine;
+use crate::works;
 use basalt_meta::failover::{self, Next};
 use basalt_meta::{FailOverVolume, Op, Outcome};
+use basalt_telemetry::context::within;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
+use tracing::field::Empty;
+use tracing::{Instrument, Span};
 
 /// Volumes that are moved at a time.
 const AT_A_TIME: usize = 64;
@@ -45,7 +49,10 @@ async fn pass(engine: &Arc<Engine>, waiting: &mut BTreeSet<String>) {
     let mut still = BTreeSet::new();
     for step in next {
         match step {
-            Next::Go(over) => drop(under_way.spawn(move_one(engine.clone(), over))),
+            Next::Go(over) => {
+                let span = span_of(engine, &over);
+                under_way.spawn(move_one(engine.clone(), over).instrument(span));
+            }
             Next::Waits(volume, host) => {
                 if !waiting.contains(&volume) {
                     tracing::error!(
@@ -59,6 +66,22 @@ async fn pass(engine: &Arc<Engine>, waiting: &mut BTreeSet<String>) {
     }
     *waiting = still;
     while under_way.join_next().await.is_some() {}
+}
+
+/// The span of a failover, as a part of the death of the node that had the volume.
+fn span_of(engine: &Engine, over: &FailOverVolume) -> Span {
+    let attachment =
+        engine.metadata.look(|state| state.volume(&over.id).and_then(|v| v.attachment.clone()));
+    let host = attachment.map_or_else(String::new, |attachment| attachment.host);
+    let span = tracing::info_span!(
+        parent: None,
+        "volume.failover",
+        volume = over.id,
+        from = host,
+        node = over.node,
+        trace_id = Empty,
+    );
+    within(span, engine.metadata.work_of(&works::node(&host)))
 }
 
 async fn move_one(engine: Arc<Engine>, over: FailOverVolume) {

@@ -8,18 +8,22 @@ use crate::admin::volume_of;
 use crate::engine::{DOOR, Engine};
 use crate::reconcile::done;
 use crate::retry::Retries;
+use crate::works;
 use basalt_attach::convert;
 use basalt_client::VolumeConfig;
 use basalt_meta::{
     GiveUpCut, Op, PurgeSnapshot, SettleCut, SettleSnapshot, SnapshotRecord, VolumeRecord,
 };
 use basalt_nbd::{DoorCommand, DoorError, Reply};
+use basalt_telemetry::context::within;
 use basalt_wire::ids::Generation;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
+use tracing::field::Empty;
+use tracing::{Instrument, Span};
 
 /// How long one may take before it is said that it waits.
 const USUAL: Duration = Duration::from_secs(10);
@@ -35,6 +39,8 @@ pub(crate) struct Keeping {
 
 struct CutJob {
     volumes: Vec<u64>,
+    /// Part of the call that asked for the cut.
+    span: Span,
     end: oneshot::Receiver<Result<(), DoorError>>,
 }
 
@@ -42,6 +48,8 @@ struct Job {
     snapshot: SnapshotRecord,
     began: Instant,
     told: bool,
+    /// Part of the call that asked for it.
+    span: Span,
     end: oneshot::Receiver<Result<(), DoorError>>,
 }
 
@@ -97,7 +105,17 @@ impl Keeping {
             };
             let (reply, end) = ending(engine);
             engine.reactor.tenant(DOOR, Box::new(DoorCommand::Cut { configs, reply }));
-            self.cuts.insert(cut, CutJob { volumes, end });
+            let first = all.first().map(|(_, s)| works::snapshot(&s.volume_id, &s.id));
+            let asked = first.and_then(|key| engine.metadata.work_of(&key));
+            let span = tracing::info_span!(
+                parent: None,
+                "snapshots.cut",
+                cut,
+                waits_for = "every group of all volumes to keep its generation behind closed gates",
+                trace_id = Empty,
+            );
+            let span = within(span, asked);
+            self.cuts.insert(cut, CutJob { volumes, span, end });
         }
     }
 
@@ -107,22 +125,24 @@ impl Keeping {
         self.cuts.retain(|cut, job| match job.end.try_recv() {
             Err(oneshot::error::TryRecvError::Empty) => true,
             end => {
-                ended.push((*cut, end));
+                ended.push((*cut, end, job.span.clone()));
                 false
             }
         });
         let mut clean = true;
-        for (cut, end) in ended {
+        for (cut, end, span) in ended {
             let op = match end {
                 Ok(Ok(())) => Op::SettleCut(SettleCut { cut }),
                 Ok(Err(problem)) => {
+                    let _part = span.enter();
                     tracing::warn!("the snapshots of cut {cut} are given up: {problem}");
                     Op::GiveUpCut(GiveUpCut { cut })
                 }
                 // The node is stopping: whoever leads next brings it to an end.
                 Err(_) => continue,
             };
-            clean &= done(engine.metadata.change("", op).await, "writing a cut down");
+            let written = engine.metadata.change("", op).instrument(span).await;
+            clean &= done(written, "writing a cut down");
         }
         clean
     }
@@ -140,7 +160,8 @@ impl Keeping {
         let (reply, end) = ending(engine);
         let drop = snapshot.deleting;
         engine.reactor.tenant(DOOR, Box::new(DoorCommand::Snapshot { config, drop, reply }));
-        let job = Job { snapshot, began: Instant::now(), told: false, end };
+        let span = span_of(engine, &snapshot);
+        let job = Job { snapshot, began: Instant::now(), told: false, span, end };
         self.under_way.insert(volume.number, job);
     }
 
@@ -158,8 +179,12 @@ impl Keeping {
         for (number, problem) in ended {
             let Some(job) = self.under_way.remove(&number) else { continue };
             match problem {
-                None => clean &= complete(engine, &job.snapshot).await,
+                None => {
+                    let completed = complete(engine, &job.snapshot).instrument(job.span.clone());
+                    clean &= completed.await;
+                }
                 Some(problem) => {
+                    let _part = job.span.enter();
                     let random = basalt_api::random::random();
                     let pause = self.retries.failed(number, Instant::now(), random);
                     let pause = pause.as_millis();
@@ -181,12 +206,33 @@ impl Job {
     fn tell_waiting(&mut self) {
         if !self.told && self.began.elapsed() >= USUAL {
             self.told = true;
+            let _part = self.span.enter();
             tracing::warn!(
                 "{}: it waits for groups that do not answer ('basalt cluster status')",
                 self.what()
             );
         }
     }
+}
+
+/// The span of what is done for a snapshot, as a part of the call that asked for it.
+fn span_of(engine: &Engine, snapshot: &SnapshotRecord) -> Span {
+    let key = works::snapshot(&snapshot.volume_id, &snapshot.id);
+    let (name, what) = match snapshot.deleting {
+        true => ("snapshot.drop", "every group to give back what only the snapshot held"),
+        false => ("snapshot.keep", "every group to freeze the generation"),
+    };
+    let span = tracing::info_span!(
+        parent: None,
+        "snapshot",
+        otel.name = name,
+        volume = snapshot.volume_id,
+        snapshot = snapshot.id,
+        generation = snapshot.generation,
+        waits_for = what,
+        trace_id = Empty,
+    );
+    within(span, engine.metadata.work_of(&key))
 }
 
 /// A view of a volume that keeps a generation, or drops it. The volume's size is what it is now: a group that

@@ -11,7 +11,8 @@
 //! * `state`: where the state of the metadata group is kept, and how it comes from other nodes;
 //! * [`reconcile`]: what makes the node do what the records say, [`retry`]: when it tries again;
 //! * `moves`: what has groups move from node to node;
-//! * `liveness`: who lives, `failover`: attachments of nodes that do not;
+//! * `liveness`: who lives, `failover`: attachments of nodes that do not, `stops`: who stops as planned;
+//! * [`calls`]: calls as parts of traces, `works`: what goes on after them;
 //! * [`access`]: who may call what; [`joining`]: how a new machine gets the cluster's secret;
 //! * [`admin`], [`services`], [`peer`], [`security`]: the gRPC services; [`bootstrap`], [`nodes`],
 //!   [`snapshots`], [`cuts`], [`changes`], [`status`]: their longer stories.
@@ -20,6 +21,7 @@ pub mod access;
 pub mod admin;
 mod attached;
 pub mod bootstrap;
+pub mod calls;
 pub mod changes;
 mod checkpoints;
 mod clones;
@@ -55,4 +57,6 @@ pub mod services;
 pub mod snapshots;
 mod state;
 pub mod status;
+mod stops;
 mod volumes;
+mod works;

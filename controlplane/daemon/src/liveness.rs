@@ -5,13 +5,15 @@
 use crate::engine::{Engine, address_of};
 use crate::metadata::now_ms;
 use crate::status::failed_of;
+use crate::works;
 use basalt_api::dial;
 use basalt_api::dial::Channel;
 use basalt_api::v1::peer_client::PeerClient;
 use basalt_api::v1::{BeatRequest, BeatResponse, ClusterSpec, HostSession, MemberState, Node};
 use basalt_meta::hosts::Hosts;
 use basalt_meta::liveness::{Liveness, Sign, Thresholds};
-use basalt_meta::{ENTRY_VERSION, Entry, Op};
+use basalt_meta::{ENTRY_VERSION, Entry, Op, healing};
+use basalt_telemetry::context::within;
 use basalt_wire::ids::{GroupId, Term};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,6 +22,8 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::Status;
+use tracing::field::Empty;
+use tracing::{Instrument, Span};
 
 /// How long a node may take to give a sign of life before it is asked again.
 const BEAT: Duration = Duration::from_millis(1500);
@@ -75,6 +79,7 @@ pub(crate) fn show(node: &mut Node, member: &basalt_api::v1::Member) {
     node.member_state_why.clone_from(&member.state_why);
     node.evacuated = member.evacuated;
     node.location.clone_from(&member.location);
+    node.stopping_since_ms = member.stopping_since_ms;
 }
 
 /// What an entry is about: there is one at a time.
@@ -237,18 +242,45 @@ impl Watch {
         if !self.telling.insert(about.clone()) {
             return;
         }
-        let entry =
+        let span = span_of(engine, &op);
+        let mut entry =
             Entry { version: ENTRY_VERSION, now_ms: now_ms(), op: Some(op), ..Entry::default() };
+        span.in_scope(|| works::carry(&mut entry));
         let (metadata, command) =
             (engine.metadata.clone(), Bytes::from(basalt_meta::encode(&entry)));
-        self.told.spawn(async move {
+        let telling = async move {
             match metadata.propose_here(command).await {
                 Ok(_) => log(entry.op.as_ref()),
                 Err(error) => tracing::warn!("{about:?}: not written down yet: {error}"),
             }
             about
-        });
+        };
+        self.told.spawn(telling.instrument(span));
     }
+}
+
+/// The span of a verdict. What is said of a node that was well begins a trace; what is made of it later is part of that.
+fn span_of(engine: &Engine, op: &Op) -> Span {
+    let (node, name, why) = match op {
+        Op::JudgeMember(judge) => (judge.node, judge.state().as_str_name(), judge.why.as_str()),
+        Op::EvacuateMember(lost) => (lost.node, "GIVEN_UP", "lost for long"),
+        _ => return Span::none(),
+    };
+    let name = name.trim_start_matches("MEMBER_STATE_").to_ascii_lowercase();
+    let span = tracing::info_span!(
+        parent: None,
+        "node.judge",
+        otel.name = format!("node {name}"),
+        node,
+        why,
+        trace_id = Empty,
+    );
+    let before = engine.metadata.look(|state| {
+        let spec = state.cluster()?;
+        let member = spec.members.iter().find(|m| m.node == node)?;
+        (!healing::is_up(member)).then(|| member.name.clone())
+    });
+    within(span, before.and_then(|name| engine.metadata.work_of(&works::node(&name))))
 }
 
 fn log(op: Option<&Op>) {

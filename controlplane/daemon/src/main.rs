@@ -4,14 +4,20 @@ use basalt_attach::process;
 use basaltd::options::Options;
 use clap::Parser;
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// A request takes and frees a dozen small pieces of memory, in bursts of a turn's requests.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// How long the last spans may take to be exported when the node stops.
+const LAST_SPANS: Duration = Duration::from_secs(1);
+
 fn main() -> ExitCode {
     let options = Options::parse();
-    process::start_logging(options.log_format);
+    if let Err(code) = process::start_telling("basaltd", &options.logs, &options.traces) {
+        return code;
+    }
     process::end_on_panic();
     basalt_node::raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -21,7 +27,12 @@ fn main() -> ExitCode {
         .build();
     let result = match runtime {
         Ok(runtime) => {
-            let result = runtime.block_on(basaltd::daemon::run(options));
+            let result = runtime.block_on(async {
+                process::export_traces()?;
+                let result = basaltd::daemon::run(options).await;
+                basalt_telemetry::flush(LAST_SPANS).await;
+                result
+            });
             // What helper threads still wait for must not hold up the end.
             runtime.shutdown_background();
             result

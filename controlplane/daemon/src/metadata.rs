@@ -6,6 +6,7 @@
 //! again under the same request id, which takes effect once. A linearizable read proposes a barrier
 //! and reads the mirror when that is applied.
 
+use crate::works::{self, Works};
 use basalt_api::dial::Channel;
 use basalt_api::error;
 use basalt_api::v1::peer_client::PeerClient;
@@ -15,6 +16,7 @@ use basalt_core::event::{Effect, Event, ProposeError};
 use basalt_meta::feed::{Compacted, Feed, Key};
 use basalt_meta::{Barrier, ENTRY_VERSION, Entry, MetaState, Op, Outcome, encode};
 use basalt_node::Mailbox;
+use basalt_telemetry::TraceContext;
 use basalt_wire::ids::{GroupId, LogIndex, NodeId, Term};
 use bytes::Bytes;
 use std::collections::{BTreeMap, HashMap};
@@ -25,6 +27,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::Status;
+use tracing::{Instrument, Span};
 
 /// How long a change may take before the caller hears that it did not come through.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -52,6 +55,8 @@ struct Mirror {
     state: MetaState,
     feed: Feed,
     outcomes: BTreeMap<u64, Outcome>,
+    /// What changed the records, for those who go on with it.
+    works: Works,
     /// Up to which entry the state is in the store, and what was applied behind that: commands, and their bytes.
     saved: u64,
     unsaved: (u64, usize),
@@ -186,6 +191,9 @@ impl Metadata {
         mirror.unsaved = (mirror.unsaved.0 + 1, mirror.unsaved.1 + command.len());
         let outcome = mirror.state.apply(index, command);
         let changed = mirror.state.take_changes();
+        if let Some(context) = works::carried(command) {
+            mirror.works.note(context, &works::subjects(&changed, &outcome));
+        }
         mirror.feed.take(index, changed);
         mirror.outcomes.insert(index, outcome);
         while mirror.outcomes.len() > OUTCOMES_KEPT {
@@ -280,6 +288,11 @@ impl Metadata {
         timeout(patience, reached).await.is_ok()
     }
 
+    /// What changed a record last, if that was part of a trace and this node applied it.
+    pub(crate) fn work_of(&self, key: &Key) -> Option<TraceContext> {
+        lock(&self.mirror).works.of(key)
+    }
+
     /// Tells when the mirror changes.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.applied.subscribe()
@@ -324,16 +337,25 @@ impl Metadata {
         self.commit(entry).await.map(|(_, outcome)| outcome)
     }
 
-    async fn commit(&self, entry: Entry) -> Result<(u64, Outcome), Status> {
+    async fn commit(&self, mut entry: Entry) -> Result<(u64, Outcome), Status> {
+        works::carry(&mut entry);
+        let span = works::change_span(&entry);
+        self.commit_within(entry).instrument(span).await
+    }
+
+    async fn commit_within(&self, entry: Entry) -> Result<(u64, Outcome), Status> {
         let bytes = Bytes::from(encode(&entry));
         let deadline = Instant::now() + PATIENCE;
         let mut unknown = false;
         let mut last = "no leader is known".to_owned();
         while Instant::now() < deadline {
             let patient = deadline.saturating_duration_since(Instant::now()) > PATIENCE - ELECTION;
-            match self.attempt(&bytes, patient).await {
+            let proposed = works::propose_span(self.leader(GroupId::METADATA));
+            match self.attempt(&bytes, patient).instrument(proposed).await {
                 Attempt::Committed(index) => {
-                    if let Some(outcome) = self.outcome(index, deadline).await {
+                    Span::current().record("entry", index);
+                    let applied = works::apply_span(index);
+                    if let Some(outcome) = self.outcome(index, deadline).instrument(applied).await {
                         return Ok((index, outcome));
                     }
                     unknown = true;
@@ -404,7 +426,8 @@ impl Metadata {
         for (node, peer) in lock(&self.peers).clone() {
             if node != self.node {
                 let (cluster, bytes) = (self.cluster, bytes.clone());
-                asked.spawn(async move { propose_to(node, peer, cluster, &bytes).await });
+                let asking = async move { propose_to(node, peer, cluster, &bytes).await };
+                asked.spawn(asking.in_current_span());
             }
         }
         let mut result = no_leader();
@@ -491,7 +514,8 @@ fn no_quorum(last: &str, unknown: bool, request_id: &str) -> Status {
 }
 
 fn entry(request_id: String, op: Op) -> Entry {
-    Entry { version: ENTRY_VERSION, request_id, now_ms: now_ms(), op: Some(op), volume_key: None }
+    let (version, now_ms) = (ENTRY_VERSION, now_ms());
+    Entry { version, request_id, now_ms, op: Some(op), ..Entry::default() }
 }
 
 /// Milliseconds since 1970.

@@ -11,15 +11,10 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE as CONTENT_TYPE_NAME;
 use axum::routing::get;
 use basalt_api::v1::{Node, NodeReport, Scrub, Space};
-use basalt_client::latency::{BUCKETS, Histogram, Latencies};
+use basalt_attach::metrics::{CONTENT_TYPE, Writer, sessions, traces};
 use basalt_meta::MetaState;
-use basalt_nbd::{DoorCommand, DoorStatus, ExportStatus};
-use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, NoLabelSet};
-use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::ConstCounter;
-use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::registry::{Registry, Unit};
+use basalt_nbd::{DoorCommand, DoorStatus};
+use prometheus_client::encoding::DescriptorEncoder;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -28,9 +23,6 @@ use tonic::service::Routes;
 
 /// How long the node's parts may take to tell what they know.
 const PATIENCE: Duration = Duration::from_secs(5);
-
-/// The content type of the text.
-const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// What there is to tell.
 #[derive(Debug)]
@@ -81,11 +73,7 @@ async fn text(daemon: &Arc<Daemon>) -> Result<String, String> {
     let records = engine.metadata.look(|state| records(state, engine.metadata.leads()));
     let door = door(&engine).await;
     let cluster = format!("{:016x}", engine.cluster());
-    let mut registry = Registry::default();
-    registry.register_collector(Box::new(Told { cluster, report, door, records }));
-    let mut text = String::new();
-    encode(&mut text, &registry).map_err(|problem| problem.to_string())?;
-    Ok(text)
+    basalt_attach::metrics::text(Told { cluster, report, door, records })
 }
 
 fn records(state: &MetaState, leads: bool) -> Records {
@@ -109,65 +97,9 @@ async fn door(engine: &Engine) -> Option<DoorStatus> {
     timeout(PATIENCE, answer).await.ok()?.ok()
 }
 
-type Labels<'a> = Vec<(&'a str, String)>;
-
-/// One family of metrics after the other.
-struct Writer<'a> {
-    encoder: DescriptorEncoder<'a>,
-}
-
-impl Writer<'_> {
-    fn family<S: EncodeLabelSet, M: EncodeMetric>(
-        &mut self,
-        (name, help, unit): (&str, &str, Option<&Unit>),
-        kind: MetricType,
-        metrics: impl IntoIterator<Item = (S, M)>,
-    ) -> Result<(), std::fmt::Error> {
-        let mut metric = self.encoder.encode_descriptor(name, help, unit, kind)?;
-        for (labels, value) in metrics {
-            value.encode(metric.encode_family(&labels)?)?;
-        }
-        Ok(())
-    }
-
-    fn gauge(&mut self, name: &str, help: &str, value: u64) -> Result<(), std::fmt::Error> {
-        let metric = self.encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-        ConstGauge::new(signed(value)).encode(metric)
-    }
-
-    fn counter(&mut self, name: &str, help: &str, value: u64) -> Result<(), std::fmt::Error> {
-        let metric = self.encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-        ConstCounter::new(value).encode(metric)
-    }
-
-    fn gauges<'l>(
-        &mut self,
-        name: &str,
-        help: &str,
-        values: impl IntoIterator<Item = (Labels<'l>, u64)>,
-    ) -> Result<(), std::fmt::Error> {
-        let values = values.into_iter().map(|(labels, v)| (labels, ConstGauge::new(signed(v))));
-        self.family((name, help, None), MetricType::Gauge, values)
-    }
-
-    fn counters<'l>(
-        &mut self,
-        name: &str,
-        help: &str,
-        values: impl IntoIterator<Item = (Labels<'l>, u64)>,
-    ) -> Result<(), std::fmt::Error> {
-        let values = values.into_iter().map(|(labels, value)| (labels, ConstCounter::new(value)));
-        self.family((name, help, None), MetricType::Counter, values)
-    }
-}
-
-fn signed(value: u64) -> i64 {
-    i64::try_from(value).unwrap_or(i64::MAX)
-}
-
 impl prometheus_client::collector::Collector for Told {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let mut to = Writer { encoder };
+        let mut to = Writer::new(encoder);
         let node = self.report.node.clone().unwrap_or_default();
         self.process(&node, &mut to)?;
         self.groups(&mut to)?;
@@ -179,7 +111,8 @@ impl prometheus_client::collector::Collector for Told {
             scrubbed(scrub, &mut to)?;
         }
         peers(&node, &mut to)?;
-        self.volumes(&node, &mut to)
+        self.volumes(&node, &mut to)?;
+        traces(&mut to)
     }
 }
 
@@ -234,102 +167,13 @@ impl Told {
             })
         });
         to.gauges("basalt_volume_live_bytes", "What a volume takes on this device", live)?;
-        let exports: Vec<&ExportStatus> = self.door.iter().flat_map(|door| &door.exports).collect();
-        sessions(&exports, to)
+        sessions(self.door.as_ref(), to)
     }
 }
 
 /// A name without its collection.
 fn id(name: &str) -> String {
     name.split_once('/').map_or(name, |(_, id)| id).to_owned()
-}
-
-/// What the sessions of the volumes that are served here did.
-fn sessions(exports: &[&ExportStatus], to: &mut Writer<'_>) -> Result<(), std::fmt::Error> {
-    fn each<'a>(
-        exports: &'a [&ExportStatus],
-        value: impl Fn(&ExportStatus) -> u64 + 'a,
-    ) -> impl Iterator<Item = (Labels<'static>, u64)> + 'a {
-        exports.iter().map(move |export| (vec![("volume", export.name.clone())], value(export)))
-    }
-    fn by_kind<'a>(
-        exports: &'a [&ExportStatus],
-        value: impl Fn(&Histogram) -> u64 + Copy + 'a,
-    ) -> impl Iterator<Item = (Labels<'static>, u64)> + 'a {
-        exports.iter().flat_map(move |export| {
-            kinds(&export.latencies)
-                .map(|(kind, histogram)| (labels(export, kind), value(histogram)))
-        })
-    }
-    to.gauges(
-        "basalt_volume_requests_under_way",
-        "Requests that are not answered",
-        each(exports, |export| export.client.ops as u64),
-    )?;
-    to.gauges(
-        "basalt_volume_clients",
-        "NBD connections to the volume",
-        each(exports, |export| export.connections.len() as u64),
-    )?;
-    to.counters(
-        "basalt_volume_requests_limited",
-        "Requests that waited for the volume's bounds",
-        each(exports, |export| export.client.limited),
-    )?;
-    to.counters(
-        "basalt_volume_requests_resent",
-        "Requests to replicas that were sent again",
-        each(exports, |export| export.client.resent),
-    )?;
-    to.counters(
-        "basalt_volume_bytes",
-        "Bytes of requests of the volume's user",
-        by_kind(exports, |histogram| histogram.bytes),
-    )?;
-    to.counters(
-        "basalt_volume_requests_failed",
-        "Requests of the volume's user that ended badly",
-        by_kind(exports, |histogram| histogram.failed),
-    )?;
-    let times = exports.iter().flat_map(|export| {
-        kinds(&export.latencies).map(|(kind, of)| (labels(export, kind), Times(of)))
-    });
-    to.family(
-        ("basalt_volume_request", "Time from a request to its answer", Some(&Unit::Seconds)),
-        MetricType::Histogram,
-        times,
-    )
-}
-
-fn kinds(latencies: &Latencies) -> [(&'static str, &Histogram); 3] {
-    [("read", &latencies.read), ("write", &latencies.write), ("discard", &latencies.unmap)]
-}
-
-fn labels(export: &ExportStatus, kind: &str) -> Labels<'static> {
-    vec![("volume", export.name.clone()), ("kind", kind.to_owned())]
-}
-
-/// A histogram of times as it is told.
-struct Times<'a>(&'a Histogram);
-
-impl EncodeMetric for Times<'_> {
-    fn encode(
-        &self,
-        mut encoder: prometheus_client::encoding::MetricEncoder<'_>,
-    ) -> Result<(), std::fmt::Error> {
-        let bound = |bucket: usize| match bucket {
-            BUCKETS => f64::MAX,
-            bucket => Histogram::upper_bound(bucket).as_secs_f64(),
-        };
-        let buckets = self.0.buckets.iter().enumerate();
-        let buckets: Vec<(f64, u64)> = buckets.map(|(n, count)| (bound(n), *count)).collect();
-        let sum = self.0.sum_ns as f64 / 1e9;
-        encoder.encode_histogram::<NoLabelSet>(sum, self.0.count(), &buckets, None)
-    }
-
-    fn metric_type(&self) -> MetricType {
-        MetricType::Histogram
-    }
 }
 
 fn device(space: &Space, to: &mut Writer<'_>) -> Result<(), std::fmt::Error> {
@@ -429,6 +273,9 @@ fn peers(node: &Node, to: &mut Writer<'_>) -> Result<(), std::fmt::Error> {
 mod tests {
     use super::*;
     use basalt_api::v1::{LogCounts, Replica, Score, VolumeSpace};
+    use basalt_attach::scrape::sample;
+    use basalt_client::latency::{BUCKETS, Latencies};
+    use basalt_nbd::ExportStatus;
     use std::collections::BTreeSet;
 
     fn told() -> Told {
@@ -479,11 +326,7 @@ mod tests {
     }
 
     fn text() -> String {
-        let mut registry = Registry::default();
-        registry.register_collector(Box::new(told()));
-        let mut text = String::new();
-        encode(&mut text, &registry).expect("text");
-        text
+        basalt_attach::metrics::text(told()).expect("text")
     }
 
     #[test]
@@ -527,9 +370,12 @@ mod tests {
         text.split(part).filter(|word| word.starts_with("basalt_")).collect()
     }
 
+    /// Told by programs that export traces alone.
+    const SPANS: &str = "basalt_spans_exported_total 0\nbasalt_spans_dropped_total 0\nbasalt_spans_failed_total 0\n";
+
     #[test]
     fn alerts_and_dashboard_ask_for_what_there_is() {
-        let text = text();
+        let text = format!("{}{}{SPANS}", text(), sample());
         let there: BTreeSet<&str> = text
             .lines()
             .filter(|line| !line.starts_with('#'))

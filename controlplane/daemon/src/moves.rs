@@ -21,16 +21,21 @@ use crate::engine::Engine;
 use crate::placement;
 use crate::reconcile::done;
 use crate::status;
+use crate::works;
 use basalt_api::dial;
 use basalt_api::v1::{ClusterSpec, Member, StateReplicaRequest};
 use basalt_core::shard::Phase;
 use basalt_meta::planner::{self, Move, Outlook};
 use basalt_meta::{Op, RemoveMember, layout};
+use basalt_telemetry::context::within;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::Status;
+use tracing::field::Empty;
+use tracing::{Instrument, Span};
 
 /// Groups that move at a time: so many fill a link, and leave the foreground its part.
 pub(crate) const IN_FLIGHT: usize = 4;
@@ -66,6 +71,8 @@ struct Driver {
     last: Vec<GroupSteps>,
     /// What nodes reported last; nothing before anybody was asked.
     outlook: Option<Outlook>,
+    /// Groups that move, as parts of why they do.
+    spans: BTreeMap<u32, Span>,
     pause: Duration,
     /// When the next pass may begin.
     next: Instant,
@@ -74,7 +81,8 @@ struct Driver {
 
 impl Driver {
     fn new(now: Instant) -> Driver {
-        Driver { last: Vec::new(), outlook: None, pause: PASS, next: now, swept: now }
+        let (last, spans) = (Vec::new(), BTreeMap::new());
+        Driver { last, outlook: None, spans, pause: PASS, next: now, swept: now }
     }
 
     /// Does what is due, and says when to look again if nothing changes.
@@ -83,6 +91,7 @@ impl Driver {
         let spec = engine.metadata.look(|state| state.cluster().cloned());
         let Some(spec) = spec.filter(|_| engine.metadata.leads()) else {
             self.last.clear();
+            self.spans.clear();
             self.outlook = None;
             return now + SWEEP;
         };
@@ -99,13 +108,25 @@ impl Driver {
             return due;
         }
         self.swept = now;
-        let (steps, outlook) = pass(engine, &spec).await;
+        self.note_moves(engine, &spec);
+        let (steps, outlook) = pass(engine, &spec, (&self.spans, &self.last)).await;
         self.outlook = Some(outlook);
         let same = steps.iter().map(GroupSteps::shape).eq(self.last.iter().map(GroupSteps::shape));
         self.pause = if same { (self.pause * 2).min(PASS_MAX) } else { PASS };
         self.last = steps;
         self.next = now + self.pause;
         self.next
+    }
+
+    /// Begins the spans of groups that move since the last look, and ends those of the others.
+    fn note_moves(&mut self, engine: &Engine, spec: &ClusterSpec) {
+        let moving = |group: u32| layout::placement_of(spec, group).moving;
+        self.spans.retain(|group, _| moving(*group));
+        for group in (0..spec.group_count).chain([layout::METADATA_GROUP]) {
+            if moving(group) {
+                self.spans.entry(group).or_insert_with(|| span_of(engine, spec, group));
+            }
+        }
     }
 
     /// Whether the records ask for something that may not be so yet, and that does not wait for a node that is
@@ -120,12 +141,21 @@ impl Driver {
 }
 
 /// Asks everybody, and does what there is to do now. Tells what there was to do, and what it was told.
-async fn pass(engine: &Arc<Engine>, spec: &ClusterSpec) -> (Vec<GroupSteps>, Outlook) {
+async fn pass(
+    engine: &Arc<Engine>,
+    spec: &ClusterSpec,
+    (spans, last): (&BTreeMap<u32, Span>, &[GroupSteps]),
+) -> (Vec<GroupSteps>, Outlook) {
     let (reports, outlook) = reports(engine, spec).await;
     let steps = plan::steps(spec, &reports);
     let mut under_way = JoinSet::new();
     for group in steps.clone() {
-        under_way.spawn(carry_out(engine.clone(), spec.members.clone(), group));
+        // What is stated again is no new part of it.
+        let again = last.iter().any(|before| before.shape() == group.shape());
+        let span = spans.get(&group.group).filter(|_| !again).cloned();
+        let span = span.unwrap_or_else(Span::none);
+        let carried = carry_out(engine.clone(), spec.members.clone(), group, again);
+        under_way.spawn(carried.instrument(span));
     }
     while under_way.join_next().await.is_some() {}
     for node in plan::departed(spec) {
@@ -139,6 +169,26 @@ async fn pass(engine: &Arc<Engine>, spec: &ClusterSpec) -> (Vec<GroupSteps>, Out
         done(engine.metadata.change("", Op::MoveGroup(to)).await, "having a group move");
     }
     (steps, outlook)
+}
+
+/// The span of a group's move: part of what is made of the node that it leaves because that is lost, drained or goes.
+fn span_of(engine: &Engine, spec: &ClusterSpec, group: u32) -> Span {
+    let placement = layout::placement_of(spec, group);
+    let goes = |m: &&Member| {
+        placement.former.contains(&m.node) && (m.evacuated || m.draining || m.leaving)
+    };
+    let left = spec.members.iter().find(goes).map(|m| m.name.clone());
+    let why = left.and_then(|name| engine.metadata.work_of(&works::node(&name)));
+    let span = tracing::info_span!(
+        parent: None,
+        "group.move",
+        group,
+        voters = ?placement.voters,
+        former = ?placement.former,
+        waits_for = "the new members to hold what the others do, and to vote",
+        trace_id = Empty,
+    );
+    within(span, why)
 }
 
 /// What is to be planned with, as the members tell now.
@@ -180,11 +230,12 @@ async fn replicas_at(
     Some((report.replicas, node.space.map_or(0, |space| space.capacity_bytes)))
 }
 
-async fn carry_out(engine: Arc<Engine>, members: Vec<Member>, steps: GroupSteps) {
-    if !state(&engine, &members, steps.join_statements()).await {
+/// Does what there is to do for a group; `again` if it was tried the last time, too.
+async fn carry_out(engine: Arc<Engine>, members: Vec<Member>, steps: GroupSteps, again: bool) {
+    if !state(&engine, &members, steps.join_statements(), again).await {
         return;
     }
-    state(&engine, &members, steps.other_statements()).await;
+    state(&engine, &members, steps.other_statements(), again).await;
     if let Some(settle) = steps.settle {
         tracing::info!(group = settle.group, voters = ?settle.voters, "has moved");
         let what = "writing down where a group is";
@@ -193,7 +244,12 @@ async fn carry_out(engine: Arc<Engine>, members: Vec<Member>, steps: GroupSteps)
 }
 
 /// States all at once; whether all was taken.
-async fn state(engine: &Arc<Engine>, members: &[Member], statements: Vec<Statement>) -> bool {
+async fn state(
+    engine: &Arc<Engine>,
+    members: &[Member],
+    statements: Vec<Statement>,
+    again: bool,
+) -> bool {
     let mut asked = JoinSet::new();
     for (node, group, what) in statements {
         let Some(member) = members.iter().find(|member| member.node == node).cloned() else {
@@ -201,7 +257,7 @@ async fn state(engine: &Arc<Engine>, members: &[Member], statements: Vec<Stateme
         };
         let cluster = engine.cluster();
         let request = StateReplicaRequest { cluster, group, what: Some(what) };
-        asked.spawn(state_at(engine.clone(), member, request));
+        asked.spawn(state_at(engine.clone(), member, request, again).in_current_span());
     }
     let mut all = true;
     while let Some(answer) = asked.join_next().await {
@@ -210,7 +266,12 @@ async fn state(engine: &Arc<Engine>, members: &[Member], statements: Vec<Stateme
     all
 }
 
-async fn state_at(engine: Arc<Engine>, member: Member, request: StateReplicaRequest) -> bool {
+async fn state_at(
+    engine: Arc<Engine>,
+    member: Member,
+    request: StateReplicaRequest,
+    again: bool,
+) -> bool {
     let group = request.group;
     let taken = async {
         if member.node == engine.node.0 {
@@ -222,7 +283,12 @@ async fn state_at(engine: Arc<Engine>, member: Member, request: StateReplicaRequ
     let taken = taken.unwrap_or_else(|_| Err(Status::deadline_exceeded("it takes too long")));
     if let Err(status) = &taken {
         let why = dial::plain(status);
-        tracing::info!(group, node = %member.name, "a statement was not taken yet: {why}");
+        let node = &member.name;
+        match again {
+            false => tracing::info!(group, %node, "a statement was not taken yet: {why}"),
+            // It was said when it was tried first.
+            true => tracing::debug!(group, %node, "a statement was not taken yet: {why}"),
+        }
     }
     taken.is_ok()
 }

@@ -9,7 +9,7 @@ use basalt_api::size::show;
 use basalt_attach::door::TlsOptions;
 use basalt_attach::listen::{NbdListen, open_nbd};
 use basalt_attach::options::machine_name;
-use basalt_attach::process::LogFormat;
+use basalt_telemetry::{LogOptions, TraceOptions};
 use basalt_wire::disk::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_UNIT, SUPERBLOCK_AREA_BYTES};
 use clap::Parser;
 use std::net::SocketAddr;
@@ -167,9 +167,13 @@ pub struct Options {
     #[arg(long)]
     pub allow_buffered: bool,
 
-    /// How log lines on the standard error look. BASALT_LOG chooses what is logged.
-    #[arg(long, value_name = "FORMAT", default_value = "text")]
-    pub log_format: LogFormat,
+    /// Logs.
+    #[command(flatten)]
+    pub logs: LogOptions,
+
+    /// Traces.
+    #[command(flatten)]
+    pub traces: TraceOptions,
 }
 
 impl Options {

@@ -9,17 +9,21 @@ use crate::engine::{DOOR, Engine};
 use crate::keeping::Keeping;
 use crate::retry::Retries;
 use crate::reverting::Reverting;
+use crate::works;
 use basalt_api::v1::{ClusterSpec, Member};
 use basalt_attach::convert;
 use basalt_client::{BlockError, RateLimits};
 use basalt_core::event::Event;
 use basalt_meta::{AttachVolume, InitCluster, Op, Outcome, UpdateMember, VolumeRecord, layout};
 use basalt_nbd::{DoorCommand, DoorError, ExportEnd};
+use basalt_telemetry::context::{link, within};
 use basalt_wire::ids::{Epoch, Generation, GroupId, NodeId, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, sleep_until};
+use tracing::Span;
+use tracing::field::Empty;
 
 /// How long the task sleeps at most.
 const RESYNC: Duration = Duration::from_secs(10);
@@ -120,6 +124,7 @@ impl Reconciler {
     async fn pass(&mut self, engine: &Arc<Engine>) -> bool {
         let mut clean = self.cluster_record(engine).await;
         clean &= addresses(engine).await;
+        clean &= crate::stops::back(engine, self.began).await;
         clean &= self.tell_map(engine);
         self.attachments(engine).await;
         self.preferences(engine);
@@ -302,23 +307,26 @@ impl Reconciler {
         }
         let (door, name) = (engine.door.clone(), volume.id.clone());
         let (number, session) = (config.volume, config.epoch);
-        let reply = move |result: Result<(), DoorError>| match result {
-            Ok(()) => {
-                tracing::info!(volume = %name, epoch, "attached here; served");
-                door.ready(&name, epoch);
-            }
-            // What was begun before can not be begun again: a new epoch is needed, as after a loss.
-            Err(DoorError::Spent(_)) => {
-                let error = BlockError::Closed;
-                door.ended(ExportEnd { name, volume: number, epoch: session, error });
-            }
-            Err(DoorError::Lost(error)) => {
-                door.ended(ExportEnd { name, volume: number, epoch: session, error });
-            }
-            Err(problem) => {
-                tracing::warn!(volume = %name, epoch, "not served: {problem}");
-                door.refused(&name, number, session, problem.to_string());
-            }
+        let span = self.span_of_serving(engine, volume, epoch);
+        let reply = move |result: Result<(), DoorError>| {
+            span.in_scope(|| match result {
+                Ok(()) => {
+                    tracing::info!(volume = %name, epoch, "attached here; served");
+                    door.ready(&name, epoch);
+                }
+                // What was begun before can not be begun again: a new epoch is needed, as after a loss.
+                Err(DoorError::Spent(_)) => {
+                    let error = BlockError::Closed;
+                    door.ended(ExportEnd { name, volume: number, epoch: session, error });
+                }
+                Err(DoorError::Lost(error)) => {
+                    door.ended(ExportEnd { name, volume: number, epoch: session, error });
+                }
+                Err(problem) => {
+                    tracing::warn!(volume = %name, epoch, "not served: {problem}");
+                    door.refused(&name, number, session, problem.to_string());
+                }
+            })
         };
         let command = DoorCommand::Attach {
             name: volume.id.clone(),
@@ -333,6 +341,27 @@ impl Reconciler {
         let served = Served { name: volume.id.clone(), epoch, size_bytes, limits };
         self.served.insert(volume.number, served);
         true
+    }
+
+    /// The span of the beginning of a session: part of what attached the volume here, if that was just now, or linked
+    /// to it, if it is served anew.
+    fn span_of_serving(&self, engine: &Engine, volume: &VolumeRecord, epoch: u64) -> Span {
+        let span = tracing::info_span!(
+            parent: None,
+            "volume.serve",
+            volume = volume.id,
+            node = engine.name,
+            epoch,
+            waits_for = "every group to begin the session under its epoch",
+            trace_id = Empty,
+        );
+        let asked = engine.metadata.work_of(&works::volume(&volume.id));
+        let again = self.lost.contains_key(&volume.number);
+        let span = within(span, asked.filter(|_| !again));
+        if let Some(before) = asked.filter(|_| again) {
+            link(&span, before);
+        }
+        span
     }
 
     /// Tells the shard which of its groups should lead where.

@@ -7,14 +7,18 @@ use crate::admin::volume_of;
 use crate::engine::{DOOR, Engine};
 use crate::reconcile::done;
 use crate::retry::Retries;
+use crate::works;
 use basalt_attach::convert;
 use basalt_meta::{Op, Outcome, RaiseEpoch, SettleRevert, VolumeRecord};
 use basalt_nbd::{DoorCommand, DoorError};
+use basalt_telemetry::context::within;
 use basalt_wire::ids::Generation;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
+use tracing::field::Empty;
+use tracing::{Instrument, Span};
 
 /// Reverts on their way, by volume.
 #[derive(Default)]
@@ -25,6 +29,8 @@ pub(crate) struct Reverting {
 
 struct Job {
     generation: u32,
+    /// Part of the call that asked for it.
+    span: Span,
     end: oneshot::Receiver<Result<(), DoorError>>,
 }
 
@@ -43,7 +49,9 @@ impl Reverting {
         for (number, generation) in wanted {
             let free = !self.under_way.contains_key(&number);
             if free && self.retries.may(number, Instant::now()) {
-                clean &= self.begin(engine, number, generation).await;
+                let span = span_of(engine, number);
+                let begun = self.begin(engine, number, generation, span.clone());
+                clean &= begun.instrument(span).await;
             }
         }
         clean
@@ -54,7 +62,13 @@ impl Reverting {
         self.retries.next(now)
     }
 
-    async fn begin(&mut self, engine: &Arc<Engine>, number: u64, generation: u32) -> bool {
+    async fn begin(
+        &mut self,
+        engine: &Arc<Engine>,
+        number: u64,
+        generation: u32,
+        span: Span,
+    ) -> bool {
         // A session can be begun once under an epoch, and one that was begun before is shut out.
         let op = Op::RaiseEpoch(RaiseEpoch { volume: number });
         let volume = match engine.metadata.change("", op).await {
@@ -83,7 +97,7 @@ impl Reverting {
         });
         let command = DoorCommand::Revert { config, generation: Generation(generation), reply };
         engine.reactor.tenant(DOOR, Box::new(command));
-        self.under_way.insert(number, Job { generation, end });
+        self.under_way.insert(number, Job { generation, span, end });
         true
     }
 
@@ -92,31 +106,46 @@ impl Reverting {
         self.under_way.retain(|number, job| match job.end.try_recv() {
             Err(oneshot::error::TryRecvError::Empty) => true,
             Ok(end) => {
-                ended.push((*number, job.generation, end.map_err(|error| error.to_string())));
+                let end = end.map_err(|error| error.to_string());
+                ended.push((*number, (job.generation, job.span.clone()), end));
                 false
             }
             Err(_) => {
-                ended.push((*number, job.generation, Err("the node is stopping".to_owned())));
+                let end = Err("the node is stopping".to_owned());
+                ended.push((*number, (job.generation, job.span.clone()), end));
                 false
             }
         });
         let mut clean = true;
-        for (volume, generation, end) in ended {
+        for (volume, (generation, span), end) in ended {
             match end {
                 Ok(()) => {
                     let op = Op::SettleRevert(SettleRevert { volume, generation });
-                    clean &= done(engine.metadata.change("", op).await, "writing a revert down");
+                    let written = engine.metadata.change("", op).instrument(span).await;
+                    clean &= done(written, "writing a revert down");
                 }
                 Err(problem) => {
                     let random = basalt_api::random::random();
                     let pause = self.retries.failed(volume, Instant::now(), random).as_millis();
-                    tracing::warn!(
-                        volume,
-                        "not reverted yet: {problem}; tried again in {pause} ms"
-                    );
+                    let _part = span.enter();
+                    tracing::warn!("not reverted yet: {problem}; tried again in {pause} ms");
                 }
             }
         }
         clean
     }
+}
+
+/// The span of a revert, as a part of the call that asked for it.
+fn span_of(engine: &Engine, number: u64) -> Span {
+    let id = engine.metadata.look(|state| state.volume_by_number(number).map(|v| v.id.clone()));
+    let id = id.unwrap_or_default();
+    let span = tracing::info_span!(
+        parent: None,
+        "volume.revert",
+        volume = id,
+        waits_for = "every group to make the volume what it was in the snapshot",
+        trace_id = Empty,
+    );
+    within(span, engine.metadata.work_of(&works::volume(&id)))
 }

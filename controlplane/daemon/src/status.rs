@@ -117,9 +117,14 @@ pub async fn cluster(daemon: &Arc<Daemon>) -> Result<Cluster, Status> {
         .iter_mut()
         .zip(&spec.members)
         .for_each(|(node, member)| place(node, member, &spec, &reports));
+    for (node, member) in nodes.iter_mut().zip(&spec.members) {
+        let after = engine.options.healing.rebuild_after;
+        node.rebuild_at_ms = crate::stops::rebuild_at_ms(&spec, member, after);
+    }
     let (health, health_sentence) = judge(&nodes, &groups, &reports);
     let shortage = crate::placement::shortage(&spec, &reports);
-    let health_sentence = format!("{health_sentence}{}{shortage}", movement(&groups));
+    let outlook = crate::stops::outlook(&nodes, crate::metadata::now_ms());
+    let health_sentence = format!("{health_sentence}{}{shortage}{outlook}", movement(&groups));
     Ok(Cluster {
         id: format!("{:016x}", spec.id),
         nodes,

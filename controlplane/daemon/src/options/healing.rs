@@ -31,6 +31,11 @@ pub struct HealingOptions {
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = super::grace)]
     pub rebuild_after: Duration,
 
+    /// Time that a node which was told to stop (SIGTERM) has to come back before its silence counts; 0 for none. Give
+    /// all nodes the same.
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = super::grace)]
+    pub stop_grace: Duration,
+
     /// Where the machine stands: region=..,zone=..,rack=.., or some of them. Replicas are kept apart by it, see
     /// 'basalt cluster failure-domain'.
     #[arg(long, value_name = "KEY=VALUE,...", value_parser = location)]
@@ -56,7 +61,7 @@ impl HealingOptions {
 
     /// When a silent node is something else.
     pub fn thresholds(&self) -> Thresholds {
-        Thresholds { suspect: self.suspect_after, down: self.down_after }
+        Thresholds { suspect: self.suspect_after, down: self.down_after, stop: self.stop_grace }
     }
 
     /// Where the machine stands, if it says so.

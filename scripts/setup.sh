@@ -49,13 +49,15 @@ fi
 
 # A foreign client of the gRPC API: Python's, which knows the services by reflection alone.
 python="${XDG_CACHE_HOME:-$HOME/.cache}/basalt/python"
-modules=(grpcio==1.76.0 grpcio-reflection==1.76.0 grpcio-status==1.76.0)
-if [ "${1:-build}" = test ] && ! [ -e "$python/${modules[0]}" ]; then
+# With it a collector of traces is made.
+modules=(grpcio==1.76.0 grpcio-reflection==1.76.0 grpcio-status==1.76.0 opentelemetry-proto==1.45.2)
+made="$python/$(printf '%s\n' "${modules[@]}" | sha256sum | cut -c 1-16).installed"
+if [ "${1:-build}" = test ] && ! [ -e "$made" ]; then
     say "installing Python's gRPC client into $python"
     rm -rf "$python"
     python3 -m venv "$python" && "$python/bin/pip" install --quiet --disable-pip-version-check "${modules[@]}" ||
         fail "the Python modules could not be installed: ${modules[*]}"
-    touch "$python/${modules[0]}"
+    touch "$made"
 fi
 
 channel=$(sed -n 's/^channel = "\(.*\)"$/\1/p' rust-toolchain.toml)

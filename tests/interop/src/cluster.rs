@@ -6,7 +6,7 @@
 
 use crate::lan::Lan;
 use crate::ports::free_port;
-use crate::process::{Program, run, secret_file, wait_until, work_dir};
+use crate::process::{Program, run, run_with, secret_file, wait_until, work_dir};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::net::{TcpListener, TcpStream};
@@ -30,10 +30,14 @@ pub struct Shape {
     pub groups: usize,
     /// More arguments of every node.
     pub node_args: Vec<String>,
+    /// More arguments of every `basalt-attach`.
+    pub attach_args: Vec<String>,
     /// Where each node is a host, by its number; nothing: all of them are on loopback.
     pub lan: Option<Arc<Lan>>,
     /// A secret of its own, instead of that of all tests.
     pub secret: Option<PathBuf>,
+    /// Variables of the environment of all programs.
+    pub variables: Vec<(String, String)>,
 }
 
 impl Default for Shape {
@@ -44,8 +48,10 @@ impl Default for Shape {
             segment: "16MiB",
             groups: 16,
             node_args: Vec::new(),
+            attach_args: Vec::new(),
             lan: None,
             secret: None,
+            variables: Vec::new(),
         }
     }
 }
@@ -282,7 +288,7 @@ impl Cluster {
     pub fn ask(&self, addresses: &str, words: &[&str]) -> Result<Value> {
         let secret = self.secret().to_string_lossy().into_owned();
         let first = ["--secret-file", &secret, "--cluster", addresses, "-o", "json"];
-        let text = run("basalt", &[&first, words].concat())?;
+        let text = run_with("basalt", &[&first, words].concat(), &self.shape.variables)?;
         serde_json::from_str(&text).with_context(|| format!("basalt printed: {text}"))
     }
 
@@ -338,6 +344,8 @@ impl Cluster {
             .args(["--secret-file", &self.secret().to_string_lossy()])
             .args(["--cluster", &addresses, "--volume", volume])
             .args(["--listen", &listen, "--host", host])
+            .variables(&self.shape.variables)
+            .more_args(&self.attach_args())
             .log(log);
         if take {
             program = program.args(["--move"]);
@@ -354,6 +362,10 @@ impl Cluster {
             })?;
         }
         Ok(attached)
+    }
+
+    fn attach_args(&self) -> Vec<&str> {
+        self.shape.attach_args.iter().map(String::as_str).collect()
     }
 
     /// Stops every node in order; each must end with status 0.
@@ -427,6 +439,7 @@ fn start_node(folder: &Path, number: usize, shape: &Shape) -> Result<Node> {
     let more: Vec<&str> = shape.node_args.iter().map(String::as_str).collect();
     let mut program = Program::new("basaltd")
         .more_args(&more)
+        .variables(&shape.variables)
         .args(["--name", &name, "--data-dir", &data.to_string_lossy()])
         .args(["--secret-file", &secret.to_string_lossy()])
         .args(["--device-size", shape.device, "--segment-size", shape.segment])

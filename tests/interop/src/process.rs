@@ -58,14 +58,36 @@ fn path_of(name: &str) -> PathBuf {
     if ours.exists() { ours } else { PathBuf::from(name) }
 }
 
+/// The Python that `scripts/setup.sh test` installed gRPC for.
+///
+/// # Errors
+/// If it did not.
+pub fn python() -> Result<PathBuf> {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache =
+        cache.or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")));
+    let python = cache.context("there is no home directory")?.join("basalt/python/bin/python");
+    ensure!(python.exists(), "{} is missing; run scripts/setup.sh test", python.display());
+    Ok(python)
+}
+
 /// Runs a program to its end and gives what it printed; a status other than 0 is an error with its
 /// messages. It is killed after five minutes.
 pub fn run(program: &str, args: &[&str]) -> Result<String> {
+    run_with(program, args, &[])
+}
+
+/// As [`run`], with variables of its environment.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_with(program: &str, args: &[&str], variables: &[(String, String)]) -> Result<String> {
     let output = Command::new("timeout")
         .args(["-k", "5", "300"])
         .arg(path_of(program))
         .args(args)
         .env(SECRET_FILE, secret_file())
+        .envs(variables.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::null())
         .output()
         .with_context(|| format!("can not run {program}"))?;
@@ -105,6 +127,7 @@ pub struct Program {
     network: Option<Arc<File>>,
     socket: Option<TcpListener>,
     bare: bool,
+    variables: Vec<(String, String)>,
     child: Option<Child>,
 }
 
@@ -118,6 +141,7 @@ impl Program {
             network: None,
             socket: None,
             bare: false,
+            variables: Vec::new(),
             child: None,
         }
     }
@@ -167,6 +191,12 @@ impl Program {
         self
     }
 
+    /// Adds variables to its environment.
+    pub fn variables(mut self, variables: &[(String, String)]) -> Program {
+        self.variables.extend_from_slice(variables);
+        self
+    }
+
     fn command(&self) -> Command {
         let path = path_of(&self.name);
         if self.socket.is_none() {
@@ -192,6 +222,7 @@ impl Program {
             true => command.env_remove(SECRET_FILE),
             false => command.env(SECRET_FILE, secret_file()),
         };
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         if let Some(path) = &self.log {
             let log = OpenOptions::new().create(true).append(true).open(path)?;
             command.stdout(log.try_clone()?).stderr(log);

@@ -2,19 +2,9 @@
 
 use anyhow::{Context, Result, ensure};
 use basalt_interop::cluster::Cluster;
-use basalt_interop::process::run;
-use std::path::{Path, PathBuf};
+use basalt_interop::process::{python, run};
+use std::path::Path;
 use std::process::Command;
-
-/// The Python that `scripts/setup.sh test` installed gRPC for.
-fn python() -> Result<PathBuf> {
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let cache =
-        cache.or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")));
-    let python = cache.context("there is no home directory")?.join("basalt/python/bin/python");
-    ensure!(python.exists(), "{} is missing; run scripts/setup.sh test", python.display());
-    Ok(python)
-}
 
 #[test]
 fn a_client_without_proto_files_uses_the_api() -> Result<()> {

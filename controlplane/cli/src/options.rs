@@ -119,6 +119,7 @@ Every node looks at all of its blocks once a week by itself. What is damaged is 
 
 Examples:
   basalt scrub start
+  basalt scrub start --node n1 --wait 3600
   basalt scrub status -o json | jq '[.nodes[].scrub.blocks_waiting] | add'";
 
 const AFTER_UPDATE: &str = "\
@@ -357,6 +358,9 @@ pub(crate) enum ScrubCommand {
         /// Only the node of this name or number.
         #[arg(long, value_name = "NODE")]
         node: Option<String>,
+        /// Wait so long until they have, and show what they found.
+        #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+        wait: Option<Duration>,
     },
     /// What was found and repaired, since each node was started.
     Status,

@@ -15,7 +15,6 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
-use tonic::transport::{Certificate, ClientTlsConfig};
 
 /// Spans that wait for their export, unless `OTEL_BSP_MAX_QUEUE_SIZE` says otherwise; more are dropped.
 const QUEUE: usize = 2048;
@@ -29,8 +28,6 @@ const ATTEMPT: Duration = Duration::from_secs(10);
 /// How often a batch is tried, and the pause in between.
 const ATTEMPTS: u32 = 3;
 const PAUSE: Duration = Duration::from_secs(1);
-/// The authorities that the collector's certificate is checked by, PEM.
-const AUTHORITY: &str = "OTEL_EXPORTER_OTLP_CERTIFICATE";
 
 /// What became of spans.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -161,13 +158,7 @@ pub fn export() -> Result<(), TelemetryError> {
 fn exporter() -> Result<SpanExporter, TelemetryError> {
     // The task tries again by itself.
     let builder = SpanExporter::builder().with_tonic();
-    let mut builder = builder.with_retry_policy(RetryPolicy::disabled());
-    if let Ok(path) = std::env::var(AUTHORITY) {
-        let pem = std::fs::read(&path)
-            .map_err(|problem| TelemetryError(format!("{AUTHORITY}, {path}: {problem}")))?;
-        let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));
-        builder = builder.with_tls_config(tls);
-    }
+    let builder = builder.with_retry_policy(RetryPolicy::disabled());
     builder
         .build()
         .map_err(|problem| TelemetryError(format!("traces can not be exported: {problem}")))

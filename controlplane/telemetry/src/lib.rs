@@ -19,9 +19,11 @@ pub use lines::LogFormat;
 use clap::Args;
 use lines::Lines;
 use std::io::{IsTerminal, Write};
+use tracing::Subscriber;
 use tracing::level_filters::LevelFilter;
-use tracing_subscriber::filter::{EnvFilter, Targets};
-use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::filter::{EnvFilter, FilterExt, Targets, filter_fn};
+use tracing_subscriber::layer::{Filter, SubscriberExt};
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry};
 
@@ -67,6 +69,14 @@ impl TraceOptions {
         if !asked || is("OTEL_SDK_DISABLED", "true") || is("OTEL_TRACES_EXPORTER", "none") {
             return Ok(false);
         }
+        let secured = |name: &&&str| set(name).is_some_and(|value| value.starts_with("https:"));
+        if let Some(name) = endpoint.iter().find(secured) {
+            let text = format!(
+                "{name}: traces are exported without TLS only (http://...), to a collector on this machine or \
+                 on a network of your own, which can send them on"
+            );
+            return Err(TelemetryError(text));
+        }
         for name in ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"] {
             if let Some(other) = set(name).filter(|value| value != "grpc") {
                 let text =
@@ -90,9 +100,7 @@ pub fn start(
     traces: &TraceOptions,
 ) -> Result<(), TelemetryError> {
     let level = logs.log_level.as_deref().unwrap_or(usual);
-    let filter = EnvFilter::try_new(level).map_err(|problem| {
-        TelemetryError(format!("'{level}' is no filter of log lines (--log-level): {problem}"))
-    })?;
+    let filter = filter(level)?;
     let lines = Lines::new(logs.log_format, std::io::stderr().is_terminal(), |line: &str| {
         // There is nowhere else to say that it can not be said.
         let _ = std::io::stderr().lock().write_all(line.as_bytes());
@@ -112,9 +120,41 @@ pub fn start(
     Ok(())
 }
 
+/// What of all that is told becomes lines. Our spans count whatever the level is: they name what lines are about.
+fn filter<S>(level: &str) -> Result<impl Filter<S> + 'static, TelemetryError>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+{
+    let told = EnvFilter::try_new(level).map_err(|problem| {
+        TelemetryError(format!("'{level}' is no filter of log lines (--log-level): {problem}"))
+    })?;
+    let names = filter_fn(|of| of.is_span() && of.target().starts_with(OURS));
+    Ok(told.or(names.with_max_level_hint(LevelFilter::INFO)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::{Arc, Mutex};
+
+    #[test]
+    fn lines_name_what_they_are_about_at_every_level() {
+        let told = Arc::new(Mutex::new(String::new()));
+        let to = told.clone();
+        let write = move |line: &str| to.lock().expect("one thread").push_str(line);
+        let lines = Lines::new(LogFormat::Text, false, write);
+        let filter = filter("warn").expect("a level");
+        tracing::subscriber::with_default(
+            Registry::default().with(lines.with_filter(filter)),
+            || {
+                let _part = tracing::info_span!("part", volume = "demo").entered();
+                tracing::info!("too little");
+                tracing::warn!("enough");
+            },
+        );
+        let told = told.lock().expect("one thread").clone();
+        assert!(told.contains("enough volume=demo") && !told.contains("too little"), "{told}");
+    }
 
     fn wanted(trace: bool, set: &[(&str, &str)]) -> Result<bool, TelemetryError> {
         let found = |name: &str| set.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned());
@@ -132,6 +172,8 @@ mod tests {
         assert_eq!(wanted(true, &[("OTEL_SDK_DISABLED", "TRUE")]), Ok(false));
         assert_eq!(wanted(false, &[at, ("OTEL_TRACES_EXPORTER", "none")]), Ok(false));
         assert_eq!(wanted(false, &[at, ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")]), Ok(true));
+        let refused = wanted(false, &[("OTEL_EXPORTER_OTLP_ENDPOINT", "https://c:4317")]);
+        assert!(refused.expect_err("TLS").0.contains("without TLS"));
         let refused = wanted(false, &[at, ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")]);
         assert!(refused.expect_err("another protocol").0.contains("http/protobuf"));
     }

@@ -1,5 +1,5 @@
-//! What Prometheus is told, in the OpenMetrics text format: how it is written, and what is told of the sessions of volumes,
-//! by the same names wherever they are served.
+//! What Prometheus is told, in the OpenMetrics text format: how it is written, and what is told of the sessions of
+//! volumes, by the same names wherever they are served.
 
 use basalt_client::latency::{BUCKETS, Histogram, Latencies};
 use basalt_nbd::{DoorStatus, ExportStatus};

@@ -1,5 +1,6 @@
-//! Calls of the gRPC API as spans, before anything else looks at them: what they are part of, who made them and what came
-//! of it. What a call logs carries the id of its trace, also if no traces are exported; then each call has its own.
+//! Calls of the gRPC API as spans, before anything else looks at them: what they are part of, who made them and
+//! what came of it. What a call logs carries the id of its trace, also if no traces are exported; then each call
+//! has its own.
 
 use basalt_api::traced::{HEADER, code_of, note};
 use basalt_security::permissions::{Recorded, rule_of};

@@ -259,7 +259,8 @@ impl Watch {
     }
 }
 
-/// The span of a verdict. What is said of a node that was well begins a trace; what is made of it later is part of that.
+/// The span of a verdict. What is said of a node that was well begins a trace; what is made of it later is part of
+/// that.
 fn span_of(engine: &Engine, op: &Op) -> Span {
     let (node, name, why) = match op {
         Op::JudgeMember(judge) => (judge.node, judge.state().as_str_name(), judge.why.as_str()),

@@ -1,5 +1,5 @@
-//! Stops that are planned: a node that is told to stop says so to the others, so that nobody takes it for dead, and says so
-//! when it is back. And what becomes of nodes that do not come back, in words.
+//! Stops that are planned: a node that is told to stop says so to the others, so that nobody takes it for dead, and
+//! says so when it is back. And what becomes of nodes that do not come back, in words.
 
 use crate::engine::Engine;
 use crate::reconcile::done;
@@ -27,8 +27,8 @@ pub(crate) async fn announce(engine: &Arc<Engine>) {
     }
 }
 
-/// Says that this node is back. Entries up to `began` were committed before this process came up: a later one is of its
-/// own stop.
+/// Says that this node is back. Entries up to `began` were committed before this process came up: a later one is of
+/// its own stop.
 pub(crate) async fn back(engine: &Arc<Engine>, began: u64) -> bool {
     let stopped = engine.metadata.look(|state| {
         let members = state.cluster().into_iter().flat_map(|spec| &spec.members);
@@ -42,7 +42,8 @@ pub(crate) async fn back(engine: &Arc<Engine>, began: u64) -> bool {
     done(engine.metadata.change("", op).await, "telling that this node is back")
 }
 
-/// When the groups of a member are placed on other nodes if it stays as it is, milliseconds since 1970; 0: not at all.
+/// When the groups of a member are placed on other nodes if it stays as it is, milliseconds since 1970; 0: not at
+/// all.
 pub(crate) fn rebuild_at_ms(spec: &ClusterSpec, member: &Member, after: Duration) -> i64 {
     let waits = is_lost(member) && !member.evacuated && !member.leaving && !member.draining;
     if !waits || after.is_zero() || !healing::may_evacuate(spec, member.node) {

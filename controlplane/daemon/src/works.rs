@@ -1,9 +1,9 @@
 //! What goes on after the call that asked for it, as parts of that call's trace.
 //!
-//! A reconciler is woken by the records, on whichever node leads by then. What the call was part of therefore goes with
-//! the entry that it made, and each node remembers it for the records that the entry changed: in memory, bounded, and not
-//! in the replicated state, which is the same whether somebody traces or not. See the decision "traces go with the
-//! entry".
+//! A reconciler is woken by the records, on whichever node leads by then. What the call was part of therefore goes
+//! with the entry that it made, and each node remembers it for the records that the entry changed: in memory,
+//! bounded, and not in the replicated state, which is the same whether somebody traces or not. See the decision
+//! "traces go with the entry".
 
 use crate::metadata::Leader;
 use basalt_meta::feed::{Key, Kind};
@@ -72,8 +72,8 @@ pub(crate) fn node(name: &str) -> Key {
     Key { kind: Kind::Node, id: name.to_owned() }
 }
 
-/// Whether somebody has to do something because of such an entry. Others are steps of such work: what is done next goes
-/// on with what the work began in, not with them.
+/// Whether somebody has to do something because of such an entry. Others are steps of such work: what is done next
+/// goes on with what the work began in, not with them.
 fn begins_work(op: &Op) -> bool {
     matches!(
         op,

@@ -8,8 +8,8 @@
 //! moment,
 //! and begins anew when it was itself stopped for a while. It declares nobody dead while it hears less than a
 //! majority: then the one that is cut off is likely itself. And a node that comes and goes has to be
-//! heard for longer and longer before it counts as up again. One that said that it stops as planned has some time to come
-//! back.
+//! heard for longer and longer before it counts as up again. One that said that it stops as planned has some time
+//! to come back.
 
 use crate::{healing, stops};
 use basalt_api::meta::v1::{EvacuateMember, JudgeMember};

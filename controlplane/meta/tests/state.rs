@@ -389,8 +389,8 @@ proptest! {
         for (op, request) in script {
             let request = if request == 0 { String::new() } else { format!("r{request}") };
             m.index += 1;
-            let (version, request_id) = (ENTRY_VERSION, request);
-            let entry = Entry { version, request_id, now_ms: 1, op: Some(op), ..Entry::default() };
+            let (version, request_id, op) = (ENTRY_VERSION, request, Some(op));
+            let entry = Entry { version, request_id, now_ms: 1, op, ..Entry::default() };
             let bytes = encode(&entry);
             let before = m.state.clone();
             let outcome = m.state.apply(m.index, &bytes);

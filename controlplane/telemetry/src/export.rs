@@ -1,5 +1,5 @@
-//! The export of spans: a bounded queue that whoever ends a span puts it into without waiting, and a task that empties it
-//! in batches. Nothing else ever waits for a collector.
+//! The export of spans: a bounded queue that whoever ends a span puts it into without waiting, and a task that
+//! empties it in batches. Nothing else ever waits for a collector.
 
 use crate::TelemetryError;
 use opentelemetry::KeyValue;
@@ -225,7 +225,8 @@ impl Task {
         }
     }
 
-    /// Exports a batch, or gives it up after some attempts: earlier if somebody wants everything out, who is returned.
+    /// Exports a batch, or gives it up after some attempts: earlier if somebody wants everything out, who is
+    /// returned.
     async fn give(&mut self, batch: Vec<SpanData>) -> Option<oneshot::Sender<()>> {
         for attempt in 1..=ATTEMPTS {
             if self.attempt(&batch).await {

@@ -96,9 +96,8 @@ async fn walked(
 
 /// Whether a node has come to the end of a walk since then.
 fn is_over(name: &str, before: &[Node], now: &[Node]) -> bool {
-    let scrub = |nodes: &[Node]| {
-        nodes.iter().find(|node| node.name == name).and_then(|node| node.scrub.clone())
-    };
+    let scrub =
+        |nodes: &[Node]| nodes.iter().find(|node| node.name == name).and_then(|node| node.scrub);
     // A node that was started anew meanwhile counts from nothing, and begins again by itself.
     let passes = scrub(before).map_or(0, |scrub| scrub.passes);
     scrub(now).is_some_and(|scrub| !scrub.running && scrub.passes > passes)

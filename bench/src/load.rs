@@ -1,6 +1,6 @@
 //! A tenant that loads one volume: it keeps a fixed number of requests under way and times each.
 
-use basalt_client::{BlockOp, ClientEffect, ClientEvent, VolumeClient, VolumeConfig};
+use basalt_client::{BlockOp, ClientEffect, ClientEvent, Tuning, VolumeClient, VolumeConfig};
 use basalt_node::{Tenant, TenantCx, TenantEvent};
 use basalt_wire::buffer::{IoBuf, Payload};
 use basalt_wire::time::Time;
@@ -87,6 +87,7 @@ struct Running {
 pub struct Load {
     client: Option<VolumeClient>,
     config: VolumeConfig,
+    tuning: Tuning,
     ready: bool,
     running: Option<Running>,
     data: Payload,
@@ -97,8 +98,9 @@ pub struct Load {
 }
 
 impl Load {
-    /// A load on the volume of `config`.
-    pub fn new(config: VolumeConfig) -> Load {
+    /// A load on the volume of `config`, of which one request in `trace_period` is traced.
+    pub fn new(config: VolumeConfig, trace_period: Duration) -> Load {
+        let tuning = Tuning { trace_period, ..Tuning::default() };
         let mut block = IoBuf::alloc(4 << 20);
         let mut state = 0x9e37_79b9_7f4a_7c15_u64;
         for word in block.chunks_exact_mut(8) {
@@ -108,6 +110,7 @@ impl Load {
         Load {
             client: None,
             config,
+            tuning,
             ready: false,
             running: None,
             data: Payload::from(block.freeze()),
@@ -120,7 +123,8 @@ impl Load {
     fn begin(&mut self, now: Time) {
         if self.client.is_none() {
             let config = self.config.clone();
-            self.client = Some(VolumeClient::new(config, now, &mut self.effects));
+            let client = VolumeClient::with_tuning(config, self.tuning, now, &mut self.effects);
+            self.client = Some(client);
         }
     }
 

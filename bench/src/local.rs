@@ -61,6 +61,8 @@ pub struct Shape {
     pub placement: Placement,
     /// Tells two lives of the same devices apart.
     pub life: u64,
+    /// One request in so long is traced; all of them if it is no time.
+    pub trace_period: Duration,
 }
 
 /// A running cluster with one client.
@@ -183,7 +185,8 @@ fn load(shape: &Shape) -> TenantFactory {
         limits: basalt_client::RateLimits::default(),
         cipher: None,
     };
-    Box::new(move || Box::new(Load::new(volume)))
+    let trace_period = shape.trace_period;
+    Box::new(move || Box::new(Load::new(volume, trace_period)))
 }
 
 impl LocalCluster {

@@ -57,6 +57,9 @@ struct Options {
     /// Only cases whose name contains this.
     #[arg(long)]
     only: Option<String>,
+    /// One request in so many milliseconds is traced, as the daemon's doors do; 0 traces all, a million as good as none.
+    #[arg(long, default_value_t = 100)]
+    trace_ms: u64,
     /// How to print.
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
@@ -254,6 +257,7 @@ fn main() -> Result<()> {
         media,
         placement: Placement::Apart,
         life: 0,
+        trace_period: Duration::from_millis(options.trace_ms),
     };
     let result = measure(&options, shape.clone());
     if let Media::Files(folder) = shape.media {

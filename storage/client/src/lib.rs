@@ -15,6 +15,7 @@
 //! * `chunks`: the floor of reads, and the order of writes of the same blocks;
 //! * `pace`: which replicas are left alone because reads are far faster elsewhere;
 //! * [`latency`]: how long requests take;
+//! * [`trace`]: where their time goes;
 //! * `limit`: bounds on what a session may do in a second;
 //! * `link`, `group`: credits and unanswered requests of a link, the leader of a group;
 //! * `split`: a request cut into parts;
@@ -36,6 +37,7 @@ mod slab;
 mod split;
 #[cfg(test)]
 mod tests;
+pub mod trace;
 mod types;
 
 pub use client::VolumeClient;

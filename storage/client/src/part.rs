@@ -4,6 +4,7 @@ use crate::group::VoterSet;
 use crate::limit::Cost;
 use crate::retry::Copies;
 use crate::split::Cursor;
+use crate::trace::Stopwatch;
 use crate::types::{BlockError, BlockResult, EXTENT_RUNS_MAX};
 use basalt_wire::block::{BLOCK_BYTES, CHUNK_BLOCKS, crc32c};
 use basalt_wire::buffer::{IoBuf, Payload};
@@ -40,6 +41,19 @@ pub(crate) struct Op {
     pub bytes: u64,
     /// What it counts for the volume's guaranteed minimum, if it has one, and whether it is within that.
     pub counted: Option<(Cost, bool)>,
+    /// Set if it is traced.
+    pub traced: Option<Box<Traced>>,
+}
+
+/// A traced request.
+#[derive(Debug)]
+pub(crate) struct Traced {
+    /// When the session's bounds let it begin.
+    pub started: Time,
+    /// Requests of the user that were under way when it came, this one included.
+    pub depth: u32,
+    /// The part that was answered last.
+    pub last: Option<Box<Stopwatch>>,
 }
 
 /// What a request does, and what has come of it.
@@ -176,6 +190,8 @@ pub(crate) struct Part {
     /// How often all of them were, and when they are asked again.
     pub damaged_rounds: u32,
     pub again_at: Time,
+    /// Set if its request is traced.
+    pub watch: Option<Box<Stopwatch>>,
 }
 
 #[derive(Debug)]

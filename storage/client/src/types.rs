@@ -314,6 +314,8 @@ pub struct Tuning {
     pub verify_local: bool,
     /// The top 16 bits of every request id, so that clients which share links can be told apart.
     pub request_tag: u16,
+    /// A request is traced in each such time: none at all traces all of them.
+    pub trace_period: Duration,
 }
 
 impl Default for Tuning {
@@ -328,6 +330,7 @@ impl Default for Tuning {
             busy_min: Duration::from_millis(2),
             verify_local: false,
             request_tag: 0,
+            trace_period: Duration::from_millis(100),
         }
     }
 }

@@ -154,6 +154,8 @@ pub enum Bug {
     TweakOfPart,
     /// Blocks of an encrypted volume that were never written are deciphered like the others.
     HolesDeciphered,
+    /// What a follower's log takes is told as the link's time.
+    FollowerTimeAsLink,
 }
 
 /// The bug that is planted in this run, if any.

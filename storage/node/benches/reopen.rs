@@ -191,8 +191,8 @@ impl Bench {
         *sent += 1;
         let (volume, epoch, incarnation) = (VolumeId(1), Epoch(1), Incarnation(1));
         let (id, group) = (RequestId(*sent), GroupId(group));
-        let priority = Priority::BestEffort;
-        let request = Request { id, group, volume, epoch, incarnation, priority, op };
+        let (priority, traced) = (Priority::BestEffort, false);
+        let request = Request { id, group, volume, epoch, incarnation, priority, traced, op };
         let event = Event::Request { link: LinkId(1), remote: false, request };
         shard.handle(self.now(), event, &mut self.effects);
         self.carry_out();

@@ -147,7 +147,7 @@ impl Host {
         match event {
             Event::Request { link, request, .. } => {
                 let result = ReplyResult::Refused(Refusal::Unavailable);
-                let reply = Reply { id: request.id, group: request.group, result };
+                let reply = Reply::new(request.id, request.group, result);
                 self.effects.push(Effect::Reply { link, reply });
             }
             Event::Propose { token, .. } => {

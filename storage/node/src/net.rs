@@ -325,6 +325,8 @@ impl Net {
             | Frame::Readmit { .. }
             | Frame::Pages(_)
             | Frame::Score(_)
+            | Frame::Watch(_)
+            | Frame::Watched(_)
             | Frame::Repair(_)
             | Frame::Digests(_) => from.node,
             other => {
@@ -712,5 +714,7 @@ pub(crate) fn frame_name(frame: &Frame) -> &'static str {
         Frame::Digests(_) => "message of digests",
         Frame::Ping { .. } => "Ping",
         Frame::Pong { .. } => "Pong",
+        Frame::Watch(_) => "question about a log write",
+        Frame::Watched(_) => "answer about a log write",
     }
 }

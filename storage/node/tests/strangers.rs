@@ -44,6 +44,7 @@ fn request(id: u64) -> Frame {
         epoch: Epoch(1),
         incarnation: Incarnation(1),
         priority: Priority::BestEffort,
+        traced: false,
         op: RequestOp::Leader,
     })
 }

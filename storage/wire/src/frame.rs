@@ -14,6 +14,7 @@ use crate::ids::{
 };
 use crate::pages::Pages;
 use crate::repair::Repair;
+use crate::trace::{Trace, Watch, Watched};
 use bytes::Bytes;
 
 /// Version of this protocol. A node refuses a version that it does not know.
@@ -101,6 +102,10 @@ pub enum Frame {
     Repair(Box<Repair>),
     /// Leader to followers: what their pages must have been as of an entry.
     Digests(Box<Digests>),
+    /// Leader to follower, ahead of an append: how long does the log's write of this entry take?
+    Watch(Watch),
+    /// Follower to leader, ahead of the acknowledgement: so long.
+    Watched(Watched),
 }
 
 /// Who dials, and whom.
@@ -304,6 +309,8 @@ pub struct Request {
     pub incarnation: Incarnation,
     /// Whether it may wait for others.
     pub priority: Priority,
+    /// Whether the answer is to say where its time went. Of reads, writes and unmaps.
+    pub traced: bool,
     /// What is asked.
     pub op: RequestOp,
 }
@@ -449,6 +456,15 @@ pub struct Reply {
     pub group: GroupId,
     /// The outcome.
     pub result: ReplyResult,
+    /// Where the time of a traced request went, if it was carried out.
+    pub trace: Option<Box<Trace>>,
+}
+
+impl Reply {
+    /// An answer that says nothing of its request's time.
+    pub fn new(id: RequestId, group: GroupId, result: ReplyResult) -> Reply {
+        Reply { id, group, result, trace: None }
+    }
 }
 
 /// The outcome of a [`Request`].

@@ -14,7 +14,8 @@
 //! * [`digests`]: the message that compares replicas while they work;
 //! * [`codec`]: frames to bytes and back, with length checked before allocation;
 //! * [`disk`]: the structures on a device: superblock, batch header, records;
-//! * [`time`]: monotonic time as the state machines see it.
+//! * [`time`]: monotonic time as the state machines see it;
+//! * [`trace`]: where the time of a request goes.
 //!
 //! Every decoder validates before any field is used: bytes from disks, peers and clients are data.
 
@@ -32,3 +33,4 @@ pub mod membership;
 pub mod pages;
 pub mod repair;
 pub mod time;
+pub mod trace;

@@ -18,11 +18,13 @@ use crate::limit::{Cost, Limiter};
 use crate::link::Link;
 use crate::minimum::Minimum;
 use crate::part::{
-    Change, Control, ExtentSum, InOrder, NONE, Op, Part, PartKind, Sent, Verb, block_checksums,
+    Change, Control, ExtentSum, InOrder, NONE, Op, Part, PartKind, Sent, Traced, Verb,
+    block_checksums,
 };
 use crate::retry::Copies;
 use crate::slab::Slab;
 use crate::split::{Cursor, Cut, Piece};
+use crate::trace::{Kind, Sampler, Stopwatch, Traces};
 use crate::types::{
     BlockError, BlockOp, BlockResult, ClientEffect, ClientEvent, ClientStats, RateLimits, Tuning,
     VolumeConfig,
@@ -73,6 +75,8 @@ pub struct VolumeClient {
     limited: VecDeque<Limited>,
     stats: ClientStats,
     latencies: Latencies,
+    sampler: Sampler,
+    traces: Box<Traces>,
 }
 
 /// A request that waits until the session's bounds let it begin.
@@ -82,6 +86,7 @@ struct Limited {
     op: BlockOp,
     cost: Cost,
     submitted: Time,
+    traced: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,7 +127,10 @@ impl VolumeClient {
         now: Time,
         out: &mut Out,
     ) -> VolumeClient {
+        let seed = config.volume.0 ^ config.epoch.0.rotate_left(32);
         let mut client = VolumeClient {
+            sampler: Sampler::new(tuning.trace_period, seed, now),
+            traces: Box::default(),
             config,
             tuning,
             now,
@@ -244,6 +252,11 @@ impl VolumeClient {
         &self.latencies
     }
 
+    /// Where the time of those of its requests went that were traced.
+    pub fn traces(&self) -> &Traces {
+        &self.traces
+    }
+
     fn run(&mut self, out: &mut Out) {
         let mut next = 0;
         while let Some(part) = self.todo.get(next).copied() {
@@ -273,6 +286,7 @@ impl VolumeClient {
 
     /// Begins a request, or has it wait if the session has done as much as it may.
     fn submit(&mut self, tag: u64, op: BlockOp, out: &mut Out) {
+        let traced = self.sampler.takes(self.now).then(|| self.depth());
         if self.limiter.bounds()
             && let Some(cost) = Cost::of(&op)
         {
@@ -280,30 +294,36 @@ impl VolumeClient {
                 self.stats.limited += 1;
                 self.stats.write_bytes += write_bytes(&op);
                 let submitted = self.now;
-                return self.limited.push_back(Limited { tag, op, cost, submitted });
+                return self.limited.push_back(Limited { tag, op, cost, submitted, traced });
             }
             self.limiter.spend(self.now, cost);
         }
-        self.submit_now((tag, op), self.now, out);
+        self.submit_now((tag, op), (self.now, traced), out);
     }
 
     /// Begins what waited for the session's bounds and may begin now.
     fn begin_limited(&mut self, out: &mut Out) {
         while self.limiter.opens_at() <= self.now
-            && let Some(Limited { tag, op, cost, submitted }) = self.limited.pop_front()
+            && let Some(Limited { tag, op, cost, submitted, traced }) = self.limited.pop_front()
         {
             self.limiter.spend(self.now, cost);
             self.stats.write_bytes -= write_bytes(&op);
-            self.submit_now((tag, op), submitted, out);
+            self.submit_now((tag, op), (submitted, traced), out);
         }
     }
 
-    fn submit_now(&mut self, (tag, op): (u64, BlockOp), submitted: Time, out: &mut Out) {
+    fn submit_now(
+        &mut self,
+        (tag, op): (u64, BlockOp),
+        (began, traced): (Time, Option<u32>),
+        out: &mut Out,
+    ) {
         let cost = if self.minimum.is_set() { Cost::of(&op) } else { None };
         match self.accept(tag, op) {
             Ok(Some(op)) => {
                 let counted = cost.map(|cost| (cost, self.minimum.begin(self.now, cost)));
-                self.start(Op { began: submitted, counted, ..op }, out);
+                let traced = traced.and_then(|depth| self.trace(&op, depth));
+                self.start(Op { began, traced, counted, ..op }, out);
             }
             Ok(None) => out.push(ClientEffect::Complete { tag, result: Ok(BlockResult::Done) }),
             Err(error) => out.push(ClientEffect::Complete { tag, result: Err(error) }),
@@ -398,12 +418,13 @@ impl VolumeClient {
         }
         let op = &self.ops[id];
         if op.under_way == 0 && op.cursor.is_done() {
-            let op = self.ops.remove(id);
+            let mut op = self.ops.remove(id);
             self.stats.write_bytes -= op.write_bytes;
             self.note_latency(&op);
             if let Some((cost, _)) = op.counted {
                 self.minimum.end(self.now, cost);
             }
+            self.note_trace(&mut op);
             let deleted = matches!(op.verb, Verb::Control(Control::Delete)) && op.error.is_none();
             let result = match op.error {
                 Some(error) => Err(error),
@@ -424,6 +445,26 @@ impl VolumeClient {
             _ => return,
         };
         histogram.add(self.now.since(op.began), op.bytes, op.error.is_some());
+    }
+
+    /// Requests under way, with the one that comes now.
+    fn depth(&self) -> u32 {
+        u32::try_from(self.in_flight() + 1).unwrap_or(u32::MAX)
+    }
+
+    /// What a request of a kind that is traced begins with.
+    fn trace(&self, op: &Op, depth: u32) -> Option<Box<Traced>> {
+        kind_of(&op.verb)?;
+        Some(Box::new(Traced { started: self.now, depth, last: None }))
+    }
+
+    /// A traced request was answered: its last part says where its time went.
+    fn note_trace(&mut self, op: &mut Op) {
+        let Some(traced) = op.traced.take() else { return };
+        if let (Some(watch), None, Some(kind)) = (traced.last, op.error, kind_of(&op.verb)) {
+            let record = watch.stop(self.now, (op.bytes, traced.depth));
+            self.traces.add(kind, record);
+        }
     }
 
     fn make_part(&mut self, id: u32, piece: Piece) -> Part {
@@ -467,9 +508,12 @@ impl VolumeClient {
     }
 
     fn new_part(&mut self, op: u32, group: GroupId, range: BlockRange, kind: PartKind) -> Part {
-        let mut number = 0;
+        let (mut number, mut watch) = (0, None);
         if op != NONE {
             let op = &mut self.ops[op];
+            if let Some(traced) = &op.traced {
+                watch = Some(Box::new(Stopwatch::start(op.began, traced.started, self.now)));
+            }
             number = op.started;
             op.started += 1;
             op.under_way += 1;
@@ -487,6 +531,7 @@ impl VolumeClient {
             damaged: Default::default(),
             damaged_rounds: 0,
             again_at: Time::default(),
+            watch,
         }
     }
 
@@ -502,7 +547,7 @@ impl VolumeClient {
 
     /// A part did what it was for; `collect` puts its result into the request's.
     fn finish_part(&mut self, id: u32, out: &mut Out, collect: impl FnOnce(&mut Op, &Part)) {
-        let part = self.parts.remove(id);
+        let mut part = self.parts.remove(id);
         assert_eq!(part.sent, NONE, "a finished part waits for no answer");
         if part.is_locked() {
             self.chunks.unlock(part.chunk(), id, &mut self.todo);
@@ -510,6 +555,9 @@ impl VolumeClient {
         if part.op != NONE {
             let op = &mut self.ops[part.op];
             op.under_way -= 1;
+            if let Some(traced) = &mut op.traced {
+                traced.last = part.watch.take();
+            }
             collect(op, &part);
             self.advance(part.op, out);
         }
@@ -541,18 +589,29 @@ fn new_op(tag: u64, verb: Verb, (cursor, bytes): (Cursor, u64)) -> Op {
         Verb::Write(data) => data.len(),
         _ => 0,
     };
-    let began = Time::ZERO;
+    let (began, error, traced) = (Time::ZERO, None, None);
     Op {
         tag,
         verb,
         cursor,
         under_way: 0,
         started: 0,
-        error: None,
+        error,
         write_bytes,
         began,
         bytes,
         counted: None,
+        traced,
+    }
+}
+
+/// The kind of a request, if such are traced.
+fn kind_of(verb: &Verb) -> Option<Kind> {
+    match verb {
+        Verb::Read(..) => Some(Kind::Read),
+        Verb::Write(_) => Some(Kind::Write),
+        Verb::Unmap => Some(Kind::Unmap),
+        _ => None,
     }
 }
 

@@ -28,7 +28,7 @@ struct Replier {
 }
 
 impl VolumeClient {
-    pub(super) fn on_reply(&mut self, from: Address, reply: Reply, out: &mut Out) {
+    pub(super) fn on_reply(&mut self, from: Address, mut reply: Reply, out: &mut Out) {
         let Some(link) = self.find_link(from) else { return };
         // What is not waited for was asked over an earlier link, or answered before.
         let Some(slot) = self.find_sent(reply.id) else { return };
@@ -43,7 +43,11 @@ impl VolumeClient {
         }
         match sent.what {
             SentFor::Part(id) => {
-                self.parts[id].sent = NONE;
+                let part = &mut self.parts[id];
+                part.sent = NONE;
+                if let Some(watch) = &mut part.watch {
+                    watch.answered(reply.trace.take());
+                }
                 self.on_part_reply(id, link, reply, out);
             }
             SentFor::Leader(group, voter) => {
@@ -306,7 +310,11 @@ impl VolumeClient {
                     payload = cipher.encrypt(part.range.block, &payload);
                 }
                 let checksums = block_checksums(&payload);
-                self.parts[id].kind = PartKind::Write { payload, checksums };
+                let part = &mut self.parts[id];
+                part.kind = PartKind::Write { payload, checksums };
+                if let Some(watch) = &mut part.watch {
+                    watch.read_first(self.now);
+                }
                 self.todo.push(id);
             }
             _ => self.on_read_refused(id, from.voter, None, out),

@@ -2,6 +2,7 @@
 
 use super::{Out, VolumeClient};
 use crate::group::FenceState;
+use crate::link::Link;
 use crate::pace;
 use crate::part::{Control, NONE, PartKind, Sent, SentFor};
 use crate::retry::Verdict;
@@ -10,6 +11,7 @@ use basalt_wire::block::BLOCK_BYTES;
 use basalt_wire::frame::{Priority, Request, RequestOp};
 use basalt_wire::ids::{GroupId, LogIndex, NodeId, RequestId, Term};
 use basalt_wire::time::Time;
+use basalt_wire::trace::Stage;
 use std::time::Duration;
 
 /// A request id is, from the top: the client's tag (16 bits), a count (28), the slot in the table of
@@ -24,6 +26,7 @@ const DAMAGED_PAUSE: Duration = Duration::from_millis(100);
 impl VolumeClient {
     /// Sends a part, queues it on a link, or lets it wait in its group.
     pub(super) fn route(&mut self, id: u32, out: &mut Out) {
+        self.waits_in(id, Stage::Route);
         let part = &self.parts[id];
         assert_eq!(part.sent, NONE, "a part is routed while it waits for an answer");
         let group = &self.groups[part.group.0 as usize];
@@ -109,6 +112,14 @@ impl VolumeClient {
             self.send_part(id, link, out);
         } else {
             state.queue.push_back(id);
+            self.waits_in(id, Stage::Credit);
+        }
+    }
+
+    /// Notes what a traced part waits for from now on.
+    fn waits_in(&mut self, id: u32, stage: Stage) {
+        if let Some(watch) = &mut self.parts[id].watch {
+            watch.waits(self.now, stage);
         }
     }
 
@@ -144,8 +155,11 @@ impl VolumeClient {
     fn send_part(&mut self, id: u32, link: u16, out: &mut Out) {
         let group = &self.groups[self.parts[id].group.0 as usize];
         let (term, fence_index) = (group.term, group.fence_index);
-        let incarnation = self.links[usize::from(link)].incarnation;
+        let Link { incarnation, address, .. } = self.links[usize::from(link)];
         let part = &mut self.parts[id];
+        if let Some(watch) = &mut part.watch {
+            watch.sent(self.now, address.node);
+        }
         let number = part.group;
         part.generation = self.config.generation;
         if !part.is_read() {
@@ -234,7 +248,11 @@ impl VolumeClient {
         link.sent.push_back((id, self.now));
         let (volume, epoch) = (self.config.volume, self.config.epoch);
         let incarnation = link.incarnation;
-        let request = Request { id, group, volume, epoch, incarnation, priority, op };
+        let traced = match what {
+            SentFor::Part(id) => self.parts[id].watch.is_some(),
+            _ => false,
+        };
+        let request = Request { id, group, volume, epoch, incarnation, priority, traced, op };
         out.push(ClientEffect::Send { to: link.address, request });
         slot
     }

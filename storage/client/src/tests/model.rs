@@ -396,7 +396,7 @@ impl World {
     }
 
     fn reply(&mut self, node: usize, request: &Request, result: ReplyResult) {
-        let reply = Reply { id: request.id, group: request.group, result };
+        let reply = Reply::new(request.id, request.group, result);
         if self.wires[node].up {
             self.wires[node].replies.push_back(reply);
         }

@@ -398,6 +398,9 @@ impl Group {
             // An error means that the message does not fit the state any more, which is no harm.
             let _ = raft.step(library);
         });
+        if !cx.shared.traces.is_idle() {
+            self.trace_acknowledged(cx, from.node);
+        }
         self.acknowledged(cx, from.node);
         // The first entry of a new leader is recorded while it leads: the next message may end that.
         let elected = self.leads() && self.told.1 != Role::Leader;

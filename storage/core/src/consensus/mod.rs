@@ -33,6 +33,7 @@ mod relief;
 mod resync;
 mod shared;
 mod table;
+mod traces;
 mod waits;
 
 pub use checkpoint::{Frozen, Retention};
@@ -46,3 +47,4 @@ pub use propose::{Asker, Proposal};
 pub use resync::MovedCounts;
 pub use shared::{ClientRead, Cx, Filling, LogRead, Room, RoomState, Shared, Slab, Written};
 pub use table::{Content, Slot, Table};
+pub use traces::{Arrival, Traces, read_trace};

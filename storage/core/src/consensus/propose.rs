@@ -3,6 +3,7 @@
 use super::group::{Group, Role};
 use super::shared::{Cx, Room};
 use super::table::{Content, weight};
+use super::traces::{Arrival, Span};
 use crate::event::{Effect, LinkId, ProposeError};
 use crate::mark;
 use crate::planted::Bug;
@@ -10,9 +11,10 @@ use crate::replica::{Outcome, blocks_match};
 use basalt_wire::block::CHUNK_BLOCKS;
 use basalt_wire::buffer::Payload;
 use basalt_wire::command::{Command, CommandPacker};
-use basalt_wire::frame::{Refusal, ReplyResult};
+use basalt_wire::frame::{Refusal, Reply, ReplyResult};
 use basalt_wire::ids::{Epoch, GroupId, Incarnation, LogIndex, NodeId, RequestId, Term, VolumeId};
 use basalt_wire::time::Time;
+use basalt_wire::trace::{Trace, Watch};
 use bytes::Bytes;
 use raft::eraftpb::{self, MessageType};
 
@@ -61,6 +63,11 @@ pub struct Proposal {
     pub change: Change,
     /// When it was accepted.
     since: Time,
+    /// When it came, if its answer is to say where its time went.
+    traced: Option<Arrival>,
+    /// Since when it waits for room, if it does, and nanoseconds for which it did.
+    held_since: Option<Time>,
+    held: u64,
 }
 
 /// Something proposed and not applied yet.
@@ -72,6 +79,8 @@ pub struct Pending {
     bytes: usize,
     /// When it was accepted.
     since: Time,
+    /// When it came, and nanoseconds for which it waited for room, if its answer is to say where its time went.
+    traced: Option<(Arrival, u64)>,
 }
 
 impl Proposal {
@@ -83,7 +92,17 @@ impl Proposal {
         payload: Payload,
     ) -> Proposal {
         let change = Change::Volume { epoch, incarnation, term, command, payload };
-        Proposal { asker: Asker::Client(link, id), change, since: Time::ZERO }
+        Proposal::new(Asker::Client(link, id), change)
+    }
+
+    fn new(asker: Asker, change: Change) -> Proposal {
+        let (since, traced, held_since, held) = (Time::ZERO, None, None, 0);
+        Proposal { asker, change, since, traced, held_since, held }
+    }
+
+    /// The same change, whose answer says where its time went if it is told when it came.
+    pub fn traced(self, traced: Option<Arrival>) -> Proposal {
+        Proposal { traced, ..self }
     }
 
     /// The same change, for a client that opens a gate by it.
@@ -97,7 +116,7 @@ impl Proposal {
     /// A command of the metadata group.
     pub fn metadata(token: u64, command: Bytes) -> Proposal {
         let change = Change::Metadata(command);
-        Proposal { asker: Asker::Control(token), change, since: Time::ZERO }
+        Proposal::new(Asker::Control(token), change)
     }
 
     /// Bytes of its payload.
@@ -174,20 +193,36 @@ impl Pending {
         match self.asker {
             Asker::Client(link, id) | Asker::Opener(link, id) => {
                 cx.shared.pace.note_write(cx.now.since(self.since));
+                let trace = self.traced.and_then(|traced| self.take_trace(cx, group, traced));
                 let result = match outcome {
                     Ok(()) => ReplyResult::Done { index },
                     Err(refusal) => ReplyResult::Refused(refusal),
                 };
-                cx.reply(link, id, group, result);
+                let reply = Reply { id, group, result, trace };
+                cx.out.push(Effect::Reply { link, reply });
             }
             Asker::Control(token) => cx.out.push(Effect::Proposed { token, result: Ok(index) }),
         }
+    }
+
+    fn take_trace(
+        &self,
+        cx: &mut Cx<'_>,
+        group: GroupId,
+        (arrival, room): (Arrival, u64),
+    ) -> Option<Box<Trace>> {
+        let span = Span { arrival, room, until: cx.now };
+        let planted = cx.shared.planted;
+        cx.shared.traces.finish(group, (self.index, self.term), span, planted)
     }
 
     /// Answers that it may or may not take effect.
     pub(super) fn unknown(self, cx: &mut Cx<'_>, group: GroupId) {
         mark!("proposal with unknown outcome");
         self.settle(cx);
+        if self.traced.is_some() {
+            cx.shared.traces.forget(group, (self.index, self.term));
+        }
         match self.asker {
             Asker::Client(link, id) | Asker::Opener(link, id) => {
                 cx.reply(link, id, group, ReplyResult::Unknown);
@@ -200,13 +235,21 @@ impl Pending {
     }
 }
 
+/// Who waits for a command of an entry in the making: see [`Pending`].
+struct Waiter {
+    asker: Asker,
+    bytes: usize,
+    since: Time,
+    traced: Option<(Arrival, u64)>,
+}
+
 /// An entry in the making.
 #[derive(Default)]
 struct Entry {
     packer: Option<CommandPacker>,
     metadata: Option<Bytes>,
     payload: Payload,
-    askers: Vec<(Asker, usize, Time)>,
+    askers: Vec<Waiter>,
 }
 
 impl Group {
@@ -329,11 +372,13 @@ impl Group {
             }
             (Ok(()), Room::Wait) => {
                 mark!("write waits for the cleaner");
-                self.waiting.push_back(proposal);
+                let held_since = proposal.held_since.or(Some(cx.now));
+                self.waiting.push_back(Proposal { held_since, ..proposal });
             }
             (Ok(()), Room::Yes) => {
                 *blocks = wanted;
-                return Some(proposal);
+                let held = proposal.held_since.map_or(0, |since| cx.now.0 - since.0);
+                return Some(Proposal { held, ..proposal });
             }
         }
         None
@@ -453,8 +498,14 @@ impl Group {
             let content = Content { data, payload: Some(entry.payload), kind: 0 };
             self.staged_bytes += weight(&content);
             self.staged.insert((index, term), content);
-            for (asker, bytes, since) in entry.askers {
-                let pending = Pending { index, term, asker, bytes, since };
+            let traced = entry.askers.iter().filter(|waiter| waiter.traced.is_some()).count();
+            if traced > 0 && !early {
+                let watch = Watch { group: self.id, term: Term(term), index: LogIndex(index) };
+                let majority = self.members.voters.len() / 2 + 1;
+                cx.shared.traces.propose(watch, traced, majority, cx.now);
+            }
+            for Waiter { asker, bytes, since, traced } in entry.askers {
+                let pending = Pending { index, term, asker, bytes, since, traced };
                 if early {
                     pending.done(cx, self.id, LogIndex(index), Ok(()));
                 } else {
@@ -476,7 +527,12 @@ impl Entry {
     }
 
     fn push(&mut self, proposal: Proposal) {
-        self.askers.push((proposal.asker, proposal.bytes(), proposal.since));
+        self.askers.push(Waiter {
+            asker: proposal.asker,
+            bytes: proposal.bytes(),
+            since: proposal.since,
+            traced: proposal.traced.map(|arrival| (arrival, proposal.held)),
+        });
         match proposal.change {
             Change::Volume { command, payload, .. } => {
                 self.packer.get_or_insert_with(CommandPacker::new).push(&command);

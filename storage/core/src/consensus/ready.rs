@@ -14,6 +14,7 @@ use basalt_wire::buffer::Payload;
 use basalt_wire::frame::Frame;
 use basalt_wire::ids::{GroupId, LogIndex, Term};
 use basalt_wire::membership::ENTRY_KIND_MEMBERS;
+use basalt_wire::trace::Watch;
 use bytes::Bytes;
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 
@@ -51,6 +52,9 @@ impl Group {
                 self.send(cx, message);
             }
             let committed = ready.take_committed_entries();
+            if let (Some(last), false) = (committed.last(), cx.shared.traces.is_idle()) {
+                cx.shared.traces.committed(self.id, last.index, cx.now);
+            }
             let number = ready.number();
             let mut messages = ready.take_persisted_messages();
             if self.term_seq <= cx.shared.durable {
@@ -174,6 +178,11 @@ impl Group {
             raft.mut_store().append(entry.index, entry.term, slot, content);
             let written = Written { group: self.slot, entry: Some((entry.index, entry.term)) };
             self.last_seq = cx.shared.record(record, written);
+            if !cx.shared.traces.is_idle() {
+                let (term, index) = (Term(entry.term), LogIndex(entry.index));
+                let watch = Watch { group: self.id, term, index };
+                cx.shared.traces.recorded(watch, self.last_seq);
+            }
             cx.shared.cache_order.push_back((self.slot, entry.index));
         }
     }
@@ -199,6 +208,9 @@ impl Group {
         let mut frame = super::convert::to_frame(&mut message, self.id);
         match kind {
             MessageType::MsgAppend => {
+                if !cx.shared.traces.is_idle() {
+                    self.ask_to_watch(cx, to, &entries);
+                }
                 let raft = self.raft.as_ref().expect("only a panic stops it");
                 let outbox = self.outboxes.entry(to.node).or_default();
                 outbox.told = outbox.told.max(frame.commit.0);
@@ -241,6 +253,9 @@ impl Group {
     }
 
     fn apply_one(&mut self, cx: &mut Cx<'_>, index: u64, term: u64) {
+        if !cx.shared.traces.is_idle() {
+            cx.shared.traces.applied(self.id, index, cx.now);
+        }
         let table = self.raft.as_ref().expect("only a panic stops it").store();
         let slot = table.slot(index).expect("a committed entry is there");
         assert!(slot.placed, "entry {index} is applied before it has its place");

@@ -3,6 +3,7 @@
 use super::loads::Loads;
 use super::pace::Pace;
 use super::resync::{MovedCounts, PageRead};
+use super::traces::{Arrival, Traces};
 use crate::cleaner::Levels;
 use crate::config::{Limits, ShardConfig, Timing};
 use crate::event::{Effect, LinkId};
@@ -98,6 +99,8 @@ pub struct ClientRead {
     pub outstanding: u32,
     /// Whether one of them failed.
     pub failed: bool,
+    /// When it arrived and when it began, if it is traced.
+    pub traced: Option<(Arrival, Time)>,
 }
 
 /// What a read of the log is for.
@@ -257,6 +260,8 @@ pub struct Shared {
     pub moved: MovedCounts,
     /// How fast this shard and its peers are.
     pub scores: Scores,
+    /// Where the time of traced writes goes.
+    pub traces: Traces,
     /// Followers that have so much under way that they are sent more only as they acknowledge it. Seen
     /// anew at each tick.
     pub choked: BTreeSet<NodeId>,
@@ -312,6 +317,7 @@ impl Shared {
             moved: MovedCounts::default(),
             choked: BTreeSet::new(),
             scores: Scores::new(config.address.node, config.timing.tick, config.planted),
+            traces: Traces::default(),
             suspects: Vec::new(),
             debt_paid: false,
             loads: Loads::default(),
@@ -435,7 +441,7 @@ impl Cx<'_> {
 
     /// Answers a client.
     pub fn reply(&mut self, link: LinkId, id: RequestId, group: GroupId, result: ReplyResult) {
-        self.out.push(Effect::Reply { link, reply: Reply { id, group, result } });
+        self.out.push(Effect::Reply { link, reply: Reply::new(id, group, result) });
     }
 
     /// Writes a line for the operator.

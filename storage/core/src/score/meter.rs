@@ -24,6 +24,7 @@ pub struct Meter {
     means: [u64; WINDOWS],
     windows: usize,
     worst: u64,
+    best: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -79,7 +80,9 @@ impl Meter {
             return false;
         }
         overdue.into_iter().for_each(|nanos| self.add(nanos));
-        self.means[self.windows % WINDOWS] = (self.sum / self.count).max(1);
+        let mean = (self.sum / self.count).max(1);
+        self.means[self.windows % WINDOWS] = mean;
+        self.best = if self.best == 0 { mean } else { self.best.min(mean) };
         self.windows += 1;
         self.worst = self.highest;
         (self.count, self.sum, self.highest) = (0, 0, 0);
@@ -92,6 +95,11 @@ impl Meter {
         let known = &mut means[..self.windows.min(WINDOWS)];
         known.sort_unstable();
         known.get(known.len() / 2).copied().unwrap_or(0)
+    }
+
+    /// The lowest mean of any window: what the device can do; 0 if there was none.
+    pub fn best(&self) -> u64 {
+        self.best
     }
 
     /// Nanoseconds of the longest operation in the last window.
@@ -150,6 +158,7 @@ mod tests {
             assert!(meter.close(Time(1), WINDOW, 0));
             assert!(meter.mean() < 200, "window {window}");
         }
+        assert_eq!(meter.best(), 100);
     }
 
     #[test]

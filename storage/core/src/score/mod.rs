@@ -102,6 +102,11 @@ pub struct ScoreStatus {
     pub read: Option<Duration>,
     /// The longest log write lately; of this node only.
     pub worst_write: Option<Duration>,
+    /// The mean of a log write, and of a read, in the best window since the shard was opened: what its device can do.
+    /// Of this node only.
+    pub best_write: Option<Duration>,
+    /// See `best_write`.
+    pub best_read: Option<Duration>,
     /// Time to it and back; nothing if it is not known or this node.
     pub way: Option<Duration>,
     /// For how long it has been much slower than the others.
@@ -271,6 +276,8 @@ impl Scores {
                 write: time(if here { self.writes.mean() } else { of_peer(|s| s.write_nanos) }),
                 read: time(if here { self.reads.mean() } else { of_peer(|s| s.read_nanos) }),
                 worst_write: time(if here { self.writes.worst() } else { 0 }),
+                best_write: time(if here { self.writes.best() } else { 0 }),
+                best_read: time(if here { self.reads.best() } else { 0 }),
                 way: peer.and_then(Peer::way).and_then(time),
                 slow_for: since.filter(|_| awake).map(|since| self.judged_at.since(since)),
             }

@@ -9,6 +9,7 @@
 //! and then in any case: nothing waits for ever.
 
 use super::Shard;
+use crate::consensus::Arrival;
 use crate::event::{Effect, LinkId};
 use crate::mark;
 use crate::planted::Bug;
@@ -37,6 +38,7 @@ const PATIENCE: Duration = Duration::from_millis(10);
 struct Queued {
     link: LinkId,
     remote: bool,
+    arrived: Time,
     request: Request,
 }
 
@@ -181,7 +183,7 @@ impl Shard {
             && moves_data(&request.op)
             && (self.admission.waiting > 0 || !self.admission.has_room(self.requests_under_way()));
         if !waits {
-            return self.request(now, link, remote, request, out);
+            return self.request(now, (Arrival::new(now), link, remote), request, out);
         }
         // The other half is left to what does not wait.
         let limits = &self.shared.limits;
@@ -189,10 +191,10 @@ impl Shard {
             && self.admission.bytes + bytes_of(&request) <= limits.pending_bytes / 2;
         if !fits {
             let result = ReplyResult::Refused(Refusal::Busy);
-            let reply = Reply { id: request.id, group: request.group, result };
+            let reply = Reply::new(request.id, request.group, result);
             return out.push(Effect::Reply { link, reply });
         }
-        self.admission.push(Queued { link, remote, request });
+        self.admission.push(Queued { link, remote, arrived: now, request });
     }
 
     /// Begins what waited and may begin now.
@@ -203,10 +205,12 @@ impl Shard {
         self.admission.adjust(now);
         let mut due = now >= self.admission.admitted_at + PATIENCE;
         while due || self.admission.has_room(self.requests_under_way()) {
-            let Some(Queued { link, remote, request }) = self.admission.pop() else { break };
+            let Some(queued) = self.admission.pop() else { break };
+            let Queued { link, remote, arrived, request } = queued;
             self.admission.admitted_at = now;
             due = false;
-            self.request(now, link, remote, request, out);
+            let arrival = Arrival { at: arrived, admitted: now };
+            self.request(now, (arrival, link, remote), request, out);
         }
     }
 }

@@ -37,10 +37,20 @@ impl Shard {
         }
         let group = group.id;
         let filling = Some(Filling { blocks, ..filling });
-        let (outstanding, failed) = (0, false);
-        let read =
-            ClientRead { link, id, group, volume, range, plan, filling, outstanding, failed };
-        Ok(self.start_read(now, read, out))
+        let (outstanding, failed, traced) = (0, false, None);
+        let read = ClientRead {
+            link,
+            id,
+            group,
+            volume,
+            range,
+            plan,
+            filling,
+            outstanding,
+            failed,
+            traced,
+        };
+        Ok(self.start_read(now, read, out).map(|(result, _)| result))
     }
 
     /// Proposes a fill whose blocks were read. Whether this replica still leads is seen then, and whether what
@@ -61,7 +71,7 @@ impl Shard {
             Err(refusal) => {
                 mark!("blocks of a fill were read in vain");
                 let result = ReplyResult::Refused(refusal);
-                let reply = Reply { id, group: read.group, result };
+                let reply = Reply::new(id, read.group, result);
                 return out.push(Effect::Reply { link, reply });
             }
         };

@@ -1,13 +1,13 @@
 //! What the log tells: replay at start, places, durability, reads.
 
 use super::{Phase, Shard};
-use crate::consensus::{Cx, LogRead};
+use crate::consensus::{Cx, LogRead, read_trace};
 use crate::event::Effect;
 use crate::log::{Damage, LogEvent, OpenReport, Record, RecordSeq};
 use crate::mark;
 use crate::planted::Bug;
 use crate::scrub::Target;
-use basalt_wire::frame::{Refusal, ReplyResult};
+use basalt_wire::frame::{Refusal, Reply, ReplyResult};
 use basalt_wire::ids::GroupId;
 use basalt_wire::time::Time;
 use bytes::Bytes;
@@ -48,6 +48,9 @@ impl Shard {
                 LogEvent::Placed { seq, location, data_at, payload } => {
                     let at = (seq.0 - self.shared.durable.0) as usize - 1;
                     let written = self.shared.written[at];
+                    if !self.shared.traces.is_idle() {
+                        self.shared.traces.submitted(seq, now);
+                    }
                     let group = &mut self.groups[written.group];
                     match written.entry {
                         Some(entry) => group.placed(entry, (location, data_at), payload),
@@ -57,7 +60,12 @@ impl Shard {
                         }
                     }
                 }
-                LogEvent::Durable(seq) => self.durable(seq),
+                LogEvent::Durable(seq) => {
+                    if !self.shared.traces.is_idle() {
+                        self.shared.traces.durable(seq, now, out);
+                    }
+                    self.durable(seq);
+                }
                 LogEvent::CopiesDurable(number) => self.apart_durable(number),
                 LogEvent::Read { token, result } => self.read_done(now, token, result.ok(), out),
                 LogEvent::ReadData { token, result } => {
@@ -210,7 +218,7 @@ impl Shard {
         {
             mark!("pages ran ahead of a read");
             let result = ReplyResult::Refused(Refusal::Behind);
-            let reply = basalt_wire::frame::Reply { id: read.id, group: read.group, result };
+            let reply = Reply::new(read.id, read.group, result);
             out.push(Effect::Reply { link: read.link, reply });
             return;
         }
@@ -236,7 +244,8 @@ impl Shard {
                 ReplyResult::Refused(Refusal::Damaged)
             }
         };
-        let reply = basalt_wire::frame::Reply { id: read.id, group: read.group, result };
+        let trace = read.traced.map(|traced| read_trace(traced, now));
+        let reply = Reply { id: read.id, group: read.group, result, trace };
         out.push(Effect::Reply { link: read.link, reply });
     }
 

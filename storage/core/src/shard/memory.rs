@@ -2,7 +2,7 @@
 
 use super::Shard;
 use crate::checkpoint::StoreOp;
-use crate::consensus::{Cx, Group, PageId};
+use crate::consensus::{Arrival, Cx, Group, PageId};
 use crate::event::{Effect, LinkId};
 use crate::index::{CoolingRule, Page, PageContent};
 use crate::log::{Location, RecordSeq};
@@ -58,6 +58,7 @@ pub(super) struct WaitingRead {
     pub link: LinkId,
     pub remote: bool,
     pub request: Request,
+    pub arrival: Arrival,
     pub since: u64,
 }
 
@@ -140,10 +141,14 @@ impl Shard {
     }
 
     /// Keeps a read until tables came.
-    pub(super) fn keep_read(&mut self, link: LinkId, remote: bool, request: Request) {
+    pub(super) fn keep_read(
+        &mut self,
+        (arrival, link, remote): (Arrival, LinkId, bool),
+        request: Request,
+    ) {
         mark!("read waits for tables");
         let since = self.shared.loads.clock;
-        self.waiting.reads.push_back(WaitingRead { link, remote, request, since });
+        self.waiting.reads.push_back(WaitingRead { link, remote, request, arrival, since });
     }
 
     /// Whether the cleaner has to wait for tables before it can judge a piece; then it is kept.
@@ -313,9 +318,9 @@ impl Shard {
     /// Tables came, or are not needed any more: what waited for them is looked at again.
     pub(super) fn go_on_waiting(&mut self, now: Time, out: &mut Vec<Effect>) {
         for read in std::mem::take(&mut self.waiting.reads) {
-            let WaitingRead { link, remote, request, since } = read;
+            let WaitingRead { link, remote, request, arrival, since } = read;
             let before = self.waiting.reads.len();
-            self.request(now, link, remote, request, out);
+            self.request(now, (arrival, link, remote), request, out);
             // Who goes on waiting is as old as before.
             self.waiting.reads.iter_mut().skip(before).for_each(|read| read.since = since);
         }

@@ -172,7 +172,7 @@ impl Shard {
             }
             Event::Request { link, request, .. } => {
                 let result = ReplyResult::Refused(Refusal::Unavailable);
-                let reply = Reply { id: request.id, group: request.group, result };
+                let reply = Reply::new(request.id, request.group, result);
                 out.push(Effect::Reply { link, reply });
             }
             Event::Propose { token, command } => self.propose(now, token, command, out),
@@ -473,6 +473,8 @@ impl Shard {
                 self.with(now, out, group, |group, _| group.sleep(from, term, commit));
             }
             Frame::Score(score) => self.shared.scores.take(from.node, score, now),
+            Frame::Watch(watch) => self.shared.traces.watch(from, watch, now),
+            Frame::Watched(watched) => self.shared.traces.told(from.node, watched),
             // Handshakes, pings, requests and replies are the links' matter.
             _ => {}
         }

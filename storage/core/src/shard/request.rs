@@ -1,7 +1,7 @@
 //! Clients' requests: what is refused at once, what is read, what is proposed.
 
 use super::Shard;
-use crate::consensus::{ClientRead, Cx, Filling, LogRead, Proposal};
+use crate::consensus::{Arrival, ClientRead, Cx, Filling, LogRead, Proposal, read_trace};
 use crate::event::{Effect, LinkId};
 use crate::mark;
 use crate::planted::Bug;
@@ -10,9 +10,10 @@ use basalt_wire::blockset::BlockSet;
 use basalt_wire::buffer::Payload;
 use basalt_wire::codec::BLOCK_END_MAX;
 use basalt_wire::command::{BlockRange, Command};
-use basalt_wire::frame::{Refusal, ReplyResult, Request, RequestOp};
+use basalt_wire::frame::{Refusal, Reply, ReplyResult, Request, RequestOp};
 use basalt_wire::ids::{Generation, LogIndex, SnapshotId, Term};
 use basalt_wire::time::Time;
+use basalt_wire::trace::Trace;
 
 /// Whether a range has 1 to `most` blocks, all of one chunk.
 fn is_range(range: BlockRange, most: u32) -> bool {
@@ -21,6 +22,9 @@ fn is_range(range: BlockRange, most: u32) -> bool {
         && range.block < BLOCK_END_MAX
         && range.block % CHUNK_BLOCKS + u64::from(range.count) <= CHUNK_BLOCKS
 }
+
+/// An answer, and where its time went if it is traced.
+pub(super) type Answer = (ReplyResult, Option<Box<Trace>>);
 
 /// What a request becomes.
 enum Want {
@@ -100,8 +104,7 @@ impl Shard {
     pub(super) fn request(
         &mut self,
         now: Time,
-        link: LinkId,
-        remote: bool,
+        (arrival, link, remote): (Arrival, LinkId, bool),
         request: Request,
         out: &mut Vec<Effect>,
     ) {
@@ -110,13 +113,14 @@ impl Shard {
             true if self.is_out_of_reach(&request) => Err(Refusal::Unavailable),
             true if self.is_busy(0) => Err(Refusal::Busy),
             true => {
-                self.keep_read(link, remote, request);
+                self.keep_read((arrival, link, remote), request);
                 Ok(None)
             }
-            false => self.try_request(now, link, remote, request, out),
+            false => self.try_request(now, (arrival, link, remote), request, out),
         };
-        if let Some(result) = result.unwrap_or_else(|refusal| Some(ReplyResult::Refused(refusal))) {
-            let reply = basalt_wire::frame::Reply { id, group, result };
+        let refused = |refusal| Some((ReplyResult::Refused(refusal), None));
+        if let Some((result, trace)) = result.unwrap_or_else(refused) {
+            let reply = Reply { id, group, result, trace };
             out.push(Effect::Reply { link, reply });
         }
     }
@@ -125,28 +129,28 @@ impl Shard {
     fn try_request(
         &mut self,
         now: Time,
-        link: LinkId,
-        remote: bool,
+        (arrival, link, remote): (Arrival, LinkId, bool),
         request: Request,
         out: &mut Vec<Effect>,
-    ) -> Result<Option<ReplyResult>, Refusal> {
+    ) -> Result<Option<Answer>, Refusal> {
+        let at_once = |result| (result, None);
         let slot = *self.by_id.get(&request.group).ok_or(Refusal::NotHere)?;
         if request.group == basalt_wire::ids::GroupId::METADATA {
             let RequestOp::Leader = request.op else { return Err(Refusal::Invalid) };
         }
         let (id, volume, epoch) = (request.id, request.volume, request.epoch);
-        let incarnation = request.incarnation;
+        let (incarnation, traced) = (request.incarnation, request.traced);
         match parse(request)? {
             Want::Leader if self.shared.read_only && self.groups[slot].leader().is_none() => {
                 Err(Refusal::NoSpace)
             }
-            Want::Leader => Ok(Some(self.leader(slot))),
+            Want::Leader => Ok(Some(at_once(self.leader(slot)))),
             Want::Extents(range, floor, snapshot) => {
                 let replica = &self.groups[slot].replica;
                 self.check_agreement(slot)?;
                 replica.check_read((volume, epoch), floor, snapshot)?;
                 let (index, runs) = replica.extents(volume, range, snapshot);
-                Ok(Some(ReplyResult::Extents { index, runs }))
+                Ok(Some(at_once(ReplyResult::Extents { index, runs })))
             }
             Want::Changes(range, floor, since, snapshot) => {
                 let replica = &self.groups[slot].replica;
@@ -154,7 +158,7 @@ impl Shard {
                 self.check_agreement(slot)?;
                 replica.check_read((volume, epoch), floor, snapshot)?;
                 let (index, runs) = replica.changes(volume, range, since, snapshot);
-                Ok(Some(ReplyResult::Extents { index, runs }))
+                Ok(Some(at_once(ReplyResult::Extents { index, runs })))
             }
             Want::Read(range, floor, snapshot) => {
                 let replica = &self.groups[slot].replica;
@@ -175,6 +179,7 @@ impl Shard {
                     filling: None,
                     outstanding: 0,
                     failed: false,
+                    traced: traced.then_some((arrival, now)),
                 };
                 Ok(self.start_read(now, read, out))
             }
@@ -185,26 +190,30 @@ impl Shard {
                     session: (epoch, incarnation),
                     term,
                 };
-                self.start_fill(now, slot, (link, id), (volume, range), filling, out)
+                let answer =
+                    self.start_fill(now, slot, (link, id), (volume, range), filling, out)?;
+                Ok(answer.map(at_once))
             }
             Want::CloseGate(term, generation) => {
                 if !self.groups[slot].leads() || term != self.groups[slot].term() {
-                    return Ok(Some(self.leader(slot)));
+                    return Ok(Some(at_once(self.leader(slot))));
                 }
                 let mut cx = Cx { shared: &mut self.shared, now, out };
                 self.groups[slot].close_gate(&mut cx, volume, generation)?;
                 let index = self.groups[slot].replica.applied();
-                Ok(Some(ReplyResult::Done { index }))
+                Ok(Some(at_once(ReplyResult::Done { index })))
             }
             Want::Change(term, command, payload) => {
                 let session = (epoch, incarnation, term);
                 let proposal = Proposal::volume((link, id), session, command, payload);
-                self.accept(now, slot, (term, remote), proposal, out)
+                let proposal = proposal.traced(traced.then_some(arrival));
+                Ok(self.accept(now, slot, (term, remote), proposal, out)?.map(at_once))
             }
             Want::OpenGate(term, command) => {
                 let session = (epoch, incarnation, term);
                 let proposal = Proposal::volume((link, id), session, command, Payload::empty());
-                self.accept(now, slot, (term, false), proposal.opening_gate(), out)
+                let proposal = proposal.opening_gate();
+                Ok(self.accept(now, slot, (term, false), proposal, out)?.map(at_once))
             }
         }
     }
@@ -279,10 +288,11 @@ impl Shard {
         now: Time,
         mut read: ClientRead,
         out: &mut Vec<Effect>,
-    ) -> Option<ReplyResult> {
+    ) -> Option<Answer> {
         if read.plan.is_complete() {
             let (index, checksums, payload) = read.plan.finish(true).ok()?;
-            return Some(ReplyResult::Data { index, checksums, payload });
+            let trace = read.traced.map(|traced| read_trace(traced, now));
+            return Some((ReplyResult::Data { index, checksums, payload }, trace));
         }
         let runs: Vec<_> = read.plan.reads().collect();
         read.outstanding = runs.len() as u32;

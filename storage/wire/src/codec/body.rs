@@ -2,8 +2,8 @@
 
 use super::{
     BLOCK_END_MAX, CLIENT_NAME_BYTES_MAX, CONTEXT_BYTES_MAX, CodecError, RAFT_ENTRY_KIND_MAX,
-    RAFT_MESSAGE_KIND_MAX, REFUSAL_BYTES_MAX, SCORE_PATHS_MAX, TICKET_BYTES_MAX, claim, digests,
-    kind, op, outcome, pages, repair, role,
+    RAFT_MESSAGE_KIND_MAX, REFUSAL_BYTES_MAX, SCORE_PATHS_MAX, TICKET_BYTES_MAX, TRACED, claim,
+    digests, kind, op, outcome, pages, repair, role, trace,
 };
 use crate::block::{BLOCK_BYTES, CHUNK_BLOCKS, COMMAND_BLOCKS_MAX};
 use crate::buffer::Payload;
@@ -20,7 +20,7 @@ use crate::pages::Step;
 use crate::repair::RepairStep;
 use bytes::Bytes;
 
-type Result<T> = std::result::Result<T, CodecError>;
+pub(super) type Result<T> = std::result::Result<T, CodecError>;
 
 /// Reads fields from the front of some bytes.
 pub(crate) struct Reader<'a> {
@@ -123,15 +123,15 @@ impl<'a> Reader<'a> {
         Ok(Address { node: self.node(field)?, shard: ShardId(self.u16(field)?) })
     }
 
-    fn group(&mut self) -> Result<GroupId> {
+    pub(super) fn group(&mut self) -> Result<GroupId> {
         self.u32("group").map(GroupId)
     }
 
-    fn term(&mut self) -> Result<Term> {
+    pub(super) fn term(&mut self) -> Result<Term> {
         self.u64("term").map(Term)
     }
 
-    fn index(&mut self, field: &'static str) -> Result<LogIndex> {
+    pub(super) fn index(&mut self, field: &'static str) -> Result<LogIndex> {
         self.u64(field).map(LogIndex)
     }
 }
@@ -275,6 +275,8 @@ fn small(kind: u8, r: &mut Reader<'_>) -> Result<Frame> {
             Frame::Sleep { group: r.group()?, term: r.term()?, commit: r.index("commit index")? }
         }
         kind::SCORE => Frame::Score(score(r)?),
+        kind::WATCH => Frame::Watch(trace::watch(r)?),
+        kind::WATCHED => Frame::Watched(trace::watched(r)?),
         kind::PING => Frame::Ping { nonce: r.u64("nonce")? },
         kind::PONG => Frame::Pong { nonce: r.u64("nonce")? },
         _ => {
@@ -437,15 +439,13 @@ fn flag(field: &'static str, value: u8) -> Result<bool> {
 }
 
 fn request(r: &mut Reader<'_>) -> Result<Request> {
-    Ok(Request {
-        id: RequestId(r.u64("request id")?),
-        group: r.group()?,
-        volume: VolumeId(r.u64("volume")?),
-        epoch: Epoch(r.u64("epoch")?),
-        incarnation: Incarnation(r.u64("incarnation")?),
-        priority: priority(r.u8("priority")?)?,
-        op: request_op(r)?,
-    })
+    let (id, group) = (RequestId(r.u64("request id")?), r.group()?);
+    let (volume, epoch) = (VolumeId(r.u64("volume")?), Epoch(r.u64("epoch")?));
+    let incarnation = Incarnation(r.u64("incarnation")?);
+    let priority = priority(r.u8("priority")?)?;
+    let number = r.u8("operation")?;
+    let (traced, op) = (number & TRACED != 0, request_op(number & !TRACED, r)?);
+    Ok(Request { id, group, volume, epoch, incarnation, priority, traced, op })
 }
 
 fn priority(value: u8) -> Result<Priority> {
@@ -467,9 +467,8 @@ fn snapshot(r: &mut Reader<'_>) -> Result<Option<Generation>> {
     Ok(some.then_some(generation))
 }
 
-fn request_op(r: &mut Reader<'_>) -> Result<RequestOp> {
+fn request_op(number: u8, r: &mut Reader<'_>) -> Result<RequestOp> {
     let command_max = u64::from(COMMAND_BLOCKS_MAX);
-    let number = r.u8("operation")?;
     Ok(match number {
         op::WRITE => {
             let (term, generation) = (r.term()?, generation(r)?);
@@ -529,7 +528,8 @@ fn request_op(r: &mut Reader<'_>) -> Result<RequestOp> {
 
 fn reply(r: &mut Reader<'_>) -> Result<Reply> {
     let (id, group) = (RequestId(r.u64("request id")?), r.group()?);
-    let result = match r.u8("outcome")? {
+    let number = r.u8("outcome")?;
+    let result = match number & !TRACED {
         outcome::DONE => ReplyResult::Done { index: r.index("index")? },
         outcome::DATA => {
             let index = r.index("index")?;
@@ -551,7 +551,9 @@ fn reply(r: &mut Reader<'_>) -> Result<Reply> {
             return Err(CodecError::OutOfBounds { field: "outcome", value, min: 1, max });
         }
     };
-    Ok(Reply { id, group, result })
+    let told = number & TRACED != 0;
+    let trace = if told { Some(Box::new(trace::parse(r)?)) } else { None };
+    Ok(Reply { id, group, result, trace })
 }
 
 /// Runs of mapped and unmapped blocks within one chunk, none empty.

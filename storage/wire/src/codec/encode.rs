@@ -2,8 +2,8 @@
 
 use super::{
     BODY_BYTES_MAX, CLIENT_NAME_BYTES_MAX, HEADER_BYTES, HEADER_VERSION, MAGIC, PAYLOAD_BYTES_MAX,
-    REFUSAL_BYTES_MAX, SCORE_PATHS_MAX, TICKET_BYTES_MAX, claim, digests, kind, op, outcome, pages,
-    repair, role,
+    REFUSAL_BYTES_MAX, SCORE_PATHS_MAX, TICKET_BYTES_MAX, TRACED, claim, digests, kind, op, outcome,
+    pages, repair, role, trace,
 };
 use crate::block::{BLOCK_BYTES, crc32c};
 use crate::buffer::Payload;
@@ -243,6 +243,14 @@ fn put_body(out: &mut BytesMut, frame: &Frame) -> u8 {
             digests::put(out, message);
             kind::DIGESTS
         }
+        Frame::Watch(watch) => {
+            trace::put_watch(out, watch);
+            kind::WATCH
+        }
+        Frame::Watched(watched) => {
+            trace::put_watched(out, watched);
+            kind::WATCHED
+        }
     }
 }
 
@@ -371,7 +379,15 @@ fn put_request(out: &mut BytesMut, request: &Request) {
     out.put_u64_le(request.epoch.0);
     out.put_u64_le(request.incarnation.0);
     out.put_u8(request.priority as u8);
-    match &request.op {
+    let op_at = out.len();
+    put_request_op(out, &request.op);
+    if request.traced {
+        out[op_at] |= TRACED;
+    }
+}
+
+fn put_request_op(out: &mut BytesMut, op: &RequestOp) {
+    match op {
         RequestOp::Write { term, generation, range, checksums, payload: _ } => {
             out.put_u8(op::WRITE);
             out.put_u64_le(term.0);
@@ -451,7 +467,16 @@ fn put_control(out: &mut BytesMut, op: u8, term: Term, generation: Generation) {
 fn put_reply(out: &mut BytesMut, reply: &Reply) {
     out.put_u64_le(reply.id.0);
     out.put_u32_le(reply.group.0);
-    match &reply.result {
+    let outcome_at = out.len();
+    put_result(out, &reply.result);
+    if let Some(trace) = &reply.trace {
+        out[outcome_at] |= TRACED;
+        trace::put(out, trace);
+    }
+}
+
+fn put_result(out: &mut BytesMut, result: &ReplyResult) {
+    match result {
         ReplyResult::Done { index } => {
             out.put_u8(outcome::DONE);
             out.put_u64_le(index.0);

@@ -33,6 +33,7 @@ mod pages;
 mod repair;
 #[cfg(test)]
 mod tests;
+mod trace;
 
 pub use decode::Decoder;
 pub use encode::Encoder;
@@ -64,6 +65,8 @@ pub const TICKET_BYTES_MAX: usize = 512;
 pub const CONTEXT_BYTES_MAX: usize = 1024;
 /// The most peers to which a score tells the way; more are left out when sent.
 pub const SCORE_PATHS_MAX: usize = 256;
+/// The most stages that a reply tells of: those that whoever serves it knows.
+pub const STAGES_TOLD_MAX: usize = crate::trace::STAGES - crate::trace::Stage::Admission as usize;
 /// The highest number of `eraftpb::MessageType`.
 pub const RAFT_MESSAGE_KIND_MAX: u8 = 18;
 /// The highest number of `eraftpb::EntryType`.
@@ -209,7 +212,9 @@ mod kind {
     pub const CHALLENGE: u8 = 20;
     pub const PROOF: u8 = 21;
     pub const PRESENT: u8 = 22;
-    pub const MAX: u8 = PRESENT;
+    pub const WATCH: u8 = 24;
+    pub const WATCHED: u8 = 25;
+    pub const MAX: u8 = WATCHED;
 }
 
 /// Numbers of the roles in `Hello`.
@@ -245,6 +250,9 @@ mod op {
     pub const OPEN_GATE: u8 = 17;
     pub const MAX: u8 = OPEN_GATE;
 }
+
+/// Set in the operation of a traced request, and in the outcome of a reply that a trace follows.
+const TRACED: u8 = 0x80;
 
 /// Numbers of a reply's outcomes.
 mod outcome {

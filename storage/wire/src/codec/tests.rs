@@ -17,6 +17,7 @@ use crate::ids::{
 use crate::membership::Membership;
 use crate::pages::{DeltaSums, GranuleSums, HeldBlocks, PageDigests, Pages, Step};
 use crate::repair::{Repair, RepairStep};
+use crate::trace::{Stage, Trace, Watch, Watched};
 use bytes::Bytes;
 use handshake::handshake;
 use proptest::prelude::*;
@@ -205,7 +206,8 @@ fn request_op() -> impl Strategy<Value = RequestOp> {
 fn request() -> impl Strategy<Value = Frame> {
     let priority =
         prop::sample::select(vec![Priority::BestEffort, Priority::Guaranteed, Priority::Behind]);
-    (any::<(u64, u32, u64, u64, u64)>(), priority, request_op()).prop_map(|(n, priority, op)| {
+    let numbers = any::<(u64, u32, u64, u64, u64, bool)>();
+    (numbers, priority, request_op()).prop_map(|(n, priority, op)| {
         Frame::Request(Request {
             id: RequestId(n.0),
             group: GroupId(n.1),
@@ -213,6 +215,7 @@ fn request() -> impl Strategy<Value = Frame> {
             epoch: Epoch(n.3),
             incarnation: Incarnation(n.4),
             priority,
+            traced: n.5,
             op,
         })
     })
@@ -240,19 +243,34 @@ fn reply() -> impl Strategy<Value = Frame> {
         Just(ReplyResult::Refused(Refusal::NotPermitted)),
         Just(ReplyResult::Unknown),
     ];
-    (any::<(u64, u32)>(), result).prop_map(|(n, result)| {
-        Frame::Reply(Reply { id: RequestId(n.0), group: GroupId(n.1), result })
+    (any::<(u64, u32)>(), result, prop::option::of(trace())).prop_map(|(n, result, trace)| {
+        let trace = trace.map(Box::new);
+        Frame::Reply(Reply { id: RequestId(n.0), group: GroupId(n.1), result, trace })
+    })
+}
+
+fn trace() -> impl Strategy<Value = Trace> {
+    let stages = prop::collection::btree_map(8..21u8, any::<u64>(), 0..12);
+    (stages, prop::option::of(1..u32::MAX)).prop_map(|(stages, node)| Trace {
+        stages: stages.into_iter().map(|(n, took)| (Stage::of(n).expect("one"), took)).collect(),
+        follower: node.map(NodeId),
     })
 }
 
 fn small() -> impl Strategy<Value = Frame> {
-    (any::<(u32, u64, u64)>(), 1..u32::MAX, 0..8).prop_map(|((group, a, b), node, which)| {
+    (any::<(u32, u64, u64)>(), 1..u32::MAX, 0..10).prop_map(|((group, a, b), node, which)| {
         let group = GroupId(group);
         match which {
             0 => Frame::AskLeadership { group, candidate: NodeId(node) },
             1 => Frame::LogDamaged { group, node: NodeId(node), intact: LogIndex(a) },
             5 => Frame::VoteLost { group, node: NodeId(node), loss: a },
             6 => Frame::Readmit { group, term: Term(a), index: LogIndex(b), loss: b ^ a },
+            8 => Frame::Watch(Watch { group, term: Term(a), index: LogIndex(b) }),
+            9 => Frame::Watched(Watched {
+                watch: Watch { group, term: Term(a), index: LogIndex(b) },
+                queue_nanos: a ^ b,
+                write_nanos: u64::from(node),
+            }),
             2 => Frame::Sleep { group, term: Term(a), commit: LogIndex(b) },
             3 => Frame::Ping { nonce: a },
             4 => Frame::Score(NodeScore {
@@ -405,9 +423,15 @@ fn samples() -> Vec<Frame> {
         let (id, group, volume) = (RequestId(3), GroupId(4), VolumeId(5));
         let (epoch, incarnation) = (Epoch(6), Incarnation(7));
         let priority = Priority::Guaranteed;
-        Frame::Request(Request { id, group, volume, epoch, incarnation, priority, op })
+        let traced = matches!(op, RequestOp::Unmap { .. });
+        Frame::Request(Request { id, group, volume, epoch, incarnation, priority, traced, op })
     };
-    let reply = |result| Frame::Reply(Reply { id: RequestId(3), group: GroupId(4), result });
+    let reply = |result| {
+        let stages = vec![(Stage::Batch, 5), (Stage::LogWrite, 7)];
+        let trace = matches!(result, ReplyResult::Done { .. });
+        let trace = trace.then(|| Box::new(Trace { stages, follower: Some(NodeId(3)) }));
+        Frame::Reply(Reply { id: RequestId(3), group: GroupId(4), result, trace })
+    };
     vec![
         Frame::Hello(Hello {
             version: PROTOCOL_VERSION,
@@ -453,6 +477,8 @@ fn samples() -> Vec<Frame> {
             payload: blocks(4, 9),
         }),
         request(RequestOp::Leader),
+        request(RequestOp::Unmap { term: Term(1), generation: Generation(2), range }),
+        reply(ReplyResult::Done { index: LogIndex(9) }),
         reply(ReplyResult::Data {
             index: LogIndex(9),
             checksums: vec![1, 2],
@@ -625,7 +651,7 @@ fn payload_is_sent_from_where_it_stands() {
     let result =
         ReplyResult::Data { index: LogIndex(1), checksums: vec![1, 2], payload: payload.clone() };
     let mut encoder = Encoder::new();
-    encoder.push(&Frame::Reply(Reply { id: RequestId(1), group: GroupId(1), result }));
+    encoder.push(&Frame::Reply(Reply::new(RequestId(1), GroupId(1), result)));
     let sent = encoder.take();
     assert_eq!(sent.len(), 3);
     assert_eq!(sent[1].as_ptr(), payload.pieces()[0].as_ptr());

@@ -213,6 +213,7 @@ impl World {
             epoch: Epoch(epoch),
             incarnation: Incarnation(1),
             priority: Priority::BestEffort,
+            traced: false,
             op,
         };
         self.event(n, Event::Request { link: LinkId(1), remote: true, request });

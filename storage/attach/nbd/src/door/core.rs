@@ -13,10 +13,13 @@ use super::memory::Memory;
 use super::{DoorCommand, DoorConfig, DoorError, DoorStatus, ExportEnd, ExportStatus, Host, Reply};
 use crate::connection::Connection;
 use crate::session::{SessionConfig, Submission, TlsPolicy};
+use basalt_client::latency::Histogram;
+use basalt_client::trace::Traces;
 use basalt_client::{BlockError, BlockOp, BlockResult, ClientEffect, ClientEvent, VolumeConfig};
 use basalt_node::{StreamId, TenantEvent};
 use basalt_wire::ids::{Epoch, Generation};
 use basalt_wire::time::Time;
+use basalt_wire::trace::Stage;
 use bytes::Bytes;
 use cuts::Cuts;
 use std::collections::VecDeque;
@@ -545,6 +548,10 @@ impl Core {
                     self.tasks.push_back((id, ClientEvent::Map(map.clone())));
                 }
             }
+            DoorCommand::Trace { name, reply } => {
+                let found = self.exports.by_name(&name);
+                reply(found.map(|export| (export.client.traces().clone(), now)));
+            }
             DoorCommand::Status { reply } => reply(self.status()),
         }
     }
@@ -652,10 +659,19 @@ impl Core {
                 connections: peers.map(|conn| conn.peer.clone()).collect(),
                 client: export.client.stats(),
                 latencies: Box::new(*export.client.latencies()),
+                stages: stages_of(export.client.traces()),
             }
         });
         DoorStatus { exports: exports.collect(), connections: self.conns.len() }
     }
+}
+
+/// What was traced, by kind and stage.
+fn stages_of(traces: &Traces) -> Vec<(&'static str, Stage, Histogram)> {
+    let kinds = traces.kinds().into_iter();
+    kinds
+        .flat_map(|(kind, of)| of.histograms().map(move |(stage, times)| (kind, stage, *times)))
+        .collect()
 }
 
 /// A reply for whom any good end will do.

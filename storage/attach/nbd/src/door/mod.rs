@@ -11,7 +11,8 @@ mod tests;
 use self::core::Core;
 use crate::session::SessionConfig;
 use crate::tls::TlsServer;
-use basalt_client::latency::Latencies;
+use basalt_client::latency::{Histogram, Latencies};
+use basalt_client::trace::Traces;
 use basalt_client::{
     BlockError, BlockOp, BlockResult, ClientStats, PoolMap, RateLimits, VolumeConfig,
 };
@@ -19,6 +20,7 @@ use basalt_node::{StreamId, Tenant, TenantCx, TenantEvent};
 use basalt_wire::frame::Request;
 use basalt_wire::ids::{Address, Epoch, Generation, VolumeId};
 use basalt_wire::time::Time;
+use basalt_wire::trace::Stage;
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
@@ -188,6 +190,13 @@ pub enum DoorCommand {
     },
     /// The pool changed.
     Map(Arc<PoolMap>),
+    /// Tell where the time of a volume's requests went that were traced.
+    Trace {
+        /// The export.
+        name: String,
+        /// Called with that and the present time, or with nothing if the volume is not served here.
+        reply: Box<dyn FnOnce(Option<(Traces, Time)>) + Send>,
+    },
     /// Tell what is served.
     Status {
         /// Called with it.
@@ -251,6 +260,8 @@ pub struct ExportStatus {
     pub client: ClientStats,
     /// How long requests took.
     pub latencies: Box<Latencies>,
+    /// The times of those that were traced, by kind and stage.
+    pub stages: Vec<(&'static str, Stage, Histogram)>,
 }
 
 /// The NBD server of a reactor. Give it to [`basalt_node::ReactorConfig::tenants`] and its

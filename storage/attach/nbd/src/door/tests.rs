@@ -162,7 +162,7 @@ impl World {
             | RequestOp::Clone { .. }
             | RequestOp::Detach { .. } => ReplyResult::Refused(Refusal::Invalid),
         };
-        WireReply { id, group, result }
+        WireReply::new(id, group, result)
     }
 }
 

@@ -467,7 +467,9 @@ impl World {
     ) -> u64 {
         self.next_id += 1;
         let id = self.next_id;
+        let traced = false;
         let request = Request {
+            traced,
             id: RequestId(id),
             group: G,
             volume: self.volume,

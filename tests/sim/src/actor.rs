@@ -11,6 +11,7 @@ use crate::rng::Rng;
 use crate::stamp::{Content, OpId, judge};
 use crate::workload::{self, Kind, Plan};
 use crate::world::World;
+use basalt_client::trace::Traces;
 use basalt_client::{
     BlockError, BlockResult, ClientEffect, ClientEvent, RateLimits, Tuning, VolumeClient,
     VolumeConfig,
@@ -23,6 +24,7 @@ use basalt_wire::frame::{Frame, Request};
 use basalt_wire::ids::{Address, Epoch, Generation, NodeId, VolumeId};
 use rustc_hash::FxHashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// How long a session stays that has nothing to do, in nanoseconds.
 const LINGERS: Instant = 500 * MILLI;
@@ -98,6 +100,11 @@ impl SimClient {
     /// The node that it runs on.
     pub fn local(&self) -> Option<NodeId> {
         self.local
+    }
+
+    /// Where the time of its requests went.
+    pub fn traces(&self) -> &Traces {
+        self.client.traces()
     }
 
     /// Operations under way.
@@ -180,9 +187,12 @@ impl World {
         };
         let mut effects = Vec::new();
         let now_there = clock.read(now);
+        let usual = Tuning::default();
+        let trace_period = if self.options.traced { Duration::ZERO } else { usual.trace_period };
+        let tuning = Tuning { trace_period, ..usual };
         let client = match maker || view.is_some() {
-            true => VolumeClient::view(config, Tuning::default(), now_there, &mut effects),
-            false => VolumeClient::new(config, now_there, &mut effects),
+            true => VolumeClient::view(config, tuning, now_there, &mut effects),
+            false => VolumeClient::with_tuning(config, tuning, now_there, &mut effects),
         };
         self.counts.sessions += 1;
         self.trace(|| {

@@ -3,7 +3,7 @@
 use basalt_core::planted::Bug;
 
 /// Every planted bug, with its name on the command line.
-pub const ALL: [(Bug, &str); 73] = [
+pub const ALL: [(Bug, &str); 75] = [
     (Bug::AckBeforeDurable, "ack-before-durable"),
     (Bug::NoFlush, "no-flush"),
     (Bug::DurableOutOfOrder, "durable-out-of-order"),
@@ -78,6 +78,7 @@ pub const ALL: [(Bug, &str); 73] = [
     (Bug::HandsOverWhenAllSlow, "hands-over-when-all-slow"),
     (Bug::TweakOfPart, "tweak-of-part"),
     (Bug::HolesDeciphered, "holes-deciphered"),
+    (Bug::FollowerTimeAsLink, "follower-time-as-link"),
 ];
 
 /// The bug of a name.

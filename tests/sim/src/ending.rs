@@ -567,6 +567,7 @@ impl World {
             epoch: Epoch(v.epoch),
             incarnation: Incarnation(0),
             priority: Priority::Guaranteed,
+            traced: false,
             op,
         };
         self.give(node, Event::Request { link: PROBE, remote: false, request }, 0);

@@ -300,6 +300,8 @@ pub struct Options {
     pub clones: u32,
     /// Whether volumes are encrypted.
     pub encrypted: bool,
+    /// Whether clients trace all of their requests; else one in a period.
+    pub traced: bool,
     /// Whether the run ends with only a majority healed, before all are.
     pub core_first: bool,
     /// Whether all nodes are restarted at the end and compared once more.
@@ -362,6 +364,7 @@ impl Options {
             scrub: draw_scrub(seed),
             clones: draw_clones(seed, families),
             encrypted: Rng::stream(seed, "encrypted", 0).chance(0.3),
+            traced: seed.is_multiple_of(3),
             core_first: r.chance(0.5),
             restart_last: r.chance(0.3),
             planted,

@@ -19,6 +19,7 @@ mod scrub;
 mod snapshots;
 mod space;
 mod together;
+mod traces;
 mod votes;
 
 use crate::disk::{CutPolicy, Damage};
@@ -120,6 +121,12 @@ pub fn all() -> Vec<Scenario> {
         s("old-members-left-behind", 6, members::left_behind),
         s("vote-that-only-a-checkpoint-remembers", 9, votes::behind_a_checkpoint),
         s("lost-vote-and-a-leader-that-was-frozen", 6, votes::frozen_leader),
+        s("traced-writes-name-the-slow-device-of-a-follower", 6, traces::follower_device),
+        s("traced-writes-name-the-slow-link-of-a-follower", 6, traces::follower_link),
+        s("traced-writes-name-the-slow-device-of-the-leader", 6, traces::leader_device),
+        s("traced-requests-name-the-bound-of-their-session", 4, traces::bound),
+        s("traced-reads-name-the-slow-device", 6, traces::read_device),
+        s("traced-requests-survive-their-leader", 6, traces::leader_lost),
     ];
     all.extend(snapshots::all().into_iter().chain(together::all()));
     all.extend(minimum::all());

@@ -47,7 +47,7 @@ impl Script {
         o.core_first = false;
         o.restart_last = true;
         o.horizon = u64::MAX;
-        (o.scrub, o.clones, o.encrypted) = (0, 0, false);
+        (o.scrub, o.clones, o.encrypted, o.traced) = (0, 0, false, false);
         o.segment = 256 << 10;
         o.device = (128 << 10) + (32 << 20);
         o.disk_latency = 60_000;

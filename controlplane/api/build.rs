@@ -9,6 +9,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "basalt/v1/node.proto",
         "basalt/v1/resources.proto",
         "basalt/v1/security.proto",
+        "basalt/v1/why.proto",
         "basalt/meta/v1/meta.proto",
         "basalt/meta/v1/state.proto",
         "basalt/meta/v1/security.proto",

@@ -4,6 +4,7 @@
 pub mod convert;
 pub mod door;
 pub mod keys;
+pub mod latency;
 pub mod listen;
 pub mod metrics;
 pub mod options;

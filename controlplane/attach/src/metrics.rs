@@ -203,6 +203,21 @@ fn requests(exports: &[&ExportStatus], to: &mut Writer<'_>) -> Result<(), fmt::E
         ("basalt_volume_request", "Time from a request to its answer", Some(&Unit::Seconds)),
         MetricType::Histogram,
         times,
+    )?;
+    let stages = exports.iter().flat_map(|export| {
+        export.stages.iter().map(move |(kind, stage, of)| {
+            let stage = ("stage", stage.name().to_owned());
+            ([labels(export, kind), vec![stage]].concat(), Times(of))
+        })
+    });
+    to.family(
+        (
+            "basalt_volume_stage",
+            "Time of traced requests in the stages in which they were at all",
+            Some(&Unit::Seconds),
+        ),
+        MetricType::Histogram,
+        stages,
     )
 }
 

@@ -1,19 +1,19 @@
 //! The program: attach, serve, follow the pool's map and the volumes' sizes, detach.
 
-use crate::convert;
 use crate::keys;
 use crate::listen::{NbdListen, open_nbd};
 use crate::options::{Options, machine_name};
 use crate::process::{Usage, keep_fresh, stop_signal};
 use crate::scrape::{Heard, Listener};
 use crate::tickets::Tickets;
+use crate::{convert, latency};
 use anyhow::{Context, Result, anyhow, bail};
 use basalt_api::dial::{Cluster, plain};
 use basalt_api::random::request_id;
 use basalt_api::v1::{
     self, AttachVolumeRequest, AttachVolumeResponse, Consistency, DetachVolumeRequest,
     GetPoolMapRequest, GetSnapshotRequest, GetVolumeRequest, HostSession, IssueVolumeKeyRequest,
-    LinkTicket, ListVolumesRequest, Snapshot, Volume, snapshot,
+    LinkTicket, ListVolumesRequest, Snapshot, Volume, VolumeLatency, snapshot,
 };
 use basalt_client::{RateLimits, VolumeConfig};
 use basalt_core::event::Effect;
@@ -210,6 +210,8 @@ struct Held {
     epoch: u64,
     size_bytes: u64,
     limits: RateLimits,
+    /// Where the time of its requests went lately.
+    latency: Option<VolumeLatency>,
 }
 
 impl Sessions {
@@ -323,7 +325,7 @@ impl Sessions {
         let (epoch, size_bytes) = (attached.epoch, volume.size_bytes);
         let config = convert::volume_config(&volume, epoch, pool, None);
         let limits = convert::limits(&volume);
-        self.held.insert(name.to_owned(), Held { epoch, size_bytes, limits });
+        self.held.insert(name.to_owned(), Held { epoch, size_bytes, limits, latency: None });
         let (told, begun) = oneshot::channel();
         let reply = Box::new(move |result| {
             // The program may be on its way out.
@@ -450,6 +452,7 @@ impl Sessions {
                 _ = ticks.tick() => {
                     (since, again) = (Instant::now(), false);
                     self.reconnecting = None;
+                    self.note_latencies(mailbox).await;
                     self.ask_for_map();
                     let cluster = self.brief();
                     self.tickets.renew(&cluster, mailbox).await;
@@ -467,6 +470,13 @@ impl Sessions {
         }
     }
 
+    /// Looks where the time of the volumes' requests went: the nodes are told with what else they are.
+    async fn note_latencies(&mut self, mailbox: &Mailbox) {
+        for (name, held) in &mut self.held {
+            held.latency = latency::of_export(mailbox, DOOR, name).await;
+        }
+    }
+
     /// Asks all nodes for the map that they have: one that is no member any more, or is cut off, answers with
     /// what it knew then. Whoever answers first with a newer one is heard first.
     fn ask_for_map(&mut self) {
@@ -475,6 +485,7 @@ impl Sessions {
             volume: volume.clone(),
             epoch: held.epoch,
             age_ms: 0,
+            latency: held.latency.clone(),
         };
         let sessions: Vec<HostSession> = self.held.iter().map(session).collect();
         for address in self.known_addresses() {

@@ -129,6 +129,7 @@ pub fn sample() -> String {
         connections: Vec::new(),
         client: Default::default(),
         latencies: Default::default(),
+        stages: Vec::new(),
     };
     let door = Some(DoorStatus { exports: vec![export], connections: 0 });
     let heard = Arc::new(Heard::new("c".to_owned(), "h".to_owned()));

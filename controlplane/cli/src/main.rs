@@ -29,6 +29,7 @@ mod space;
 mod token;
 mod traced;
 mod volume;
+mod why;
 
 use basalt_api::dial::{self, Cluster, plain};
 use basalt_api::error;
@@ -221,6 +222,7 @@ async fn run(options: &Options) -> Result<(), Failure> {
         Command::Apply(asked) => apply::run(options, &cluster, asked, false).await,
         Command::Diff(asked) => apply::run(options, &cluster, asked, true).await,
         Command::Doctor(asked) => doctor::run(options, &cluster, asked).await,
+        Command::Why(asked) => why::run(options, &cluster, asked).await,
         Command::Token(command) => token::run(options, &cluster, command).await,
         Command::Audit(command) => audit::run(options, &cluster, command).await,
         Command::Identity(_) => secret::show(options, &cluster).await,

@@ -6,6 +6,7 @@ mod healing;
 mod nodes;
 mod security;
 mod snapshots;
+mod why;
 
 pub(crate) use declared::{
     ApplyArgs, ClassCommand, ClassFields, DoctorArgs, ExplainArgs, GetArgs, OperationCommand,
@@ -16,6 +17,7 @@ pub(crate) use healing::{Domain, DomainArgs, FailoverArgs, NodeShow, Placement, 
 pub(crate) use nodes::NodeCommand;
 pub(crate) use security::{AuditCommand, IdentityCommand, SecretCommand, TokenCommand};
 pub(crate) use snapshots::{Diff, SnapshotCommand, SnapshotName};
+pub(crate) use why::WhyArgs;
 
 use basalt_api::random::request_id;
 use basalt_security::credentials::CredentialOptions;
@@ -261,6 +263,9 @@ pub(crate) enum Command {
     /// Look for what is wrong, and say what to do about it.
     #[command(after_help = declared::AFTER_DOCTOR)]
     Doctor(DoctorArgs),
+    /// Show where the time of a volume's requests goes, and what to do about it.
+    #[command(after_help = why::AFTER_WHY)]
+    Why(WhyArgs),
     /// Make and change the cluster's secret.
     #[command(subcommand, after_help = security::AFTER_SECRET)]
     Secret(SecretCommand),

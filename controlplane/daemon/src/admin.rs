@@ -13,13 +13,13 @@ use basalt_api::v1::{
     AddNodeRequest, AttachVolumeRequest, AttachVolumeResponse, Attachment, BackupMetadataRequest,
     BootstrapRequest, Cluster, CreateCutRequest, CreateSnapshotRequest, CreateVolumeRequest, Cut,
     DeleteCutRequest, DeleteCutResponse, DeleteSnapshotRequest, DeleteVolumeRequest,
-    DetachVolumeRequest, DrainNodeRequest, FlattenVolumeRequest, GetClusterRequest, GetCutRequest,
-    GetPoolMapRequest, GetSnapshotRequest, GetVolumeRequest, IssueTicketRequest, LinkTicket,
-    ListChangesRequest, ListChangesResponse, ListSnapshotsRequest, ListSnapshotsResponse,
-    ListVolumesRequest, ListVolumesResponse, Node, PlanPlacementRequest, PlanPlacementResponse,
-    PoolMap, RemoveNodeRequest, RemoveNodeResponse, ResizeVolumeRequest, RevertVolumeRequest,
-    SetFailureDomainRequest, Snapshot, StartScrubRequest, StartScrubResponse, UpdateVolumeRequest,
-    Volume, volume,
+    DetachVolumeRequest, DrainNodeRequest, ExplainLatencyRequest, ExplainLatencyResponse,
+    FlattenVolumeRequest, GetClusterRequest, GetCutRequest, GetPoolMapRequest, GetSnapshotRequest,
+    GetVolumeRequest, IssueTicketRequest, LinkTicket, ListChangesRequest, ListChangesResponse,
+    ListSnapshotsRequest, ListSnapshotsResponse, ListVolumesRequest, ListVolumesResponse, Node,
+    PlanPlacementRequest, PlanPlacementResponse, PoolMap, RemoveNodeRequest, RemoveNodeResponse,
+    ResizeVolumeRequest, RevertVolumeRequest, SetFailureDomainRequest, Snapshot, StartScrubRequest,
+    StartScrubResponse, UpdateVolumeRequest, Volume, volume,
 };
 use basalt_meta::{
     AttachVolume, CloneSource, CreateSnapshot, CreateVolume, DeleteSnapshot, DeleteVolume,
@@ -395,6 +395,17 @@ impl Admin for AdminService {
         request: Request<PlanPlacementRequest>,
     ) -> Result<Response<PlanPlacementResponse>, Status> {
         Ok(Response::new(crate::placement::plan(&self.daemon, request.get_ref()).await?))
+    }
+
+    async fn explain_latency(
+        &self,
+        request: Request<ExplainLatencyRequest>,
+    ) -> Result<Response<ExplainLatencyResponse>, Status> {
+        let id = id_of(&request.get_ref().name)?;
+        let engine = self.daemon.engine()?;
+        engine.metadata.barrier().await?;
+        let volume = find(&engine.metadata, id)?;
+        Ok(Response::new(crate::why::explain(&self.daemon, volume).await?))
     }
 }
 

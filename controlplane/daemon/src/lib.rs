@@ -59,4 +59,5 @@ mod state;
 pub mod status;
 mod stops;
 mod volumes;
+mod why;
 mod works;

@@ -319,6 +319,7 @@ mod tests {
             connections: vec!["one".to_owned()],
             client: Default::default(),
             latencies: Box::new(latencies),
+            stages: vec![("read", basalt_wire::trace::Stage::DeviceRead, latencies.read)],
         };
         let door = Some(DoorStatus { exports: vec![export], connections: 1 });
         let records = Records { volumes: 5, leads: true, ..Records::default() };
@@ -346,6 +347,7 @@ mod tests {
             "basalt_volume_clients{volume=\"demo\"} 1",
             "basalt_volume_request_seconds_count{volume=\"demo\",kind=\"read\"} 4",
             "basalt_volume_request_seconds_sum{volume=\"demo\",kind=\"read\"} 10.0",
+            "basalt_volume_stage_seconds_count{volume=\"demo\",kind=\"read\",stage=\"device_read\"} 4",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         }

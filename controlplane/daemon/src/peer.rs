@@ -9,7 +9,8 @@ use basalt_api::v1::{
     AwaitSnapshotRequest, AwaitSnapshotResponse, BeatRequest, BeatResponse, DescribeRequest,
     DescribeResponse, GetHeldRequest, GetHeldResponse, GetMetadataStateRequest, GetReportRequest,
     JoinRequest, JoinResponse, NodeReport, ProposeRequest, ProposeResponse, ScrubRequest,
-    ScrubResponse, StateReplicaRequest, StateReplicaResponse,
+    ScrubResponse, StateReplicaRequest, StateReplicaResponse, TellLatencyRequest,
+    TellLatencyResponse,
 };
 use basalt_core::event::ProposeError;
 use basalt_wire::disk::SUPERBLOCK_AREA_BYTES;
@@ -37,6 +38,16 @@ impl PeerService {
 
 #[tonic::async_trait]
 impl Peer for PeerService {
+    async fn tell_latency(
+        &self,
+        request: Request<TellLatencyRequest>,
+    ) -> Result<Response<TellLatencyResponse>, Status> {
+        let engine = self.daemon.engine()?;
+        engine.check_cluster(request.get_ref().cluster)?;
+        let latency = crate::why::here(&engine, &request.get_ref().volume).await;
+        Ok(Response::new(TellLatencyResponse { latency }))
+    }
+
     async fn describe(
         &self,
         _request: Request<DescribeRequest>,

@@ -346,6 +346,8 @@ fn score_of(score: &ScoreStatus) -> Score {
         way_microseconds: micros(score.way),
         slow: score.slow_for.is_some(),
         slow_seconds: score.slow_for.map_or(0, |time| time.as_secs()),
+        write_best_microseconds: micros(score.best_write),
+        read_best_microseconds: micros(score.best_read),
     }
 }
 
@@ -620,6 +622,7 @@ mod tests {
                         way_microseconds,
                         slow,
                         slow_seconds,
+                        ..Score::default()
                     }
                 })
                 .collect();

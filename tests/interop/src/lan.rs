@@ -83,6 +83,16 @@ impl Lan {
         ip(&["link", "set", &self.cable(host), "down"]).map(drop)
     }
 
+    /// Lets no more through to a host than so much, in the words of `tc`: "10mbit".
+    ///
+    /// # Errors
+    /// If that is not possible.
+    pub fn throttle(&self, host: usize, rate: &str) -> Result<()> {
+        let cable = self.cable(host);
+        let words = ["qdisc", "replace", "dev", &cable, "root", "tbf", "rate", rate];
+        run("tc", &[&words[..], &["burst", "16kb", "latency", "400ms"]].concat()).map(drop)
+    }
+
     /// Puts it in again.
     ///
     /// # Errors

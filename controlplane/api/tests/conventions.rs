@@ -11,7 +11,7 @@ use prost_reflect::{
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Changes that name no request id, and why they need none.
-const WITHOUT_REQUEST_ID: [(&str, &str); 10] = [
+const WITHOUT_REQUEST_ID: [(&str, &str); 11] = [
     ("Bootstrap", "the list of nodes names it: the same again goes on"),
     ("AddNode", "the node's address names it: the same again goes on"),
     ("DrainNode", "a state that is wanted: the same again is done"),

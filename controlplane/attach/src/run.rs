@@ -110,18 +110,8 @@ pub async fn run(options: Options, inherited: Vec<ListenSource>) -> Result<ExitC
     }
     let (held, views) = (BTreeMap::new(), 0);
     let (asked, reconnecting) = (JoinSet::new(), None);
-    let mut sessions = Sessions {
-        cluster,
-        host,
-        map,
-        held,
-        views,
-        tickets,
-        trouble,
-        asked,
-        heard,
-        reconnecting,
-    };
+    let mut sessions =
+        Sessions { cluster, host, map, held, views, tickets, trouble, asked, heard, reconnecting };
     // One receiver for the whole life: a signal at any moment ends what is under way at that moment.
     let outcome = tokio::select! {
         outcome = sessions.live(&options, &reactor, &mut ended, &mut failed) => outcome,

@@ -218,7 +218,7 @@ fn inventory(state: &MetaState, survey: &Survey, group_count: u32) -> Inventory 
     let shown = |held: &Held| Orphan {
         number: held.record.number,
         bytes: held.blocks * BLOCK_BYTES as u64,
-        end_bytes: held.end_chunk * CHUNK_BLOCKS as u64 * BLOCK_BYTES as u64,
+        end_bytes: held.end_chunk * CHUNK_BLOCKS * BLOCK_BYTES as u64,
         epoch: held.record.epoch,
         generation: held.record.generation,
         snapshots: held.record.snapshots.clone(),
@@ -309,7 +309,7 @@ impl Recovery for RecoveryService {
             );
             error::status(ErrorReason::VolumeNotFound, message, &[])
         })?;
-        let end = held.end_chunk.max(1) * CHUNK_BLOCKS as u64 * BLOCK_BYTES as u64;
+        let end = held.end_chunk.max(1) * CHUNK_BLOCKS * BLOCK_BYTES as u64;
         let size_bytes = if request.size_bytes == 0 { end } else { request.size_bytes };
         tracing::warn!(number = request.number, volume = %request.volume_id, %who, "adopted");
         let op = Op::AdoptVolume(AdoptVolume {

@@ -90,8 +90,8 @@ impl MetaState {
 
     /// Erases the key of a lineage of which no volume is left that is not being deleted.
     pub(crate) fn erase_key(&mut self, lineage: u64) {
-        let needs = |volume: &&VolumeRecord| volume.lineage == lineage && !volume.deleting;
-        if self.keys.contains_key(&lineage) && !self.volumes.values().any(|v| needs(&v)) {
+        let needs = |volume: &VolumeRecord| volume.lineage == lineage && !volume.deleting;
+        if self.keys.contains_key(&lineage) && !self.volumes().any(needs) {
             self.keys.remove(&lineage);
         }
     }
@@ -148,7 +148,7 @@ impl MetaState {
     pub(crate) fn misplaced_key(&self) -> Option<String> {
         let needs = |volume: &&VolumeRecord| volume.encryption.is_some() && !volume.deleting;
         let mut wanted: Vec<u64> =
-            self.volumes.values().filter(needs).map(|volume| volume.lineage).collect();
+            self.volumes().filter(needs).map(|volume| volume.lineage).collect();
         wanted.sort_unstable();
         wanted.dedup();
         let there: Vec<u64> = self.keys.keys().copied().collect();

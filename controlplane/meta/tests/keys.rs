@@ -26,8 +26,14 @@ impl Machine {
     fn propose(&mut self, request_id: &str, op: Op, volume_key: Option<WrappedKey>) -> Outcome {
         self.index += 1;
         let request_id = request_id.to_owned();
-        let entry =
-            Entry { version: ENTRY_VERSION, now_ms: 1, request_id, op: Some(op), volume_key };
+        let entry = Entry {
+            version: ENTRY_VERSION,
+            now_ms: 1,
+            request_id,
+            op: Some(op),
+            volume_key,
+            ..Entry::default()
+        };
         self.state.apply(self.index, &encode(&entry))
     }
 
@@ -41,7 +47,7 @@ impl Machine {
 
     fn volume(&mut self, op: Op) -> VolumeRecord {
         match self.run(op) {
-            Outcome::Volume(volume) => volume,
+            Outcome::Volume(volume) => volume.into_inner(),
             other => panic!("expected a volume, got {other:?}"),
         }
     }

@@ -1,7 +1,7 @@
 //! How log lines look: for people, or one JSON object a line. Both say the same, under the same names.
 //!
-//! A line has the fields of what is told, and of what it is told in the course of (a call, a step of a reconciler)
-//! those that name things: [`NAMES`].
+//! A line has the fields of what is told, and of what it is told in the course of (a call, a step of a reconciler) those
+//! that name things: [`NAMES`].
 
 use clap::ValueEnum;
 use serde_json::{Map, Value};
@@ -217,8 +217,7 @@ mod tests {
         let write = move |line: &str| lines.lock().expect("one thread").push(line.to_owned());
         let subscriber = Registry::default().with(Lines::new(format, false, write));
         tracing::subscriber::with_default(subscriber, tell);
-        let lines = told.lock().expect("one thread").clone();
-        lines
+        told.lock().expect("one thread").clone()
     }
 
     fn tell() {

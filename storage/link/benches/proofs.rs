@@ -5,7 +5,7 @@ use basalt_link::{
     Acceptor, Access, AfterHello, DialStep, Dialler, Grant, Keys, LinkAuth, Proven, nonce,
 };
 use basalt_wire::block::crc32c;
-use basalt_wire::frame::{Frame, PROTOCOL_VERSION, Request, RequestOp, Role, Welcome};
+use basalt_wire::frame::{Frame, PROTOCOL_VERSION, Priority, Request, RequestOp, Role, Welcome};
 use basalt_wire::ids::{
     Address, ClusterId, Epoch, GroupId, Incarnation, NodeId, RequestId, ShardId, VolumeId,
 };
@@ -79,6 +79,8 @@ fn main() {
             volume: VolumeId(volumes - 1),
             epoch: Epoch(1),
             incarnation: Incarnation(1),
+            priority: Priority::BestEffort,
+            traced: false,
             op: RequestOp::Leader,
         };
         let nanos = time(1_000_000, || {

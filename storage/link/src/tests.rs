@@ -8,7 +8,7 @@ use basalt_wire::block::crc32c;
 use basalt_wire::codec::{DecodeLimits, Decoder, Encoder, HEADER_BYTES};
 use basalt_wire::command::BlockRange;
 use basalt_wire::frame::{
-    Frame, Nonce, PROTOCOL_VERSION, Present, Request, RequestOp, Role, Welcome,
+    Frame, Nonce, PROTOCOL_VERSION, Present, Priority, Request, RequestOp, Role, Welcome,
 };
 use basalt_wire::ids::{
     Address, ClusterId, Epoch, Generation, GroupId, Incarnation, LogIndex, NodeId, RequestId,
@@ -174,7 +174,17 @@ fn honest(dials: &LinkAuth, answers: &LinkAuth, role: Role) -> Outcome {
 
 fn request(volume: u64, epoch: u64, op: RequestOp) -> Request {
     let (id, group, volume) = (RequestId(1), GroupId(1), VolumeId(volume));
-    Request { id, group, volume, epoch: Epoch(epoch), incarnation: Incarnation(1), op }
+    let (epoch, incarnation) = (Epoch(epoch), Incarnation(1));
+    Request {
+        id,
+        group,
+        volume,
+        epoch,
+        incarnation,
+        priority: Priority::BestEffort,
+        traced: false,
+        op,
+    }
 }
 
 const RANGE: BlockRange = BlockRange { block: 0, count: 1 };

@@ -278,7 +278,7 @@ impl Net {
             self.tell_operator(line);
         }
         let result = ReplyResult::Refused(Refusal::NotPermitted);
-        let reply = Reply { id: request.id, group: request.group, result };
+        let reply = Reply { id: request.id, group: request.group, result, trace: None };
         self.reply(LinkId(handle.0), reply, now);
     }
 }

@@ -269,9 +269,8 @@ impl Net {
             match (&self.auth, &mut conn.role) {
                 // The other end has looked at the tickets, and looks at them again.
                 (LinkAuth::Secret(keys), Role::Client(client)) if proven.by_ticket => {
-                    if !client.grants.retain(keys) {
-                        over.push(handle);
-                    }
+                    let any = client.grants.retain(keys);
+                    over.extend((!any).then_some(handle));
                 }
                 (LinkAuth::Secret(keys), _) if !keys.accepts(proven.key) => over.push(handle),
                 (LinkAuth::Tickets(_), Role::Dialled { .. }) => standing.push(handle),

@@ -6,7 +6,7 @@ mod common;
 use basalt_link::{Access, DialStep, Dialler, Grant, Keys, LinkAuth, Proven, Ticket};
 use basalt_node::{ReactorHandle, start};
 use basalt_wire::frame::{
-    Frame, Hello, PROTOCOL_VERSION, Refusal, ReplyResult, Request, RequestOp, Role,
+    Frame, Hello, PROTOCOL_VERSION, Priority, Refusal, ReplyResult, Request, RequestOp, Role,
 };
 use basalt_wire::ids::{
     ClusterId, Epoch, Generation, GroupId, Incarnation, RequestId, Term, VolumeId,
@@ -77,7 +77,16 @@ fn refused(node: &ReactorHandle, auth: &LinkAuth, role: Role) -> String {
 fn ask(link: &mut RawLink, id: u64, volume: u64, epoch: u64, op: RequestOp) -> ReplyResult {
     let (id, group, volume) = (RequestId(id), GroupId(0), VolumeId(volume));
     let (epoch, incarnation) = (Epoch(epoch), Incarnation(1));
-    link.send(&Frame::Request(Request { id, group, volume, epoch, incarnation, op }));
+    link.send(&Frame::Request(Request {
+        id,
+        group,
+        volume,
+        epoch,
+        incarnation,
+        priority: Priority::BestEffort,
+        traced: false,
+        op,
+    }));
     match link.receive() {
         Some(Frame::Reply(reply)) => reply.result,
         other => panic!("no reply but {other:?}"),

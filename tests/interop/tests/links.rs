@@ -17,7 +17,8 @@ use basalt_security::{Credentials, Keyring, Role, Secrets};
 use basalt_wire::codec::{DecodeLimits, Decoder, Encoder};
 use basalt_wire::command::BlockRange;
 use basalt_wire::frame::{
-    Frame, Hello, PROTOCOL_VERSION, Refusal, ReplyResult, Request, RequestOp, Role as LinkRole,
+    Frame, Hello, PROTOCOL_VERSION, Priority, Refusal, ReplyResult, Request, RequestOp,
+    Role as LinkRole,
 };
 use basalt_wire::ids::{
     Address, ClusterId, Epoch, Generation, GroupId, Incarnation, NodeId, RequestId, ShardId, Term,
@@ -81,7 +82,16 @@ impl Link {
     fn ask(&mut self, (volume, epoch): (u64, u64), op: RequestOp) -> Result<ReplyResult> {
         let (id, group) = (RequestId(1), GroupId(0));
         let (volume, epoch, incarnation) = (VolumeId(volume), Epoch(epoch), Incarnation(1));
-        self.send(&Frame::Request(Request { id, group, volume, epoch, incarnation, op }))?;
+        self.send(&Frame::Request(Request {
+            id,
+            group,
+            volume,
+            epoch,
+            incarnation,
+            priority: Priority::BestEffort,
+            traced: false,
+            op,
+        }))?;
         match self.receive()?.context("the link was ended")? {
             Frame::Reply(reply) => Ok(reply.result),
             other => bail!("no reply but {other:?}"),
@@ -180,7 +190,16 @@ fn strangers_on_data(target: Target) -> Result<()> {
     let (volume, incarnation) = (VolumeId(1), Incarnation(1));
     let (id, group, epoch, op) = (RequestId(1), GroupId(0), Epoch(1), RequestOp::Leader);
     // It may be refused before this is sent.
-    let _ = early.send(&Frame::Request(Request { id, group, volume, epoch, incarnation, op }));
+    let _ = early.send(&Frame::Request(Request {
+        id,
+        group,
+        volume,
+        epoch,
+        incarnation,
+        priority: Priority::BestEffort,
+        traced: false,
+        op,
+    }));
     early.must_end()?;
     let other = LinkAuth::Secret(keys(&Secrets::new())?);
     target.must_refuse("another secret", &other, client(), "not accepted")?;

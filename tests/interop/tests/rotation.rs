@@ -256,7 +256,7 @@ fn no_call_fails_while_secret_and_certificates_are_exchanged() -> Result<()> {
     }
     println!("{} calls, none failed", load.end()?);
     let written = fio.finish()?.write;
-    println!("{} writes, none failed; the longest took {} ms", written.requests, written.max_ms());
+    println!("{} writes, none failed; the longest took {} ms", written.requests, written.max_ms);
 
     // The front door, which ran all the time, still hears of changes.
     cluster.basalt(&["volume", "resize", "held", "--size", "512MiB"])?;

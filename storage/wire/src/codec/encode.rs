@@ -2,8 +2,8 @@
 
 use super::{
     BODY_BYTES_MAX, CLIENT_NAME_BYTES_MAX, HEADER_BYTES, HEADER_VERSION, MAGIC, PAYLOAD_BYTES_MAX,
-    REFUSAL_BYTES_MAX, SCORE_PATHS_MAX, TICKET_BYTES_MAX, TRACED, claim, digests, kind, op, outcome,
-    pages, repair, role, trace,
+    REFUSAL_BYTES_MAX, SCORE_PATHS_MAX, TICKET_BYTES_MAX, TRACED, claim, digests, kind, op,
+    outcome, pages, repair, role, trace,
 };
 use crate::block::{BLOCK_BYTES, crc32c};
 use crate::buffer::Payload;

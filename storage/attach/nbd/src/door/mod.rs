@@ -195,7 +195,7 @@ pub enum DoorCommand {
         /// The export.
         name: String,
         /// Called with that and the present time, or with nothing if the volume is not served here.
-        reply: Box<dyn FnOnce(Option<(Traces, Time)>) + Send>,
+        reply: TraceReply,
     },
     /// Tell what is served.
     Status {
@@ -203,6 +203,9 @@ pub enum DoorCommand {
         reply: Box<dyn FnOnce(DoorStatus) + Send>,
     },
 }
+
+/// Takes what traced requests told, and the time at which they did; nothing if there is no such export.
+pub type TraceReply = Box<dyn FnOnce(Option<(Traces, Time)>) + Send>;
 
 /// Why a command was not carried out.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]

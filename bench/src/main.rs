@@ -57,7 +57,8 @@ struct Options {
     /// Only cases whose name contains this.
     #[arg(long)]
     only: Option<String>,
-    /// One request in so many milliseconds is traced, as the daemon's doors do; 0 traces all, a million as good as none.
+    /// One request in so many milliseconds is traced, as the daemon's doors do; 0 traces all, a million as good as
+    /// none.
     #[arg(long, default_value_t = 100)]
     trace_ms: u64,
     /// How to print.

@@ -1,7 +1,7 @@
 //! How log lines look: for people, or one JSON object a line. Both say the same, under the same names.
 //!
-//! A line has the fields of what is told, and of what it is told in the course of (a call, a step of a reconciler) those
-//! that name things: [`NAMES`].
+//! A line has the fields of what is told, and of what it is told in the course of (a call, a step of a reconciler)
+//! those that name things: [`NAMES`].
 
 use clap::ValueEnum;
 use serde_json::{Map, Value};

@@ -228,6 +228,7 @@ fn devices_hold_nothing_in_the_clear_and_reads_are_right_everywhere() -> Result<
     wait_until("the new host reads what was written", PATIENCE, || {
         Ok(content(&uri, &folder).is_ok_and(|found| found == wanted))
     })?;
+    cluster.stop()?;
     cluster.restart()?;
     cluster.wait_served(&uri)?;
     ensure!(content(&uri, &folder)? == wanted, "it reads wrong after a restart");
@@ -363,7 +364,10 @@ fn exchange_secret(cluster: &Cluster, keys: &Keys, old: &[u8]) -> Result<()> {
     let file = cluster.secret().to_string_lossy().into_owned();
     let old: String = old.iter().map(|byte| format!("{byte:02x}")).collect();
     let waits = |what: &str, holds: &dyn Fn(&EncryptionStatus) -> bool| {
-        wait_until(what, PATIENCE, || Ok(keys.status().is_ok_and(|status| holds(&status))))
+        wait_until(what, PATIENCE, || {
+            keys.credentials.refresh()?;
+            Ok(keys.status().is_ok_and(|status| holds(&status)))
+        })
     };
     run("basalt", &["secret", "add", &file])?;
     waits("the next secret is known", &|status| status.secrets.len() == 2)?;
@@ -374,6 +378,5 @@ fn exchange_secret(cluster: &Cluster, keys: &Keys, old: &[u8]) -> Result<()> {
             && status.sentence.contains("none of the others is needed")
     })?;
     run("basalt", &["secret", "drop", &file])?;
-    keys.credentials.refresh()?;
     waits("the old secret is gone", &|status| status.secrets.len() == 1)
 }

@@ -6,6 +6,7 @@
 //! allows, however little others do.
 
 use crate::limit::{Bucket, Cost};
+use crate::types::RateLimits;
 use basalt_wire::frame::Priority;
 use basalt_wire::time::Time;
 use std::time::Duration;
@@ -25,6 +26,8 @@ const UNHINDERED: Duration = Duration::from_micros(250);
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Minimum {
     bucket: Bucket,
+    /// Requests a second that are aimed at.
+    aim: u64,
     began: Time,
     /// Units done in this interval.
     done: u64,
@@ -37,9 +40,13 @@ pub(crate) struct Minimum {
 }
 
 impl Minimum {
-    /// The minimum from now on, in requests a second; 0: none.
-    pub fn set(&mut self, now: Time, iops: u64) {
+    /// The minimum from now on.
+    pub fn set(&mut self, now: Time, limits: RateLimits) {
+        let iops = limits.iops_min;
         self.bucket.set(iops, 0);
+        // A tenth more is aimed at, so that what is had goes up and down above the minimum; a bound comes first.
+        let most = if limits.iops_max == 0 { u64::MAX } else { limits.iops_max };
+        self.aim = iops.saturating_add(iops / 10).min(most);
         self.bucket.forgive(now);
         self.behind = false;
         self.start(now);
@@ -87,10 +94,11 @@ impl Minimum {
         self.area += passed.saturating_mul(u32::try_from(self.under_way).unwrap_or(u32::MAX));
         let length = now.since(self.began);
         if length >= self.interval() {
-            let owed = self.owed(length);
+            let owed = units_in(self.bucket.rate(), length);
             let asked = self.idle <= length / IDLE_PART
                 && self.area >= UNHINDERED.saturating_mul(u32::try_from(owed).unwrap_or(u32::MAX));
-            self.behind = asked && self.done < owed - owed / 20;
+            let aimed = units_in(self.aim, length);
+            self.behind = asked && self.done < aimed - aimed / 20;
             self.start(now);
         }
     }
@@ -101,22 +109,35 @@ impl Minimum {
         room.clamp(INTERVAL, INTERVAL_MAX)
     }
 
-    /// Units that the minimum comes to in a time.
-    fn owed(&self, length: Duration) -> u64 {
-        let units = u128::from(self.bucket.rate()) * length.as_nanos() / 1_000_000_000;
-        u64::try_from(units).unwrap_or(u64::MAX)
-    }
-
     fn start(&mut self, now: Time) {
         (self.began, self.changed) = (now, now);
         (self.done, self.idle, self.area) = (0, Duration::ZERO, Duration::ZERO);
     }
 }
 
+/// Units that a rate comes to in a time.
+fn units_in(rate: u64, length: Duration) -> u64 {
+    let units = u128::from(rate) * length.as_nanos() / 1_000_000_000;
+    u64::try_from(units).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::types::BlockOp;
+
+    fn promised(iops_min: u64) -> RateLimits {
+        RateLimits { iops_min, ..RateLimits::default() }
+    }
+
+    #[test]
+    fn no_more_is_aimed_at_than_the_bound_allows() {
+        let mut minimum = Minimum::default();
+        minimum.set(Time::ZERO, RateLimits { iops_max: 1000, ..promised(1000) });
+        assert_eq!(minimum.aim, 1000);
+        minimum.set(Time::ZERO, promised(1000));
+        assert_eq!(minimum.aim, 1100);
+    }
 
     fn cost() -> Cost {
         Cost::of(&BlockOp::Read { offset: 0, len: 4096 }).expect("it counts")
@@ -126,7 +147,7 @@ mod tests {
     /// for two seconds: how many were within the minimum, and whether it is behind.
     fn run(iops: u64, depth: u64, takes: Duration, pause: Duration) -> (u64, bool) {
         let mut minimum = Minimum::default();
-        minimum.set(Time::ZERO, iops);
+        minimum.set(Time::ZERO, promised(iops));
         let (mut now, mut within) = (Time::ZERO, 0);
         while now < Time(2_000_000_000) {
             for _ in 0..depth {
@@ -156,7 +177,11 @@ mod tests {
     fn who_asks_for_it_and_does_not_get_it_is_behind() {
         assert!(run(1000, 1, 4 * MS, Duration::ZERO).1, "250 a second");
         assert!(run(4000, 4, 2 * MS, Duration::ZERO).1, "2,000 a second");
-        assert!(!run(1000, 4, 4 * MS, Duration::ZERO).1, "1,000 a second");
+        assert!(!run(1000, 9, 8 * MS, Duration::ZERO).1, "1,125 a second");
+        assert!(
+            run(1000, 8, 8 * MS, Duration::ZERO).1,
+            "1,000 a second: a little more is aimed at"
+        );
     }
 
     #[test]
@@ -169,12 +194,12 @@ mod tests {
     #[test]
     fn what_was_measured_under_one_minimum_says_nothing_of_another() {
         let mut minimum = Minimum::default();
-        minimum.set(Time::ZERO, 1000);
+        minimum.set(Time::ZERO, promised(1000));
         minimum.begin(Time::ZERO, cost());
         minimum.end(Time(500_000_000), cost());
         minimum.begin(Time(500_000_000), cost());
         assert!(is_behind(&minimum));
-        minimum.set(Time(500_000_001), 10);
+        minimum.set(Time(500_000_001), promised(10));
         assert!(!is_behind(&minimum));
     }
 }

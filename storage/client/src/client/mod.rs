@@ -279,7 +279,7 @@ impl VolumeClient {
 
     fn limit(&mut self, limits: RateLimits) {
         self.limiter.set(self.now, limits);
-        self.minimum.set(self.now, limits.iops_min);
+        self.minimum.set(self.now, limits);
     }
 
     // ---- requests of the user ----

@@ -330,6 +330,9 @@ impl Group {
         if self.is_mute() {
             return Ok(());
         }
+        if let (Some(last), false) = (message.entries.last(), cx.shared.traces.is_idle()) {
+            cx.shared.traces.arrived(self.id, last.index.0, cx.now);
+        }
         let answer =
             matches!(kind, MessageType::MsgHeartbeatResponse | MessageType::MsgAppendResponse);
         if !answer {

@@ -49,6 +49,8 @@ struct Asked {
     watch: Watch,
     from: Address,
     arrived: Time,
+    /// Whether the entry itself has arrived: on a slow link it comes long after the question.
+    here: bool,
     record: Option<RecordSeq>,
     submitted: Option<Time>,
 }
@@ -121,7 +123,24 @@ impl Traces {
         if self.asked.len() == TRACED_MAX {
             self.asked.remove(0);
         }
-        self.asked.push(Asked { watch, from, arrived: now, record: None, submitted: None });
+        self.asked.push(Asked {
+            watch,
+            from,
+            arrived: now,
+            here: false,
+            record: None,
+            submitted: None,
+        });
+    }
+
+    /// Entries up to one arrived from a leader: until then they were on the link.
+    pub fn arrived(&mut self, group: GroupId, last: u64, now: Time) {
+        let this = |asked: &&mut Asked| {
+            !asked.here && asked.watch.group == group && asked.watch.index.0 <= last
+        };
+        for asked in self.asked.iter_mut().filter(this) {
+            (asked.arrived, asked.here) = (now, true);
+        }
     }
 
     /// An entry was handed to the log.
@@ -439,7 +458,10 @@ mod tests {
         let mut traces = Traces::default();
         let from = Address { node: NodeId(1), shard: ShardId(0) };
         traces.watch(from, watch(7), Time(10));
-        traces.watch(from, watch(7), Time(20));
+        traces.watch(from, watch(7), Time(12));
+        traces.arrived(GROUP, 6, Time(15));
+        traces.arrived(GROUP, 8, Time(20));
+        traces.arrived(GROUP, 9, Time(30));
         traces.recorded(watch(7), RecordSeq(5));
         traces.submitted(RecordSeq(5), Time(45));
         let mut out = Vec::new();

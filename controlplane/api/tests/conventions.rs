@@ -26,7 +26,7 @@ const WITHOUT_REQUEST_ID: [(&str, &str); 11] = [
 ];
 
 /// Verbs of methods that change nothing.
-const READS: [&str; 7] = ["Backup", "Get", "Identify", "List", "Plan", "Wait", "Watch"];
+const READS: [&str; 8] = ["Backup", "Explain", "Get", "Identify", "List", "Plan", "Wait", "Watch"];
 
 /// Resources that are created in a way of their own, and why.
 const NO_STANDARD_CREATE: [(&str, &str); 1] = [("Cut", "it is named by its number")];

@@ -284,7 +284,7 @@ mod tests {
             let found = text.lines().find(|line| line.trim_start().starts_with(word));
             found.unwrap_or_else(|| panic!("{word} is not in\n{text}")).to_owned()
         };
-        assert!(line("log_write").contains("1500 us   75% ###############"), "{text}");
+        assert!(line("log_write").contains("1500 us    75% ###############"), "{text}");
         assert!(line("link").contains("n1") && line("link").ends_with("40 us"), "{text}");
         assert!(line("unaccounted").contains("500 us"), "{text}");
         assert!(line("total").contains("2000 us"), "{text}");

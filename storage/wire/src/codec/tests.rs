@@ -617,7 +617,7 @@ fn lengths_beyond_the_limits_are_refused_when_the_header_is_read() {
     let mut decoder = Decoder::new(small);
     decoder.push(Bytes::copy_from_slice(&bytes[..HEADER_BYTES]));
     let error = decoder.next().unwrap_err();
-    assert_eq!(error.to_string(), "body length is 37, allowed is 0 to 20");
+    assert_eq!(error.to_string(), "body length is 38, allowed is 0 to 20");
     decoder.push(Bytes::copy_from_slice(&bytes));
     assert_eq!(decoder.next(), Err(error), "an error is for good");
     assert_eq!(decoder.buffered(), 0);

@@ -30,8 +30,11 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().thread_name("control").enable_all().build();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .thread_name("control")
+        .on_thread_park(basalt_node::give_back_memory)
+        .enable_all()
+        .build();
     let result = match runtime {
         Ok(runtime) => {
             let result = runtime.block_on(async {

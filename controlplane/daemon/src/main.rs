@@ -23,6 +23,7 @@ fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("control")
+        .on_thread_park(basalt_node::give_back_memory)
         .enable_all()
         .build();
     let result = match runtime {

@@ -137,7 +137,7 @@ impl MetaState {
             .chain(events.values().cloned().map(Record::Event))
             .chain(tokens.records())
             .chain(keys.values().cloned().map(Record::Key))
-            .chain(requests.iter().flat_map(|(id, body, outcome)| request(id, body, outcome)))
+            .chain(requests.iter().flat_map(|(id, body, outcome)| request(id, body, &outcome)))
     }
 }
 

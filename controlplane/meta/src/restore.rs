@@ -14,7 +14,6 @@
 
 use crate::rules;
 use crate::state::{MetaState, Outcome, Refused, refusal};
-use crate::tokens::Tokens;
 use crate::tracked::Shared;
 use basalt_api::meta::v1::{
     AdoptVolume, CloneParent, HeldRecord, RestoreRecord, SettleRestore, SnapshotRecord,
@@ -81,7 +80,7 @@ impl MetaState {
         (state.applied, state.last_volume, state.map_version) = (at, at, at);
         state.cluster = Some(spec);
         if !plan.keep_tokens {
-            state.tokens = Tokens::default();
+            state.tokens.end_all();
         }
         let names: Vec<String> = state.volumes().map(|volume| volume.id.clone()).collect();
         state.volumes.change_each(names, |volume| {

@@ -203,7 +203,7 @@ impl MetaState {
         if !entry.request_id.is_empty() {
             match self.requests.look_up(&entry.request_id, body) {
                 Known::New => {}
-                Known::Same(outcome) => return outcome.clone(),
+                Known::Same(outcome) => return *outcome,
                 Known::Other => return request_id_reused(&entry.request_id),
             }
         }

@@ -36,6 +36,11 @@ impl Tokens {
         self.by_id.values().cloned().map(Record::Token).chain(joined.map(Record::JoinToken))
     }
 
+    /// All bearer tokens end. Which machines have joined stays known.
+    pub(crate) fn end_all(&mut self) {
+        (self.by_id, self.by_sha256) = (BTreeMap::new(), BTreeMap::new());
+    }
+
     /// Takes a token that was kept.
     ///
     /// # Errors

@@ -19,6 +19,7 @@ pub mod handle;
 mod handshake;
 mod host;
 mod links;
+mod memory;
 mod net;
 mod polling;
 mod private;
@@ -34,6 +35,7 @@ pub use config::{
     Polling, ReactorConfig, Routes, ShardSetup, StreamListener, TenantFactory,
 };
 pub use handle::{Mailbox, ReactorHandle, start};
+pub use memory::give_back_memory;
 pub use private::keep_private;
 pub use status::{Counters, HostState, HostStatus, LinkStatus, ReactorStatus};
 pub use sys::raise_file_limit;

@@ -9,6 +9,7 @@ use crate::checkpoints::Checkpoints;
 use crate::config::{NodeError, Notices, Polling, ReactorConfig};
 use crate::handle::Mail;
 use crate::host::Host;
+use crate::memory;
 use crate::net::{Identity, Net, NetEvent};
 use crate::polling::Spinner;
 use crate::status::{Counters, ReactorStatus};
@@ -341,6 +342,10 @@ impl Reactor {
         let timeout = deadline.map(|at| at.since(before));
         self.planned = self.planned.or(deadline);
         self.net.counters.sleeps += 1;
+        if memory::is_due() {
+            self.net.ring.submit_and_wait(0, None)?;
+            memory::give_back();
+        }
         self.net.ring.submit_and_wait(1, timeout)?;
         if self.polling.spin_max > Duration::ZERO {
             self.spinner.note(self.clock().since(before));

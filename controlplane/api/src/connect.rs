@@ -1,5 +1,6 @@
 //! Connections to nodes: TCP, and TLS over it if the caller has certificates.
 
+use crate::stream::Stream;
 use crate::traced::{self, Kind, Traced};
 use basalt_security::Keyring;
 use basalt_security::credentials::Token;
@@ -11,10 +12,8 @@ use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::metadata::{Ascii, MetadataValue};
@@ -118,7 +117,7 @@ impl Connector {
         // It is not looked at: nodes are known by their certificates, not by names.
         let name = ServerName::try_from("node").map_err(io::Error::other)?;
         let connector = TlsConnector::from(keyring.client());
-        Ok(TokioIo::new(Stream::Tls(Box::new(connector.connect(name, stream).await?))))
+        Ok(TokioIo::new(Stream::tls(connector.connect(name, stream).await?)))
     }
 }
 
@@ -133,51 +132,5 @@ impl Service<Uri> for Connector {
 
     fn call(&mut self, _uri: Uri) -> Self::Future {
         Box::pin(self.clone().connect())
-    }
-}
-
-/// A connection.
-pub(crate) enum Stream {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
-}
-
-impl AsyncRead for Stream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match &mut *self {
-            Stream::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
-            Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
-        }
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match &mut *self {
-            Stream::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
-            Stream::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut *self {
-            Stream::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut *self {
-            Stream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
     }
 }

@@ -9,6 +9,7 @@ mod hidden;
 pub mod random;
 pub mod reflect;
 pub mod size;
+pub mod stream;
 pub mod traced;
 
 /// The administrative API and the calls between nodes, package `basalt.v1`.

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE as CONTENT_TYPE_NAME;
 use axum::routing::get;
+use basalt_api::stream::Stream;
 use basalt_nbd::{DoorCommand, DoorStatus};
 use basalt_node::Mailbox;
 use basalt_security::Keyring;
@@ -15,21 +16,16 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context as Polled, Poll};
 use std::time::{Duration, SystemTime};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
 use tonic::service::Routes;
-use tonic::transport::server::Connected;
 
 /// The NBD door among the reactor's tenants.
 const DOOR: usize = 0;
@@ -246,63 +242,11 @@ async fn shake(stream: TcpStream, keyring: &Keyring) -> Option<Stream> {
     let holder = certificates.and_then(|chain| chain.first()).map(Holder::of);
     match holder {
         Some(Ok(holder)) if keyring.accepts(&holder, SystemTime::now()) => {
-            Some(Stream::Tls(Box::new(stream)))
+            Some(Stream::tls(stream))
         }
         _ => {
             tracing::debug!("metrics are told to nobody without a certificate of the cluster");
             None
-        }
-    }
-}
-
-/// A connection.
-enum Stream {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
-}
-
-impl Connected for Stream {
-    type ConnectInfo = ();
-
-    fn connect_info(&self) {}
-}
-
-impl AsyncRead for Stream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Polled<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match &mut *self {
-            Stream::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
-            Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
-        }
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Polled<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match &mut *self {
-            Stream::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
-            Stream::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Polled<'_>) -> Poll<io::Result<()>> {
-        match &mut *self {
-            Stream::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Polled<'_>) -> Poll<io::Result<()>> {
-        match &mut *self {
-            Stream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

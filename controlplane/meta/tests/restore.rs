@@ -5,7 +5,7 @@ use basalt_meta::restore::Plan;
 use basalt_meta::{
     AdoptVolume, AttachVolume, CreateSnapshot, CreateToken, CreateVolume, DeleteVolume,
     ENTRY_VERSION, Entry, HeldRecord, InitCluster, MetaState, Op, Outcome, SettleRestore,
-    VolumeRecord, encode, layout,
+    UseJoinToken, VolumeRecord, encode, layout,
 };
 use proptest::prelude::*;
 
@@ -85,6 +85,18 @@ fn settled(state: &mut MetaState, volumes: Vec<HeldRecord>) {
     let index = state.restored().expect("it was").index;
     run(state, Op::SettleRestore(SettleRestore { index, volumes, last: true }));
     assert!(!state.is_settling());
+}
+
+#[test]
+fn a_join_token_that_was_used_stays_used() {
+    let join = || Op::UseJoinToken(UseJoinToken { id: "once".to_owned() });
+    let mut backup = cluster();
+    assert_eq!(run(&mut backup, join()), Outcome::Nothing);
+    for keep_tokens in [false, true] {
+        let plan = Plan { keep_tokens, ..plan(NOW_US) };
+        let mut state = backup.restore(&plan).expect("restored");
+        assert_eq!(refused(&mut state, join()), ErrorReason::JoinTokenUsed);
+    }
 }
 
 #[test]

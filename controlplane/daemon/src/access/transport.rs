@@ -1,5 +1,6 @@
 //! What a connection of the gRPC API runs over, and what its other end showed.
 
+use basalt_api::stream::Stream;
 use basalt_security::Keyring;
 use basalt_security::principal::Holder;
 use std::io;
@@ -8,7 +9,6 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio_rustls::server::TlsStream;
 use tokio_rustls::{Accept, TlsAcceptor};
 
 /// What the other end of a connection showed. Every request on it carries this.
@@ -33,9 +33,8 @@ pub struct Transport {
 }
 
 enum Stage {
-    Plain(TcpStream),
     Shaking(Box<Accept<TcpStream>>),
-    Tls(Box<TlsStream<TcpStream>>),
+    Open(Stream),
 }
 
 impl Transport {
@@ -49,7 +48,7 @@ impl Transport {
         );
         let stage = match config {
             Some(config) => Stage::Shaking(Box::new(TlsAcceptor::from(config).accept(stream))),
-            None => Stage::Plain(stream),
+            None => Stage::Open(Stream::Plain(stream)),
         };
         Transport { stage, shown: Shown::default() }
     }
@@ -71,7 +70,7 @@ impl Transport {
                 let first = self.shown.holder.set(holder).is_ok();
                 assert!(first, "a connection has one handshake");
             }
-            self.stage = Stage::Tls(Box::new(stream));
+            self.stage = Stage::Open(Stream::tls(stream));
         }
         Poll::Ready(Ok(()))
     }
@@ -85,8 +84,7 @@ impl AsyncRead for Transport {
     ) -> Poll<io::Result<()>> {
         ready!(self.poll_shaken(cx))?;
         match &mut self.stage {
-            Stage::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
-            Stage::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+            Stage::Open(stream) => Pin::new(stream).poll_read(cx, buf),
             Stage::Shaking(_) => Poll::Pending,
         }
     }
@@ -100,16 +98,14 @@ impl AsyncWrite for Transport {
     ) -> Poll<io::Result<usize>> {
         ready!(self.poll_shaken(cx))?;
         match &mut self.stage {
-            Stage::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
-            Stage::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+            Stage::Open(stream) => Pin::new(stream).poll_write(cx, buf),
             Stage::Shaking(_) => Poll::Pending,
         }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.stage {
-            Stage::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Stage::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            Stage::Open(stream) => Pin::new(stream).poll_flush(cx),
             // Nothing was written yet.
             Stage::Shaking(_) => Poll::Ready(Ok(())),
         }
@@ -117,8 +113,7 @@ impl AsyncWrite for Transport {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.stage {
-            Stage::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Stage::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stage::Open(stream) => Pin::new(stream).poll_shutdown(cx),
             // It ends when it is dropped.
             Stage::Shaking(_) => Poll::Ready(Ok(())),
         }

@@ -5,7 +5,7 @@
 //! is written behind it, in sockets, in the log's queue and on the device. While clients are at work the rate
 //! follows from how long their writes take here, from the moment in which they are accepted to that in which they
 //! are applied: it rises step by step while they take about as long as without pages, and falls when they take
-//! longer: a write on the whole by a quarter, since clients that wait for one before they send the next lose in number
+//! longer: a write on the whole by an eighth, since clients that wait for one before they send the next lose in number
 //! what each of them takes, or the slowest hundredth twice as much. What is usual is measured while no pages move; now
 //! and then none do for a moment, so that it is known although sessions go on for hours.
 
@@ -25,8 +25,12 @@ const WRITES_MIN: u64 = 8;
 /// Periods with pages after which there is one without; one in which writes are slow counts as so many.
 const PERIODS_MAX: u32 = 40;
 const PERIODS_SLOW: u32 = 4;
-/// What writes may take longer than usual: a quarter, and this.
+/// What writes may take longer than usual: an eighth, and this.
 const SLACK: Duration = Duration::from_micros(100);
+
+/// Hundredths of a write by which those that take twice as long as the slowest hundredth may exceed a hundredth of
+/// all, by chance, one period after the other.
+const EXCESS: u64 = 100;
 
 /// The pace of a shard, which reads pages for others and writes those that it is given.
 #[derive(Debug)]
@@ -55,8 +59,10 @@ pub struct Pace {
     /// the writes of this one; 0 if it is not known.
     tail: u64,
     tail_now: u64,
-    /// Writes of this period that took more than twice that.
+    /// Writes of this period that took more than twice that, and by how many hundredths of a write there were more
+    /// of them than one in a hundred, lately.
     long: u64,
+    excess: u64,
 }
 
 impl Default for Pace {
@@ -77,6 +83,7 @@ impl Default for Pace {
             tail: 0,
             tail_now: 0,
             long: 0,
+            excess: 0,
         }
     }
 }
@@ -180,16 +187,27 @@ impl Pace {
 
     /// A period without pages: what a write took is usual.
     fn note_usual(&mut self, took: Option<u64>) {
-        self.tail = self.tail_now;
+        // Others may go on with their pages while this shard's rest.
+        let most = |usual: u64| if self.rests { usual + usual / 16 } else { u64::MAX };
+        self.tail = match self.tail {
+            0 => self.tail_now,
+            tail => self.tail_now.min(most(tail)),
+        };
         let Some(took) = took else { return };
-        self.usual = if self.usual == 0 { took } else { (self.usual * 3 + took) / 4 };
+        self.usual = match self.usual {
+            0 => took,
+            usual => ((usual * 3 + took) / 4).min(most(usual)),
+        };
     }
 
     /// A period with pages: they go on faster unless writes took longer than usual.
     fn set_rate(&mut self, took: Option<u64>) {
-        let most = self.usual * 5 / 4 + SLACK.as_nanos() as u64;
-        // More than the hundredth, and more than one by chance.
-        let long = self.long * 100 > self.writes + 100;
+        let most = self.usual * 9 / 8 + SLACK.as_nanos() as u64;
+        self.excess = (self.excess + self.long * 100).saturating_sub(self.writes);
+        let long = self.excess > EXCESS;
+        if long {
+            self.excess = 0;
+        }
         let slow = self.usual > 0 && took.is_some_and(|took| took > most || long);
         let unknown = self.usual == 0 && took.is_some();
         self.periods += match () {
@@ -258,7 +276,7 @@ mod tests {
         assert!((40..=72).contains(&moved), "{moved} MiB a second");
         // Then everything takes longer, pages or not: that is no reason to go slower for long.
         let takes = |rate: u64| Some(if rate > 60 << 20 { 9_000 } else { 2_000 });
-        run(&mut pace, &mut now, 800, takes);
+        run(&mut pace, &mut now, 1600, takes);
         let moved = mib_a_second(run(&mut pace, &mut now, 400, takes), 400);
         assert!((35..=72).contains(&moved), "{moved} MiB a second");
         // However long it takes, there is some progress.

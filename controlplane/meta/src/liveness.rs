@@ -9,7 +9,7 @@
 //! and begins anew when it was itself stopped for a while. It declares nobody dead while it hears less than a
 //! majority: then the one that is cut off is likely itself. And a node that comes and goes has to be
 //! heard for longer and longer before it counts as up again. One that said that it stops as planned has some time
-//! to come back.
+//! to come back, and counts as heard at the moment at which it is known to be back.
 
 use crate::{healing, stops};
 use basalt_api::meta::v1::{EvacuateMember, JudgeMember};
@@ -55,6 +55,8 @@ struct Signs {
     api: Option<Duration>,
     path: Option<Duration>,
     failed: Option<String>,
+    /// When it was known to be back from a planned stop: what came before counts as heard.
+    back: Duration,
     /// Since when it is heard in both ways without a break.
     steady: Option<Duration>,
     /// When such times ended lately.
@@ -158,10 +160,17 @@ impl Liveness {
         lost.iter().filter(due).filter(enough).map(entry).collect()
     }
 
-    /// Notes who stops as planned, and since when that is known.
+    /// Notes who stops as planned, since when that is known, and who is back. A node says so to the cluster before this
+    /// leader may have heard it itself, and its silence was planned until then.
     fn note_stops(&mut self, now: Duration, spec: &ClusterSpec) {
         let stopping: Vec<&Member> =
             spec.members.iter().filter(|m| stops::is_stopping(m)).collect();
+        for member in &spec.members {
+            let is_back = !stops::is_stopping(member) && !is_lost(member);
+            if is_back && self.stopping.contains_key(&member.node) {
+                self.nodes.entry(member.node).or_default().back = now;
+            }
+        }
         self.stopping.retain(|node, (index, _)| {
             stopping.iter().any(|m| m.node == *node && m.stopping_index == *index)
         });
@@ -173,9 +182,8 @@ impl Liveness {
     /// How long the API and the data path of a node have been silent.
     fn silences(&self, node: u32, now: Duration) -> (Duration, Duration) {
         let signs = self.nodes.get(&node);
-        let since = |heard: Option<Duration>| {
-            now.saturating_sub(heard.unwrap_or(self.began).max(self.began))
-        };
+        let began = signs.map_or(self.began, |signs| self.began.max(signs.back));
+        let since = |heard: Option<Duration>| now.saturating_sub(heard.unwrap_or(began).max(began));
         let api = since(signs.and_then(|signs| signs.api));
         // There is no link to oneself.
         let path = signs.and_then(|signs| signs.path);
@@ -188,6 +196,7 @@ impl Liveness {
         let suspect = self.thresholds.suspect;
         let (own, began) = (node == self.own, self.began);
         let signs = self.nodes.entry(node).or_default();
+        let began = began.max(signs.back);
         let heard = |at: Option<Duration>| at.is_some_and(|at| at >= began);
         let both = heard(signs.api) && (own || heard(signs.path));
         if both && api < suspect && path < suspect {

@@ -235,9 +235,20 @@ fn a_node_that_stops_as_planned_has_its_time() {
     w.turns(3, |_| (true, true));
     plan(&mut w, 0);
     w.turns(3, but(3, (false, false)));
+    assert_eq!(w.state(3), MemberState::Up, "it was known to be back two seconds ago");
+    w.turn(but(3, (false, false)));
     assert_eq!(w.state(3), MemberState::Suspect, "this silence was not planned");
     w.turns(8, but(3, (false, false)));
     assert_eq!(w.state(3), MemberState::Down);
+
+    // It said so, and this leader has not heard it itself yet: what was silent as planned is not held against it.
+    let mut w = World::new(3);
+    plan(&mut w, 77);
+    w.turns(20, but(3, (false, false)));
+    plan(&mut w, 0);
+    w.turn(but(3, (false, false)));
+    w.turns(3, |_| (true, true));
+    assert_eq!(w.log, [], "neither suspect nor dead");
 
     let mut w = World::new(3);
     plan(&mut w, 78);

@@ -6,7 +6,7 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-/// How often a thread gives memory back. It walks all that the thread holds, which takes tens of microseconds.
+/// How often a thread gives memory back: it walks all that the thread holds.
 const EVERY: Duration = Duration::from_secs(1);
 
 thread_local! {

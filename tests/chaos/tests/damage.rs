@@ -4,7 +4,8 @@ use anyhow::Result;
 use basalt_chaos::nbd::NbdClient;
 use basalt_chaos::power::ledger::{Value, content, value_of};
 use basalt_chaos::random::Random;
-use basalt_interop::cluster::{Cluster, Node, Shape};
+use basalt_chaos::rot::disk::{Disk, path_of};
+use basalt_interop::cluster::{Cluster, Shape};
 use basalt_interop::process::wait_until;
 use basalt_wire::disk::SUPERBLOCK_AREA_BYTES;
 use std::fs::{File, OpenOptions};
@@ -15,16 +16,14 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(60);
 const BLOCKS: u64 = 2048;
 const BLOCK: usize = 4096;
+/// What is read at a time.
+const PIECE: usize = 1 << 20;
 const FLIPS: u64 = 64;
 const SUPERBLOCKS: u64 = SUPERBLOCK_AREA_BYTES;
 
 fn small(name: &str) -> Cluster {
     let shape = Shape { device: "256MiB", segment: "1MiB", ..Shape::default() };
     Cluster::start_with(name, &shape).expect("a cluster")
-}
-
-fn device(node: &Node) -> PathBuf {
-    node.folder.join("device")
 }
 
 fn open(path: &PathBuf) -> File {
@@ -83,23 +82,25 @@ fn flip_some(path: &PathBuf, random: &mut Random) {
 fn flip_one_copy_of_everything(cluster: &Cluster, random: &mut Random) -> u64 {
     let mut damaged = 0;
     for (n, node) in cluster.nodes.iter().enumerate() {
-        let file = open(&device(node));
-        let end = file.metadata().expect("a file").len();
-        for at in (SUPERBLOCKS..end).step_by(BLOCK) {
-            let mut page = [0; BLOCK];
-            file.read_exact_at(&mut page, at).expect("within the file");
-            let mut number = [0; 8];
-            number.copy_from_slice(&page[16..24]);
-            let block = u64::from_le_bytes(number);
-            // The page tells what it is; it counts if every byte of it agrees.
-            let known = value_of(1, block, &page) == Value::Written(block);
-            if known && block % 3 == n as u64 {
-                page[random.below(BLOCK as u64) as usize] ^= 1 << random.below(8);
-                file.write_all_at(&page, at).expect("written");
-                damaged += 1;
+        let disk = Disk::open(&path_of(node)).expect("the device");
+        for piece_at in (SUPERBLOCKS..disk.bytes()).step_by(PIECE) {
+            let bytes = PIECE.min((disk.bytes() - piece_at) as usize);
+            let piece = disk.read(piece_at, bytes).expect("within the device");
+            for (page, at) in piece.chunks(BLOCK).zip((piece_at..).step_by(BLOCK)) {
+                let mut number = [0; 8];
+                number.copy_from_slice(&page[16..24]);
+                let block = u64::from_le_bytes(number);
+                // The page tells what it is; it counts if every byte of it agrees.
+                let known = value_of(1, block, page) == Value::Written(block);
+                if known && block % 3 == n as u64 {
+                    let mut page = page.to_vec();
+                    page[random.below(BLOCK as u64) as usize] ^= 1 << random.below(8);
+                    disk.write(at, &page).expect("written");
+                    damaged += 1;
+                }
             }
         }
-        file.sync_all().expect("on the disk");
+        disk.sync().expect("on the disk");
     }
     damaged
 }
@@ -152,7 +153,7 @@ fn bits_flipped_anywhere_on_one_device_lose_nothing() -> Result<()> {
     let mut cluster = small("flipped");
     fill(&cluster);
     cluster.stop()?;
-    flip_some(&device(&cluster.nodes[1]), &mut Random::new(7));
+    flip_some(&path_of(&cluster.nodes[1]), &mut Random::new(7));
     cluster.nodes.iter_mut().try_for_each(|node| node.process.restart())?;
     let status = cluster.wait_healthy();
     println!(
@@ -176,7 +177,7 @@ fn a_device_that_lost_its_beginning_or_its_end_is_refused_by_name() -> Result<()
         fill(&cluster);
         cluster.nodes[2].process.stop(PATIENCE)?;
         let before = log_of(&cluster, 2).len();
-        let path = device(&cluster.nodes[2]);
+        let path = path_of(&cluster.nodes[2]);
         if name == "truncated" {
             open(&path).set_len(4 << 20)?;
         } else {

@@ -1,5 +1,6 @@
 //! A node's device past the page cache: what is read is what the daemon will read, and what is written is
-//! what it will find, whether it runs or not.
+//! what it will find, whether it runs or not. Through the cache it would not do: the kernel answers a sync with EIO
+//! once a direct write of the daemon has met a page that is dirty there.
 
 use anyhow::{Context, Result};
 use basalt_interop::cluster::Node;
@@ -15,12 +16,12 @@ use std::path::{Path, PathBuf};
 const PIECE_BYTES: u64 = 1 << 20;
 
 /// Where a node's device stands.
-pub(super) fn path_of(node: &Node) -> PathBuf {
+pub fn path_of(node: &Node) -> PathBuf {
     node.folder.join("device")
 }
 
 /// A device's file, open with `O_DIRECT`.
-pub(super) struct Disk {
+pub struct Disk {
     file: File,
     /// The superblock that counts.
     pub(super) superblock: Superblock,
@@ -28,7 +29,10 @@ pub(super) struct Disk {
 
 impl Disk {
     /// Opens a device and reads its superblocks.
-    pub(super) fn open(path: &Path) -> Result<Disk> {
+    ///
+    /// # Errors
+    /// If there is no such file, or none of its superblocks is whole.
+    pub fn open(path: &Path) -> Result<Disk> {
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).custom_flags(libc::O_DIRECT).open(path);
         let file = file.with_context(|| path.display().to_string())?;
@@ -40,22 +44,31 @@ impl Disk {
     }
 
     /// Reads whole blocks.
-    pub(super) fn read(&self, offset: u64, len: usize) -> Result<IoBuf> {
+    ///
+    /// # Errors
+    /// If the file can not be read, or ends before.
+    pub fn read(&self, offset: u64, len: usize) -> Result<IoBuf> {
         read_at(&self.file, offset, len)
     }
 
     /// Writes whole blocks.
-    pub(super) fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
+    ///
+    /// # Errors
+    /// If the file can not be written.
+    pub fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
         self.file.write_all_at(&IoBuf::copy_from(data), offset).context("a write past the cache")
     }
 
     /// Makes what was written durable.
-    pub(super) fn sync(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// If the disk refuses to.
+    pub fn sync(&self) -> Result<()> {
         self.file.sync_data().context("a device's file")
     }
 
     /// Bytes of the device.
-    pub(super) fn bytes(&self) -> u64 {
+    pub fn bytes(&self) -> u64 {
         self.superblock.device_bytes
     }
 

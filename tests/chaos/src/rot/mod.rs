@@ -9,7 +9,7 @@
 
 mod ahead;
 mod damage;
-mod disk;
+pub mod disk;
 mod headers;
 mod load;
 mod older;

@@ -2,16 +2,14 @@
 //! what was written to it last, or what the snapshot held, at every moment; also while clones are flattened and
 //! nodes die. At the end what they hung on goes, and all space comes back.
 
+use crate::background::Background;
 use crate::load::{LARGE, Load};
 use crate::measure::distribution;
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use basalt_interop::cluster::{Attached, Cluster, PATIENCE, Shape};
 use basalt_interop::process::wait_until;
 use serde_json::Value;
 use std::fmt::{Display, Formatter};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 const BASE: &str = "base";
@@ -161,7 +159,7 @@ impl Course {
     fn start(&mut self) -> Result<()> {
         for user in &mut self.users {
             let load = user.load.take().context("one step after the other")?;
-            user.background = Some(Background::start(load));
+            user.background = Some(Background::start(load, (STRETCH, READS))?);
         }
         Ok(())
     }
@@ -302,31 +300,4 @@ fn live_by_node(cluster: &Cluster) -> Result<Vec<u64>> {
     let nodes = text["nodes"].as_array().context("no nodes")?;
     let live = |node: &Value| node["space"]["live_bytes"].as_u64().context("no live bytes");
     nodes.iter().map(live).collect()
-}
-
-/// The load on a thread of its own.
-struct Background {
-    stop: Arc<AtomicBool>,
-    thread: JoinHandle<Result<(Load, Vec<Duration>)>>,
-}
-
-impl Background {
-    fn start(mut load: Load) -> Background {
-        let stop = Arc::new(AtomicBool::new(false));
-        let asked = stop.clone();
-        let thread = std::thread::spawn(move || {
-            let mut writes = Vec::new();
-            while !asked.load(Ordering::Relaxed) {
-                writes.extend(load.overwrite(STRETCH)?.1);
-                load.sample(READS)?;
-            }
-            Ok((load, writes))
-        });
-        Background { stop, thread }
-    }
-
-    fn stop(self) -> Result<(Load, Vec<Duration>)> {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().map_err(|_| anyhow!("the load panicked"))?
-    }
 }

@@ -3,14 +3,13 @@
 //! written to it last, at every moment.
 
 use crate::admin::Admin;
+use crate::background::Background;
 use crate::load::{LARGE, Load};
 use anyhow::{Result, anyhow, ensure};
 use basalt_api::v1::{Cluster as Status, Health, MemberState};
 use basalt_interop::cluster::{Cluster, PATIENCE, Shape};
 use basalt_interop::process::wait_until;
 use std::fmt::{Display, Formatter};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 const VOLUME: &str = "healed";
@@ -81,20 +80,9 @@ pub fn run(name: &str, plan: &Plan, tell: impl Fn(String)) -> Result<Report> {
     let mut attached = cluster.attach(VOLUME, "heal-host", false)?;
     let mut load = Load::open(attached.port, VOLUME, bytes, plan.rate, 1)?;
     load.fill()?;
-    let stop = Arc::new(AtomicBool::new(false));
-    let asked = stop.clone();
-    let background = std::thread::spawn(move || -> Result<(Load, Vec<Duration>)> {
-        let mut writes = Vec::new();
-        while !asked.load(Ordering::Relaxed) {
-            writes.extend(load.overwrite(STRETCH)?.1);
-            load.sample(READS)?;
-        }
-        Ok((load, writes))
-    });
+    let background = Background::start(load, (STRETCH, READS))?;
     let course = lose_and_return(&mut cluster, &tell);
-    stop.store(true, Ordering::Relaxed);
-    let loaded = background.join().map_err(|_| anyhow!("the load panicked"))?;
-    let (mut load, writes) = loaded?;
+    let (mut load, writes) = background.stop()?;
     let (given_up, rebuilt, returned) = course?;
     load.verify()?;
     three_stay_with_two(&mut cluster)?;

@@ -22,7 +22,9 @@
 pub mod absence;
 mod admin;
 mod api;
+mod background;
 pub mod clones;
+mod counter;
 pub mod creates;
 pub mod cuts;
 pub mod fence;

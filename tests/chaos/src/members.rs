@@ -1,16 +1,14 @@
 //! Nodes come and go while a volume is overwritten and read: three become five, of which the first two leave, and
 //! one that lost everything is replaced. Every block is what was written to it last, at every moment.
 
+use crate::background::Background;
 use crate::load::{LARGE, Load};
 use crate::measure::{distribution, permille};
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use basalt_interop::cluster::{Attached, Cluster, PATIENCE, Shape};
 use basalt_interop::process::wait_until;
 use serde_json::Value;
 use std::fmt::{Display, Formatter};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 const VOLUME: &str = "moved";
@@ -209,7 +207,7 @@ impl Course {
     ) -> Result<()> {
         let load = self.load.take().context("one phase after the other")?;
         let began = Instant::now();
-        let background = Background::start(load);
+        let background = Background::start(load, (STRETCH, READS))?;
         let outcome = events(self);
         let ended = background.stop();
         // What went wrong with the data says more than what it made of the commands.
@@ -221,33 +219,6 @@ impl Course {
         tell(&phase);
         self.phases.push(phase);
         Ok(())
-    }
-}
-
-/// The load on a thread of its own.
-struct Background {
-    stop: Arc<AtomicBool>,
-    thread: JoinHandle<Result<(Load, Vec<Duration>)>>,
-}
-
-impl Background {
-    fn start(mut load: Load) -> Background {
-        let stop = Arc::new(AtomicBool::new(false));
-        let asked = stop.clone();
-        let thread = std::thread::spawn(move || {
-            let mut writes = Vec::new();
-            while !asked.load(Ordering::Relaxed) {
-                writes.extend(load.overwrite(STRETCH)?.1);
-                load.sample(READS)?;
-            }
-            Ok((load, writes))
-        });
-        Background { stop, thread }
-    }
-
-    fn stop(self) -> Result<(Load, Vec<Duration>)> {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().map_err(|_| anyhow!("the load panicked"))?
     }
 }
 

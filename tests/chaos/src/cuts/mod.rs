@@ -3,18 +3,17 @@
 //! back. What is told to have changed between two of them is compared with what did. At last a volume goes
 //! back to one of them.
 
-mod chain;
 mod report;
 
 pub use report::Report;
 
 use crate::api::Api;
+use crate::counter::{self, BLOCK, Counter};
 use crate::nbd::{Kind, NbdClient};
 use crate::random::Random;
 use anyhow::{Context, Result, bail, ensure};
 use basalt_interop::cluster::{Attached, Cluster, PATIENCE};
 use basalt_interop::process::wait_until;
-use chain::{BLOCK, BLOCKS, Chain, STRIDE};
 use serde_json::Value;
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
@@ -23,6 +22,9 @@ use std::time::{Duration, Instant};
 const WRITTEN: [&str; 3] = ["alpha", "beta", "gamma"];
 /// One that is not attached.
 const IDLE: &str = "delta";
+/// Blocks of each volume that are counted on, two in each chunk.
+const BLOCKS: u64 = 16;
+const STRIDE: u64 = 2 << 20;
 const VOLUME_BYTES: u64 = BLOCKS * STRIDE;
 /// Where blocks are written and given back between cuts, apart from those that are counted on.
 const SPARE: u64 = STRIDE / 2;
@@ -88,7 +90,8 @@ fn all_volumes() -> impl Iterator<Item = &'static str> {
     WRITTEN.into_iter().chain([IDLE])
 }
 
-/// Takes the cuts while the chain is written, and the first volume's spare blocks change from cut to cut.
+/// Takes the cuts while the counter goes from volume to volume, and the first volume's spare blocks change from cut
+/// to cut.
 fn take(
     cluster: &mut Cluster,
     ports: [u16; 3],
@@ -99,33 +102,34 @@ fn take(
 ) -> Result<Vec<Taken>> {
     let open = |(port, volume): (u16, &str)| NbdClient::open(port, volume, PATIENCE);
     let clients: Result<Vec<NbdClient>> = ports.into_iter().zip(WRITTEN).map(open).collect();
-    let chain = Chain::start(clients?)?;
+    let offsets = (0..BLOCKS).map(|block| block * STRIDE).collect();
+    let counter = Counter::start(clients?, offsets)?;
     let mut spare_client = NbdClient::open(ports[0], WRITTEN[0], PATIENCE)?;
     let calm = Instant::now() + Duration::from_secs(2);
-    wait_until("the chain is written", PATIENCE, || {
-        chain.check()?;
-        Ok(chain.acknowledged() > 1 && Instant::now() >= calm)
+    wait_until("it counts", PATIENCE, || {
+        counter.check()?;
+        Ok(counter.acknowledged() > 1 && Instant::now() >= calm)
     })?;
-    report.writes_calm = chain.latencies();
+    report.writes_calm = counter.latencies();
     let api = Api::new(cluster)?;
     let (mut taken, mut spare) = (Vec::new(), Vec::new());
     for number in 0..count {
         change_spare(&mut spare_client, number as u64, &mut spare)?;
-        let (id, before) = (format!("cut{number:03}"), chain.acknowledged());
+        let (id, before) = (format!("cut{number:03}"), counter.acknowledged());
         let began = Instant::now();
         match api.cut(&all_volumes().collect::<Vec<_>>(), &id)? {
             true => {
                 report.creations.push(began.elapsed());
-                taken.push(Taken { id, window: before..=chain.begun(), spare: spare.clone() });
+                taken.push(Taken { id, window: before..=counter.begun(), spare: spare.clone() });
             }
             false => report.given_up += 1,
         }
-        chain.check()?;
+        counter.check()?;
     }
-    report.writes_during = chain.latencies();
+    report.writes_during = counter.latencies();
     tell(format!("{} cuts, {}", taken.len(), report.creation()));
     for number in 0..deaths {
-        let (id, before) = (format!("death{number:03}"), chain.acknowledged());
+        let (id, before) = (format!("death{number:03}"), counter.acknowledged());
         // The first node serves a volume, and the connection to it would end.
         let node = 1 + random.below(cluster.nodes.len() as u64 - 1) as usize;
         let pause = Duration::from_micros(random.below(8_000));
@@ -134,15 +138,15 @@ fn take(
         match kept {
             true => {
                 report.kept_at_deaths += 1;
-                taken.push(Taken { id, window: before..=chain.begun(), spare: spare.clone() });
+                taken.push(Taken { id, window: before..=counter.begun(), spare: spare.clone() });
             }
             false => report.given_up_at_deaths += 1,
         }
         cluster.nodes[node].process.restart()?;
         cluster.wait_healthy()?;
-        chain.check()?;
+        counter.check()?;
     }
-    chain.stop()?;
+    counter.stop()?;
     ensure!(!taken.is_empty(), "no cut was completed");
     Ok(taken)
 }
@@ -216,13 +220,19 @@ fn read_back(cluster: &Cluster, taken: &[Taken], tell: &impl Fn(String)) -> Resu
         let idle = of.pop().context("no image")?;
         let kept = (0..BLOCKS).all(|b| idle[(b * STRIDE) as usize..][..BLOCK] == [0xD5; BLOCK]);
         ensure!(kept, "{} of the volume that nobody writes is something else", cut.id);
-        let count = chain::prefix(&of).with_context(|| cut.id.clone())?;
+        let count = counter::prefix(counted(&of)).with_context(|| cut.id.clone())?;
         let window = &cut.window;
         ensure!(window.contains(&count), "{} shows {count}, not in {window:?}", cut.id);
         images.push(of.swap_remove(0));
     }
     tell(format!("{} cuts read back", taken.len()));
     Ok(images)
+}
+
+/// The blocks that are counted on, in the order in which they are written.
+fn counted(images: &[Vec<u8>]) -> impl Iterator<Item = &[u8]> {
+    let of = |block| images.iter().map(move |image| &image[(block * STRIDE) as usize..][..BLOCK]);
+    (0..BLOCKS).flat_map(of)
 }
 
 /// What is told to have changed: extents of bytes, and whether they hold data.

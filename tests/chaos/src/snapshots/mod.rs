@@ -2,20 +2,19 @@
 //! in time between what was acknowledged before and what was begun after, what they cost reads and writes, and
 //! that their space comes back whatever the order in which they go.
 
-mod counter;
 mod report;
 
 pub use report::Report;
 pub(crate) use report::line;
 
 use crate::api::Api;
+use crate::counter::{self, BLOCK, Counter};
 use crate::nbd::NbdClient;
 use crate::random::Random;
 use anyhow::{Context, Result, ensure};
 use basalt_interop::cluster::{Attached, Cluster, PATIENCE, Shape};
 use basalt_interop::fio::{Direction, FioJob};
 use basalt_interop::process::wait_until;
-use counter::Counter;
 use report::Pair;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -28,6 +27,9 @@ const TWIN: &str = "twin";
 const VOLUME_BYTES: u64 = 256 << 20;
 /// Bytes that the load goes over; the counter's blocks lie behind them.
 const LOAD_BYTES: u64 = 64 << 20;
+/// Blocks that are counted on. They lie far apart, so that the counts of a round go to many groups.
+const BLOCKS: u64 = 64;
+const STRIDE: u64 = (VOLUME_BYTES - LOAD_BYTES) / BLOCKS;
 /// Bytes a second that the load writes at most.
 const LOAD_RATE: u64 = 2 << 20;
 /// Snapshots that one process shows at a time.
@@ -70,6 +72,11 @@ pub fn run(
     Ok(report)
 }
 
+/// Where the counter writes.
+fn offsets() -> impl Iterator<Item = u64> {
+    (0..BLOCKS).map(|block| LOAD_BYTES + block * STRIDE)
+}
+
 /// The name of the snapshot of a number.
 fn id_of(number: usize) -> String {
     format!("s{number:04}")
@@ -105,7 +112,8 @@ fn take(
         ..FioJob::verified_writes(&attached.uri(VOLUME), LOAD_BYTES)
     };
     let mut load = load.start()?;
-    let counter = Counter::start(NbdClient::open(attached.port, VOLUME, PATIENCE)?)?;
+    let counted = NbdClient::open(attached.port, VOLUME, PATIENCE)?;
+    let counter = Counter::start(vec![counted], offsets().collect())?;
     let calm = Instant::now() + Duration::from_secs(5);
     wait_until("it counts", PATIENCE, || {
         counter.check()?;
@@ -175,7 +183,10 @@ fn read_back(
         let mut shown = cluster.attach(&names.join(","), "view", false)?;
         for (number, name) in numbers.zip(&names) {
             let mut client = NbdClient::open(shown.port, name, PATIENCE)?;
-            let count = counter::prefix(&mut client).with_context(|| name.clone())?;
+            let read = |offset| client.read(offset, BLOCK as u32);
+            let blocks: Vec<Vec<u8>> = offsets().map(read).collect::<Result<_>>()?;
+            let count = counter::prefix(blocks.iter().map(Vec::as_slice));
+            let count = count.with_context(|| name.clone())?;
             let window = &windows[number];
             ensure!(window.contains(&count), "{name} shows {count}, which is not in {window:?}");
         }

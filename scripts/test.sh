@@ -12,6 +12,19 @@ programs=(-p basaltd -p basalt -p basalt-attach -p basalt-interop -p basalt-benc
 stages=("$@")
 [ ${#stages[@]} -gt 0 ] || stages=(lint unit sim interop chaos)
 
+# The largest cluster of the tests has three devices of 8 GiB, and what is compiled takes 8 GiB more.
+need_gib() {
+    local folder=${CARGO_TARGET_DIR:-target} need=$1 free
+    mkdir -p "$folder"
+    free=$(($(df --output=avail -k "$folder" | tail -n 1) / 1024 / 1024))
+    [ "$free" -ge "$need" ] && return
+    echo "test.sh: $need GiB of disk are needed in $folder, $free GiB are free there: make room, or set CARGO_TARGET_DIR" >&2
+    exit 1
+}
+case " ${stages[*]} " in
+*" interop "* | *" chaos "*) need_gib 32 ;;
+esac
+
 began=$SECONDS
 stage() { printf '\n\033[1m==> %s (%d s so far)\033[0m\n' "$*" $((SECONDS - began)); }
 

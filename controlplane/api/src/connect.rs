@@ -10,8 +10,9 @@ use rustls::pki_types::ServerName;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tonic::Status;
@@ -48,48 +49,89 @@ impl Interceptor for Bearer {
     }
 }
 
+/// What a connection is as of: the generation of the certificates, and how many calls before it went wrong so that
+/// nothing is known of what they went over.
+type AsOf = (u64, u64);
+
 /// Calls to one address that go over a connection with the certificates of now: when these were
-/// exchanged, the next call makes a new one. Calls that are under way end on the connection that they
-/// began on.
+/// exchanged, or a call got no answer, the next call makes a new one. Calls that are under way end on the connection
+/// that they began on.
 #[derive(Clone)]
 pub struct Fresh {
     endpoint: Endpoint,
     connector: Connector,
     kind: Kind,
-    /// What all clones share, and what this one uses, by the generation of the certificates.
-    shared: Arc<Mutex<(u64, Channel)>>,
-    own: (u64, Channel),
+    /// What all clones share, and what this one uses.
+    shared: Arc<Mutex<(AsOf, Channel)>>,
+    own: (AsOf, Channel),
+    failures: Arc<AtomicU64>,
 }
 
 impl Fresh {
     pub(crate) fn new(endpoint: Endpoint, connector: Connector, kind: Kind) -> Fresh {
-        let generation = connector.generation();
-        let own = (generation, endpoint.connect_with_connector_lazy(connector.clone()));
-        Fresh { endpoint, connector, kind, shared: Arc::new(Mutex::new(own.clone())), own }
+        let as_of = (connector.generation(), 0);
+        let own = (as_of, endpoint.connect_with_connector_lazy(connector.clone()));
+        let (shared, failures) = (Arc::new(Mutex::new(own.clone())), Arc::default());
+        Fresh { endpoint, connector, kind, shared, own, failures }
+    }
+
+    fn as_of_now(&self) -> AsOf {
+        (self.connector.generation(), self.failures.load(Ordering::Relaxed))
     }
 }
 
 impl Service<http::Request<Body>> for Fresh {
     type Response = http::Response<Body>;
     type Error = tonic::transport::Error;
-    type Future = Traced<ResponseFuture>;
+    type Future = Watched;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        let generation = self.connector.generation();
-        if self.own.0 != generation {
+        let now = self.as_of_now();
+        if self.own.0 != now {
             let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-            if shared.0 != generation {
+            if shared.0 != now {
                 let channel = self.endpoint.connect_with_connector_lazy(self.connector.clone());
-                *shared = (generation, channel);
+                *shared = (now, channel);
             }
             self.own = shared.clone();
         }
         self.own.1.poll_ready(cx)
     }
 
-    fn call(&mut self, mut request: http::Request<Body>) -> Traced<ResponseFuture> {
+    fn call(&mut self, mut request: http::Request<Body>) -> Watched {
         let span = traced::begin(self.kind, &self.connector.address, &mut request);
-        Traced::new(self.own.1.call(request), span)
+        let answer = Traced::new(self.own.1.call(request), span);
+        let (failures, before) = (self.failures.clone(), self.own.0.1);
+        Watched { answer, failures, before, answered: false }
+    }
+}
+
+/// The answer to a call. If there is none, its connection is not used again: the other side may be gone without a word.
+pub struct Watched {
+    answer: Traced<ResponseFuture>,
+    failures: Arc<AtomicU64>,
+    /// The failures before its connection was made: it fails once for all calls that are on it.
+    before: u64,
+    answered: bool,
+}
+
+impl Drop for Watched {
+    /// Who does not wait any longer has heard nothing either.
+    fn drop(&mut self) {
+        if !self.answered {
+            let order = Ordering::Relaxed;
+            let _ = self.failures.compare_exchange(self.before, self.before + 1, order, order);
+        }
+    }
+}
+
+impl Future for Watched {
+    type Output = Result<http::Response<Body>, tonic::transport::Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let answer = ready!(Pin::new(&mut self.answer).poll(cx));
+        self.answered = answer.is_ok();
+        Poll::Ready(answer)
     }
 }
 

@@ -8,9 +8,11 @@ use crate::v1::admin_client::AdminClient;
 use crate::v1::peer_client::PeerClient;
 use crate::v1::security_client::SecurityClient;
 use basalt_security::Credentials;
+use std::collections::HashMap;
 use std::future::Future;
-use std::sync::{PoisonError, RwLock};
-use std::time::Duration;
+use std::sync::{LazyLock, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+use tokio::runtime;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Endpoint;
 use tonic::{Code, Status};
@@ -20,8 +22,24 @@ pub type Channel = InterceptedService<Fresh, Bearer>;
 
 static CREDENTIALS: RwLock<Credentials> = RwLock::new(Credentials { keyring: None, token: None });
 
+/// Connections to other nodes, for whoever calls them next: to make one takes both sides a millisecond, most of it for
+/// certificates. They belong to the runtime in which they were made, and are told apart by how long a call may take.
+static KEPT: LazyLock<Mutex<HashMap<Peer, Kept>>> = LazyLock::new(Mutex::default);
+
+type Peer = (runtime::Id, String, Duration);
+
+struct Kept {
+    channel: Channel,
+    used: Instant,
+}
+
+/// How long one is kept that nobody uses.
+const KEEP: Duration = Duration::from_secs(60);
+
 /// From now on the process shows these credentials: what was dialled before goes on with the former ones.
 pub fn present(credentials: Credentials) {
+    let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    kept.clear();
     *CREDENTIALS.write().unwrap_or_else(PoisonError::into_inner) = credentials;
 }
 
@@ -117,9 +135,27 @@ pub fn admin(address: &str, timeout: Duration) -> Result<AdminClient<Channel>, S
     Ok(AdminClient::new(channel(address, timeout)?))
 }
 
-/// A client of the node-to-node API at `address`; it connects when it is first used.
+/// A client of the node-to-node API at `address`, over a connection that is kept from one call to the next; it connects
+/// when it is first used.
+///
+/// # Errors
+/// If the address is none.
 pub fn peer(address: &str, timeout: Duration) -> Result<PeerClient<Channel>, Status> {
-    Ok(PeerClient::new(channel(address, timeout)?))
+    let Ok(runtime) = runtime::Handle::try_current() else {
+        return Ok(PeerClient::new(channel(address, timeout)?));
+    };
+    let now = Instant::now();
+    // Held from before the credentials are read: nothing is kept of former ones.
+    let mut all = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    let peer = (runtime.id(), address.to_owned(), timeout);
+    if let Some(kept) = all.get_mut(&peer) {
+        kept.used = now;
+        return Ok(PeerClient::new(kept.channel.clone()));
+    }
+    let channel = channel(address, timeout)?;
+    all.retain(|_, kept| now.duration_since(kept.used) < KEEP);
+    all.insert(peer, Kept { channel: channel.clone(), used: now });
+    Ok(PeerClient::new(channel))
 }
 
 /// A client of the service of tokens and records at `address`; it connects when it is first used.
@@ -192,10 +228,68 @@ fn channel_of(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::v1::GetReportRequest;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tokio::net::TcpListener;
+    use tonic::codegen::tokio_stream::StreamExt;
+    use tonic::codegen::tokio_stream::wrappers::TcpListenerStream;
+    use tonic::service::Routes;
+    use tonic::transport::Server;
 
     #[test]
     fn a_bad_address_is_named() {
         let status = admin("not an address", Duration::from_secs(1)).err().expect("it is not one");
         assert!(status.message().contains("'not an address'"), "{status}");
+    }
+
+    /// A node that knows no call but says so, and connections to it so far.
+    async fn node() -> (String, Arc<AtomicUsize>, tokio::task::JoinHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("it is bound").to_string();
+        let count = Arc::new(AtomicUsize::new(0));
+        let counted = count.clone();
+        let incoming = TcpListenerStream::new(listener).map(move |stream| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            stream
+        });
+        let server = Server::builder().add_routes(Routes::default());
+        let served = tokio::spawn(async move {
+            server.serve_with_incoming(incoming).await.expect("it serves");
+        });
+        (address, count, served)
+    }
+
+    async fn call(address: &str) -> Code {
+        let mut client = peer(address, Duration::from_secs(5)).expect("an address");
+        let answer = client.get_report(GetReportRequest {}).await;
+        answer.err().map_or(Code::Ok, |status| status.code())
+    }
+
+    #[tokio::test]
+    async fn a_connection_to_a_node_serves_one_call_after_the_other() {
+        let (address, count, served) = node().await;
+        for _ in 0..3 {
+            assert_eq!(call(&address).await, Code::Unimplemented);
+        }
+        assert_eq!(count.load(Ordering::SeqCst), 1);
+        served.abort();
+    }
+
+    #[tokio::test]
+    async fn a_connection_on_which_a_call_got_no_answer_is_not_used_again() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("it is bound").to_string();
+        // It takes connections and never says a word.
+        let mut taken = Vec::new();
+        for connections in 1..=2 {
+            let mut client = peer(&address, Duration::from_secs(60)).expect("an address");
+            let asked = tokio::spawn(async move { client.get_report(GetReportRequest {}).await });
+            taken.push(listener.accept().await.expect("it connects"));
+            // Nobody waits any longer.
+            asked.abort();
+            assert!(asked.await.is_err_and(|error| error.is_cancelled()));
+            assert_eq!(taken.len(), connections);
+        }
     }
 }

@@ -437,6 +437,7 @@ fn shard_setup(
         timing: Timing::default(),
         limits: Limits {
             log_retain_bytes: options.log_retain,
+            pages_least_bytes: options.rebuild_least,
             metadata_retain_entries: options.metadata_retain,
             ..Limits::default()
         },

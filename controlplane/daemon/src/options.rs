@@ -82,6 +82,11 @@ pub struct Options {
     #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = basalt_api::size::parse)]
     pub log_retain: u64,
 
+    /// Bytes a second with which lost or new replicas are brought up at least, however busy clients keep the node. More
+    /// goes as long as clients hardly notice. Higher is sooner safe again, lower leaves more to clients.
+    #[arg(long, value_name = "SIZE", default_value = "8MiB", value_parser = rebuild_least)]
+    pub rebuild_least: u64,
+
     /// Changes of volumes, attachments and members after which their state is saved: a start makes no more of
     /// them again than these, and the log forgets what the saved state stands for.
     #[arg(long, value_name = "COUNT", default_value_t = 4096)]
@@ -335,6 +340,10 @@ const SEGMENT_MIN: u64 = 1 << 20;
 const INTERVAL_MIN: Duration = Duration::from_secs(60);
 const INTERVAL_MAX: Duration = Duration::from_secs(365 * 86_400);
 
+/// Below it pages would hardly ever move in whole pieces, above it nothing is left to yield.
+const REBUILD_LEAST_MIN: u64 = 64 << 10;
+const REBUILD_LEAST_MAX: u64 = 256 << 20;
+
 fn cluster_id(text: &str) -> Result<u64, String> {
     let digits = text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     let id = u64::from_str_radix(text, 16).ok().filter(|id| digits && *id != 0);
@@ -355,6 +364,18 @@ fn grace(text: &str) -> Result<Duration, String> {
         return Err(format!("{text} is more than 365d; 0 is for never"));
     }
     Ok(time)
+}
+
+fn rebuild_least(text: &str) -> Result<u64, String> {
+    let bytes = basalt_api::size::parse(text)?;
+    if !(REBUILD_LEAST_MIN..=REBUILD_LEAST_MAX).contains(&bytes) {
+        return Err(format!(
+            "{text} a second is not from {} to {}: 8MiB is usual",
+            show(REBUILD_LEAST_MIN),
+            show(REBUILD_LEAST_MAX)
+        ));
+    }
+    Ok(bytes)
 }
 
 fn time(text: &str) -> Result<Duration, String> {
@@ -410,6 +431,10 @@ mod tests {
         {
             let error = parse(&["--segment-size", size]).expect_err(size).to_string();
             assert!(error.contains(named), "{size}: {error}");
+        }
+        for size in ["0", "4KiB", "1GiB"] {
+            let error = parse(&["--rebuild-least", size]).expect_err(size).to_string();
+            assert!(error.contains("from 64 KiB to 256 MiB"), "{size}: {error}");
         }
         for (extra, named) in [
             (&["--device-size", "64MiB"][..], "513 MiB at least"),

@@ -139,6 +139,9 @@ pub struct Limits {
     /// Bytes of Raft entries, all groups together, that a checkpoint leaves in the log for followers
     /// that come back, if there is room: those that need older ones get pages.
     pub log_retain_bytes: u64,
+    /// Bytes of pages a second that replicas are brought up with at least, however much clients' writes are held up
+    /// by them: until it is over, the next loss may cost data.
+    pub pages_least_bytes: u64,
     /// Newest commands of the metadata group that are kept although the control plane's state stands for them:
     /// followers that need older ones get that state.
     pub metadata_retain_entries: u64,
@@ -160,6 +163,7 @@ impl Default for Limits {
             segments_reserved: 2,
             copy_segments: true,
             log_retain_bytes: 1 << 30,
+            pages_least_bytes: 8 << 20,
             metadata_retain_entries: 4 << 10,
             metadata_retain_bytes: 4 << 20,
         }

@@ -12,11 +12,12 @@
 use basalt_wire::time::Time;
 use std::time::Duration;
 
-/// Bytes a second: while nobody asks for anything; else at first, at least and at most.
+/// Bytes a second: while nobody asks for anything; else at first, at most, and the least that may be asked for, for
+/// a rate of a few bytes would never rise.
 const IDLE: u64 = 640 << 20;
 const FIRST: u64 = 32 << 20;
-const LEAST: u64 = 8 << 20;
 const MOST: u64 = 320 << 20;
+const LEAST_MIN: u64 = 64 << 10;
 /// What may leave at one moment while clients are at work, in bytes: so much is in a piece, too.
 pub const BURST: u64 = 256 << 10;
 /// Ticks in a period, after which the rate is set anew, and writes that say something about it.
@@ -40,6 +41,8 @@ pub struct Pace {
     refilled: Time,
     /// Bytes a second.
     rate: u64,
+    /// Bytes a second at least.
+    least: u64,
     busy: bool,
     /// Somebody waits for the budget.
     waits: bool,
@@ -65,12 +68,25 @@ pub struct Pace {
     excess: u64,
 }
 
-impl Default for Pace {
-    fn default() -> Pace {
+/// What one in a hundred exceeds, after one more: up by an eighth if that one does, else down by a hundredth of an
+/// eighth, which is in balance there.
+fn learn(tail: u64, nanos: u64) -> u64 {
+    match nanos > tail {
+        _ if tail == 0 => nanos,
+        true => tail + tail / 8,
+        false => tail - tail / 800,
+    }
+}
+
+impl Pace {
+    /// The pace of a shard that moves so many bytes of pages a second at least, within bounds.
+    pub fn new(least: u64) -> Pace {
+        let least = least.clamp(LEAST_MIN, MOST);
         Pace {
             budget: BURST as i64,
             refilled: Time::ZERO,
-            rate: FIRST,
+            rate: FIRST.max(least),
+            least,
             busy: false,
             waits: false,
             rests: false,
@@ -86,19 +102,7 @@ impl Default for Pace {
             excess: 0,
         }
     }
-}
 
-/// What one in a hundred exceeds, after one more: up by an eighth if that one does, else down by a hundredth of an
-/// eighth, which is in balance there.
-fn learn(tail: u64, nanos: u64) -> u64 {
-    match nanos > tail {
-        _ if tail == 0 => nanos,
-        true => tail + tail / 8,
-        false => tail - tail / 800,
-    }
-}
-
-impl Pace {
     /// A client's write took so long.
     pub fn note_write(&mut self, took: Duration) {
         self.writes += 1;
@@ -217,7 +221,7 @@ impl Pace {
         };
         if !unknown {
             let rate = if slow { self.rate / 4 * 3 } else { self.rate + self.rate / 8 };
-            self.rate = rate.clamp(LEAST, MOST);
+            self.rate = rate.clamp(self.least, MOST);
         }
     }
 }
@@ -227,6 +231,7 @@ mod tests {
     use super::*;
 
     const TICK: Duration = Duration::from_millis(50);
+    const LEAST: u64 = 8 << 20;
 
     /// Ticks in which clients write, of which each write takes what `takes` says of the bytes of pages a second
     /// that moved; whoever brings replicas up takes what it gets. Gives the bytes that moved.
@@ -260,7 +265,7 @@ mod tests {
 
     #[test]
     fn nobody_waits_while_nobody_asks() {
-        let (mut pace, mut now) = (Pace::default(), Time(0));
+        let (mut pace, mut now) = (Pace::new(LEAST), Time(0));
         run(&mut pace, &mut now, 4, |_| None);
         let moved = run(&mut pace, &mut now, 40, |_| None);
         assert!(mib_a_second(moved, 40) > 600, "{moved}");
@@ -268,7 +273,7 @@ mod tests {
 
     #[test]
     fn pages_yield_to_those_who_write_and_take_what_costs_nothing() {
-        let (mut pace, mut now) = (Pace::default(), Time(0));
+        let (mut pace, mut now) = (Pace::new(LEAST), Time(0));
         // Up to 60 MiB a second nobody notices.
         let takes = |rate: u64| Some(if rate > 60 << 20 { 3_000 } else { 500 });
         run(&mut pace, &mut now, 200, takes);
@@ -286,8 +291,27 @@ mod tests {
     }
 
     #[test]
+    fn the_least_is_what_it_was_told() {
+        let takes = |rate: u64| Some(if rate > 0 { 9_000 } else { 500 });
+        for (least, expected) in [(1 << 20, 0..=2), (32 << 20, 24..=36), (u64::MAX, 240..=340)] {
+            let (mut pace, mut now) = (Pace::new(least), Time(0));
+            run(&mut pace, &mut now, 400, takes);
+            let moved = mib_a_second(run(&mut pace, &mut now, 400, takes), 400);
+            assert!(expected.contains(&moved), "{least}: {moved} MiB a second");
+        }
+    }
+
+    #[test]
+    fn the_slowest_pace_of_all_rises_again() {
+        let (mut pace, mut now) = (Pace::new(0), Time(0));
+        run(&mut pace, &mut now, 4_000, |rate| Some(if rate > 0 { 9_000 } else { 500 }));
+        let moved = run(&mut pace, &mut now, 1_000, |_| Some(500));
+        assert!(mib_a_second(moved, 1_000) > 20, "{moved}");
+    }
+
+    #[test]
     fn the_slowest_writes_count_too() {
-        let (mut pace, mut now) = (Pace::default(), Time(0));
+        let (mut pace, mut now) = (Pace::new(LEAST), Time(0));
         // Two writes in a hundred take ten times as long where pages move fast: the mean hardly tells.
         let mut ticks = |pace: &mut Pace, count: u32, calm: bool| {
             let mut all = 0;
@@ -315,7 +339,7 @@ mod tests {
 
     #[test]
     fn clients_that_wait_for_their_writes_keep_most_of_them() {
-        let (mut pace, mut now) = (Pace::default(), Time(0));
+        let (mut pace, mut now) = (Pace::new(LEAST), Time(0));
         // 32 writes are under way, and each takes a tenth longer for every 40 MiB of pages a second.
         let mut ticks = |pace: &mut Pace, count: u32| {
             let (mut all, mut done) = (0, 0);
@@ -340,7 +364,7 @@ mod tests {
 
     #[test]
     fn pieces_are_spread_over_time() {
-        let (mut pace, mut now) = (Pace::default(), Time(0));
+        let (mut pace, mut now) = (Pace::new(LEAST), Time(0));
         run(&mut pace, &mut now, 40, |_| Some(500));
         let mut last = now;
         for _ in 0..50 {

@@ -308,7 +308,7 @@ impl Shared {
             page_bytes: 0,
             recorded_before: 0,
             catch_up_bytes: CATCH_UP_MIN,
-            pace: Pace::default(),
+            pace: Pace::new(config.limits.pages_least_bytes),
             checkpoints: config.checkpoint_bytes > 0,
             pressure: false,
             sessions: 0,

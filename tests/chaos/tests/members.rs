@@ -10,10 +10,13 @@ fn three_nodes_become_five_and_three_others_and_one_is_replaced() {
         groups: 8,
         rate: Some(1000),
         rest: Duration::from_secs(1),
+        grows: true,
+        losses: 1,
         seed: 1,
+        node_args: Vec::new(),
     };
     println!("{}", members::HEAD);
     let phases = members::run("members", &plan, |phase| println!("{phase}"));
     let phases = phases.expect("nothing is lost and nothing fails");
-    assert_eq!(phases.len(), 6);
+    assert_eq!(phases.len(), 7);
 }

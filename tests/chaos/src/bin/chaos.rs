@@ -34,6 +34,7 @@ Examples:
   chaos fill --times 50
   chaos many --count 10000
   chaos members --volume-mib 1024
+  chaos members --volume-mib 512 --only-losses --losses 5
   chaos metadata --volumes 10000 --changes 100000
   chaos overwrite --full 80 --times 10
   chaos snapshots --count 1000
@@ -189,7 +190,7 @@ enum Command {
         #[arg(long, default_value = "100000")]
         changes: u64,
     },
-    /// Three nodes become five and three others, and one is replaced, under load; prints a table.
+    /// Three nodes become five and three others, and one is lost and replaced, under load; prints a table.
     Members {
         /// MiB of the volume.
         #[arg(long, default_value = "1024")]
@@ -203,6 +204,15 @@ enum Command {
         /// Seconds at rest that are compared with.
         #[arg(long, default_value = "15")]
         rest: u64,
+        /// How often a node is lost and replaced.
+        #[arg(long, default_value = "1")]
+        losses: u32,
+        /// No nodes come and leave: they are only lost and replaced.
+        #[arg(long)]
+        only_losses: bool,
+        /// Bytes a second with which replicas are brought up at least, as the nodes take it.
+        #[arg(long, default_value = "8MiB")]
+        rebuild_least: String,
         /// Seed of the blocks.
         #[arg(long, default_value = "1")]
         seed: u64,
@@ -371,11 +381,33 @@ fn main() -> Result<()> {
                 println!("{figures}");
             }
         }
-        Command::Members { volume_mib, groups, rate, rest, seed } => {
+        Command::Members {
+            volume_mib,
+            groups,
+            rate,
+            rest,
+            losses,
+            only_losses,
+            rebuild_least,
+            seed,
+        } => {
             println!("{}", members::HEAD);
-            let (volume_bytes, rest) = (volume_mib << 20, Duration::from_secs(rest));
-            let plan = members::Plan { volume_bytes, groups, rate, rest, seed };
-            members::run("chaos-members", &plan, |phase| println!("{phase}"))?;
+            let plan = members::Plan {
+                volume_bytes: volume_mib << 20,
+                groups,
+                rate,
+                rest: Duration::from_secs(rest),
+                grows: !only_losses,
+                losses,
+                seed,
+                node_args: vec!["--rebuild-least".to_owned(), rebuild_least],
+            };
+            let phases = members::run("chaos-members", &plan, |phase| println!("{phase}"))?;
+            let tolls = members::Toll::all(&phases);
+            tolls.iter().for_each(|toll| println!("replaced: {toll}"));
+            if let Some(median) = members::Toll::median(&tolls) {
+                println!("median: {median}");
+            }
         }
         Command::Snapshots { count, pairs, rate, seed } => {
             let tell = |text| eprintln!("{text}");

@@ -20,8 +20,8 @@ const READS: u64 = 16;
 const WAIT: &str = "600";
 const SETTLED: Duration = Duration::from_secs(600);
 /// From one question whether groups are settled to the next, while they are not and once they seem to be: an answer is
-/// work for the nodes, of which two a second took a tenth of two processors. So often in a row they must be: what evens
-/// their data follows on what brings them there.
+/// work for the nodes, of which two a second took a twentieth of two processors. So often in a row they must be: what
+/// evens their data follows on what brings them there.
 const LOOK: Duration = Duration::from_secs(3);
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 const LOOKS: u32 = 3;

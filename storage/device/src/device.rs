@@ -114,7 +114,7 @@ impl std::fmt::Display for DeviceSource {
 }
 
 /// How far ahead of the log a file is written through: what a log at 500 MB/s uses in an eighth of a
-/// second. A burst refills it when half is used up, which costs the device some 30 ms.
+/// second.
 pub const PREWRITE_BYTES: u64 = 64 << 20;
 
 impl DeviceSpec {

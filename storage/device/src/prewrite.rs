@@ -14,7 +14,12 @@
 //! * P3: a data write that overlaps a zero write in flight is held until that zero write ended.
 //! * P4: after any error of a zero write the set is emptied; no range is tried twice.
 //!
-//! Nothing happens while the log stands still: a burst refills the lead once half of it is used.
+//! Nothing happens while the log stands still: the log's own progress pays for zero writes, at twice its pace until
+//! the lead is whole, so that they never come in bursts that the log's writes would have to wait behind. Only
+//! where the log would soon run into what is unwritten does one follow the other. Three logs on one disk, each a
+//! thousand durable appends of 8 KiB a second: p99 0.7 to 1.0 ms, and 1.5 to 1.8 when half of the lead was written
+//! in a burst (p99.9 2.7 to 4.4 and 2.7 to 3.1 ms; with nothing written ahead 0.9 and 5.2 to 6.1, and p50 0.5 instead
+//! of 0.2).
 //!
 //! What it is worth (ext4, virtio disk, durable appends, medians): 4 KiB 140 us instead of 230, half
 //! the CPU time; 128 KiB 170 us instead of 330.
@@ -26,6 +31,12 @@ use std::collections::BTreeMap;
 /// Bytes of one zero write. Measured beside a log of 130 KiB appends (ext4 on a virtio disk): pieces
 /// of 1 MiB put its 99th percentile at 3 ms, these at 1 ms, and smaller ones cost more than they save.
 const PIECE_BYTES: u64 = 256 << 10;
+
+/// Bytes that are written through for each that the log writes, while the lead is not whole.
+const PACE: u64 = 2;
+
+/// The part of the lead within which nothing may be unwritten for long.
+const URGENT_PART: u64 = 8;
 
 /// Disjoint ranges of bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -84,10 +95,10 @@ impl Ranges {
 pub(crate) struct Prewrite {
     unwritten: Ranges,
     lead: u64,
-    /// End of the latest data write; nothing is written through before the first. A write elsewhere
-    /// (a superblock) only pauses a burst until the log's next write.
+    /// End of the latest data write; nothing is written through before the first.
     head: Option<u64>,
-    bursting: bool,
+    /// Bytes that data writes have paid for, up to one piece.
+    earned: u64,
     in_flight: Option<(u64, u64)>,
     zeros: Option<Bytes>,
 }
@@ -95,13 +106,14 @@ pub(crate) struct Prewrite {
 impl Prewrite {
     /// Keeps `lead` bytes beyond the log's head written through.
     pub(crate) fn new(unwritten: Ranges, lead: u64) -> Prewrite {
-        Prewrite { unwritten, lead, head: None, bursting: false, in_flight: None, zeros: None }
+        Prewrite { unwritten, lead, head: None, earned: 0, in_flight: None, zeros: None }
     }
 
     /// A data write is being submitted: its range is no longer to be written through.
     pub(crate) fn data_write(&mut self, start: u64, end: u64) {
         self.unwritten.remove(start, end);
         self.head = Some(end);
+        self.earned = (self.earned + (end - start) * PACE).min(PIECE_BYTES);
     }
 
     /// Whether a data write of the range must wait for the zero write in flight.
@@ -115,22 +127,22 @@ impl Prewrite {
         if self.in_flight.is_some() || self.unwritten.is_empty() {
             return None;
         }
-        if !self.bursting {
-            let low = head.saturating_add(self.lead / 2);
-            self.bursting = self.unwritten.first_within(head, low).is_some();
-        }
-        let due = self
-            .bursting
-            .then(|| self.unwritten.first_within(head, head.saturating_add(self.lead)))
-            .flatten();
-        let Some((start, end)) = due else {
-            self.bursting = false;
+        let limit = head.saturating_add(self.lead);
+        let Some((start, end)) = self.unwritten.first_within(head, limit) else {
             self.zeros = None;
             return None;
         };
+        let urgent = start < head.saturating_add(self.lead / URGENT_PART);
+        // What the lead cuts off is written when a whole piece of it is within.
+        let whole = end - start >= PIECE_BYTES || end < limit;
+        let paid = whole && self.earned == PIECE_BYTES;
+        if !(urgent || paid) {
+            return None;
+        }
         let end = end.min(start + PIECE_BYTES);
         let zeros = self.zeros.get_or_insert_with(|| IoBuf::zeroed(PIECE_BYTES as usize).freeze());
         let zeros = zeros.slice(..(end - start) as usize);
+        self.earned = 0;
         self.unwritten.remove(start, end);
         self.in_flight = Some((start, end));
         Some((start, zeros))
@@ -186,20 +198,35 @@ mod tests {
         let mut p = Prewrite::new(ranges(&[(0, 100 * MIB)]), 8 * MIB);
         assert!(p.next().is_none());
         p.data_write(0, MIB);
-        let mut covered = Vec::new();
-        while let Some((at, zeros)) = p.next() {
-            assert!(p.next().is_none(), "one zero write at a time");
-            covered.push((at, at + zeros.len() as u64));
-            p.ended(true);
+        let covered = |p: &mut Prewrite| {
+            let mut covered = Vec::new();
+            while let Some((at, zeros)) = p.next() {
+                assert!(p.next().is_none(), "one zero write at a time");
+                covered.push((at, at + zeros.len() as u64));
+                p.ended(true);
+            }
+            covered
+        };
+        // An eighth of the lead at once, as the log is about to run into it.
+        let urgent = covered(&mut p);
+        assert_eq!(urgent.first(), Some(&(MIB, MIB + PIECE_BYTES)));
+        assert_eq!(urgent.last(), Some(&(2 * MIB - PIECE_BYTES, 2 * MIB)));
+        // The rest at twice the pace of the log, a piece at a time.
+        let mut at = MIB;
+        while at < 8 * MIB {
+            p.data_write(at, at + PIECE_BYTES / 2);
+            at += PIECE_BYTES / 2;
+            assert_eq!(covered(&mut p).len(), 1, "at {at}");
         }
-        assert_eq!(covered.first(), Some(&(MIB, MIB + PIECE_BYTES)));
-        assert_eq!(covered.last(), Some(&(9 * MIB - PIECE_BYTES, 9 * MIB)));
-        assert!(p.zeros.is_none(), "the zeros are kept although the burst is over");
-        // Half of the lead is not used up yet, then it is.
-        p.data_write(MIB, 5 * MIB);
-        assert!(p.next().is_none());
-        p.data_write(5 * MIB, 5 * MIB + 4096);
-        assert_eq!(p.next().map(|(at, _)| at), Some(9 * MIB));
+        assert!(p.unwritten.first_within(at, at + 8 * MIB).is_none());
+        // The lead is whole: it goes on as the log does.
+        let mut pieces = 0;
+        for _ in 0..64 {
+            p.data_write(at, at + PIECE_BYTES / 8);
+            at += PIECE_BYTES / 8;
+            pieces += covered(&mut p).len();
+        }
+        assert_eq!(pieces, 8);
     }
 
     #[test]

@@ -190,10 +190,11 @@ impl World {
         let usual = Tuning::default();
         let trace_period = if self.options.traced { Duration::ZERO } else { usual.trace_period };
         let tuning = Tuning { trace_period, ..usual };
-        let client = match maker || view.is_some() {
+        let mut client = match maker || view.is_some() {
             true => VolumeClient::view(config, tuning, now_there, &mut effects),
             false => VolumeClient::with_tuning(config, tuning, now_there, &mut effects),
         };
+        self.tell_leaders(who, &mut client);
         self.counts.sessions += 1;
         self.trace(|| {
             format!("client {who} attaches volume {volume} with epoch {epoch}, snapshot {view:?}")
@@ -225,6 +226,16 @@ impl World {
         self.queue.push_in(0, Ev::Think { who });
         self.wake_client(who);
         who
+    }
+
+    /// Half of the sessions are told what another one knows of leaders, which may be over and may be so for long: those
+    /// of a door tell each other.
+    fn tell_leaders(&self, who: Who, client: &mut VolumeClient) {
+        let mut rng = Rng::stream(self.options.seed, "leaders", who as u64);
+        if !self.clients.is_empty() && rng.chance(0.5) {
+            let other = &self.clients[rng.below(self.clients.len() as u64) as usize];
+            client.expect_leaders(other.client.leaders());
+        }
     }
 
     /// What a volume is encrypted with, if it is: its lineage decides, as a clone reads its parent's blocks.

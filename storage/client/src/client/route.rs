@@ -320,6 +320,27 @@ impl VolumeClient {
         }
     }
 
+    /// Tells who led groups when another session met them. A session that begins so asks no replica who leads, unless
+    /// one turns out to lead no more. What is told may be old; a leader that is not where the map has the group is
+    /// passed over.
+    pub fn expect_leaders(&mut self, leaders: impl IntoIterator<Item = (GroupId, NodeId, Term)>) {
+        for (number, node, term) in leaders {
+            let Some(group) = self.groups.get(number.0 as usize) else { continue };
+            let mut voters = group.voters.iter().map(|link| &self.links[usize::from(*link)]);
+            if voters.any(|link| link.address.node == node) {
+                self.learn(number, node, term);
+            }
+        }
+    }
+
+    /// Who leads which group in which term, as far as this session knows.
+    pub fn leaders(&self) -> impl Iterator<Item = (GroupId, NodeId, Term)> {
+        self.groups.iter().enumerate().filter_map(|(number, group)| {
+            let link = &self.links[usize::from(group.voters[group.leader?])];
+            Some((GroupId(number as u32), link.address.node, group.term))
+        })
+    }
+
     /// A replica says who leads in which term. Only a higher term, or a leader where none was known,
     /// is news: what a replica says may be old.
     pub(super) fn learn(&mut self, number: GroupId, node: NodeId, term: Term) {

@@ -9,7 +9,7 @@ use crate::{
 };
 use basalt_wire::buffer::Payload;
 use basalt_wire::frame::{Refusal, RequestOp};
-use basalt_wire::ids::{Generation, NodeId, SnapshotId, Term, VolumeId};
+use basalt_wire::ids::{Generation, GroupId, NodeId, SnapshotId, Term, VolumeId};
 use basalt_wire::time::Time;
 use bytes::Bytes;
 use model::{World, address, group_of};
@@ -471,6 +471,53 @@ fn a_write_of_a_frozen_generation_goes_to_the_next() {
     assert_eq!(world.client.generation(), Generation(1));
     assert_eq!(world.groups[0].frozen(0, 1024), None);
     assert_eq!(data(&mut world, offset, 4096), bytes(4096, 3).contiguous());
+}
+
+/// To whom a view sends a snapshot, and in which terms, when it is told who leads and all its links stand; and whether
+/// it asks anybody.
+fn kept_with(leaders: &[(GroupId, NodeId, Term)]) -> (Vec<(NodeId, Term)>, bool) {
+    let (mut out, config) = (Vec::new(), model::config(2, 16 * MIB, None));
+    let mut view = VolumeClient::view(config, Tuning::default(), Time::ZERO, &mut out);
+    view.expect_leaders(leaders.iter().copied());
+    for to in (0..3).map(address) {
+        let up = ClientEvent::LinkUp { to, credit_bytes: 1 << 20, credit_requests: 8 };
+        view.handle(Time::ZERO, up, &mut out);
+    }
+    let op = BlockOp::Snapshot { generation: Generation(0) };
+    view.handle(Time::ZERO, ClientEvent::Submit { tag: 1, op }, &mut out);
+    view.end_turn(Time::ZERO, &mut out);
+    let sent = |effect: &ClientEffect| match effect {
+        ClientEffect::Send { to, request } => Some((to.node, request.op.clone())),
+        _ => None,
+    };
+    let sent: Vec<_> = out.iter().filter_map(sent).collect();
+    let freezes = sent.iter().filter_map(|(node, op)| match op {
+        RequestOp::Freeze { term, .. } => Some((*node, *term)),
+        _ => None,
+    });
+    (freezes.collect(), sent.iter().any(|(_, op)| matches!(op, RequestOp::Leader)))
+}
+
+#[test]
+fn a_session_that_is_told_who_leads_asks_nobody() {
+    let [one, two] = [(GroupId(0), NodeId(1), Term(7)), (GroupId(1), NodeId(2), Term(4))];
+    let both = vec![(NodeId(1), Term(7)), (NodeId(2), Term(4))];
+    assert_eq!(kept_with(&[]), (vec![], true));
+    assert_eq!(kept_with(&[one, two]), (both.clone(), false));
+    let older = (GroupId(0), NodeId(3), Term(6));
+    assert_eq!(kept_with(&[one, older, two]), (both, false));
+    let strange = [(GroupId(0), NodeId(9), Term(7)), (GroupId(5), NodeId(1), Term(7)), two];
+    assert_eq!(kept_with(&strange), (vec![(NodeId(2), Term(4))], true), "it can not be so");
+}
+
+#[test]
+fn a_leader_that_is_dead_by_now_is_asked_after() {
+    let mut world = World::new(1, 1, 8 * MIB, None);
+    world.elect(0, 1, 7);
+    world.client.expect_leaders([(GroupId(0), NodeId(1), Term(6))]);
+    world.wires[0].silent = true;
+    world.run_until(|world| world.ready);
+    assert_eq!(world.client.leaders().collect::<Vec<_>>(), [(GroupId(0), NodeId(2), Term(7))]);
 }
 
 #[test]

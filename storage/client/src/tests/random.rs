@@ -1,9 +1,9 @@
 //! Random runs with faults: against an array of bytes, and against the rules of registers.
 
-use super::model::World;
+use super::model::{GroupModel, World};
 use crate::{BlockError, BlockOp, BlockResult};
 use basalt_wire::buffer::Payload;
-use basalt_wire::ids::NodeId;
+use basalt_wire::ids::{GroupId, NodeId, Term};
 use basalt_wire::time::Time;
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -59,7 +59,23 @@ fn steps(unmaps: u32) -> impl Strategy<Value = Vec<Step>> {
 fn begin(seed: u64, faults: u32) -> World {
     let mut world = World::new(seed, 2, SIZE, seed.is_multiple_of(2).then_some(NodeId(1)));
     world.faults = faults;
+    tell_leaders(&mut world, seed / 2);
     world
+}
+
+/// Half of the sessions are told who leads; what half of them are told is not so any more.
+fn tell_leaders(world: &mut World, seed: u64) {
+    let told = |(number, group): (usize, &GroupModel)| {
+        let leader = NodeId(group.leader? as u32 + 1);
+        Some((GroupId(number as u32), leader, Term(group.term)))
+    };
+    let told: Vec<_> = world.groups.iter().enumerate().filter_map(told).collect();
+    if seed % 4 == 1 {
+        (0..world.groups.len()).for_each(|group| world.elect(group, (seed / 4 % 3) as usize, 2));
+    }
+    if seed % 4 < 2 {
+        world.client.expect_leaders(told);
+    }
 }
 
 /// Data that names its writer in every sector.

@@ -424,6 +424,7 @@ impl Core {
     }
 
     fn ready(&mut self, id: u64) {
+        self.exports.keep_leaders(id);
         let Some(export) = self.exports.get_mut(id) else {
             return;
         };

@@ -1,6 +1,7 @@
 //! The exports of a door: volumes that are attached here, each with its client.
 
 use super::Reply;
+use super::leaders::Leaders;
 use crate::export::{Catalog, ExportInfo};
 use basalt_client::{BlockOp, BlockResult, ClientEffect, Tuning, VolumeClient, VolumeConfig};
 use basalt_wire::ids::{Epoch, VolumeId};
@@ -62,6 +63,7 @@ pub(super) struct Exports {
     connections_max: usize,
     /// The highest epoch under which a session was begun here, of each volume.
     begun: BTreeMap<VolumeId, Epoch>,
+    leaders: Leaders,
     last: u64,
     last_tag: u16,
 }
@@ -69,8 +71,8 @@ pub(super) struct Exports {
 impl Exports {
     /// None yet; each may have so many connections.
     pub fn new(connections_max: usize) -> Exports {
-        let (all, begun) = (BTreeMap::new(), BTreeMap::new());
-        Exports { all, connections_max, begun, last: 0, last_tag: 0 }
+        let (all, begun, leaders) = (BTreeMap::new(), BTreeMap::new(), Leaders::default());
+        Exports { all, connections_max, begun, leaders, last: 0, last_tag: 0 }
     }
 
     fn show(&self, export: &Export) -> ExportInfo {
@@ -107,10 +109,11 @@ impl Exports {
         };
         let (volume, epoch) = (config.volume, config.epoch);
         let tuning = Tuning { request_tag: self.last_tag, ..Tuning::default() };
-        let client = match view {
+        let mut client = match view {
             true => VolumeClient::view(config, tuning, now, effects),
             false => VolumeClient::with_tuning(config, tuning, now, effects),
         };
+        self.leaders.give(&mut client);
         let export = Export {
             info,
             volume,
@@ -140,8 +143,18 @@ impl Exports {
         self.all.get_mut(&id)
     }
 
+    /// Takes an export away; what its session knows of leaders stays.
     pub fn remove(&mut self, id: u64) -> Option<Export> {
-        self.all.remove(&id)
+        let export = self.all.remove(&id)?;
+        self.leaders.take(&export.client);
+        Some(export)
+    }
+
+    /// Keeps what a session that has begun knows of leaders.
+    pub fn keep_leaders(&mut self, id: u64) {
+        if let Some(export) = self.all.get(&id) {
+            self.leaders.take(&export.client);
+        }
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Export> {

@@ -3,6 +3,7 @@
 mod conns;
 mod core;
 mod exports;
+mod leaders;
 mod links;
 mod memory;
 #[cfg(test)]

@@ -33,6 +33,8 @@ struct World {
     opened: usize,
     gates_lost: bool,
     dropped: usize,
+    /// Times that a replica was asked who leads.
+    asked: u32,
 }
 
 /// Streams in tests are numbered in order, and known by their number.
@@ -94,6 +96,7 @@ impl Host for World {
 impl World {
     /// What the replica answers.
     fn answer(&mut self, request: Request) -> WireReply {
+        self.asked += u32::from(matches!(request.op, RequestOp::Leader));
         let Request { id, group, volume, epoch, op, .. } = request;
         let index = LogIndex(1);
         let newest = self.fenced.get(&volume).copied().unwrap_or_default();
@@ -370,6 +373,7 @@ fn snapshots_are_kept_and_shown_beside_the_session() {
         assert_eq!(answer.try_recv(), Ok(Ok(())));
     }
     assert_eq!((test.world.frozen, test.world.dropped), (4, 4), "in each of the groups");
+    assert_eq!(test.world.asked, 4, "who leads is known from the first session on");
     assert_eq!(test.status().exports.len(), 1, "nothing of it is left");
     // A view takes no epoch, neither this one's nor its volume's next.
     let (reply, answer) = reply();

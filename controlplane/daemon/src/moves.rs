@@ -26,7 +26,7 @@ use basalt_api::dial;
 use basalt_api::v1::{ClusterSpec, Member, StateReplicaRequest};
 use basalt_core::shard::Phase;
 use basalt_meta::planner::{self, Move, Outlook};
-use basalt_meta::{Op, RemoveMember, layout};
+use basalt_meta::{Op, RemoveMember, Shared, layout};
 use basalt_telemetry::context::within;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
@@ -68,6 +68,8 @@ pub(crate) async fn run(weak: Weak<Engine>) {
 
 /// What this process did last. Nothing of it is needed but to pace itself.
 struct Driver {
+    /// The cluster's record at the last turn, and when to look again as long as it stays what it is.
+    seen: Option<(Shared<ClusterSpec>, Instant)>,
     last: Vec<GroupSteps>,
     /// What nodes reported last; nothing before anybody was asked.
     outlook: Option<Outlook>,
@@ -82,20 +84,33 @@ struct Driver {
 impl Driver {
     fn new(now: Instant) -> Driver {
         let (last, spans) = (Vec::new(), BTreeMap::new());
-        Driver { last, outlook: None, spans, pause: PASS, next: now, swept: now }
+        Driver { seen: None, last, outlook: None, spans, pause: PASS, next: now, swept: now }
     }
 
     /// Does what is due, and says when to look again if nothing changes.
     async fn turn(&mut self, engine: &Arc<Engine>) -> Instant {
         let now = Instant::now();
-        let spec = engine.metadata.look(|state| state.cluster().cloned());
+        let spec = engine.metadata.look(|state| state.cluster_record().cloned());
         let Some(spec) = spec.filter(|_| engine.metadata.leads()) else {
+            self.seen = None;
             self.last.clear();
             self.spans.clear();
             self.outlook = None;
             return now + SWEEP;
         };
-        let due = match !self.last.is_empty() || self.is_moving(&spec) {
+        // Most changes are of volumes.
+        if let Some((_, due)) =
+            self.seen.as_ref().filter(|(seen, due)| seen.is_same(&spec) && *due > now)
+        {
+            return *due;
+        }
+        let due = self.turn_of(engine, &spec, now).await;
+        self.seen = Some((spec, due));
+        due
+    }
+
+    async fn turn_of(&mut self, engine: &Arc<Engine>, spec: &ClusterSpec, now: Instant) -> Instant {
+        let due = match !self.last.is_empty() || self.is_moving(spec) {
             true => self.next,
             // A cluster whose groups never moved has nothing in the wrong place, and one of so few nodes
             // nowhere else to put it.
@@ -108,8 +123,8 @@ impl Driver {
             return due;
         }
         self.swept = now;
-        self.note_moves(engine, &spec);
-        let (steps, outlook) = pass(engine, &spec, (&self.spans, &self.last)).await;
+        self.note_moves(engine, spec);
+        let (steps, outlook) = pass(engine, spec, (&self.spans, &self.last)).await;
         self.outlook = Some(outlook);
         let same = steps.iter().map(GroupSteps::shape).eq(self.last.iter().map(GroupSteps::shape));
         self.pause = if same { (self.pause * 2).min(PASS_MAX) } else { PASS };

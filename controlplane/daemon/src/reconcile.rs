@@ -14,7 +14,9 @@ use basalt_api::v1::{ClusterSpec, Member};
 use basalt_attach::convert;
 use basalt_client::{BlockError, RateLimits};
 use basalt_core::event::Event;
-use basalt_meta::{AttachVolume, InitCluster, Op, Outcome, UpdateMember, VolumeRecord, layout};
+use basalt_meta::{
+    AttachVolume, InitCluster, Op, Outcome, Shared, UpdateMember, VolumeRecord, layout,
+};
 use basalt_nbd::{DoorCommand, DoorError, ExportEnd};
 use basalt_telemetry::context::{link, within};
 use basalt_wire::ids::{Epoch, Generation, GroupId, NodeId, VolumeId};
@@ -43,6 +45,11 @@ struct Reconciler {
     lost: BTreeMap<u64, u64>,
     /// Volumes whose session was lost or did not begin, and when to try again.
     retries: Retries,
+    /// The cluster's record as it was carried out last; nothing if something of it has to be tried again.
+    carried_out: Option<Shared<ClusterSpec>>,
+    /// The members to which volumes are attached, as groups were told by that who should lead them; nothing if they
+    /// are to be told anew.
+    hosts: Option<Vec<u32>>,
     preferred: BTreeMap<GroupId, NodeId>,
     /// Version of the map that the door has.
     mapped: u64,
@@ -69,6 +76,8 @@ pub async fn run(weak: Weak<Engine>) {
         served: BTreeMap::new(),
         lost: BTreeMap::new(),
         retries: Retries::default(),
+        carried_out: None,
+        hosts: None,
         preferred: BTreeMap::new(),
         mapped: 0,
         deletions: Deletions::default(),
@@ -99,7 +108,8 @@ pub async fn run(weak: Weak<Engine>) {
             _ = changes.changed() => {}
             _ = elections.changed() => {}
             () = door.changed.notified() => {}
-            () = sleep_until(rest) => {}
+            // Now and then everything is looked at, whether it changed or not.
+            () = sleep_until(rest) => reconciler.carried_out = None,
         }
     }
 }
@@ -122,10 +132,7 @@ async fn catch_up(weak: &Weak<Engine>) -> Option<u64> {
 impl Reconciler {
     /// Brings everything into line; false if something has to be tried again.
     async fn pass(&mut self, engine: &Arc<Engine>) -> bool {
-        let mut clean = self.cluster_record(engine).await;
-        clean &= addresses(engine).await;
-        clean &= crate::stops::back(engine, self.began).await;
-        clean &= self.tell_map(engine);
+        let mut clean = self.cluster(engine).await;
         self.attachments(engine).await;
         self.preferences(engine);
         clean &= self.keeping.pass(engine).await;
@@ -133,6 +140,24 @@ impl Reconciler {
         clean &= self.clones.pass(engine).await;
         clean &= crate::keys::rewrap(engine).await;
         self.deletions.pass(engine);
+        clean
+    }
+
+    /// Does what the cluster's record says, if that has changed. Most changes are of volumes, and looking at all
+    /// members and groups for each of them would take longer than to carry it out.
+    async fn cluster(&mut self, engine: &Arc<Engine>) -> bool {
+        let now = engine.metadata.look(|state| state.cluster_record().cloned());
+        if let (Some(now), Some(before)) = (&now, &self.carried_out)
+            && now.is_same(before)
+        {
+            return true;
+        }
+        let mut clean = self.cluster_record(engine).await;
+        clean &= addresses(engine).await;
+        clean &= crate::stops::back(engine, self.began).await;
+        clean &= self.tell_map(engine);
+        self.hosts = None;
+        self.carried_out = now.filter(|_| clean);
         clean
     }
 
@@ -366,11 +391,15 @@ impl Reconciler {
 
     /// Tells the shard which of its groups should lead where.
     fn preferences(&mut self, engine: &Engine) {
-        let spec = engine.spec();
         let hosts: Vec<u32> = engine.metadata.look(|state| {
             let attached = |name: &str| state.attached_to(name).next().is_some();
-            spec.members.iter().filter(|m| attached(&m.name)).map(|m| m.node).collect()
+            let members = state.cluster().into_iter().flat_map(|spec| &spec.members);
+            members.filter(|m| attached(&m.name)).map(|m| m.node).collect()
         });
+        if self.hosts.as_ref() == Some(&hosts) {
+            return;
+        }
+        let spec = engine.spec();
         let leaders = layout::preferred_leaders(&spec, &hosts);
         for (group, leader) in leaders.into_iter().enumerate() {
             let (group, node) = (GroupId(group as u32), NodeId(leader));
@@ -382,6 +411,7 @@ impl Reconciler {
                 engine.reactor.event(Event::Prefer { group, node });
             }
         }
+        self.hosts = Some(hosts);
     }
 }
 

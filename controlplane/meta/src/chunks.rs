@@ -118,7 +118,7 @@ impl MetaState {
             restored,
         } = self;
         let cluster = ClusterRecord {
-            spec: cluster.clone(),
+            spec: cluster.as_deref().cloned(),
             map_version: *map_version,
             last_volume: *last_volume,
             last_event: *last_event,
@@ -333,7 +333,7 @@ impl StateReader {
         if let Some(spec) = &cluster.spec {
             layout::validate(spec).map_err(BadState::Contradiction)?;
         }
-        self.state.cluster = cluster.spec;
+        self.state.cluster = cluster.spec.map(Shared::new);
         self.state.map_version = cluster.map_version;
         self.state.last_volume = cluster.last_volume;
         self.state.last_event = cluster.last_event;

@@ -215,6 +215,8 @@ pub(crate) struct SnapshotsBy {
     unsettled: BTreeSet<(u64, u32)>,
     /// Those of cuts: the cut, and the same.
     cuts: BTreeSet<(u64, u64, u32)>,
+    /// Generations by the volume's number and the snapshot's name there.
+    names: BTreeMap<u64, BTreeMap<String, u32>>,
 }
 
 impl Follows<(u64, u32), SnapshotRecord> for SnapshotsBy {
@@ -225,11 +227,18 @@ impl Follows<(u64, u32), SnapshotRecord> for SnapshotsBy {
         if snapshot.cut != 0 {
             self.cuts.insert((snapshot.cut, key.0, key.1));
         }
+        self.names.entry(key.0).or_default().insert(snapshot.id.clone(), key.1);
     }
 
     fn leave(&mut self, key: &(u64, u32), snapshot: &SnapshotRecord) {
         self.unsettled.remove(key);
         self.cuts.remove(&(snapshot.cut, key.0, key.1));
+        if let Some(names) = self.names.get_mut(&key.0) {
+            names.remove(&snapshot.id);
+            if names.is_empty() {
+                self.names.remove(&key.0);
+            }
+        }
     }
 }
 
@@ -237,6 +246,16 @@ impl SnapshotsBy {
     /// Those that have to be kept or dropped yet.
     pub(crate) fn unsettled(&self) -> impl Iterator<Item = &(u64, u32)> {
         self.unsettled.iter()
+    }
+
+    /// The generation of a volume's snapshot by its name.
+    pub(crate) fn named(&self, volume: u64, id: &str) -> Option<u32> {
+        self.names.get(&volume)?.get(id).copied()
+    }
+
+    /// How many snapshots a volume has.
+    pub(crate) fn count(&self, volume: u64) -> usize {
+        self.names.get(&volume).map_or(0, BTreeMap::len)
     }
 
     /// Those of a cut.

@@ -20,7 +20,7 @@ impl MetaState {
     }
 
     pub(crate) fn spec(&mut self) -> Result<&mut ClusterSpec, Refused> {
-        self.cluster.as_mut().ok_or_else(|| {
+        self.cluster.as_deref_mut().ok_or_else(|| {
             let message = "the cluster's record is not written yet; ask again".to_owned();
             refusal(ErrorReason::NotBootstrapped, message, vec![])
         })

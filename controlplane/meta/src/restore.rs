@@ -78,7 +78,7 @@ impl MetaState {
         };
         let mut state = self.clone();
         (state.applied, state.last_volume, state.map_version) = (at, at, at);
-        state.cluster = Some(spec);
+        state.cluster = Some(spec.into());
         if !plan.keep_tokens {
             state.tokens.end_all();
         }

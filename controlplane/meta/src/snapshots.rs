@@ -40,7 +40,7 @@ impl MetaState {
 
     /// A volume's snapshot by the last part of its name.
     pub fn snapshot(&self, volume: u64, id: &str) -> Option<&SnapshotRecord> {
-        self.snapshots_after(volume, None).find(|snapshot| snapshot.id == id)
+        self.snapshot_of(volume, self.snapshots.followed().named(volume, id)?)
     }
 
     /// A volume's snapshot by its generation.
@@ -162,7 +162,7 @@ pub(crate) fn check_new_snapshot(
     if let Some(known) = state.snapshot(volume.number, id) {
         return Err(exists(known));
     }
-    let count = state.snapshots_after(volume.number, None).count();
+    let count = state.snapshots.followed().count(volume.number);
     if count >= SNAPSHOTS_MAX || volume.generation == u32::MAX {
         let message = format!(
             "the volume '{volume_id}' has {SNAPSHOTS_MAX} snapshots, the most it can have; delete one first"

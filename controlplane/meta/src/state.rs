@@ -58,7 +58,7 @@ pub enum Outcome {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct MetaState {
     pub(crate) applied: u64,
-    pub(crate) cluster: Option<ClusterSpec>,
+    pub(crate) cluster: Option<Shared<ClusterSpec>>,
     pub(crate) map_version: u64,
     pub(crate) last_volume: u64,
     pub(crate) volumes: Tracked<String, Shared<VolumeRecord>, VolumesBy>,
@@ -120,6 +120,11 @@ impl MetaState {
 
     /// What the nodes agreed on, once the first entry is applied.
     pub fn cluster(&self) -> Option<&ClusterSpec> {
+        self.cluster.as_deref()
+    }
+
+    /// The same, to be held: whoever holds it sees with [`Shared::is_same`] whether it has changed since.
+    pub fn cluster_record(&self) -> Option<&Shared<ClusterSpec>> {
         self.cluster.as_ref()
     }
 
@@ -283,7 +288,7 @@ impl MetaState {
         }
         crate::layout::validate(&spec)
             .map_err(|e| refusal(ErrorReason::InvalidField, e, vec![]))?;
-        self.cluster = Some(spec);
+        self.cluster = Some(spec.into());
         self.map_version = 1;
         Ok(Outcome::Nothing)
     }

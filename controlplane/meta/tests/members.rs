@@ -246,6 +246,20 @@ fn a_node_comes_and_takes_its_share() {
 }
 
 #[test]
+fn who_holds_the_record_sees_whether_it_changed() {
+    let mut machine = Machine::new(3, 4);
+    let held = machine.state.cluster_record().cloned().expect("a record");
+    let (id, size_bytes) = ("a".to_owned(), 4096);
+    machine.run(Op::CreateVolume(CreateVolume { id, size_bytes, ..CreateVolume::default() }));
+    let is_same =
+        |machine: &Machine| machine.state.cluster_record().is_some_and(|now| now.is_same(&held));
+    assert!(machine.state.volume("a").is_some() && is_same(&machine), "a volume is no part of it");
+    machine.member(add(4, 0));
+    assert!(!is_same(&machine));
+    assert_eq!((held.members.len(), machine.spec().members.len()), (3, 4), "what is held stays");
+}
+
+#[test]
 fn a_node_is_drained_and_removed() {
     let mut m = Machine::new(4, 16);
     assert_eq!(m.reason(remove(4)), ErrorReason::NodeInUse);

@@ -236,6 +236,7 @@ fn print(output: Output, case: &Case, line: &Line) -> Result<()> {
 }
 
 fn main() -> Result<()> {
+    basalt_node::huge_pages_where_asked_for();
     let options = Options::parse();
     let device_bytes = options.device_gib << 30;
     let media = match options.media {

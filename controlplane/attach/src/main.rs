@@ -23,6 +23,7 @@ fn main() -> ExitCode {
     }
     process::end_on_panic();
     basalt_node::raise_file_limit();
+    basalt_node::huge_pages_where_asked_for();
     let inherited = match inherited {
         Ok(sockets) => sockets.into_iter().map(|s| ListenSource::Inherited(s.fd)).collect(),
         Err(problem) => {

@@ -3,6 +3,7 @@
 use basalt_attach::process;
 use basaltd::options::Options;
 use clap::Parser;
+use std::num::NonZero;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -20,8 +21,9 @@ fn main() -> ExitCode {
     }
     process::end_on_panic();
     basalt_node::raise_file_limit();
+    basalt_node::huge_pages_where_asked_for();
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+        .worker_threads(control_threads())
         .thread_name("control")
         .on_thread_park(basalt_node::give_back_memory)
         .enable_all()
@@ -47,4 +49,11 @@ fn main() -> ExitCode {
             process::exit_code(&problem)
         }
     }
+}
+
+/// Threads of the control plane. One does, and where it shares its processors with reactors a second one costs more in
+/// waking each other than it does; with more processors, a long call holds up no other.
+fn control_threads() -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+    if processors > 4 { 2 } else { 1 }
 }

@@ -35,7 +35,7 @@ pub use config::{
     Polling, ReactorConfig, Routes, ShardSetup, StreamListener, TenantFactory,
 };
 pub use handle::{Mailbox, ReactorHandle, start};
-pub use memory::give_back_memory;
+pub use memory::{give_back_memory, huge_pages_where_asked_for};
 pub use private::keep_private;
 pub use status::{Counters, HostState, HostStatus, LinkStatus, ReactorStatus};
 pub use sys::raise_file_limit;

@@ -17,10 +17,11 @@ use basalt_meta::{
 use basalt_nbd::{DoorCommand, DoorError, Reply};
 use basalt_telemetry::context::within;
 use basalt_wire::ids::Generation;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::field::Empty;
 use tracing::{Instrument, Span};
@@ -32,9 +33,18 @@ const USUAL: Duration = Duration::from_secs(10);
 #[derive(Default)]
 pub(crate) struct Keeping {
     under_way: BTreeMap<u64, Job>,
+    /// What every group has done and is being written down: volumes by their numbers, and generations.
+    settling: BTreeSet<(u64, u32)>,
+    settled: JoinSet<Settled>,
     /// By the number of the cut.
     cuts: BTreeMap<u64, CutJob>,
     retries: Retries,
+}
+
+/// Whether it was written down what every group has done to a generation of a volume.
+struct Settled {
+    of: (u64, u32),
+    written: bool,
 }
 
 struct CutJob {
@@ -56,7 +66,8 @@ struct Job {
 impl Keeping {
     /// Takes up what is to be done, and writes down what is; false if something has to be tried again.
     pub(crate) async fn pass(&mut self, engine: &Arc<Engine>) -> bool {
-        let clean = self.hear(engine).await & self.hear_of_cuts(engine).await;
+        self.hear(engine);
+        let clean = self.hear_of_settled() & self.hear_of_cuts(engine).await;
         if !engine.metadata.leads() {
             engine.kept.forget();
             return clean;
@@ -68,7 +79,9 @@ impl Keeping {
         });
         self.retries.retain(|number| wanted.iter().any(|(volume, _)| volume.number == number));
         for (volume, snapshot) in wanted {
-            if !self.is_busy(volume.number) && self.retries.may(volume.number, Instant::now()) {
+            let done = self.settling.contains(&(volume.number, snapshot.generation));
+            let busy = done || self.is_busy(volume.number);
+            if !busy && self.retries.may(volume.number, Instant::now()) {
                 self.begin(engine, &volume, snapshot);
             }
         }
@@ -165,7 +178,8 @@ impl Keeping {
         self.under_way.insert(volume.number, job);
     }
 
-    async fn hear(&mut self, engine: &Arc<Engine>) -> bool {
+    /// Takes what the groups answered, and has it written down.
+    fn hear(&mut self, engine: &Arc<Engine>) {
         let mut ended = Vec::new();
         for (number, job) in &mut self.under_way {
             match job.end.try_recv() {
@@ -175,14 +189,10 @@ impl Keeping {
                 Err(_) => ended.push((*number, Some("the node is stopping".to_owned()))),
             }
         }
-        let mut clean = true;
         for (number, problem) in ended {
             let Some(job) = self.under_way.remove(&number) else { continue };
             match problem {
-                None => {
-                    let completed = complete(engine, &job.snapshot).instrument(job.span.clone());
-                    clean &= completed.await;
-                }
+                None => self.complete(engine, job),
                 Some(problem) => {
                     let _part = job.span.enter();
                     let random = basalt_api::random::random();
@@ -191,6 +201,29 @@ impl Keeping {
                     tracing::warn!("{}: {problem}; tried again in {pause} ms", job.what());
                 }
             }
+        }
+    }
+
+    /// Every group has done it: that is written down, and meanwhile the volume's next one may begin.
+    fn complete(&mut self, engine: &Arc<Engine>, job: Job) {
+        let of = (job.snapshot.volume, job.snapshot.generation);
+        self.settling.insert(of);
+        let (engine, snapshot) = (engine.clone(), job.snapshot);
+        let settling = async move {
+            let written = complete(&engine, &snapshot).await;
+            engine.door.changed.notify_one();
+            Settled { of, written }
+        };
+        self.settled.spawn(settling.instrument(job.span));
+    }
+
+    /// False if something was not written down: the groups are asked again.
+    fn hear_of_settled(&mut self) -> bool {
+        let mut clean = true;
+        while let Some(ended) = self.settled.try_join_next() {
+            let Settled { of, written } = ended.expect("writing down does not panic");
+            self.settling.remove(&of);
+            clean &= written;
         }
         clean
     }
@@ -261,9 +294,8 @@ fn ending(engine: &Engine) -> (Reply<()>, oneshot::Receiver<Result<(), DoorError
     (reply, end)
 }
 
-/// Tells that every group has done it, and writes it down. Who waits for it hears of it when that is proposed:
-/// what he asks
-/// for then is proposed behind it.
+/// Tells that every group has done it, and writes it down. Who waits for it hears of it when that is on its way:
+/// whatever he asks for then comes behind it.
 async fn complete(engine: &Arc<Engine>, snapshot: &SnapshotRecord) -> bool {
     let (volume, generation) = (snapshot.volume, snapshot.generation);
     let telling = async {
@@ -281,9 +313,15 @@ async fn complete(engine: &Arc<Engine>, snapshot: &SnapshotRecord) -> bool {
 /// Writes down that every group has done it.
 async fn settle(engine: &Arc<Engine>, snapshot: &SnapshotRecord) -> bool {
     let (volume, generation) = (snapshot.volume, snapshot.generation);
-    let op = match snapshot.deleting {
-        true => Op::PurgeSnapshot(PurgeSnapshot { volume, generation }),
-        false => Op::SettleSnapshot(SettleSnapshot { volume, generation }),
+    let written = match snapshot.deleting {
+        true => {
+            let op = Op::PurgeSnapshot(PurgeSnapshot { volume, generation });
+            engine.metadata.change("", op).await
+        }
+        false => {
+            let op = Op::SettleSnapshot(SettleSnapshot { volume, generation });
+            engine.metadata.change_along(op).await
+        }
     };
-    done(engine.metadata.change("", op).await, "writing a snapshot down")
+    done(written, "writing a snapshot down")
 }

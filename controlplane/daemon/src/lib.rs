@@ -19,6 +19,7 @@
 
 pub mod access;
 pub mod admin;
+mod along;
 mod attached;
 pub mod bootstrap;
 pub mod calls;

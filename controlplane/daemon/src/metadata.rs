@@ -6,6 +6,7 @@
 //! again under the same request id, which takes effect once. A linearizable read proposes a barrier
 //! and reads the mirror when that is applied.
 
+use crate::along::Along;
 use crate::works::{self, Works};
 use basalt_api::dial::Channel;
 use basalt_api::error;
@@ -36,6 +37,8 @@ const ATTEMPT: Duration = Duration::from_secs(3);
 const PAUSE: Duration = Duration::from_millis(50);
 /// How long it is left to an election to bring a leader, before other nodes are asked for theirs.
 const ELECTION: Duration = Duration::from_secs(2);
+/// How long an entry that may wait does so, if nothing else is proposed.
+const WAITS: Duration = Duration::from_millis(5);
 /// Outcomes kept for those who wait for them.
 const OUTCOMES_KEPT: usize = 4096;
 /// Proposals that this node's shard may hold unanswered.
@@ -73,7 +76,16 @@ pub struct Wanted {
     pub at_least: u64,
 }
 
-type Waiter = oneshot::Sender<Result<LogIndex, ProposeError>>;
+type Proposed = Result<LogIndex, ProposeError>;
+type Waiter = oneshot::Sender<Proposed>;
+
+/// When an entry is proposed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum When {
+    Now,
+    /// If this node leads, with the next entry that is proposed here, ahead of that; after [`WAITS`] without it.
+    Along,
+}
 
 /// The mirror of the metadata group.
 pub struct Metadata {
@@ -85,6 +97,8 @@ pub struct Metadata {
     /// Counts changes of leaders.
     elections: watch::Sender<u64>,
     pending: Mutex<HashMap<u64, Waiter>>,
+    /// Proposals on their way to the shard, by their tokens.
+    along: Along<(u64, Bytes)>,
     next_token: AtomicU64,
     mailbox: OnceLock<Mailbox>,
     /// All nodes by their gRPC addresses.
@@ -129,6 +143,7 @@ impl Metadata {
             leaders: Mutex::default(),
             elections: watch::Sender::new(0),
             pending: Mutex::default(),
+            along: Along::default(),
             next_token: AtomicU64::new(1),
             mailbox: OnceLock::new(),
             peers: Mutex::new(peers.into_iter().map(|(node, at)| (node, Peer::at(at))).collect()),
@@ -320,7 +335,7 @@ impl Metadata {
     /// If no leader could be reached in time.
     pub async fn barrier(&self) -> Result<u64, Status> {
         let entry = entry(String::new(), Op::Barrier(Barrier {}));
-        self.commit(entry).await.map(|(index, _)| index)
+        self.commit(entry, When::Now).await.map(|(index, _)| index)
     }
 
     /// Makes a change and returns its outcome. Without a request id one is drawn.
@@ -328,22 +343,35 @@ impl Metadata {
     /// # Errors
     /// If it did not come through in time; it may still take effect.
     pub async fn change(&self, request_id: &str, op: Op) -> Result<Outcome, Status> {
+        self.change_when(request_id, op, When::Now).await
+    }
+
+    /// Makes a change for which nobody waits, under a request id of its own: it may go along with the next one.
+    /// Whatever is proposed or read after this was called, at any node, comes behind it.
+    ///
+    /// # Errors
+    /// As those of [`Metadata::change`].
+    pub(crate) async fn change_along(&self, op: Op) -> Result<Outcome, Status> {
+        self.change_when("", op, When::Along).await
+    }
+
+    async fn change_when(&self, request_id: &str, op: Op, when: When) -> Result<Outcome, Status> {
         let request_id = match request_id {
             "" => basalt_api::random::request_id("drawn"),
             given => given.to_owned(),
         };
         let volume_key = self.look(|state| crate::keys::drawn(state, &op));
         let entry = Entry { volume_key, ..entry(request_id, op) };
-        self.commit(entry).await.map(|(_, outcome)| outcome)
+        self.commit(entry, when).await.map(|(_, outcome)| outcome)
     }
 
-    async fn commit(&self, mut entry: Entry) -> Result<(u64, Outcome), Status> {
+    async fn commit(&self, mut entry: Entry, when: When) -> Result<(u64, Outcome), Status> {
         works::carry(&mut entry);
         let span = works::change_span(&entry);
-        self.commit_within(entry).instrument(span).await
+        self.commit_within(entry, when).instrument(span).await
     }
 
-    async fn commit_within(&self, entry: Entry) -> Result<(u64, Outcome), Status> {
+    async fn commit_within(&self, entry: Entry, mut when: When) -> Result<(u64, Outcome), Status> {
         let bytes = Bytes::from(encode(&entry));
         let deadline = Instant::now() + PATIENCE;
         let mut unknown = false;
@@ -351,7 +379,7 @@ impl Metadata {
         while Instant::now() < deadline {
             let patient = deadline.saturating_duration_since(Instant::now()) > PATIENCE - ELECTION;
             let proposed = works::propose_span(self.leader(GroupId::METADATA));
-            match self.attempt(&bytes, patient).instrument(proposed).await {
+            match self.attempt(&bytes, when, patient).instrument(proposed).await {
                 Attempt::Committed(index) => {
                     Span::current().record("entry", index);
                     let applied = works::apply_span(index);
@@ -365,13 +393,14 @@ impl Metadata {
                 Attempt::Unknown(why) => (unknown, last) = (true, why),
                 Attempt::Nothing(why) => last = why,
             }
+            when = When::Now;
             sleep(PAUSE).await;
         }
         Err(no_quorum(&last, unknown, &entry.request_id))
     }
 
-    async fn attempt(&self, bytes: &Bytes, patient: bool) -> Attempt {
-        match self.propose_here(bytes.clone()).await {
+    async fn attempt(&self, bytes: &Bytes, when: When, patient: bool) -> Attempt {
+        match self.propose(bytes.clone(), when).await {
             Ok(index) => Attempt::Committed(index.0),
             Err(ProposeError::NotLeader(Some(leader))) if leader != self.node => {
                 self.propose_at(leader, bytes).await
@@ -392,17 +421,22 @@ impl Metadata {
     /// # Errors
     /// As the shard says; a proposal without an answer counts as unknown.
     pub async fn propose_here(&self, command: Bytes) -> Result<LogIndex, ProposeError> {
+        self.propose(command, When::Now).await
+    }
+
+    async fn propose(&self, command: Bytes, when: When) -> Result<LogIndex, ProposeError> {
         let Some(mailbox) = self.mailbox.get() else { return Err(ProposeError::Unavailable) };
-        let token = self.next_token.fetch_add(1, Ordering::Relaxed);
-        let (waiter, answer) = oneshot::channel();
-        {
-            let mut pending = lock(&self.pending);
-            if pending.len() >= PENDING_MAX {
-                return Err(ProposeError::Unavailable);
+        let send = |(token, command)| mailbox.event(Event::Propose { token, command });
+        let (token, mut answer) = self.new_proposal()?;
+        if when == When::Along && self.leads() {
+            self.along.leave((token, command));
+            if let Ok(answer) = timeout(WAITS, &mut answer).await {
+                return answer.unwrap_or(Err(ProposeError::Unknown));
             }
-            pending.insert(token, waiter);
+            self.along.send(None, send);
+        } else {
+            self.along.send(Some((token, command)), send);
         }
-        mailbox.event(Event::Propose { token, command });
         match timeout(ATTEMPT, answer).await {
             Ok(Ok(result)) => result,
             _ => {
@@ -410,6 +444,18 @@ impl Metadata {
                 Err(ProposeError::Unknown)
             }
         }
+    }
+
+    /// A token for a proposal, and where its answer comes.
+    fn new_proposal(&self) -> Result<(u64, oneshot::Receiver<Proposed>), ProposeError> {
+        let token = self.next_token.fetch_add(1, Ordering::Relaxed);
+        let (waiter, answer) = oneshot::channel();
+        let mut pending = lock(&self.pending);
+        if pending.len() >= PENDING_MAX {
+            return Err(ProposeError::Unavailable);
+        }
+        pending.insert(token, waiter);
+        Ok((token, answer))
     }
 
     async fn propose_at(&self, node: NodeId, bytes: &Bytes) -> Attempt {

@@ -27,7 +27,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tracing::Span;
 use tracing::field::Empty;
 
-/// How long the task sleeps at most.
+/// After which time everything is looked at again, whether it changed or not.
 const RESYNC: Duration = Duration::from_secs(10);
 /// How long it rests after something did not work.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -85,8 +85,13 @@ pub async fn run(weak: Weak<Engine>) {
         reverting: Reverting::default(),
         clones: Clones::default(),
     };
+    let mut whole = Instant::now() + RESYNC;
     loop {
         let Some(engine) = weak.upgrade() else { return };
+        if Instant::now() >= whole {
+            reconciler.carried_out = None;
+            whole = Instant::now() + RESYNC;
+        }
         let (mut changes, mut elections) = (engine.metadata.changes(), engine.metadata.elections());
         changes.mark_unchanged();
         elections.mark_unchanged();
@@ -94,7 +99,7 @@ pub async fn run(weak: Weak<Engine>) {
         let clean = reconciler.pass(&engine).await;
         drop(engine);
         let now = Instant::now();
-        let rest = now + if clean { RESYNC } else { PAUSE };
+        let rest = if clean { whole } else { now + PAUSE };
         let Reconciler { retries, keeping, reverting, clones, deletions, .. } = &reconciler;
         let tries = [
             retries.next(now),
@@ -108,8 +113,7 @@ pub async fn run(weak: Weak<Engine>) {
             _ = changes.changed() => {}
             _ = elections.changed() => {}
             () = door.changed.notified() => {}
-            // Now and then everything is looked at, whether it changed or not.
-            () = sleep_until(rest) => reconciler.carried_out = None,
+            () = sleep_until(rest) => {}
         }
     }
 }
@@ -152,7 +156,7 @@ impl Reconciler {
         {
             return true;
         }
-        let mut clean = self.cluster_record(engine).await;
+        let mut clean = self.write_bootstrap(engine).await;
         clean &= addresses(engine).await;
         clean &= crate::stops::back(engine, self.began).await;
         clean &= self.tell_map(engine);
@@ -162,7 +166,7 @@ impl Reconciler {
     }
 
     /// The leader writes down what was agreed at bootstrap.
-    async fn cluster_record(&self, engine: &Arc<Engine>) -> bool {
+    async fn write_bootstrap(&self, engine: &Arc<Engine>) -> bool {
         let metadata = &engine.metadata;
         if !metadata.leads() || metadata.look(|state| state.cluster().is_some()) {
             return true;

@@ -100,6 +100,7 @@ pub(crate) struct Prewrite {
     /// Bytes that data writes have paid for, up to one piece.
     earned: u64,
     in_flight: Option<(u64, u64)>,
+    /// What is written, from the first time until nothing is unwritten.
     zeros: Option<Bytes>,
 }
 
@@ -124,14 +125,15 @@ impl Prewrite {
     /// The zero write to start now, if one is due.
     pub(crate) fn next(&mut self) -> Option<(u64, Bytes)> {
         let head = self.head?;
-        if self.in_flight.is_some() || self.unwritten.is_empty() {
+        if self.in_flight.is_some() {
+            return None;
+        }
+        if self.unwritten.is_empty() {
+            self.zeros = None;
             return None;
         }
         let limit = head.saturating_add(self.lead);
-        let Some((start, end)) = self.unwritten.first_within(head, limit) else {
-            self.zeros = None;
-            return None;
-        };
+        let (start, end) = self.unwritten.first_within(head, limit)?;
         let urgent = start < head.saturating_add(self.lead / URGENT_PART);
         // What the lead cuts off is written when a whole piece of it is within.
         let whole = end - start >= PIECE_BYTES || end < limit;

@@ -118,6 +118,11 @@ fn snapshots_under_load_are_points_in_time_and_stay() -> Result<()> {
         let before = counts(&copy(&uri, &path)?)?[BLOCKS - 1];
         let taken = cluster.basalt(&["snapshot", "create", &format!("demo@s{number}")])?;
         ensure!(taken["state"] == "ready", "{taken}");
+        // Which is written down a moment later, but everybody who asks hears the same.
+        for at in (0..cluster.nodes.len()).filter(|at| number != 3 || *at != 0) {
+            let told = cluster.basalt_at(at, &["snapshot", "show", &format!("demo@s{number}")])?;
+            ensure!(told["state"] == "ready", "node {at}: {told}");
+        }
         let snapshot = show(&cluster, &format!("s{number}"))?;
         let count = prefix(&snapshot.image)?;
         ensure!(count >= before.max(last), "s{number} has {count}, after {before} and {last}");
